@@ -1,0 +1,80 @@
+"""What one rollout leaves behind: a list of segments, because every turn is a fresh prompt.
+
+Token ids and log-probs are the engine's own; nothing is tokenised again afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Verdict = Literal["matched", "not_matched", "unknown"]
+Span = tuple[float, float]
+
+
+@dataclass
+class Segment:
+    """One turn: a video shown, a reply sampled, and the refined query if there was one.
+
+    `response_token_ids` holds the sampled tokens only, up to and including the refine token where one was sampled.
+    """
+
+    turn: int
+    video_id: str
+    clip_hash: str
+    prompt_token_ids: list[int]
+    response_token_ids: list[int]
+    response_logprobs: list[float]
+    text: str
+    finish_reason: str
+    verdict: Verdict
+    span: Span | None  # seconds
+    latents: np.ndarray | None  # [N, R] float32
+    retrieved: list[tuple[str, float]]  # ranking this turn's video was taken from, best first
+    gt_rank_before: int  # rank of the right video in that ranking, 1 is best, nothing excluded
+    gt_rank_after: int | None  # rank after this turn's refinement, None without one
+    index_version: str
+    weight_version: int
+    seconds: float
+
+
+@dataclass
+class Trajectory:
+    """All segments of one sample of one query, its reward terms and why it ended."""
+
+    query_id: str
+    query: str
+    gt_video: str
+    gt_span: Span  # seconds
+    gt_duration: float  # seconds, of the right video
+    sample: int
+    seed: int
+    segments: list[Segment] = field(default_factory=list)
+    end_reason: str = ""  # matched | max_turns | no_refine_token | corpus_exhausted
+    terms: dict[str, float] = field(default_factory=dict)  # unweighted, by name
+    reward: float = 0.0
+
+    @property
+    def last(self) -> Segment:
+        return self.segments[-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for one JSON line; latents become nested lists."""
+        row = asdict(self)
+        for segment in row["segments"]:
+            if segment["latents"] is not None:
+                segment["latents"] = segment["latents"].tolist()
+        return row
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Trajectory:
+        """Inverse of `to_json`."""
+        segments = []
+        for item in row["segments"]:
+            latents = None if item["latents"] is None else np.asarray(item["latents"], np.float32)
+            span = None if item["span"] is None else (item["span"][0], item["span"][1])
+            retrieved = [(video, score) for video, score in item["retrieved"]]
+            segments.append(Segment(**{**item, "latents": latents, "span": span, "retrieved": retrieved}))
+        return cls(**{**row, "segments": segments, "gt_span": tuple(row["gt_span"])})

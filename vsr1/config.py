@@ -1,0 +1,255 @@
+"""The one typed configuration of every job: what a run reads, trains and places where.
+
+A YAML file and `key=value` overrides are merged and checked against `Config`. An unknown key is an error that names the
+nearest known one; nothing is read from environment variables.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from yaml import YAMLError
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, the place and the fix."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class DataConfig(Section):
+    """The dataset folder and how raw videos become clips."""
+
+    root: Path = Path("runs/data")
+    splits: tuple[str, ...] = ("train", "test")
+    sample_fps: float = Field(1.0, gt=0, description="frames per second kept from a video")
+    max_frames: int = Field(64, ge=2, description="most frames in a clip; a longer video is spread over them")
+    max_pixels: int = Field(200_704, ge=1024, description="most pixels in a frame, before rounding to the patch grid")
+    timestamps: Literal["true_seconds", "legacy_index"] = "true_seconds"
+    max_failed_fraction: float = Field(0.0, ge=0, le=1, description="share of undecodable videos a build tolerates")
+    hard_negatives: int = Field(50, ge=1, description="nearest wrong videos kept for each training query")
+    grpo_negatives: int = Field(24, ge=1)
+    decode_workers: int = Field(2, ge=1)
+    embed_workers: int = Field(1, ge=1)
+    embed_batch: int = Field(32, ge=1)
+
+
+class ModelConfig(Section):
+    """Checkpoint folders of the policy and of the frozen embedder."""
+
+    policy: Path = Path("checkpoints/toy/policy")
+    embedder: Path = Path("checkpoints/toy/embedder")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+class LearnerConfig(Section):
+    """DeepSpeed ranks and the optimiser, the same for both stages."""
+
+    ranks: int = Field(2, ge=1)
+    zero_stage: Literal[1, 2, 3] = 1
+    learning_rate: float = Field(5e-5, gt=0)
+    head_learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    micro_batch: int = Field(8, ge=1, description="segments in one forward pass of one rank")
+
+
+class RetrievalLossConfig(Section):
+    """InfoNCE of the refined query against the right video and its negatives."""
+
+    weight: float = Field(0.3, ge=0)
+    temperature: float = Field(0.1, gt=0)
+    negatives: int = Field(24, ge=1)
+
+
+class SftConfig(Section):
+    """Stage 1: token cross-entropy plus the retrieval loss."""
+
+    learner: LearnerConfig = LearnerConfig()
+    retrieval_loss: RetrievalLossConfig = RetrievalLossConfig()
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(16, ge=1, description="examples in one optimiser step, over all ranks")
+    max_steps: int | None = Field(None, ge=1)
+
+
+class RewardConfig(Section):
+    """Weights of the reward terms and the form of the retrieval reward."""
+
+    verification: float = 1.2
+    think_format: float = 0.05
+    time_format: float = 0.05
+    temporal_iou: float = 0.45
+    refine_presence: float = 0.1
+    retrieval: float = 0.8
+    retrieval_form: Literal["delta_p", "p_after"] = "delta_p"
+    retrieval_temperature: float = Field(0.1, gt=0)
+    no_refine_penalty: float = Field(-0.3, le=0, description="retrieval term of a turn without the refine token")
+
+
+class GrpoConfig(Section):
+    """Stage 2: group-relative policy optimisation on the live loop."""
+
+    learner: LearnerConfig = LearnerConfig(learning_rate=2e-5)
+    retrieval_loss: RetrievalLossConfig = RetrievalLossConfig(weight=0.1)
+    steps: int = Field(10, ge=1)
+    prompts_per_step: int = Field(4, ge=1)
+    group_size: int = Field(8, ge=2)
+    clip_epsilon: float = Field(0.2, gt=0, lt=1)
+    kl_weight: float = Field(0.0, ge=0, description="weight of the k3 penalty against the Stage 1 policy")
+    advantage_epsilon: float = Field(1e-4, gt=0)
+
+
+class AgentConfig(Section):
+    """The loop: turns, latents and what a rejected video means."""
+
+    max_turns: int = Field(3, ge=1)
+    latents: int = Field(8, ge=1, le=8)
+    exclude_rejected: bool = True
+    system_prompt: Path | None = Field(None, description="file that replaces the default system prompt")
+    max_new_tokens: int = Field(96, ge=16, description="most tokens of one reply, the refine token included")
+
+
+class EngineConfig(Section):
+    """One vLLM engine, as each rollout actor holds it."""
+
+    max_model_len: int = Field(1024, ge=128)
+    max_num_seqs: int = Field(32, ge=1)
+    latent_slots: int = Field(64, ge=1, description="requests that may hold latents at one time")
+    kv_cache_gib: float = Field(0.5, gt=0, description="CPU: size of the key-value cache")
+    gpu_memory_utilization: float = Field(0.6, gt=0, le=1)
+    enforce_eager: bool = False
+    seed: int = 0
+
+
+class RolloutConfig(Section):
+    workers: int = Field(1, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    engine: EngineConfig = EngineConfig()
+
+
+class RetrievalConfig(Section):
+    shards: int = Field(2, ge=1)
+    top_k: int = Field(10, ge=1)
+    max_batch: int = Field(256, ge=1)
+    batch_wait_ms: float = Field(2.0, ge=0)
+    deadline_s: float = Field(60.0, gt=0)
+
+
+class ActorResources(Section):
+    """What Ray reserves for one actor of a role."""
+
+    cpus: float = Field(0.1, ge=0)
+    gpus: float = Field(0.0, ge=0)
+    memory_gib: float = Field(0.5, ge=0)
+
+
+class ClusterConfig(Section):
+    """Where Ray runs and what each role reserves."""
+
+    address: str | None = Field(None, description="`auto` or host:port of a running cluster; empty starts a local one")
+    num_cpus: float | None = Field(None, gt=0, description="logical CPUs of a local cluster; empty counts the cores")
+    object_store_gib: float = Field(1.0, gt=0)
+    rollout: ActorResources = ActorResources(cpus=0.5, memory_gib=3.0)
+    learner: ActorResources = ActorResources(cpus=0.3, memory_gib=1.5)
+    shard: ActorResources = ActorResources(cpus=0.1, memory_gib=0.3)
+    retrieval: ActorResources = ActorResources(cpus=0.2, memory_gib=1.0)
+    reward: ActorResources = ActorResources(cpus=0.1, memory_gib=0.3)
+    clips: ActorResources = ActorResources(cpus=0.1, memory_gib=0.5)
+    reward_workers: int = Field(1, ge=1)
+
+
+class EvalConfig(Section):
+    split: str = "test"
+    limit: int | None = Field(None, ge=1, description="queries evaluated, the first ones; empty takes all")
+
+
+class ToyConfig(Section):
+    """The corpus that `vsr1 demo` renders."""
+
+    train: int = Field(96, ge=2, description="videos in the training split")
+    test: int = Field(48, ge=2, description="videos in the test split")
+
+
+class Config(Section):
+    seed: int = 0
+    run_dir: Path = Path("runs/run")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    sft: SftConfig = SftConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    rewards: RewardConfig = RewardConfig()
+    agent: AgentConfig = AgentConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    eval: EvalConfig = EvalConfig()
+    toy: ToyConfig = ToyConfig()
+
+    @model_validator(mode="after")
+    def _reply_fits_the_context(self) -> Config:
+        if self.agent.max_new_tokens >= self.rollout.engine.max_model_len:
+            raise ValueError(
+                f"agent.max_new_tokens={self.agent.max_new_tokens} leaves no room for a prompt in "
+                f"rollout.engine.max_model_len={self.rollout.engine.max_model_len}"
+            )
+        return self
+
+
+def load_config(path: Path | str | None, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides and validate.
+
+    Args:
+        path: YAML file, or None for the defaults.
+        overrides: OmegaConf dot-list entries; later ones win.
+
+    Raises:
+        ConfigError: missing or malformed file, unknown key (with the nearest known one), or a value of the wrong type.
+    """
+    if path is not None and not Path(path).is_file():
+        raise ConfigError(f"config file {path} does not exist")
+    for entry in overrides or []:
+        if "=" not in entry:
+            raise ConfigError(f"override {entry!r} is not of the form section.key=value")
+    try:
+        tree = OmegaConf.merge(
+            OmegaConf.load(path) if path is not None else OmegaConf.create(), OmegaConf.from_dotlist(overrides or [])
+        )
+        values = OmegaConf.to_container(tree, resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"{path or 'overrides'}: {error}") from error
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item, path) for item in error.errors())) from error
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML text that `load_config` reads back to an equal value."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def _explain(error: Any, path: Path | str | None) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    where = f"{path}: " if path else ""
+    if error["type"] != "extra_forbidden":
+        given = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+        return f"{where}{key or 'config'}: {error['msg']}{given}"
+    nearest = difflib.get_close_matches(key, _known_keys(Config), n=1, cutoff=0.0)[0]
+    return f"{where}unknown key {key!r}; the nearest known key is {nearest!r}"
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,75 @@
+"""Where each file of a prepared dataset lies.
+
+The layout is that of the published prepared data (data-eval.md §1), so a released folder is used as it is. What this
+project adds lies in files of its own: `raw_annotation/<split>.events.jsonl` of the toy corpus.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class DatasetFolder:
+    root: Path
+
+    def raw_videos(self, split: str) -> Path:
+        """Folder of `<video id>.<extension>` source files."""
+        return self.root / "raw_videos" / split
+
+    def annotations(self, split: str) -> Path:
+        return self.root / "raw_annotation" / f"{split}.jsonl"
+
+    def events(self, split: str) -> Path:
+        """Toy corpus only: what is shown when, for the rule-based reasoning traces."""
+        return self.root / "raw_annotation" / f"{split}.events.jsonl"
+
+    def corpus(self, split: str) -> Path:
+        return self.root / split / "corpus_segments.jsonl"
+
+    def queries(self, split: str) -> Path:
+        return self.root / split / f"{split}_queries.jsonl"
+
+    def clips(self, split: str) -> Path:
+        """Folder of `<video id>.npy`, `meta.jsonl` and `failed_videos.jsonl`."""
+        return self.root / split / "video_npy_with_meta"
+
+    def query_embeddings(self, split: str) -> Path:
+        return self.root / split / "query_embedding" / f"query_embeddings.{split}.npy"
+
+    def query_meta(self, split: str) -> Path:
+        return self.root / split / "query_embedding" / f"query_meta.{split}.jsonl"
+
+    def video_embeddings(self, split: str) -> Path:
+        return self.root / split / "video_embedding_1fps" / "segment_embeds.npy"
+
+    def docid2row(self, split: str) -> Path:
+        return self.root / split / "video_embedding_1fps" / "docid2row.json"
+
+    def video_meta(self, split: str) -> Path:
+        return self.root / split / "video_embedding_1fps" / "meta.jsonl"
+
+    def index(self, split: str) -> Path:
+        return self.root / split / "index" / "index.faiss"
+
+    def id_map(self, split: str) -> Path:
+        return self.root / split / "index" / "id_map.json"
+
+    def hard_negatives(self) -> Path:
+        return self.root / "train" / "hard_negatives.json"
+
+    def top1_pool(self) -> Path:
+        return self.root / "sft_data" / "top1_pool.train.jsonl"
+
+    def reasoning(self) -> Path:
+        return self.root / "sft_data" / "top1_reasoning_grounding.train.jsonl"
+
+    def sft_records(self) -> Path:
+        return self.root / "sft_data" / "train_oneturn.json"
+
+    def grpo_records(self) -> Path:
+        return self.root / "grpo_data" / "train.minimal_top1.jsonl"
+
+    def grpo_stats(self) -> Path:
+        return self.root / "grpo_data" / "stats.minimal_top1.json"
