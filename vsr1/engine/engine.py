@@ -1,0 +1,215 @@
+"""The rollout engine: vLLM's AsyncLLM with latents, stamped weights and the engine's own token ids and log-probs.
+
+A request that will refine holds a latent slot from before it starts until its latents are out; without a free slot it
+waits, and the slot is freed on every way out. Weights change only while no request runs, and every cache that depends on
+them is emptied with the change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vsr1.config import EngineConfig
+from vsr1.engine.plugin import ENGINE_ARCHITECTURE, register
+from vsr1.formats.checkpoint import head_sizes, refine_token_id, weight_shapes
+from vsr1.formats.clips import Clip
+from vsr1.video.processor import PROCESSOR_KWARGS, ClipProcessor, engine_metadata
+
+
+@dataclass
+class Reply:
+    """One finished request. Token ids and log-probs are those of sampled tokens, up to and including the refine token."""
+
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    logprobs: list[float]
+    text: str
+    finish_reason: str  # refined | stop | length
+    latents: np.ndarray | None  # [depth, R] float32
+    soft_tokens: np.ndarray | None  # [depth, E] float32, inputs of the embedder
+    weight_version: int
+
+
+class PolicyEngine:
+    """Build it with `start`; call `shutdown` when done."""
+
+    def __init__(self, llm, processor: ClipProcessor, config: EngineConfig, embedder_dim: int) -> None:  # noqa: ANN001
+        self._llm = llm
+        self.processor = processor
+        self._refine_token = refine_token_id(processor.tokenizer)
+        self._end_token = int(processor.tokenizer.eos_token_id)
+        self._embedder_dim = embedder_dim
+        self._slots: asyncio.Queue[int] = asyncio.Queue()
+        for slot in range(config.latent_slots):
+            self._slots.put_nowait(slot)
+        self._numbers = itertools.count()
+        self._running = 0
+        self._idle = asyncio.Condition()
+        self._pushing = False
+        self.weight_version = 0
+
+    @classmethod
+    async def start(cls, folder: Path, config: EngineConfig, *, device: str = "cpu", dtype: str = "float32") -> PolicyEngine:
+        """Load a policy checkpoint into a new engine process.
+
+        Raises:
+            CheckpointError: the folder is not a policy checkpoint.
+        """
+        _environment(config, device)
+        register()
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        refine_dim, embedder_dim = head_sizes(folder)
+        rows = weight_shapes(folder)["model.language_model.embed_tokens.weight"][0]
+        from vsr1.engine.latents import MAX_DEPTH
+
+        overrides = {
+            "architectures": [ENGINE_ARCHITECTURE],
+            "refine_dim": refine_dim,
+            "refine_embedder_dim": embedder_dim,
+            "first_handle": rows,
+            "latent_slots": config.latent_slots,
+            "text_config": {"vocab_size": rows + config.latent_slots * MAX_DEPTH},
+        }
+        memory = (
+            {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
+            if device == "cpu"
+            else {"gpu_memory_utilization": config.gpu_memory_utilization}
+        )
+        args = AsyncEngineArgs(
+            model=str(folder),
+            hf_overrides=overrides,
+            dtype=dtype,
+            seed=config.seed,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            enforce_eager=config.enforce_eager,
+            limit_mm_per_prompt={"video": 1, "image": 0},
+            mm_processor_kwargs=PROCESSOR_KWARGS,
+            logits_processors=["vsr1.engine.latents:LatentLogitsProcessor"],
+            worker_extension_cls="vsr1.engine.worker.LatentWorkerExtension",
+            logprobs_mode="processed_logprobs",
+            async_scheduling=False,  # the logits processor needs the newest token
+            enable_log_requests=False,
+            disable_log_stats=True,
+            **memory,
+        )
+        llm = AsyncLLM.from_engine_args(args)
+        return cls(llm, ClipProcessor(folder), config, embedder_dim)
+
+    async def generate(
+        self, prompt: str, clip: Clip, *, max_tokens: int, latents: int, temperature: float, seed: int
+    ) -> Reply:
+        """One reply about one clip, with latents if the reply ends in the refine token.
+
+        Args:
+            prompt: chat markup with one video placeholder.
+            max_tokens: most sampled tokens, the refine token included.
+            latents: latents after the refine token, 1 to 8.
+            temperature: 0 decodes greedily.
+            seed: of this request's sampling.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        slot = await self._slots.get()
+        await self._enter()
+        request_id = f"r{next(self._numbers)}"
+        try:
+            params = SamplingParams(
+                temperature=temperature,
+                seed=seed,
+                max_tokens=max_tokens + latents + 1,
+                logprobs=0,
+                stop_token_ids=[self._end_token],
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                extra_args={
+                    "slot": slot,
+                    "depth": latents,
+                    "text_limit": max_tokens,
+                    "refine_token": self._refine_token,
+                    "end_token": self._end_token,
+                },
+            )
+            ids = self.processor.tokenizer.encode(prompt, add_special_tokens=False)
+            request = {
+                "prompt_token_ids": ids,
+                "multi_modal_data": {"video": [(clip.frames, engine_metadata(clip.timestamps))]},
+                "multi_modal_uuids": {"video": [clip.content_hash]},
+            }
+            final = None
+            async for output in self._llm.generate(request, params, request_id):
+                final = output
+            if final is None:
+                raise RuntimeError(f"the engine ended request {request_id} without an answer")
+            return await self._reply(final, slot, latents, max_tokens)
+        finally:
+            await self._leave()
+            self._slots.put_nowait(slot)
+
+    async def push_weights(self, path: Path, version: int) -> None:
+        """Load new weights from a safetensors file once no request runs, and empty every cache that depends on them."""
+        async with self._idle:
+            self._pushing = True
+            await self._idle.wait_for(lambda: self._running == 0)
+        try:
+            await self._llm.collective_rpc("reload_from_file", args=(str(path),))
+            await self._llm.reset_mm_cache()
+            await self._llm.reset_encoder_cache()
+            if not await self._llm.reset_prefix_cache():
+                raise RuntimeError("vLLM kept its prefix cache although no request runs; the push is not complete")
+            self.weight_version = version
+        finally:
+            async with self._idle:
+                self._pushing = False
+                self._idle.notify_all()
+
+    def shutdown(self) -> None:
+        self._llm.shutdown()
+
+    async def _reply(self, output, slot: int, depth: int, max_tokens: int) -> Reply:  # noqa: ANN001
+        completion = output.outputs[0]
+        ids = list(completion.token_ids)
+        refined = self._refine_token in ids
+        if refined:
+            ids = ids[: ids.index(self._refine_token) + 1]
+        logprobs = [step[token].logprob for token, step in zip(ids, completion.logprobs, strict=False)]
+        latents = soft = None
+        if refined:
+            [(_, raw_latents, raw_soft)] = await self._llm.collective_rpc("take_latents", args=(slot, depth))
+            latents = np.frombuffer(raw_latents, np.float32).reshape(depth, -1)
+            soft = np.frombuffer(raw_soft, np.float32).reshape(depth, self._embedder_dim)
+        reason = "refined" if refined else "length" if len(ids) > max_tokens else "stop"
+        text = self.processor.tokenizer.decode(ids, skip_special_tokens=False)
+        return Reply(list(output.prompt_token_ids), ids, logprobs, text, reason, latents, soft, self.weight_version)
+
+    async def _enter(self) -> None:
+        async with self._idle:
+            await self._idle.wait_for(lambda: not self._pushing)
+            self._running += 1
+
+    async def _leave(self) -> None:
+        async with self._idle:
+            self._running -= 1
+            self._idle.notify_all()
+
+
+def _environment(config: EngineConfig, device: str) -> None:
+    """vLLM's own switches; set before it is imported, inherited by its engine process."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the V2 runner ignores logits processors
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    if device == "cpu":
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
+        if torch.version.cuda is not None:
+            os.environ["VLLM_TARGET_DEVICE"] = "cpu"

@@ -1,0 +1,129 @@
+"""Latent decoding inside a request: handle tokens stand for latents between two decode steps.
+
+After the refine token the processor computes the first latent from the state before the final norm, stores it under the
+request's slot and forces the handle token of (slot, step); after a handle it computes the next latent from the normed
+state; after the last it forces the end token. A handle names its latent for good, so a replay after pre-emption feeds the
+same embeddings. The caller of the engine owns the slots: one request at a time writes to one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+    from vsr1.engine.model import VideoSearchPolicyForVllm
+
+MAX_DEPTH = 8  # latents in one slot
+REQUEST_KEYS = ("slot", "depth", "text_limit", "refine_token", "end_token")
+
+
+class LatentTable:
+    """Latents of all slots, and the sampled rows of the newest step.
+
+    `latents` float32 [slots * MAX_DEPTH, R]; `inputs` [slots * MAX_DEPTH, H] are their projections into the policy.
+    """
+
+    current: LatentTable | None = None  # the table of this worker process
+
+    def __init__(self, model: VideoSearchPolicyForVllm, slots: int, first_handle: int, sizes: tuple[int, int]) -> None:
+        hidden, latent = sizes
+        self.model = model
+        self.first_handle = first_handle
+        self.latents = torch.zeros(slots * MAX_DEPTH, latent, dtype=torch.float32)
+        self.inputs = torch.zeros(slots * MAX_DEPTH, hidden)
+        self.before_norm: torch.Tensor | None = None  # [rows, H] of the newest step
+        self.after_norm: torch.Tensor | None = None
+        LatentTable.current = self
+
+    def write(self, rows: list[int], cells: list[int], states: torch.Tensor) -> None:
+        """Compute and store latents: `states` [B, H], `rows` picks from it, `cells` says where to."""
+        latents = self.model.refine_projector(states[rows].float())
+        self.latents[cells] = latents
+        self.inputs[cells] = self.model.refine_latent_input_projector(latents).to(self.inputs.dtype)
+
+    def embed(self, token_ids: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+        """Replace the embeddings of handle tokens by their latents' projections."""
+        cells = token_ids - self.first_handle
+        return torch.where((cells >= 0)[:, None], self.inputs[cells.clamp(min=0)].to(embeds.dtype), embeds)
+
+
+@dataclass
+class _Request:
+    slot: int
+    depth: int
+    text_limit: int
+    refine_token: int
+    end_token: int
+    output: list[int]  # vLLM's own list of sampled tokens, kept up to date by vLLM
+
+
+class LatentLogitsProcessor(LogitsProcessor):
+    """Drives the handle protocol for requests whose `extra_args` hold `REQUEST_KEYS`."""
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        self._requests: dict[int, _Request] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        if batch_update is None:
+            return
+        for index in batch_update.removed:
+            self._requests.pop(index, None)
+        for index, params, _prompt, output in batch_update.added:
+            self._requests.pop(index, None)
+            if params.extra_args and "slot" in params.extra_args:
+                values = {key: int(params.extra_args[key]) for key in REQUEST_KEYS}
+                self._requests[index] = _Request(**values, output=output)
+        for source, target, direction in batch_update.moved:
+            moved, replaced = self._requests.pop(source, None), self._requests.pop(target, None)
+            if moved is not None:
+                self._requests[target] = moved
+            if direction is MoveDirectionality.SWAP and replaced is not None:
+                self._requests[source] = replaced
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        table = LatentTable.current
+        if table is None or not self._requests:
+            return logits
+        first: tuple[list[int], list[int]] = ([], [])
+        later: tuple[list[int], list[int]] = ([], [])
+        for row, request in self._requests.items():
+            step = self._step(request, table.first_handle)
+            if step is None:
+                if len(request.output) >= request.text_limit:
+                    _force(logits, row, request.end_token)
+                continue
+            cell = request.slot * MAX_DEPTH + step
+            rows, cells = first if step == 0 else later
+            rows.append(row)
+            cells.append(cell)
+            _force(logits, row, table.first_handle + cell if step + 1 < request.depth else request.end_token)
+        for (rows, cells), states in ((first, table.before_norm), (later, table.after_norm)):
+            if rows:
+                if states is None or len(states) != len(logits):
+                    raise RuntimeError(f"latent states cover {states and len(states)} rows, logits {len(logits)}")
+                table.write(rows, cells, states)
+        return logits
+
+    @staticmethod
+    def _step(request: _Request, first_handle: int) -> int | None:
+        """Which latent the newest row yields, None outside a refinement."""
+        last = request.output[-1] if request.output else -1
+        if last == request.refine_token:
+            return 0
+        if last >= first_handle:
+            return (last - first_handle) % MAX_DEPTH + 1
+        return None
+
+
+def _force(logits: torch.Tensor, row: int, token: int) -> None:
+    logits[row] = float("-inf")
+    logits[row, token] = 0.0

@@ -1,0 +1,116 @@
+"""The frozen Qwen3-VL embedder: queries, refined queries and clips to unit vectors.
+
+A refined query is the templated text with the soft tokens put in six tokens before its end (method.md §1.5). Texts with
+and without soft tokens share one batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Qwen3VLModel
+
+from vsr1.formats.clips import Clip
+from vsr1.model.forward import Row, prefill
+from vsr1.model.vision import encode_clips
+from vsr1.video.processor import ClipProcessor
+
+INSTRUCTION = "Represent the user's input."
+TAIL_TOKENS = 6  # soft tokens go in before these
+MAX_QUERY_TOKENS = 128
+
+
+class Embedder:
+    """Unit vectors, float32 [n, dim]. Build it with `load`."""
+
+    def __init__(self, model: Qwen3VLModel, processor: ClipProcessor, fingerprint: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.processor = processor
+        self.dim = int(model.config.text_config.hidden_size)
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str = "cpu", dtype: str = "float32") -> Embedder:
+        """Read a Hugging Face folder with safetensors weights.
+
+        Raises:
+            FileNotFoundError: the folder or its weights are missing.
+        """
+        folder = Path(folder)
+        weights = sorted(folder.glob("*.safetensors"))
+        if not weights:
+            raise FileNotFoundError(f"embedder folder {folder} has no .safetensors weights")
+        digest = hashlib.sha256()
+        for path in weights:
+            digest.update(path.read_bytes())
+        model = Qwen3VLModel.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device)
+        return cls(model, ClipProcessor(folder), digest.hexdigest()[:16])
+
+    def embed_queries(self, queries: list[str], soft_tokens: list[np.ndarray | None] | None = None) -> np.ndarray:
+        """Vectors of texts, float32 [n, dim].
+
+        Args:
+            queries: n texts; each is cut to 128 tokens.
+            soft_tokens: per text None or float32 [N, dim], embeddings to put in.
+        """
+        soft = None if soft_tokens is None else [None if s is None else torch.from_numpy(s) for s in soft_tokens]
+        with torch.no_grad():
+            return self.query_vectors(queries, soft).cpu().numpy()
+
+    def query_vectors(self, queries: list[str], soft_tokens: list[torch.Tensor | None] | None = None) -> torch.Tensor:
+        """As `embed_queries`, on tensors; gradients flow through to `soft_tokens`."""
+        text = self.model.language_model
+        table = text.embed_tokens
+        sequences = []
+        for i, query in enumerate(queries):
+            ids = self.processor.tokenizer.encode(template(query))[:MAX_QUERY_TOKENS]
+            embeds = table(torch.tensor(ids, device=table.weight.device))
+            soft = soft_tokens[i] if soft_tokens is not None else None
+            if soft is not None:
+                if soft.ndim != 2 or soft.shape[1] != self.dim:
+                    raise ValueError(f"soft tokens of query {i} have shape {tuple(soft.shape)}, not [N, {self.dim}]")
+                at = max(len(ids) - TAIL_TOKENS, 0)
+                embeds = torch.cat([embeds[:at], soft.to(embeds), embeds[at:]])
+            sequences.append(embeds)
+        width = max(len(s) for s in sequences)
+        padded = torch.stack([torch.nn.functional.pad(s, (0, 0, width - len(s), 0)) for s in sequences])
+        lengths = torch.tensor([len(s) for s in sequences], device=padded.device)
+        columns = torch.arange(width, device=padded.device)[None]
+        mask = (columns >= width - lengths[:, None]).long()
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        states = text(
+            inputs_embeds=padded, attention_mask=mask, position_ids=positions.expand(3, -1, -1), use_cache=False
+        )
+        return torch.nn.functional.normalize(states.last_hidden_state[:, -1].float(), dim=-1)
+
+    def embed_clips(self, clips: list[Clip]) -> np.ndarray:
+        """Vectors of clips, float32 [n, dim]."""
+        with torch.no_grad():
+            return self.clip_vectors(clips).cpu().numpy()
+
+    def clip_vectors(self, clips: list[Clip]) -> torch.Tensor:
+        """As `embed_clips`, on tensors."""
+        processed = [self.processor.process(clip) for clip in clips]
+        dtype = self.model.dtype
+        features = encode_clips(
+            self.model.visual, [clip.pixels.to(dtype) for clip in processed], [clip.grid for clip in processed]
+        )
+        ids = [self._clip_ids(clip) for clip in processed]
+        rows = [Row(tokens, i, clip.grid) for i, (tokens, clip) in enumerate(zip(ids, processed, strict=True))]
+        state = prefill(self.model, rows, features, keep_cache=False)
+        return torch.nn.functional.normalize(state.after_norm[:, -1].float(), dim=-1)
+
+    def _clip_ids(self, clip) -> list[int]:  # noqa: ANN001
+        ids = self.processor.expand(template("<|video_pad|>"), clip)
+        end = self.processor.tokenizer.encode("")  # what the tokenizer appends to every text
+        return ids + end
+
+
+def template(query: str) -> str:
+    """The embedder's chat markup around a text."""
+    return (
+        f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n"
+    )

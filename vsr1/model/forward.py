@@ -1,0 +1,164 @@
+"""Forward passes of the policy over prompts with clips, and the latents that follow them.
+
+The latents here are the oracle for the engine: one prefill, then one cached step a latent, which equals the reference's
+full recomputation (method.md §1.4; tested). Rows are padded on the left, so that the last column of every row is its last token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch.nn import functional
+from transformers import DynamicCache
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+from vsr1.model.policy import VideoSearchPolicy
+from vsr1.model.vision import Grid, VisionFeatures
+
+
+@dataclass
+class Row:
+    """One sequence: all its tokens, and which clip of the batch its video tokens show (None without video)."""
+
+    token_ids: list[int]
+    clip: int | None
+    grid: Grid | None
+
+
+@dataclass
+class ForwardState:
+    """What a prefill leaves for the steps after it. B rows, T columns, H hidden width."""
+
+    before_norm: torch.Tensor  # [B, T, H] residual stream before the final norm
+    after_norm: torch.Tensor  # [B, T, H]
+    attention_mask: torch.Tensor  # [B, T] 1 where there is a token
+    last_position: torch.Tensor  # [B] rotary position of the last token, equal on all three axes
+    cache: DynamicCache | None
+
+
+def rotary_positions(token_ids: list[int], video_token: int, grid: Grid | None, merge: int) -> torch.Tensor:
+    """Positions on the three rotary axes, int64 [3, T]; equal to the stock `get_rope_index` (tested)."""
+    columns: list[torch.Tensor] = []
+    at = 0
+    for is_video, run in groupby(token_ids, lambda token: token == video_token):
+        count = len(list(run))
+        if not is_video:
+            columns.append((torch.arange(count) + at).expand(3, count))
+            at += count
+            continue
+        if grid is None:
+            raise ValueError("a row has video tokens but no clip")
+        rows, cols = grid[1] // merge, grid[2] // merge
+        if count != rows * cols:
+            raise ValueError(f"a frame pair has {count} video tokens, its grid {grid} asks for {rows * cols}")
+        down = torch.arange(rows).repeat_interleave(cols) + at
+        across = torch.arange(cols).repeat(rows) + at
+        columns.append(torch.stack([torch.full((count,), at), down, across]))
+        at += max(rows, cols)
+    return torch.cat(columns, dim=1)
+
+
+def prefill(
+    model: Qwen3VLModel, rows: list[Row], features: list[VisionFeatures], *, keep_cache: bool, pad_token: int = 0
+) -> ForwardState:
+    """Run the language model over rows of any length.
+
+    Args:
+        model: the Qwen3-VL body, of the policy or of the embedder.
+        rows: B sequences.
+        features: vision features of the clips that rows name.
+        keep_cache: keep keys and values for `roll_latents` (gradients flow through them).
+    """
+    text = model.language_model
+    device = text.embed_tokens.weight.device
+    video_token = model.config.video_token_id
+    merge = model.config.vision_config.spatial_merge_size
+    width = max(len(row.token_ids) for row in rows)
+    ids = torch.full((len(rows), width), pad_token, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    positions = torch.zeros((3, len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        count = len(row.token_ids)
+        ids[i, width - count :] = torch.tensor(row.token_ids)
+        mask[i, width - count :] = 1
+        positions[:, i, width - count :] = rotary_positions(row.token_ids, video_token, row.grid, merge)
+    ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
+
+    embeds = text.embed_tokens(ids)
+    shown = [features[row.clip] for row in rows if row.clip is not None]
+    is_video = (ids == video_token) & mask.bool()
+    deepstack = None
+    if shown:
+        tokens = torch.cat([feature.tokens for feature in shown])
+        embeds = embeds.masked_scatter(is_video[..., None], tokens.to(embeds.dtype))
+        levels = range(len(shown[0].deepstack))
+        deepstack = [torch.cat([feature.deepstack[level] for feature in shown]) for level in levels]
+    cache = DynamicCache(config=text.config) if keep_cache else None
+    before, after = _run(text, embeds, mask, positions, cache, is_video if shown else None, deepstack)
+    return ForwardState(before, after, mask, positions[0, :, -1], cache)
+
+
+def roll_latents(policy: VideoSearchPolicy, state: ForwardState, depth: int) -> torch.Tensor:
+    """Latents after the last column, which must be the refine token of every row: [B, depth, R] float32.
+
+    The first comes from the state before the final norm, the others from states after it (method.md §1.4).
+    """
+    if state.cache is None:
+        raise ValueError("roll_latents needs prefill(..., keep_cache=True)")
+    latents = [policy.latent(state.before_norm[:, -1])]
+    mask, position = state.attention_mask, state.last_position
+    for _ in range(depth - 1):
+        mask = functional.pad(mask, (0, 1), value=1)
+        position = position + 1
+        step = policy.latent_input(latents[-1])[:, None]
+        _, after = _run(policy.model.language_model, step, mask, position.expand(3, 1, -1).mT, state.cache, None, None)
+        latents.append(policy.latent(after[:, -1]))
+    return torch.stack(latents, dim=1).float()
+
+
+def token_logprobs(
+    policy: VideoSearchPolicy, state: ForwardState, rows: list[Row], counts: list[int], temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs of the last `counts[i]` tokens of each row, and the entropies of their distributions.
+
+    Only these columns meet the vocabulary, so no full-width table over video tokens is built.
+
+    Returns:
+        logprobs and entropies, float32 [sum(counts)], rows one after another.
+    """
+    states = torch.cat([state.after_norm[i, -count - 1 : -1] for i, count in enumerate(counts)])
+    targets = [token for row, count in zip(rows, counts, strict=True) for token in row.token_ids[-count:]]
+    logits = policy.lm_head(states).float() / temperature
+    table = logits.log_softmax(dim=-1)
+    chosen = table.gather(1, torch.tensor(targets, device=table.device)[:, None])[:, 0]
+    entropy = -(table.exp() * table).sum(dim=-1)
+    return chosen, entropy
+
+
+def _run(
+    text: torch.nn.Module,
+    embeds: torch.Tensor,
+    mask: torch.Tensor,
+    positions: torch.Tensor,
+    cache: DynamicCache | None,
+    is_video: torch.Tensor | None,
+    deepstack: list[torch.Tensor] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One pass of the language model: its states before and after the final norm."""
+    seen: list[torch.Tensor] = []
+    hook = text.norm.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    try:
+        after = text(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            visual_pos_masks=is_video,
+            deepstack_visual_embeds=deepstack,
+        ).last_hidden_state
+    finally:
+        hook.remove()
+    return seen[0], after

@@ -1,0 +1,62 @@
+"""Qwen3-VL with the heads of Soft Query Refinement.
+
+The state dict is the released contract (method.md §1.3): plain Qwen3-VL keys plus `refine_projector`, `refine_gate`,
+`refine_latent_input_projector` and `refine_append_input_projector` at top level, so that released checkpoints load here
+and ours load in stock Hugging Face.
+
+H is the policy's hidden width, R the latent width, E the embedder's hidden width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+HEAD_NAMES = ("refine_projector", "refine_gate", "refine_latent_input_projector", "refine_append_input_projector")
+REFINE_TOKEN = "<REFINE>"
+
+
+def build_heads(hidden: int, latent: int, embedder: int) -> dict[str, nn.Module]:
+    """The four heads by their checkpoint names; also used by the engine's copy of the policy.
+
+    Args:
+        hidden: H. latent: R. embedder: E.
+    """
+    return {
+        "refine_projector": nn.Sequential(
+            nn.Linear(hidden, latent), nn.LayerNorm(latent), nn.GELU(), nn.Linear(latent, latent)
+        ),
+        "refine_gate": nn.Linear(hidden, 1),
+        "refine_latent_input_projector": nn.Sequential(nn.LayerNorm(latent), nn.Linear(latent, hidden)),
+        "refine_append_input_projector": nn.Sequential(nn.LayerNorm(latent), nn.Linear(latent, embedder)),
+    }
+
+
+class VideoSearchPolicy(Qwen3VLForConditionalGeneration):
+    """The policy. `config.refine_dim` is R and `config.refine_embedder_dim` is E.
+
+    The gate is kept for the checkpoint contract; nothing reads it (reference behaviour, method.md §1.3).
+    """
+
+    def __init__(self, config: Qwen3VLConfig) -> None:
+        super().__init__(config)
+        heads = build_heads(config.text_config.hidden_size, config.refine_dim, config.refine_embedder_dim)
+        for name, head in heads.items():
+            setattr(self, name, head)
+        self.post_init()
+
+    def latent(self, state: torch.Tensor) -> torch.Tensor:
+        """Hidden state [..., H] to latent [..., R] (method.md §1.4)."""
+        return self.refine_projector(state)
+
+    def latent_input(self, latent: torch.Tensor) -> torch.Tensor:
+        """Latent [..., R] to the policy's next input embedding [..., H]."""
+        return self.refine_latent_input_projector(latent)
+
+    def soft_tokens(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents [..., N, R] to input embeddings of the frozen embedder [..., N, E]."""
+        return self.refine_append_input_projector(latents)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        return [p for name in HEAD_NAMES if name != "refine_gate" for p in getattr(self, name).parameters()]

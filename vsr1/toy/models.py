@@ -1,0 +1,97 @@
+"""Tiny models of the real architecture: a Qwen3-VL policy with heads and a Qwen3-VL embedder, from random weights.
+
+Both come as checkpoint folders that the ordinary loaders read; only the sizes differ from the released models.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import Qwen2VLImageProcessor, Qwen3VLConfig, Qwen3VLModel, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+from vsr1.formats.checkpoint import save_policy
+from vsr1.model.policy import VideoSearchPolicy
+from vsr1.toy.tokenizer import END_OF_TEXT, TURN_END, embedder_tokenizer, policy_tokenizer
+
+HIDDEN, LAYERS, VISION_HIDDEN, VISION_LAYERS = 192, 4, 128, 3
+PATCH, MERGE = 16, 2
+
+
+def toy_config(tokenizer, refine_dim: int = HIDDEN) -> Qwen3VLConfig:  # noqa: ANN001
+    """A Qwen3-VL configuration with about 3 million parameters over this tokenizer's vocabulary."""
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": HIDDEN,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "intermediate_size": 512,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [6, 5, 5]},
+        },
+        vision_config={
+            "depth": VISION_LAYERS,
+            "hidden_size": VISION_HIDDEN,
+            "num_heads": 4,
+            "intermediate_size": 256,
+            "out_hidden_size": HIDDEN,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        tie_word_embeddings=True,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
+        pad_token_id=tokenizer.convert_tokens_to_ids(END_OF_TEXT),
+    )
+    config.refine_dim = refine_dim
+    config.refine_embedder_dim = HIDDEN
+    return config
+
+
+def toy_processor(tokenizer) -> Qwen3VLProcessor:  # noqa: ANN001
+    """Processor files; the pixel limits leave frames of 64×64 as they are, up to 64 of them."""
+    sizes = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
+    limits = {"shortest_edge": 2 * 32 * 32, "longest_edge": 64 * 64 * 64}
+    return Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**sizes, size=limits),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(**sizes, size=limits, do_sample_frames=False, cap_pixels_per_frame=False),
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def new_policy(base: Tokenizer, seed: int) -> tuple[VideoSearchPolicy, Qwen3VLProcessor]:
+    tokenizer = policy_tokenizer(base)
+    torch.manual_seed(seed)
+    return VideoSearchPolicy(toy_config(tokenizer)), toy_processor(tokenizer)
+
+
+def new_embedder(base: Tokenizer, seed: int) -> tuple[Qwen3VLModel, Qwen3VLProcessor]:
+    tokenizer = embedder_tokenizer(base)
+    torch.manual_seed(seed)
+    return Qwen3VLModel(toy_config(tokenizer)), toy_processor(tokenizer)
+
+
+def write_random_models(folder: Path, base: Tokenizer, seed: int = 0) -> tuple[Path, Path]:
+    """Untrained policy and embedder folders, for tests.
+
+    Returns:
+        the policy's folder and the embedder's.
+    """
+    policy, policy_processor = new_policy(base, seed)
+    embedder, embedder_processor = new_embedder(base, seed + 1)
+    save_policy(folder / "policy", policy, policy_processor)
+    embedder.save_pretrained(folder / "embedder")
+    embedder_processor.save_pretrained(folder / "embedder")
+    return folder / "policy", folder / "embedder"

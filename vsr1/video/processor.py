@@ -1,0 +1,99 @@
+"""The one video processor: what a clip becomes for the learner and for the engine.
+
+Pixels, grid and time marks are computed from the checkpoint's own processor settings and carried under the clip's
+content hash, so that the two sides can be compared by hash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vsr1 import compat
+from vsr1.formats.clips import Clip
+
+compat.prepare()
+
+from transformers import AutoTokenizer, Qwen3VLVideoProcessor  # noqa: E402
+
+# Stated because transformers 5.22 changes the default, and with it the number of video tokens.
+PROCESSOR_KWARGS: dict[str, Any] = {"do_sample_frames": False, "cap_pixels_per_frame": False}
+
+
+@dataclass
+class ProcessedClip:
+    """A clip as the vision tower takes it.
+
+    `pixels` float32 [t*h*w, patch values]; `grid` (t, h, w) in patches; `marks` the seconds printed before each frame pair.
+    """
+
+    content_hash: str
+    pixels: torch.Tensor
+    grid: tuple[int, int, int]
+    marks: tuple[float, ...]
+
+
+class ClipProcessor:
+    """Turns clips into pixels and prompts into token ids, from a checkpoint folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._video = Qwen3VLVideoProcessor.from_pretrained(folder)
+        self.merge = int(self._video.merge_size)
+        self.video_token = self._token("<|video_pad|>")
+        self._vision_start = self._token("<|vision_start|>")
+        self._vision_end = self._token("<|vision_end|>")
+
+    def process(self, clip: Clip) -> ProcessedClip:
+        batch = self._video(videos=[torch.from_numpy(clip.frames.copy()).permute(0, 3, 1, 2)], **PROCESSOR_KWARGS)
+        t, h, w = (int(n) for n in batch["video_grid_thw"][0])
+        return ProcessedClip(clip.content_hash, batch["pixel_values_videos"], (t, h, w), pair_marks(clip.timestamps))
+
+    def expand(self, prompt: str, clip: ProcessedClip) -> list[int]:
+        """Token ids of a prompt, its one video placeholder replaced by time marks and video tokens.
+
+        Time marks are tokenised one by one, as the engine does (method.md §2.2).
+
+        Raises:
+            ValueError: not exactly one placeholder.
+        """
+        ids = self.tokenizer.encode(prompt, add_special_tokens=False)
+        if ids.count(self.video_token) != 1:
+            raise ValueError(f"a prompt needs exactly one video placeholder, found {ids.count(self.video_token)}")
+        at = ids.index(self.video_token)
+        per_pair = clip.grid[1] * clip.grid[2] // self.merge**2
+        video: list[int] = []
+        for mark in clip.marks:
+            video += self.tokenizer.encode(f"<{mark:.1f} seconds>", add_special_tokens=False)
+            video += [self._vision_start, *[self.video_token] * per_pair, self._vision_end]
+        return ids[:at] + video + ids[at + 1 :]
+
+    def _token(self, text: str) -> int:
+        found = self.tokenizer.convert_tokens_to_ids(text)
+        if not isinstance(found, int) or found == self.tokenizer.unk_token_id:
+            raise ValueError(f"the tokenizer of {self.tokenizer.name_or_path} has no token {text}")
+        return found
+
+
+def pair_marks(timestamps: np.ndarray) -> tuple[float, ...]:
+    """Mean time of each frame pair in seconds; timestamps float64 [T] with T even."""
+    if len(timestamps) % 2:
+        raise ValueError(f"a clip needs an even number of frames, got {len(timestamps)}")
+    return tuple(float(mark) for mark in np.asarray(timestamps, np.float64).reshape(-1, 2).mean(axis=1))
+
+
+def engine_metadata(timestamps: np.ndarray) -> dict[str, Any]:
+    """Video metadata that makes the engine print the same time marks: milliseconds as frame indices at 1000 fps."""
+    indices = [round(float(t) * 1000) for t in timestamps]
+    return {
+        "fps": 1000.0,
+        "duration": float(timestamps[-1]),
+        "total_num_frames": len(timestamps),
+        "frames_indices": indices,
+        "video_backend": "vsr1",
+        "do_sample_frames": False,
+    }
