@@ -1,0 +1,150 @@
+"""The summary of an evaluation on four trajectories small enough to count by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from vsr1.agent.trajectory import Segment, Span, Trajectory, Verdict
+from vsr1.metrics.summary import EvalSummary, VerdictCounts, refined_rank, summarise
+from vsr1.metrics.temporal import moment_iou
+
+CORPUS = 200
+
+
+def look(
+    video: str, verdict: Verdict, before: int, after: int | None = None, span: Span | None = None, tokens: int = 10
+) -> Segment:
+    return Segment(
+        turn=1,
+        video_id=video,
+        clip_hash="",
+        prompt_token_ids=[1],
+        response_token_ids=[2] * tokens,
+        response_logprobs=[-0.1] * tokens,
+        text="",
+        finish_reason="stop",
+        verdict=verdict,
+        span=span,
+        latents=None if after is None else np.zeros((8, 4), np.float32),
+        retrieved=[(video, 0.5)],
+        gt_rank_before=before,
+        gt_rank_after=after,
+        index_version="v1",
+        weight_version=0,
+        seconds=0.1,
+    )
+
+
+def path(*segments: Segment, end: str = "matched", gt_span: Span = (10.0, 20.0)) -> Trajectory:
+    for turn, segment in enumerate(segments, start=1):
+        segment.turn = turn
+    return Trajectory("q", "a query", "right", gt_span, 30.0, 0, 0, list(segments), end)
+
+
+@pytest.fixture
+def four() -> list[Trajectory]:
+    return [
+        # Found after one refinement; the span runs past the end of the video: [10, 30] against [10, 20], IoU 0.5.
+        path(look("wrong", "not_matched", 7, 1), look("right", "matched", 1, span=(10.0, 99.0), tokens=20)),
+        path(look("right", "matched", 1, span=(20.0, 10.0))),  # reversed: put in order, IoU 1
+        path(look("wrong", "matched", 150, span=(10.0, 20.0))),  # the right span of the wrong video
+        # The last refinement brings the right video to rank 4, after the last look.
+        path(look("wrong", "unknown", 60, 12), look("wrong", "not_matched", 12, 4), end="max_turns"),
+    ]
+
+
+def test_counts_by_hand(four: list[Trajectory]) -> None:
+    summary = summarise(four, CORPUS)
+    assert (summary.queries, summary.corpus_size) == (4, CORPUS)
+    engine, refined = summary.engine, summary.refined
+    assert [engine.recall_at_1, engine.recall_at_5, engine.recall_at_10, engine.recall_at_100] == [
+        0.25,
+        0.25,
+        0.5,
+        0.75,
+    ]
+    assert [refined.recall_at_1, refined.recall_at_5, refined.recall_at_10] == [0.5, 0.75, 0.75]
+    assert engine.mrr == pytest.approx((1 / 7 + 1 + 1 / 150 + 1 / 60) / 4)
+    assert (engine.mean_rank, engine.median_rank, refined.median_rank) == (54.5, 33.5, 2.5)
+    assert [moment_iou(item) for item in four] == [0.5, 1.0, 0.0, 0.0]
+    moments = summary.moments
+    assert [moments.iou_03, moments.iou_05, moments.iou_07, moments.mean_iou] == [0.5, 0.5, 0.25, 0.375]
+    assert (summary.latent_tokens_per_query, summary.text_tokens_per_query, summary.turns_per_query) == (6.0, 17.5, 1.5)
+    assert summary.end_reasons == {"matched": 3, "max_turns": 1}
+
+
+def test_verification_judges_the_video_looked_at_and_counts_unknown_as_wrong(four: list[Trajectory]) -> None:
+    summary = summarise(four, CORPUS)
+    final, every = summary.verification_final, summary.verification_all_turns
+    assert (final.accuracy, final.judged) == (0.75, 4)
+    assert (every.accuracy, every.judged) == (pytest.approx(4 / 6), 6)
+    assert every.right_video == VerdictCounts(matched=2)
+    assert every.wrong_video == VerdictCounts(matched=1, not_matched=2, unknown=1)
+    by_turn = summary.verification_by_turn
+    assert {turn: (scores.accuracy, scores.judged) for turn, scores in by_turn.items()} == {
+        "1": (0.5, 4),
+        "2": (1.0, 2),
+    }
+
+
+def test_true_moment_is_not_clamped() -> None:
+    late = path(look("right", "matched", 1, span=(20.0, 50.0)), gt_span=(20.0, 40.0))
+    assert moment_iou(late) == 0.5  # predicted [20, 30] against [20, 40]
+
+
+def test_missing_span_scores_0() -> None:
+    assert moment_iou(path(look("right", "matched", 1))) == 0.0
+    assert moment_iou(path(look("right", "not_matched", 1, 1, span=(10.0, 20.0)))) == 0.0
+
+
+def test_json_uses_the_reference_names_and_comes_back(four: list[Trajectory]) -> None:
+    summary = summarise(four, CORPUS)
+    row = json.loads(json.dumps(summary.to_json()))
+    assert row["N"] == 4
+    assert row["refined"]["R@1"] == 0.5
+    assert row["moments"]["IoU@0.5@R1"] == 0.5
+    assert row["moments"]["mIoU@R1"] == 0.375
+    assert EvalSummary.from_json(row) == summary
+    with pytest.raises(ValidationError, match="corpus_size"):
+        EvalSummary.from_json({key: value for key, value in row.items() if key != "corpus_size"})
+
+
+def test_nothing_to_summarise_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no trajectories"):
+        summarise([], CORPUS)
+    with pytest.raises(ValueError, match="'q' has no turn"):
+        summarise([path()], CORPUS)
+
+
+def test_rank_outside_the_corpus_is_an_error(four: list[Trajectory]) -> None:
+    with pytest.raises(ValueError, match=r"turn 1: rank 150 is outside 1\.\.100"):
+        summarise(four, 100)
+
+
+RANK = st.integers(1, CORPUS)
+LOOKS = st.builds(
+    look,
+    st.sampled_from(["right", "wrong"]),
+    st.sampled_from(["matched", "not_matched", "unknown"]),
+    RANK,
+    st.none() | RANK,
+    st.none() | st.tuples(st.floats(-5, 50), st.floats(-5, 50)),
+)
+PATHS = st.lists(LOOKS, min_size=1, max_size=3).map(lambda segments: path(*segments))
+
+
+@given(st.lists(PATHS, min_size=1, max_size=8))
+def test_bounds_hold_for_any_trajectories(trajectories: list[Trajectory]) -> None:
+    summary = summarise(trajectories, CORPUS)
+    for scores in (summary.engine, summary.refined):
+        assert 0 <= scores.recall_at_1 <= scores.recall_at_5 <= scores.recall_at_10 <= scores.recall_at_100 <= 1
+    moments = summary.moments
+    assert 0 <= moments.iou_07 <= moments.iou_05 <= moments.iou_03 <= 1
+    assert moments.iou_03 <= summary.verification_final.accuracy
+    assert summary.verification_all_turns.judged == sum(len(item.segments) for item in trajectories)
+    assert sum(summary.end_reasons.values()) == len(trajectories)
+    assert summary.refined.mean_rank == pytest.approx(sum(map(refined_rank, trajectories)) / len(trajectories))

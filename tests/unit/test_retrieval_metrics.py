@@ -1,0 +1,44 @@
+"""Rank metrics: values worked by hand, and what must hold for any ranks."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsr1.metrics.retrieval import mean_rank, median_rank, mrr, recall_at
+
+RANKS = st.lists(st.integers(1, 500), min_size=1, max_size=40)
+
+
+def test_values_by_hand() -> None:
+    ranks = [1, 2, 4, 20]
+    assert [recall_at(ranks, k) for k in (1, 2, 5, 10, 100)] == [0.25, 0.5, 0.75, 0.75, 1.0]
+    assert mrr(ranks) == pytest.approx((1 + 0.5 + 0.25 + 0.05) / 4)
+    assert mean_rank(ranks) == 6.75
+    assert median_rank(ranks) == 3.0
+    assert median_rank([5, 1, 9]) == 5.0
+
+
+@given(RANKS, st.integers(1, 500), st.integers(1, 500))
+def test_recall_grows_with_k_and_stays_a_share(ranks: list[int], a: int, b: int) -> None:
+    low, high = sorted((a, b))
+    assert 0.0 <= recall_at(ranks, low) <= recall_at(ranks, high) <= 1.0
+
+
+@given(RANKS)
+def test_mrr_lies_between_recall_at_1_and_1(ranks: list[int]) -> None:
+    assert recall_at(ranks, 1) <= mrr(ranks) + 1e-12
+    assert 0.0 < mrr(ranks) <= 1.0
+    assert min(ranks) <= median_rank(ranks) <= max(ranks)
+
+
+@pytest.mark.parametrize("metric", [mrr, mean_rank, median_rank, lambda ranks: recall_at(ranks, 1)])
+def test_empty_and_impossible_ranks_are_errors(metric) -> None:
+    with pytest.raises(ValueError, match="no ranks"):
+        metric([])
+    with pytest.raises(ValueError, match="rank 0 at position 1"):
+        metric([3, 0])
+
+
+def test_k_below_1_is_an_error() -> None:
+    with pytest.raises(ValueError, match="k is 0"):
+        recall_at([1], 0)

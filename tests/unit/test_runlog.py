@@ -1,0 +1,59 @@
+"""The run log: what is written can be read, and a value that is not finite never gets in."""
+
+import math
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vsr1.runlog import RunLog, read_scalars
+
+
+def test_scalars_come_back_from_both_files(tmp_path: Path) -> None:
+    with RunLog(tmp_path / "run", clock=lambda: 5.0) as log:
+        log.log("sft", 1, {"loss": 2.0, "learning_rate": 1e-5})
+        log.log("grpo", 1, {"reward": -0.5})
+    rows = read_scalars(tmp_path / "run" / "scalars.jsonl")
+    assert rows[0] == {"stage": "sft", "step": 1, "name": "loss", "value": 2.0, "time": 5.0}
+    assert [(row["stage"], row["name"]) for row in rows] == [
+        ("sft", "loss"),
+        ("sft", "learning_rate"),
+        ("grpo", "reward"),
+    ]
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("grpo/reward")] == [(1, -0.5)]
+
+
+def test_lines_are_readable_before_close(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.log("sft", 1, {"loss": 2.0})
+        assert len(read_scalars(tmp_path / "scalars.jsonl")) == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_value_that_is_not_finite_is_named_and_nothing_is_written(tmp_path: Path, value: float) -> None:
+    with RunLog(tmp_path) as log, pytest.raises(ValueError, match=r"grpo/kl is -?(nan|inf) at step 7"):
+        log.log("grpo", 7, {"loss": 1.0, "kl": value})
+    assert read_scalars(tmp_path / "scalars.jsonl") == []
+
+
+def test_resuming_appends_after_cutting_a_torn_line(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.log("sft", 1, {"loss": 2.0})
+    with (tmp_path / "scalars.jsonl").open("a") as lines:
+        lines.write('{"stage": "sft", "st')
+    with RunLog(tmp_path) as log:
+        log.log("sft", 2, {"loss": 1.0})
+    assert [row["step"] for row in read_scalars(tmp_path / "scalars.jsonl")] == [1, 2]
+
+
+def test_reading_names_the_bad_line(tmp_path: Path) -> None:
+    path = tmp_path / "scalars.jsonl"
+    with pytest.raises(FileNotFoundError):
+        read_scalars(path)
+    path.write_text('{"stage": "sft", "step": 1, "name": "loss", "value": 1.0, "time": 0.0}\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"scalars\.jsonl:2: expected"):
+        read_scalars(path)
+    path.write_text("loss 1.0\n")
+    with pytest.raises(ValueError, match=r"scalars\.jsonl:1: not a JSON line"):
+        read_scalars(path)

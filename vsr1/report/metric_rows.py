@@ -1,0 +1,80 @@
+"""Which metrics a report shows, in which order and how a number is written; the page and the terminal share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from vsr1.metrics.summary import EvalSummary
+
+Trend = Literal["better", "worse", "same", "neutral"]
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One line of the metric table; a share is written in percent, any other value as it is."""
+
+    group: str
+    label: str
+    read: Callable[[EvalSummary], float]
+    share: bool = True
+    in_terminal: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value as text, and its change from the evaluation to its left ("" in the first column)."""
+
+    value: str
+    change: str
+    trend: Trend
+
+
+_ENGINE = "Video retrieval, engine alone"
+_REFINED = "Video retrieval, after refinement"
+_MOMENT = "Moment retrieval (VCMR)"
+_VERDICT = "Verification accuracy"
+_COST = "Cost per query"
+
+METRIC_ROWS = (
+    MetricRow(_ENGINE, "R@1", lambda s: s.engine.recall_at_1),
+    MetricRow(_ENGINE, "R@5", lambda s: s.engine.recall_at_5),
+    MetricRow(_ENGINE, "R@10", lambda s: s.engine.recall_at_10),
+    MetricRow(_ENGINE, "R@100", lambda s: s.engine.recall_at_100, in_terminal=False),
+    MetricRow(_ENGINE, "MRR", lambda s: s.engine.mrr, in_terminal=False),
+    MetricRow(_REFINED, "R@1", lambda s: s.refined.recall_at_1),
+    MetricRow(_REFINED, "R@5", lambda s: s.refined.recall_at_5),
+    MetricRow(_REFINED, "R@10", lambda s: s.refined.recall_at_10),
+    MetricRow(_REFINED, "R@100", lambda s: s.refined.recall_at_100, in_terminal=False),
+    MetricRow(_REFINED, "MRR", lambda s: s.refined.mrr, in_terminal=False),
+    MetricRow(_MOMENT, "IoU ≥ 0.3", lambda s: s.moments.iou_03),
+    MetricRow(_MOMENT, "IoU ≥ 0.5", lambda s: s.moments.iou_05),
+    MetricRow(_MOMENT, "IoU ≥ 0.7", lambda s: s.moments.iou_07),
+    MetricRow(_MOMENT, "mean IoU", lambda s: s.moments.mean_iou, in_terminal=False),
+    MetricRow(_VERDICT, "last turn", lambda s: s.verification_final.accuracy),
+    MetricRow(_VERDICT, "all turns", lambda s: s.verification_all_turns.accuracy, in_terminal=False),
+    MetricRow(_COST, "latent tokens", lambda s: s.latent_tokens_per_query, share=False),
+    MetricRow(_COST, "text tokens", lambda s: s.text_tokens_per_query, share=False),
+    MetricRow(_COST, "turns", lambda s: s.turns_per_query, share=False),
+)
+
+
+def cells(row: MetricRow, evaluations: Iterable[EvalSummary]) -> list[Cell]:
+    """The row's cell in each evaluation. A cost never counts as better or worse: it buys the quality above it."""
+    result: list[Cell] = []
+    before: float | None = None
+    for summary in evaluations:
+        value = row.read(summary) * (100.0 if row.share else 1.0)
+        digits = 1 if row.share else 2
+        text = f"{value:.{digits}f}" + (" %" if row.share else "")
+        if before is None:
+            result.append(Cell(text, "", "neutral"))
+        else:
+            change = round(value - before, digits)
+            trend: Trend = (
+                "same" if change == 0 else "neutral" if not row.share else "better" if change > 0 else "worse"
+            )
+            result.append(Cell(text, f"{change:+.{digits}f}" if change else "±0", trend))
+        before = value
+    return result

@@ -1,0 +1,96 @@
+"""The scalars of a run, written twice: for TensorBoard and as JSON lines that the report reads.
+
+A call to `log` writes all of its values or, if one of them is not finite, none and raises. Lines are appended and
+flushed at once, so a killed run keeps what it logged; an unterminated last line is cut off when the run is resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+_FIELDS = {"stage", "step", "name", "value", "time"}
+
+
+class RunLog:
+    """Writes to `folder`/tensorboard and `folder`/scalars.jsonl; use it as a context manager.
+
+    Args:
+        folder: the run's folder, created if missing; an earlier log in it is continued.
+        clock: seconds since the epoch, stamped on each line.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "scalars.jsonl"
+        _cut_unterminated_line(path)
+        self._clock = clock
+        self._lines = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(log_dir=str(folder / "tensorboard"))
+
+    def log(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """Record named values of one step of one stage ("sft", "grpo", …).
+
+        Raises:
+            ValueError: a value is infinite or not a number; nothing of this call is written.
+        """
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise ValueError(f"run log: {stage}/{name} is {value} at step {step}; find the step that produced it")
+        now = self._clock()
+        for name, value in values.items():
+            row = {"stage": stage, "step": step, "name": name, "value": float(value), "time": now}
+            self._lines.write(json.dumps(row) + "\n")
+            self._board.add_scalar(f"{stage}/{name}", float(value), step, walltime=now)
+        self._lines.flush()
+
+    def close(self) -> None:
+        """Flush and close both files."""
+        self._lines.close()
+        self._board.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_scalars(path: Path) -> list[dict[str, Any]]:
+    """Rows of a `scalars.jsonl` in the order written: `stage`, `step`, `name`, `value`, `time` (seconds since the epoch).
+
+    A resumed run may hold a step twice; the later row is the valid one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line that is not such a row, with its number.
+    """
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not a JSON line ({error}); delete the line to go on") from error
+            if not isinstance(row, dict) or set(row) != _FIELDS:
+                raise ValueError(f"{path}:{number}: expected an object with the keys {sorted(_FIELDS)}")
+            rows.append(row)
+    return rows
+
+
+def _cut_unterminated_line(path: Path) -> None:
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as lines:
+            lines.truncate(content.rfind(b"\n") + 1)
