@@ -38,6 +38,17 @@ class Segment:
     index_version: str
     weight_version: int
     seconds: float
+    # For the retrieval reward: similarity of the query vector to the right video and to the negatives, before and after
+    # this turn's refinement. None says that they were not asked for; an empty list says that there are no negatives.
+    gt_score_before: float | None = None
+    gt_score_after: float | None = None
+    negative_scores_before: list[float] | None = None
+    negative_scores_after: list[float] | None = None
+
+    @property
+    def refined(self) -> bool:
+        """Whether the refine token was sampled: the engine makes latents exactly then."""
+        return self.latents is not None
 
 
 @dataclass

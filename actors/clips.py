@@ -1,0 +1,62 @@
+"""The clip store: one per node, reads each clip once and hands out references to it in the object store.
+
+A clip that is evicted lives on while somebody holds its reference; the budget counts what the store itself keeps alive.
+The references belong to this actor: when it dies, they are lost with it and reading one raises `OwnerDiedError`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import ray
+
+from vsr1.formats.clip_cache import ClipCache
+
+
+class ClipReader(Protocol):
+    """What the store needs of a clip folder."""
+
+    def read(self, video_id: str) -> Any:
+        """A clip with `frames` uint8 [T, H, W, 3] and `timestamps` float64 [T], or an error that names the clip."""
+
+
+class ClipStoreActor:
+    """Calls run one after the other, so a clip asked for twice at once is still read once."""
+
+    def __init__(self, reader: ClipReader, budget_bytes: int) -> None:
+        self._reader = reader
+        self._cache: ClipCache[ray.ObjectRef] = ClipCache(budget_bytes)
+        self._loads = 0
+        self._hits = 0
+
+    def get(self, video_id: str) -> ray.ObjectRef:
+        """Reference to the clip; fetch it with a second `ray.get`.
+
+        Raises:
+            ValueError: the clip is larger than the whole budget. A missing clip raises what the reader raises.
+        """
+        held = self._cache.get(video_id)
+        if held is not None:
+            self._hits += 1
+            return held
+        clip = self._reader.read(video_id)
+        self._loads += 1
+        size = clip.frames.nbytes + clip.timestamps.nbytes
+        self._cache.make_room(video_id, size)
+        reference = ray.put(clip)
+        self._cache.put(video_id, reference, size)
+        return reference
+
+    def stats(self) -> dict[str, int]:
+        """Counts since the start, and what is held now, in clips and bytes."""
+        return {
+            "loads": self._loads,
+            "hits": self._hits,
+            "evictions": self._cache.evictions,
+            "clips": len(self._cache),
+            "held_bytes": self._cache.held_bytes,
+            "budget_bytes": self._cache.budget_bytes,
+        }
+
+
+ClipStore: Any = ray.remote(ClipStoreActor)  # Any: the stubs of Ray give a handle no `.remote`

@@ -1,0 +1,95 @@
+"""The clip store and the reward worker on a real Ray."""
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import ray
+from ray.cloudpickle import register_pickle_by_value
+
+from actors.clips import ClipStore
+from actors.rewards import RewardWorker
+from vsr1.agent.trajectory import Segment, Trajectory
+from vsr1.config import RewardConfig
+from vsr1.rewards.score import scored
+from vsr1.rewards.terms import RewardError
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
+
+FRAMES = (4, 8, 8, 3)
+CLIP_BYTES = 4 * 8 * 8 * 3 + 4 * 8
+
+
+@dataclass
+class StandInClip:
+    video_id: str
+    frames: np.ndarray  # uint8 [T, H, W, 3]
+    timestamps: np.ndarray  # float64 [T]
+
+
+class StandInFolder:
+    def read(self, video_id: str) -> StandInClip:
+        if not video_id.startswith("v"):
+            raise FileNotFoundError(f"clip {video_id!r} is not in the folder")
+        return StandInClip(video_id, np.full(FRAMES, int(video_id[1:]), np.uint8), np.arange(4.0))
+
+
+def test_a_clip_is_read_once_and_shared() -> None:
+    store = ClipStore.options(num_cpus=0).remote(StandInFolder(), 10 * CLIP_BYTES)
+    references = ray.get([store.get.remote(video) for video in ("v1", "v2", "v1", "v1")])
+    assert references[0] == references[2] == references[3]
+    clips = ray.get(references)
+    assert [clip.video_id for clip in clips] == ["v1", "v2", "v1", "v1"]
+    assert clips[1].frames.max() == 2
+    assert ray.get(store.stats.remote()) == {
+        "loads": 2,
+        "hits": 2,
+        "evictions": 0,
+        "clips": 2,
+        "held_bytes": 2 * CLIP_BYTES,
+        "budget_bytes": 10 * CLIP_BYTES,
+    }
+    ray.kill(store)
+
+
+def test_the_budget_evicts_but_a_held_reference_stays_readable() -> None:
+    store = ClipStore.options(num_cpus=0).remote(StandInFolder(), 2 * CLIP_BYTES)
+    held = ray.get(store.get.remote("v1"))
+    ray.get([store.get.remote(video) for video in ("v2", "v3", "v2", "v3")])
+    assert ray.get(held).frames.max() == 1
+    ray.get(store.get.remote("v1"))
+    stats = ray.get(store.stats.remote())
+    assert (stats["loads"], stats["hits"], stats["evictions"], stats["clips"]) == (4, 2, 2, 2)
+    ray.kill(store)
+
+
+def test_a_missing_clip_is_named_and_the_store_goes_on() -> None:
+    store = ClipStore.options(num_cpus=0).remote(StandInFolder(), CLIP_BYTES)
+    with pytest.raises(FileNotFoundError, match="clip 'nope' is not in the folder"):
+        ray.get(store.get.remote("nope"))
+    assert ray.get(ray.get(store.get.remote("v5"))).video_id == "v5"
+    small = ClipStore.options(num_cpus=0).remote(StandInFolder(), CLIP_BYTES - 1)
+    with pytest.raises(ValueError, match="more than the clip store's whole budget"):
+        ray.get(small.get.remote("v5"))
+    ray.kill(store)
+    ray.kill(small)
+
+
+def test_the_reward_worker_scores_as_the_library_does() -> None:
+    text = "<think>seen</think><answer>matched</answer><start>1</start><end>2</end>"
+    segment = Segment(
+        1, "v", "", [1], [2], [-0.1], text, "refined", "matched", (1.0, 2.0), np.ones((8, 4), np.float32), [("v", 1.0)],
+        1, 1, "i", 0, 0.1, 0.5, 0.6, [0.4], [0.4],
+    )  # fmt: skip
+    whole = Trajectory("q1", "a query", "v", (1.0, 3.0), 10.0, 0, 0, [segment], "matched")
+    empty = Trajectory("q2", "a query", "v", (1.0, 3.0), 10.0, 1, 0, [], "matched")
+    worker = RewardWorker.options(num_cpus=0).remote(RewardConfig())
+    [result] = ray.get(worker.score.remote([whole]))
+    expected = scored(whole, RewardConfig())
+    assert (result.terms, result.reward) == (expected.terms, expected.reward)
+    assert result.query_id == "q1" and result.last.latents.shape == (8, 4)
+    with pytest.raises(RewardError, match="'q2' has no turns"):
+        ray.get(worker.score.remote([whole, empty]))
+    ray.kill(worker)

@@ -1,0 +1,135 @@
+"""Shards and their merge against brute force in numpy. Whole-number vectors make every score exact, so ties are real."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vsr1.retrieval.corpus import Catalogue
+from vsr1.retrieval.index import RankTarget, Shard, ShardQuery
+from vsr1.retrieval.merge import merge_hits, merge_rank
+from vsr1.retrieval.request import RetrievalError
+
+NONE = np.empty(0, np.int64)
+
+
+def shard_of(vectors: np.ndarray, rows: np.ndarray | None = None) -> Shard:
+    shard = Shard("shard 0", vectors.shape[1])
+    shard.add(np.arange(len(vectors)) if rows is None else rows, vectors.astype(np.float32))
+    return shard
+
+
+def ask(vector: np.ndarray, k: int, exclude: np.ndarray = NONE, probes: np.ndarray = NONE) -> ShardQuery:
+    return ShardQuery(vector.astype(np.float32), k, exclude, probes)
+
+
+@st.composite
+def corpora(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int, set[int]]:
+    """Vectors with many repeats, a query, a number of shards and rows to exclude."""
+    n, dim = draw(st.integers(2, 14)), draw(st.integers(1, 3))
+    number = st.integers(-2, 2)
+    vector = st.lists(number, min_size=dim, max_size=dim).filter(any)
+    vectors = np.array(draw(st.lists(vector, min_size=n, max_size=n)), np.float32)
+    query = np.array(draw(vector), np.float32)
+    return vectors, query, draw(st.integers(1, n)), draw(st.sets(st.integers(0, n - 1)))
+
+
+@given(corpora())
+@settings(max_examples=150, deadline=None)
+def test_merged_shards_equal_brute_force(case: tuple[np.ndarray, np.ndarray, int, set[int]]) -> None:
+    vectors, query, shards, exclude = case
+    n = len(vectors)
+    scores = vectors @ query
+    everything = sorted(range(n), key=lambda row: (-scores[row], row))
+    allowed = [row for row in everything if row not in exclude]
+    catalogue = Catalogue([f"v{row:02}" for row in range(n)], vectors.shape[1], "v")
+    bounds = catalogue.bounds(shards)
+    parts = [shard_of(vectors[first:end], np.arange(first, end)) for first, end in bounds]
+    banned = np.array(sorted(exclude), np.int64)
+    for k in range(1, n + 2):
+        hits = [
+            shard.search(ask(query, k, banned, np.arange(first, end)))
+            for shard, (first, end) in zip(parts, bounds, strict=True)
+        ]
+        assert merge_hits(hits, k) == [(row, scores[row]) for row in allowed[:k]]
+        assert all(part.exhausted for part in hits) == (not allowed)
+        assert np.concatenate([part.probe_scores for part in hits]).tolist() == scores.tolist()
+    for row in range(n):
+        target = RankTarget(query, float(scores[row]), row)
+        assert merge_rank([shard.count_above(target) for shard in parts]) == 1 + everything.index(row)
+
+
+def test_a_score_has_the_same_bits_everywhere() -> None:
+    """Copies of one video at distant rows score equal, filtered or not, searched or probed; so ranks are exact."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((300, 67)).astype(np.float32)
+    vectors[[120, 299]] = vectors[7]
+    shard = shard_of(vectors)
+    for query in rng.standard_normal((20, 67)).astype(np.float32):
+        every = np.arange(300)
+        hits = shard.search(ask(query, 300, probes=every))
+        by_row = dict(zip(hits.rows.tolist(), hits.scores.tolist(), strict=True))
+        assert by_row == dict(zip(every.tolist(), hits.probe_scores.tolist(), strict=True))
+        assert by_row[7] == by_row[120] == by_row[299]
+        some = shard.search(ask(query, 10, np.array([0, 5, 120])))
+        assert all(by_row[row] == score for row, score in zip(some.rows.tolist(), some.scores.tolist(), strict=True))
+        for rank, row in enumerate(hits.rows[:20].tolist(), start=1):
+            assert 1 + shard.count_above(RankTarget(query, by_row[row], row)) == rank
+
+
+def test_k_above_the_corpus_gives_all() -> None:
+    hits = shard_of(np.eye(3)).search(ask(np.array([1.0, 0.5, 0.1]), 10))
+    assert hits.rows.tolist() == [0, 1, 2]
+    assert not hits.exhausted
+
+
+def test_all_excluded_is_flagged() -> None:
+    hits = shard_of(np.eye(3)).search(ask(np.ones(3), 2, np.array([0, 1, 2, 9])))
+    assert hits.exhausted
+    assert len(hits.rows) == len(hits.scores) == 0
+
+
+def test_exclusions_are_global_rows() -> None:
+    shard = shard_of(np.eye(2), np.array([10, 11]))
+    assert shard.search(ask(np.ones(2), 2, np.array([0, 1, 10]))).rows.tolist() == [11]
+
+
+def test_scores_come_in_the_order_asked_and_may_repeat() -> None:
+    shard = shard_of(np.array([[1.0], [2.0], [3.0]]))
+    assert shard.scores_of(np.ones(1), np.array([2, 0, 2])).tolist() == [3.0, 1.0, 3.0]
+    with pytest.raises(RetrievalError, match=r"shard 0: rows \[5\] are not in this shard"):
+        shard.scores_of(np.ones(1), np.array([0, 5]))
+
+
+@pytest.mark.parametrize(
+    ("vector", "says"),
+    [
+        ([1.0, np.nan], "is not finite"),
+        ([1.0, np.inf], "is not finite"),
+        ([0.0, 0.0], "is all zeros"),
+        ([1.0], r"has shape \(1,\), not \(2,\)"),
+    ],
+)
+def test_bad_vectors_are_refused(vector: list[float], says: str) -> None:
+    shard = shard_of(np.eye(2))
+    bad = np.array(vector, np.float32)
+    with pytest.raises(RetrievalError, match=f"shard 0: the query vector {says}"):
+        shard.search(ask(bad, 1))
+    with pytest.raises(RetrievalError, match="the query vector"):
+        shard.count_above(RankTarget(bad, 0.0, 0))
+    if len(vector) == 2:
+        with pytest.raises(RetrievalError, match=f"the vector of row 7 {says}"):
+            shard.add(np.array([7]), bad[None])
+    assert len(shard) == 2
+
+
+def test_what_a_shard_refuses() -> None:
+    shard = shard_of(np.eye(2))
+    with pytest.raises(RetrievalError, match="a row is added twice"):
+        shard.add(np.array([1]), np.ones((1, 2), np.float32))
+    with pytest.raises(RetrievalError, match=r"shape \(1, 3\)"):
+        shard.add(np.array([5]), np.ones((1, 3), np.float32))
+    with pytest.raises(RetrievalError, match="k=0"):
+        shard.search(ask(np.ones(2), 0))
+    with pytest.raises(RetrievalError, match="holds no vectors"):
+        Shard("shard 1", 2).search(ask(np.ones(2), 1))

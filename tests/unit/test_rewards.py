@@ -1,0 +1,243 @@
+"""Each line of the reward table (method.md §4.4) with a value worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsr1.agent.parse import parse_reply
+from vsr1.agent.trajectory import Segment, Trajectory
+from vsr1.config import RewardConfig
+from vsr1.rewards.score import TERMS, bounds, score, scored, total
+from vsr1.rewards.terms import RetrievalScores, RewardError, retrieval_gain, verification
+
+RIGHT, WRONG = "right", "wrong"
+MATCH = "<think> seen </think> <answer>matched</answer> <start>10</start> <end>20</end>"
+REJECT = "<think> no </think> <answer>not_matched</answer>"
+LOG3 = math.log(3) / 10  # at temperature 0.1 this lead over one negative is odds of 3 to 1, p = 0.75
+CONFIG = RewardConfig()
+
+
+def turn(text: str, video: str = RIGHT, *, before: float | None = None, after: float | None = None) -> Segment:
+    """A turn; with `after` it was refined, and each score is the right video's lead over a single negative at 0."""
+    reply = parse_reply(text, 100.0)
+    return Segment(
+        1, video, "", [1], [2], [-0.1], text, "stop", reply.verdict, reply.span,
+        None if after is None else np.zeros((8, 4), np.float32), [(video, 0.5)], 1, None, "v", 0, 0.1,
+        gt_score_before=before, gt_score_after=after,
+        negative_scores_before=None if before is None else [0.0], negative_scores_after=None if after is None else [0.0],
+    )  # fmt: skip
+
+
+def episode(*segments: Segment, gt_span: tuple[float, float] = (10.0, 20.0)) -> Trajectory:
+    return Trajectory("q7", "a query", RIGHT, gt_span, 100.0, 0, 0, list(segments), "matched")
+
+
+def terms(*segments: Segment, config: RewardConfig = CONFIG) -> dict[str, float]:
+    return score(episode(*segments), config)
+
+
+@pytest.mark.parametrize(
+    ("text", "video", "value"),
+    [
+        (MATCH, RIGHT, 1.0),
+        (MATCH, WRONG, -1.0),
+        (REJECT, WRONG, 1.0),
+        (REJECT, RIGHT, -1.0),
+        ("<answer>maybe</answer>", RIGHT, -1.0),
+        ("<answer>maybe</answer>", WRONG, -1.0),
+        ("", WRONG, -1.0),
+    ],
+)
+def test_verification(text: str, video: str, value: float) -> None:
+    assert terms(turn(text, video))["verification"] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("<think>x</think>", 1.0),
+        ("<think> </think>", 0.0),
+        ("<think></think>", 0.0),
+        ("<think>x</think><think> </think>", 0.0),  # the last one counts
+        ("<think>x", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_think_format(text: str, value: float) -> None:
+    assert terms(turn(text))["think_format"] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("<answer>matched</answer><start>1</start><end>2</end>", 1.0),
+        ("<answer>matched</answer><start>a</start><end></end>", 1.0),  # presence only
+        ("<answer>matched</answer><start>1</start>", 0.0),
+        ("<answer>matched</answer>", 0.0),
+        ("<answer>not_matched</answer>", 1.0),
+        ("<answer>not_matched</answer><start>1</start>", 1.0),  # not both
+        ("<answer>not_matched</answer><start>1</start><end>2</end>", 0.0),
+        ("<answer>maybe</answer><start>1</start><end>2</end>", 0.0),
+        ("<start>1</start><end>2</end>", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_time_format(text: str, value: float) -> None:
+    assert terms(turn(text))["time_format"] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "video", "value"),
+    [
+        (MATCH, RIGHT, 1.0),
+        ("<answer>matched</answer><start>15</start><end>25</end>", RIGHT, 5 / 15),
+        ("<answer>matched</answer><start>0</start><end>40</end>", RIGHT, 10 / 40),
+        ("<answer>matched</answer><start>30</start><end>40</end>", RIGHT, 0.0),  # apart
+        ("<answer>matched</answer><start>1</start><end>2</end><start>10</start><end>20</end>", RIGHT, 1.0),  # the last
+        ("<answer>matched</answer><start>20</start><end>10</end>", RIGHT, 0.0),  # reversed
+        ("<answer>matched</answer><start>15</start><end>15</end>", RIGHT, 0.0),  # empty
+        ("<answer>matched</answer><start>10</start>", RIGHT, 0.0),  # missing
+        ("<answer>matched</answer><start>ten</start><end>20</end>", RIGHT, 0.0),
+        ("<answer>matched</answer><start>nan</start><end>20</end>", RIGHT, 0.0),
+        (MATCH, WRONG, 0.0),  # wrong verdict
+        (REJECT, RIGHT, 0.0),
+        (REJECT, WRONG, 0.5),  # a correct rejection
+        (REJECT + "<start>1</start>", WRONG, 0.0),
+        (REJECT + "<start>1</start><end>2</end>", WRONG, 0.0),
+        ("", WRONG, 0.0),
+    ],
+)
+def test_temporal_iou(text: str, video: str, value: float) -> None:
+    assert terms(turn(text, video))["temporal_iou"] == pytest.approx(value)
+
+
+def test_a_span_that_is_not_finite_has_no_overlap() -> None:
+    segment = turn(MATCH)
+    segment.span = (10.0, math.inf)
+    assert terms(segment)["temporal_iou"] == 0.0
+
+
+def test_an_empty_true_moment_has_no_overlap() -> None:
+    assert score(episode(turn(MATCH), gt_span=(10.0, 10.0)), CONFIG)["temporal_iou"] == 0.0
+
+
+def test_a_true_moment_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(RewardError, match=r"temporal_iou.*'q7'"):
+        score(episode(turn(MATCH), gt_span=(10.0, math.nan)), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("form", "before", "after", "value"),
+    [
+        ("delta_p", 0.0, LOG3, 0.75 - 0.5),
+        ("delta_p", LOG3, 0.0, 0.5 - 0.75),
+        ("delta_p", 0.2, 0.2, 0.0),
+        ("p_after", 0.0, LOG3, 0.75),
+        ("p_after", LOG3, -LOG3, 0.25),
+    ],
+)
+def test_retrieval(form: str, before: float, after: float, value: float) -> None:
+    config = RewardConfig.model_validate({"retrieval_form": form})
+    for video, text in ((RIGHT, MATCH), (WRONG, REJECT)):  # what was shown or said makes no difference
+        assert terms(turn(text, video, before=before, after=after), config=config)["retrieval"] == pytest.approx(value)
+
+
+@pytest.mark.parametrize("penalty", [-0.3, 0.0])
+def test_no_refinement_costs_the_penalty(penalty: float) -> None:
+    result = terms(turn(MATCH, before=0.0), config=RewardConfig(no_refine_penalty=penalty))
+    assert result["retrieval"] == penalty
+    assert result["refine_presence"] == 0.0
+
+
+@pytest.mark.parametrize("form", ["delta_p", "p_after"])
+def test_no_negatives_no_reward(form: str) -> None:
+    segment = turn(MATCH, before=0.0, after=0.5)
+    segment.negative_scores_before = segment.negative_scores_after = []
+    result = terms(segment, config=RewardConfig.model_validate({"retrieval_form": form}))
+    assert result["retrieval"] == 0.0
+    assert result["refine_presence"] == 1.0
+
+
+def test_scores_that_were_not_asked_for_are_an_error() -> None:
+    with pytest.raises(RewardError, match=r"retrieval of query 'q7', turn 1: the scores before"):
+        terms(turn(MATCH, before=None, after=0.1))
+    segment = turn(MATCH, before=0.1, after=0.1)
+    segment.negative_scores_after = [0.0, 0.0]
+    with pytest.raises(RewardError, match="1 negatives before the refinement and 2 after"):
+        terms(segment)
+
+
+def test_a_score_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(RewardError, match=r"reward term retrieval of query 'q7' is nan"):
+        terms(turn(MATCH, before=0.0, after=math.nan))
+
+
+def test_extreme_scores_do_not_overflow() -> None:
+    high = RetrievalScores(1e6, np.array([-1e6] * 24))
+    low = RetrievalScores(-1e6, np.array([1e6] * 24))
+    assert retrieval_gain(low, high, "delta_p", 0.1) == 1.0
+    assert retrieval_gain(high, low, "delta_p", 0.1) == -1.0
+
+
+def test_an_episode_averages_its_turns_and_grounds_with_the_last() -> None:
+    first = turn(
+        "<answer>matched</answer>", WRONG, before=0.0, after=LOG3
+    )  # wrong, no reasoning, no times, p .5 to .75
+    second = turn(MATCH, RIGHT, before=LOG3)
+    assert terms(first, second) == pytest.approx(
+        {
+            "verification": 0.0,
+            "think_format": 0.5,
+            "time_format": 0.5,
+            "temporal_iou": 1.0,
+            "refine_presence": 0.5,
+            "retrieval": (0.25 - 0.3) / 2,
+        }
+    )
+
+
+def test_the_weighted_sum() -> None:
+    done = scored(episode(turn(MATCH, before=0.0, after=LOG3)), CONFIG)
+    assert list(done.terms) == list(TERMS)
+    assert done.reward == pytest.approx(1.2 + 0.05 + 0.05 + 0.45 + 0.1 + 0.8 * 0.25)
+
+
+def test_totals_need_exactly_the_terms() -> None:
+    with pytest.raises(RewardError, match="not the expected"):
+        total({"verification": 1.0}, CONFIG)
+    with pytest.raises(RewardError, match="weighted reward is inf"):
+        total(dict.fromkeys(TERMS, 1.0), RewardConfig(verification=math.inf))
+
+
+def test_an_episode_without_turns_is_not_scored() -> None:
+    with pytest.raises(RewardError, match="'q7' has no turns"):
+        terms()
+
+
+def test_scores_survive_json() -> None:
+    before = episode(turn(MATCH, before=0.25, after=0.5))
+    after = Trajectory.from_json(before.to_json())
+    assert after.last.gt_score_after == 0.5
+    assert after.last.negative_scores_before == [0.0]
+    assert score(after, CONFIG) == score(before, CONFIG)
+    assert verification(after, after.last) == 1.0
+
+
+SCORES = st.floats(-1, 1)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([MATCH, REJECT, ""]), st.sampled_from([RIGHT, WRONG]), SCORES, SCORES), min_size=1
+    ),
+    st.sampled_from(["delta_p", "p_after"]),
+)
+def test_every_term_is_bounded(turns: list[tuple[str, str, float, float]], form: str) -> None:
+    config = RewardConfig.model_validate({"retrieval_form": form})
+    result = terms(*(turn(text, video, before=b, after=a) for text, video, b, a in turns), config=config)
+    for name, value in result.items():
+        low, high = bounds(name, config)
+        assert low <= value <= high

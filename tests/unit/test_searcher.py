@@ -1,0 +1,219 @@
+"""The distributed search on shards in this process: answers, batching, and every way it can fail."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from vsr1.config import RetrievalConfig
+from vsr1.retrieval.corpus import Catalogue
+from vsr1.retrieval.index import RankTarget, Shard, ShardHits, ShardQuery
+from vsr1.retrieval.request import RetrievalError, SearchRequest
+from vsr1.retrieval.searcher import Searcher
+
+DIM = 3
+VECTORS = np.array([[1, 0, 0], [0.6, 0.8, 0], [0.6, 0.8, 0], [0, 0, 1], [0, 1, 0]], np.float32)
+CATALOGUE = Catalogue(["a", "b", "c", "d", "e"], DIM, "v1")
+QUICK = RetrievalConfig(batch_wait_ms=20, deadline_s=5)
+
+
+class WordEmbedder:
+    """Word i of "x y z" points along axis i; soft tokens are added. `nan` and `nothing` embed badly."""
+
+    def __init__(self, dim: int = DIM, seconds: float = 0.0) -> None:
+        self.dim = dim
+        self.seconds = seconds
+        self.calls: list[int] = []
+        self.threads: set[str] = set()
+
+    def embed_queries(self, queries: list[str], soft_tokens: list[np.ndarray | None] | None = None) -> np.ndarray:
+        self.calls.append(len(queries))
+        self.threads.add(threading.current_thread().name)
+        time.sleep(self.seconds)
+        if "broken" in queries:
+            raise KeyError("the model broke")
+        vectors = np.array([self._vector(query) for query in queries], np.float32)
+        for vector, soft in zip(vectors, soft_tokens or [None] * len(queries), strict=True):
+            if soft is not None:
+                vector += soft.sum(axis=0)
+        return vectors
+
+    def _vector(self, query: str) -> list[float]:
+        fixed = {"nan": [np.nan, 0.0, 0.0], "nothing": [0.0, 0.0, 0.0]}
+        return fixed.get(query) or [float(word in query.split()) for word in "xyz"]
+
+
+class LocalShard:
+    def __init__(self, name: str, first: int, end: int) -> None:
+        self.name = name
+        self.fault = ""
+        self.scatters: list[int] = []
+        self._shard = Shard(name, DIM)
+        self._shard.add(np.arange(first, end), VECTORS[first:end])
+
+    async def search(self, queries: list[ShardQuery]) -> list[ShardHits]:
+        self.scatters.append(len(queries))
+        if self.fault == "hangs":
+            await asyncio.sleep(60)
+        if self.fault == "dead":
+            raise RetrievalError(f"{self.name} is not available")
+        hits = [self._shard.search(query) for query in queries]
+        if self.fault == "forgets":
+            return [ShardHits(hit.rows[1:], hit.scores[1:], hit.probe_scores) for hit in hits]
+        return hits
+
+    async def count_above(self, targets: list[RankTarget]) -> list[int]:
+        return [self._shard.count_above(target) for target in targets]
+
+
+def searcher(
+    embedder: WordEmbedder | None = None, config: RetrievalConfig = QUICK, shards: int = 2
+) -> tuple[Searcher, list[LocalShard]]:
+    parts = [LocalShard(f"shard {i}", first, end) for i, (first, end) in enumerate(CATALOGUE.bounds(shards))]
+    return Searcher(CATALOGUE, embedder or WordEmbedder(), parts, config), parts
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_a_full_answer(shards: int) -> None:
+    async def story() -> None:
+        search, _ = searcher(shards=shards)
+        request = SearchRequest("x", k=3, exclude=["b", "b"], rank_of="c", scores_of=["e", "a", "e"])
+        result = await search.search(request)
+        assert [video for video, _ in result.retrieved] == ["a", "c", "d"]  # d and e tie at 0
+        assert result.retrieved[1][1] == pytest.approx(0.6)
+        assert result.rank_of == 3  # b ties with c, comes first by id, and counts although it is excluded
+        assert result.scores == {"e": 0.0, "a": 1.0}
+        assert (result.exhausted, result.index_version) == (False, "v1")
+        assert result.query_vector.tolist() == [1.0, 0.0, 0.0]
+
+    asyncio.run(story())
+
+
+def test_soft_tokens_and_vectors() -> None:
+    async def story() -> None:
+        embedder = WordEmbedder()
+        search, _ = searcher(embedder)
+        soft = np.array([[0, 0, 3.0], [0, 0, 4.0]], np.float32)
+        refined = await search.search(SearchRequest("x", soft_tokens=soft, k=1))
+        assert refined.retrieved == [("d", 7.0)]
+        assert refined.rank_of is None and refined.scores == {}
+        given = await search.search(SearchRequest(vector=np.array([0, 5.0, 0]), k=1))
+        assert given.retrieved == [("e", 1.0)]  # a vector counts by its direction
+        assert embedder.calls == [1]
+
+    asyncio.run(story())
+
+
+def test_everything_excluded_is_flagged() -> None:
+    async def story() -> None:
+        search, _ = searcher()
+        result = await search.search(SearchRequest("x", exclude=list("abcde"), rank_of="a"))
+        assert result.exhausted and result.retrieved == []
+        assert result.rank_of == 1
+        assert len((await search.search(SearchRequest("x", k=99, exclude=["a"]))).retrieved) == 4
+
+    asyncio.run(story())
+
+
+def test_requests_that_arrive_together_share_one_embedding_and_one_scatter() -> None:
+    async def story() -> None:
+        embedder = WordEmbedder()
+        search, parts = searcher(embedder)
+        requests = [SearchRequest(word, k=1, rank_of="a") for word in "xyzxyz"]
+        results = await asyncio.gather(*(search.search(request) for request in requests))
+        assert [result.retrieved[0][0] for result in results] == ["a", "e", "d", "a", "e", "d"]
+        assert [result.rank_of for result in results] == [1, 4, 2, 1, 4, 2]
+        assert embedder.calls == [6]
+        assert [part.scatters for part in parts] == [[6], [6]]
+        assert search.counts == {"requests": 6, "batches": 1, "embed_calls": 1, "embedded": 6, "largest_batch": 6}
+        assert embedder.threads == {"embedder_0"}
+
+    asyncio.run(story())
+
+
+def test_the_event_loop_is_free_while_queries_are_embedded() -> None:
+    async def story() -> None:
+        search, _ = searcher(WordEmbedder(seconds=0.3))
+        task = asyncio.create_task(search.search(SearchRequest("x")))
+        await asyncio.sleep(0.1)
+        start = time.monotonic()
+        await asyncio.sleep(0)
+        assert time.monotonic() - start < 0.1
+        assert not task.done()
+        await task
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (SearchRequest("x", exclude=["a", "nope"]), r"exclude: 'nope' not in the corpus of 5 videos, index v1"),
+        (SearchRequest("x", rank_of="nope"), "rank_of: 'nope'"),
+        (SearchRequest("x", scores_of=["nope"]), "scores_of: 'nope'"),
+        (SearchRequest("x", soft_tokens=np.ones((8, 2))), r"soft tokens of query 'x' .*\(8, 2\)"),
+        (SearchRequest("x", soft_tokens=np.full((8, 3), np.nan)), "must be finite"),
+        (SearchRequest(vector=np.ones(2)), r"the query vector has shape \(2,\)"),
+        (SearchRequest(vector=np.zeros(3)), "the query vector is all zeros"),
+        (SearchRequest(vector=np.array([1, np.inf, 0])), "the query vector is not finite"),
+        (SearchRequest("nan"), "the embedding of query 'nan' is not finite"),
+        (SearchRequest("nothing"), "the embedding of query 'nothing' is all zeros"),
+    ],
+)
+def test_a_wrong_request_fails_alone(request_: SearchRequest, says: str) -> None:
+    async def story() -> None:
+        search, _ = searcher()
+        good, bad = await asyncio.gather(
+            search.search(SearchRequest("x", k=1)), search.search(request_), return_exceptions=True
+        )
+        assert not isinstance(good, BaseException) and good.retrieved == [("a", 1.0)]
+        with pytest.raises(RetrievalError, match=says):
+            raise bad if isinstance(bad, BaseException) else AssertionError("answered")
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("dead", "shard 1 is not available"),
+        ("hangs", r"no answer within retrieval\.deadline_s=0\.2 s; waiting for shard 1"),
+        ("forgets", "the shards gave 4 videos where 5 were due"),
+    ],
+)
+def test_a_faulty_shard_is_an_error_and_the_next_search_is_fine(fault: str, says: str) -> None:
+    async def story() -> None:
+        search, parts = searcher(config=RetrievalConfig(batch_wait_ms=0, deadline_s=0.2))
+        parts[1].fault = fault
+        with pytest.raises(RetrievalError, match=says):
+            await search.search(SearchRequest("x"))
+        parts[1].fault = ""
+        await asyncio.sleep(0.05)
+        assert len((await search.search(SearchRequest("x"))).retrieved) == 5
+
+    asyncio.run(story())
+
+
+def test_a_slow_embedder_is_named() -> None:
+    async def story() -> None:
+        search, _ = searcher(WordEmbedder(seconds=0.4), RetrievalConfig(batch_wait_ms=0, deadline_s=0.1))
+        with pytest.raises(RetrievalError, match="waiting for the query embedder"):
+            await search.search(SearchRequest("x"))
+
+    asyncio.run(story())
+
+
+def test_an_embedder_that_fails_is_not_hidden() -> None:
+    async def story() -> None:
+        search, _ = searcher()
+        with pytest.raises(KeyError, match="the model broke"):
+            await search.search(SearchRequest("broken"))
+
+    asyncio.run(story())
+
+
+def test_an_embedder_of_another_width_is_refused() -> None:
+    with pytest.raises(RetrievalError, match=r"vectors of 4 numbers, but the corpus \(index v1\) holds 3"):
+        searcher(WordEmbedder(dim=4))

@@ -1,0 +1,71 @@
+"""What a search asks, what it answers and how it fails.
+
+A search answers in full or raises `RetrievalError`. `retrieved` has min(k, videos not excluded) entries; it is empty only
+when everything is excluded, and then `exhausted` says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+
+class RetrievalError(RuntimeError):
+    """A search, or a corpus, that cannot be answered or served; the message names the part at fault."""
+
+
+class QueryEmbedder(Protocol):
+    """What the search needs of an embedder; `vsr1.model.embedder.Embedder` is the one in use."""
+
+    dim: int
+
+    def embed_queries(self, queries: list[str], soft_tokens: list[np.ndarray | None] | None = None) -> np.ndarray:
+        """Unit vectors, float32 [n, dim], of n texts with optional soft tokens, float32 [N, dim] each."""
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """Either a text, with soft tokens if it was refined, or a ready vector.
+
+    Raises:
+        RetrievalError: neither or both of text and vector, soft tokens without a text, or k below 1.
+    """
+
+    query: str | None = None
+    soft_tokens: np.ndarray | None = None  # [N, dim] float32
+    vector: np.ndarray | None = None  # [dim]; only its direction counts
+    k: int = 10
+    exclude: list[str] = field(default_factory=list)  # never in `retrieved`; no effect on rank and scores
+    rank_of: str | None = None
+    scores_of: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if (self.query is None) == (self.vector is None):
+            raise RetrievalError("a search needs either a query text or a vector, not both and not neither")
+        if self.soft_tokens is not None and self.query is None:
+            raise RetrievalError("soft tokens go into a query text; a search by vector cannot take them")
+        if self.k < 1:
+            raise RetrievalError(f"a search for k={self.k} videos asks for nothing; k must be at least 1")
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The answer to one `SearchRequest`. Scores are inner products of unit vectors."""
+
+    retrieved: list[tuple[str, float]]  # by (-score, id)
+    exhausted: bool  # every video of the corpus was excluded
+    rank_of: int | None  # among all videos, nothing excluded, 1 is best, ties by id; None if not asked
+    scores: dict[str, float]  # of `scores_of`
+    index_version: str
+    query_vector: np.ndarray  # [dim] float32, unit length
+
+
+def vector_problem(vector: np.ndarray, dim: int) -> str | None:
+    """Why a vector has no direction to search in, None if it has one."""
+    if vector.shape != (dim,):
+        return f"has shape {vector.shape}, not ({dim},)"
+    if not np.isfinite(vector).all():
+        return "is not finite"
+    return None if np.any(vector) else "is all zeros"

@@ -1,0 +1,1 @@
+"""Task rewards: pure functions of a trajectory, each bounded and logged by name."""

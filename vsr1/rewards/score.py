@@ -1,0 +1,86 @@
+"""From turns to one number: each term is averaged over the turns, checked against its bounds, weighted and added.
+
+A trajectory either gets all six terms, finite and within bounds, or a `RewardError`; nothing is scored by default.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from statistics import fmean
+
+from vsr1.agent.trajectory import Trajectory
+from vsr1.config import RewardConfig
+from vsr1.rewards.terms import (
+    RewardError,
+    refine_presence,
+    retrieval,
+    temporal_iou,
+    think_format,
+    time_format,
+    verification,
+)
+
+TERMS = ("verification", "think_format", "time_format", "temporal_iou", "refine_presence", "retrieval")
+
+
+def score(trajectory: Trajectory, config: RewardConfig) -> dict[str, float]:
+    """The unweighted terms by name, in the order of `TERMS`.
+
+    `temporal_iou` is that of the final turn; every other term is the mean over the turns.
+
+    Raises:
+        RewardError: no turns, a term without its inputs, or a term that is not finite or out of bounds.
+    """
+    segments, query_id = trajectory.segments, trajectory.query_id
+    if not segments:
+        raise RewardError(
+            f"query {query_id!r} has no turns to score; a rollout that failed must be reissued or dropped"
+        )
+    terms = {
+        "verification": fmean(verification(trajectory, segment) for segment in segments),
+        "think_format": fmean(think_format(segment) for segment in segments),
+        "time_format": fmean(time_format(segment) for segment in segments),
+        "temporal_iou": temporal_iou(trajectory),
+        "refine_presence": fmean(refine_presence(segment) for segment in segments),
+        "retrieval": fmean(retrieval(query_id, segment, config) for segment in segments),
+    }
+    for name, value in terms.items():
+        low, high = bounds(name, config)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise RewardError(f"reward term {name} of query {query_id!r} is {value}, outside [{low}, {high}]")
+    return terms
+
+
+def bounds(term: str, config: RewardConfig) -> tuple[float, float]:
+    """Lowest and highest possible value of a term."""
+    if term == "verification":
+        return -1.0, 1.0
+    if term == "retrieval":
+        lowest = -1.0 if config.retrieval_form == "delta_p" else 0.0
+        return min(lowest, config.no_refine_penalty), 1.0
+    return 0.0, 1.0
+
+
+def total(terms: dict[str, float], config: RewardConfig) -> float:
+    """Sum of weight times term over `TERMS`.
+
+    Raises:
+        RewardError: a term is missing or unknown, or the sum is not finite.
+    """
+    if set(terms) != set(TERMS):
+        raise RewardError(f"reward terms {sorted(terms)} are not the expected {sorted(TERMS)}")
+    reward = sum(getattr(config, name) * terms[name] for name in TERMS)
+    if not math.isfinite(reward):
+        raise RewardError(f"the weighted reward is {reward}; check the weights in `rewards` and the terms {terms}")
+    return float(reward)
+
+
+def scored(trajectory: Trajectory, config: RewardConfig) -> Trajectory:
+    """A copy with `terms` and `reward` filled in.
+
+    Raises:
+        RewardError: as `score` and `total`.
+    """
+    terms = score(trajectory, config)
+    return replace(trajectory, terms=terms, reward=total(terms, config))

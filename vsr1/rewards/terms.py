@@ -1,0 +1,132 @@
+"""The reward terms of Stage 2, unweighted; each follows the table of method.md §4.4.
+
+Every function is pure and looks at one turn, except `temporal_iou`, which looks at the end of the whole trajectory. The
+verdict and the span are those the agent acted on, so a reward never disagrees with the loop about what was said.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vsr1.agent.parse import last_element
+from vsr1.agent.trajectory import Segment, Trajectory
+from vsr1.config import RewardConfig
+from vsr1.metrics.temporal import temporal_iou as overlap
+
+CORRECT_REJECTION = 0.5  # temporal IoU of a correct "not_matched" that gives no time
+
+
+class RewardError(ValueError):
+    """A reward that cannot be computed or is out of bounds; the message names the term and the query."""
+
+
+@dataclass(frozen=True)
+class RetrievalScores:
+    """Similarity of one query vector to the right video and to its negatives."""
+
+    positive: float
+    negatives: np.ndarray  # [n] float
+
+    def probability(self, temperature: float) -> float:
+        """softmax([positive, negatives…] / temperature)[0], in 0..1 (method.md §4.4)."""
+        logits = np.append(np.float64(self.positive), np.asarray(self.negatives, np.float64)) / temperature
+        weights = np.exp(logits - logits.max())
+        return float(weights[0] / weights.sum())
+
+
+def verification(trajectory: Trajectory, segment: Segment) -> float:
+    """+1 if "matched" was said about the right video or "not_matched" about a wrong one, else -1."""
+    right = "matched" if segment.video_id == trajectory.gt_video else "not_matched"
+    return 1.0 if segment.verdict == right else -1.0
+
+
+def think_format(segment: Segment) -> float:
+    """1 if the last `<think>` element holds anything but blanks, else 0."""
+    return float(bool((last_element(segment.text, "think") or "").strip()))
+
+
+def time_format(segment: Segment) -> float:
+    """For "matched" 1 iff both time tags are there, for "not_matched" 1 iff not both are, else 0."""
+    has_start, has_end = _time_tags(segment)
+    if segment.verdict == "matched":
+        return float(has_start and has_end)
+    return float(segment.verdict == "not_matched" and not (has_start and has_end))
+
+
+def refine_presence(segment: Segment) -> float:
+    """1 if the refine token was sampled, else 0."""
+    return float(segment.refined)
+
+
+def temporal_iou(trajectory: Trajectory) -> float:
+    """Overlap of the final turn's span with the true moment, in 0..1.
+
+    0 after a wrong verdict; 0.5 for a correct "not_matched" without any time tag, 0 with one. For a correct "matched"
+    the intersection over union in seconds, 0 without a usable span.
+
+    Raises:
+        RewardError: the true moment is not finite.
+    """
+    last = trajectory.last
+    if not all(math.isfinite(value) for value in trajectory.gt_span):
+        raise RewardError(
+            f"temporal_iou of query {trajectory.query_id!r}: the true moment {trajectory.gt_span} is not finite; "
+            "check its annotation"
+        )
+    if verification(trajectory, last) < 0:
+        return 0.0
+    if last.verdict == "not_matched":
+        return 0.0 if any(_time_tags(last)) else CORRECT_REJECTION
+    if last.span is None or not all(math.isfinite(value) for value in last.span):
+        return 0.0
+    return overlap(last.span, trajectory.gt_span)
+
+
+def retrieval(query_id: str, segment: Segment, config: RewardConfig) -> float:
+    """What this turn's refinement did to the probability p of the right video among its negatives.
+
+    `no_refine_penalty` without a refinement, 0 without negatives, else p_after - p_before (`delta_p`, the reference's
+    code) or p_after (`p_after`, the paper). Whether the shown video matched makes no difference.
+
+    Raises:
+        RewardError: the turn was refined but its scores were not asked for, or before and after differ in length.
+    """
+    if not segment.refined:
+        return config.no_refine_penalty
+    before = _scores(query_id, segment, "before", segment.gt_score_before, segment.negative_scores_before)
+    after = _scores(query_id, segment, "after", segment.gt_score_after, segment.negative_scores_after)
+    if len(before.negatives) != len(after.negatives):
+        raise RewardError(
+            f"retrieval of query {query_id!r}, turn {segment.turn}: {len(before.negatives)} negatives before the "
+            f"refinement and {len(after.negatives)} after it; ask both searches for the same videos"
+        )
+    return retrieval_gain(before, after, config.retrieval_form, config.retrieval_temperature)
+
+
+def retrieval_gain(
+    before: RetrievalScores, after: RetrievalScores, form: Literal["delta_p", "p_after"], temperature: float
+) -> float:
+    """p_after - p_before in (-1, 1), or p_after in (0, 1]; 0 without negatives."""
+    if len(after.negatives) == 0:
+        return 0.0
+    p_after = after.probability(temperature)
+    return p_after if form == "p_after" else p_after - before.probability(temperature)
+
+
+def _time_tags(segment: Segment) -> tuple[bool, bool]:
+    return last_element(segment.text, "start") is not None, last_element(segment.text, "end") is not None
+
+
+def _scores(
+    query_id: str, segment: Segment, when: str, positive: float | None, negatives: list[float] | None
+) -> RetrievalScores:
+    if positive is None or negatives is None:
+        raise RewardError(
+            f"retrieval of query {query_id!r}, turn {segment.turn}: the scores {when} the refinement are missing; "
+            "every search of a training rollout must ask for the scores of the right video and of its negatives"
+        )
+    return RetrievalScores(positive, np.asarray(negatives, np.float64))
