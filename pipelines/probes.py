@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from packaging.specifiers import SpecifierSet
 
-from pipelines.machine import GIB, available_memory_gib, cores, free_disk_gib
+from pipelines.machine import GIB, free_disk_gib
 from pipelines.plan import PlanError, capacity, placement_plan
 from vsr1.config import Config
 
@@ -83,14 +83,14 @@ def package_versions(
 
 
 def cpu_and_memory(config: Config) -> list[Check]:
-    found = f"{cores()} cores, {available_memory_gib():.1f} GiB of memory free"
     try:
-        plan = placement_plan(config, capacity(config))
+        there = capacity(config)
     except ConnectionError as error:
         fix = "start the cluster, or unset cluster.address to run on this machine"
         return [Check("CPU and memory", False, f"cluster {config.cluster.address}: {_last_line(str(error))}", fix)]
+    found = f"{there.name}: {there.total('cpus'):g} CPUs, {there.total('memory_gib'):.1f} GiB for actors"
     try:
-        plan.check()
+        placement_plan(config, there).check()
     except PlanError as error:
         return [Check("CPU and memory", False, found, "; ".join(str(error).splitlines()))]
     return [Check("CPU and memory", True, found, "")]

@@ -59,13 +59,11 @@ def deepspeed_steps() -> str:
 
 
 def vllm_imports() -> str:
-    """Import vLLM as the engine does, which fails on a CPU build of torch without the compatibility shim."""
-    from vsr1 import compat
+    """Import vLLM as its own processes do, with the compatibility shim, and register the policy's model class."""
+    from vsr1.engine.plugin import register
 
-    compat.prepare()
-    import vllm
-
-    return f"vLLM {vllm.__version__} imported"
+    register()
+    return "vLLM imported and knows the policy's model class"
 
 
 SELFTESTS = {"ray": ray_starts, "deepspeed": deepspeed_steps, "vllm": vllm_imports}
