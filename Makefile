@@ -11,13 +11,13 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) .ci/preflight.py

@@ -6,7 +6,8 @@ capacity or that has an actor larger than every node; it does not pack actors on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import socket
+from dataclasses import dataclass
 
 import ray
 import torch
@@ -19,6 +20,7 @@ RESOURCES = ("cpus", "gpus", "memory_gib")
 _UNITS = {"cpus": "CPUs", "gpus": "GPUs", "memory_gib": "GiB of memory"}
 # Sums of fractions of a CPU are not exact.
 _TOLERANCE = 1e-6
+_ANSWER_LIMIT_S = 10.0
 
 
 class PlanError(RuntimeError):
@@ -76,7 +78,7 @@ class Role:
 @dataclass(frozen=True)
 class Plan:
     roles: tuple[Role, ...]
-    available: Capacity | None = field(default=None)
+    available: Capacity | None = None
 
     def total(self, resource: str) -> float:
         return sum(role.total(resource) for role in self.roles)
@@ -184,6 +186,7 @@ def cluster_capacity(address: str) -> Capacity:
     """
     connected_here = not ray.is_initialized()
     if connected_here:
+        _require_answer(address)
         ray.init(address=address, log_to_driver=False)
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -197,6 +200,19 @@ def cluster_capacity(address: str) -> Capacity:
         name=f"the cluster at {address}",
         grow="add nodes to the cluster",
     )
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself tries an address where nothing listens for more than three minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_LIMIT_S).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"cluster.address={address}: nothing answers there ({error}); start the cluster or correct the address"
+        ) from error
 
 
 def capacity(config: Config) -> Capacity:

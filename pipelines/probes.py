@@ -87,7 +87,7 @@ def cpu_and_memory(config: Config) -> list[Check]:
         there = capacity(config)
     except ConnectionError as error:
         fix = "start the cluster, or unset cluster.address to run on this machine"
-        return [Check("CPU and memory", False, f"cluster {config.cluster.address}: {_last_line(str(error))}", fix)]
+        return [Check("CPU and memory", False, _last_line(str(error)), fix)]
     found = f"{there.name}: {there.total('cpus'):g} CPUs, {there.total('memory_gib'):.1f} GiB for actors"
     try:
         placement_plan(config, there).check()

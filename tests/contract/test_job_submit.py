@@ -103,3 +103,13 @@ def test_without_the_token_the_job_server_refuses(local_head: LocalHead, change:
     done = subprocess.run([RAY, "job", "list"], env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "AuthenticationError" in done.stderr
+
+
+def test_the_plan_sees_what_the_cluster_has(local_head: LocalHead) -> None:
+    script = (
+        "import sys; from pipelines.plan import cluster_capacity; print(cluster_capacity(sys.argv[1]).total('cpus'))"
+    )
+    command = [sys.executable, "-c", script, local_head.gcs]
+    done = subprocess.run(command, env=local_head.env, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "2.0"

@@ -57,6 +57,11 @@ def test_a_job_too_large_for_the_machine_fails_with_the_key():
     assert not check.ok and "cluster.rollout.memory_gib" in check.fix and "\n" not in check.fix
 
 
+def test_a_cluster_that_is_not_there_is_a_failed_check():
+    (check,) = probes.cpu_and_memory(load_config(None, ["cluster.address=127.0.0.1:1"]))
+    assert not check.ok and "127.0.0.1:1" in check.found and "cluster.address" in check.fix
+
+
 def test_a_gpu_is_asked_for_only_by_a_configuration_that_uses_it(monkeypatch):
     monkeypatch.setattr(probes.torch.cuda, "device_count", lambda: 0)
     assert probes.gpu(Config())[0].ok

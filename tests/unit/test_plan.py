@@ -1,12 +1,13 @@
 """The placement plan adds up, and a job that does not fit is told which key to lower."""
 
 import io
+import socket
 
 import pytest
 from rich.console import Console
 
 from pipelines.machine import available_memory_gib, free_disk_gib
-from pipelines.plan import Capacity, NodeCapacity, Plan, PlanError, local_capacity, placement_plan
+from pipelines.plan import Capacity, NodeCapacity, Plan, PlanError, cluster_capacity, local_capacity, placement_plan
 from vsr1.config import Config, load_config
 
 
@@ -105,3 +106,11 @@ def test_container_limit_lowers_the_memory(tmp_path):
 
 def test_free_disk_of_a_folder_that_does_not_exist_yet(tmp_path):
     assert free_disk_gib(tmp_path / "not" / "yet") == pytest.approx(free_disk_gib(tmp_path), abs=1)
+
+
+def test_an_address_where_nothing_listens_fails_at_once():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    with pytest.raises(ConnectionError, match=f"cluster.address=127.0.0.1:{port}: nothing answers"):
+        cluster_capacity(f"127.0.0.1:{port}")
