@@ -1,0 +1,32 @@
+# make demo | test | lint | clean. Each first makes `.venv` when it is missing or pyproject.toml has changed.
+.DELETE_ON_ERROR:
+.PHONY: demo test lint clean
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+
+demo: $(STAMP)
+	$(BIN)/vsr1 demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+	$(BIN)/lint-imports --no-logo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) .ci/preflight.py
+	@echo "vsr1: installing into .venv with $(PYTHON): about 4 GiB, 2 to 5 minutes"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[cpu,dev]" || { \
+	  echo "vsr1: the installation failed; if torch==2.13.0+cpu was not found, give pip the CPU wheels of torch: CONTRIBUTING.md, Setup" >&2; \
+	  exit 1; }
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

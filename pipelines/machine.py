@@ -1,0 +1,42 @@
+"""What this machine has: cores, memory and free disk, with the limits of a container taken into account.
+
+Reads /proc and /sys only; every function takes the text or the folder it reads as an argument's default, so a test can
+give its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+GIB = 1024**3
+_PROC = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """Cores this process may use; fewer than the machine's when it is pinned."""
+    return len(os.sched_getaffinity(0))
+
+
+def available_memory_gib(meminfo: Path = _PROC, cgroup: Path = _CGROUP) -> float:
+    """Memory that new processes can take, in GiB: MemAvailable, or what the control group leaves when that is less.
+
+    Raises:
+        OSError: there is no /proc/meminfo; only Linux is supported.
+    """
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = cgroup / "memory.max", cgroup / "memory.current"
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return available / GIB
+
+
+def free_disk_gib(folder: Path) -> float:
+    """Free space, in GiB, where `folder` is or would be made."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free / GIB

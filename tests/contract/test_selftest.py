@@ -1,0 +1,19 @@
+"""The heavy parts that the doctor starts really run here, each in its own process."""
+
+import sys
+
+import pytest
+
+from pipelines.probes import run_selftest
+
+
+@pytest.mark.parametrize(("selftest", "words"), [("ray", "ran a task"), ("deepspeed", "step"), ("vllm", "imported")])
+def test_the_selftest_passes(selftest, words):
+    ok, found = run_selftest([sys.executable, "-m", "pipelines.selftest", selftest])
+    assert ok, found
+    assert words in found
+
+
+def test_an_unknown_selftest_is_refused():
+    ok, found = run_selftest([sys.executable, "-m", "pipelines.selftest", "other"])
+    assert not ok and "ray|deepspeed|vllm" in found
