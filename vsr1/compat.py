@@ -1,48 +1,74 @@
 """Lets torchvision, vLLM and transformers load beside a CPU build of torch.
 
 The registry's torchvision, torchaudio and torchcodec wheels are CUDA builds whose native libraries cannot load next to
-`torch==*+cpu`. `prepare` hides the two audio/codec packages and declares the two torchvision operators that its Python
-code registers kernels for. It does nothing on a CUDA build, or when torchvision's native library loads.
+`torch==*+cpu`. `hide_broken_packages` makes the two audio/codec packages look absent, before transformers asks for them;
+`prepare` declares the two torchvision operators that its Python code registers kernels for. Neither does anything on a
+CUDA build, or when torchvision's native library loads.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-import torch
+_OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_declared: list[Any] = []  # keeps the torch library object alive
 
-_OPERATORS = {
-    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-}
-_library: torch.library.Library | None = None
+
+def hide_broken_packages() -> None:
+    """Cheap (imports no torch); runs when `vsr1` is imported."""
+    if version("torch").endswith("+cpu"):
+        for name in ("torchaudio", "torchcodec"):
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def prepare() -> None:
     """Call before anything imports torchvision, transformers' video processors or vLLM. Safe to call twice."""
-    global _library
-    if torch.version.cuda is not None or _library is not None or "torchvision" in sys.modules:
+    import torch
+
+    if torch.version.cuda is not None or _declared or "torchvision" in sys.modules or _torchvision_loads():
         return
-    for name in ("torchaudio", "torchcodec"):
-        if name not in sys.modules and importlib.util.find_spec(name) is not None:
-            sys.modules[name] = None  # type: ignore[assignment]
-    if _torchvision_loads():
-        return
-    _library = torch.library.Library("torchvision", "DEF")
-    for schema in _OPERATORS.values():
-        _library.define(schema)
+    library = torch.library.Library("torchvision", "DEF")
+    for schema in _OPERATORS:
+        library.define(schema)
+    _declared.append(library)
+
+
+@contextmanager
+def prepared_children() -> Iterator[None]:
+    """Processes spawned inside run `prepare` first.
+
+    A spawned process imports its parent's main module before anything else, and vLLM spawns its engine from inside Ray
+    actors; naming this module as the main one gets there before vLLM imports torchvision.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = sys.modules[__name__]
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _torchvision_loads() -> bool:
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.submodule_search_locations is None:
-        return True
-    from pathlib import Path
+    import torch
 
-    for library in Path(spec.submodule_search_locations[0]).glob("_C*.so"):
-        try:
-            torch.ops.load_library(library)
-        except OSError:
-            return False
+    spec = find_spec("torchvision")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for library in Path(folder).glob("_C*.so"):
+            try:
+                torch.ops.load_library(library)
+            except OSError:
+                return False
     return True
+
+
+if __name__ == "__mp_main__":
+    prepare()

@@ -220,7 +220,9 @@ def load_config(path: Path | str | None, overrides: list[str] | None = None) -> 
             raise ConfigError(f"override {entry!r} is not of the form section.key=value")
     try:
         tree = OmegaConf.merge(
-            OmegaConf.load(path) if path is not None else OmegaConf.create(), OmegaConf.from_dotlist(overrides or [])
+            OmegaConf.create(Config().model_dump(mode="json")),  # under a partly given section lie its own defaults
+            OmegaConf.load(path) if path is not None else OmegaConf.create(),
+            OmegaConf.from_dotlist(overrides or []),
         )
         values = OmegaConf.to_container(tree, resolve=True)
     except (OmegaConfBaseException, YAMLError) as error:

@@ -12,10 +12,12 @@ import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from vsr1 import compat
 from vsr1.config import EngineConfig
 from vsr1.engine.plugin import ENGINE_ARCHITECTURE, register
 from vsr1.formats.checkpoint import head_sizes, refine_token_id, weight_shapes
@@ -79,11 +81,14 @@ class PolicyEngine:
             "latent_slots": config.latent_slots,
             "text_config": {"vocab_size": rows + config.latent_slots * MAX_DEPTH},
         }
-        memory = (
+        options: dict[str, Any] = (
             {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
             if device == "cpu"
             else {"gpu_memory_utilization": config.gpu_memory_utilization}
         )
+        if "mm_device_do_normalize" in AsyncEngineArgs.__dataclass_fields__:
+            # vLLM's device-side normalisation takes the image processor's mean and deviation for videos too.
+            options["mm_device_do_normalize"] = False
         args = AsyncEngineArgs(
             model=str(folder),
             hf_overrides=overrides,
@@ -100,9 +105,10 @@ class PolicyEngine:
             async_scheduling=False,  # the logits processor needs the newest token
             enable_log_requests=False,
             disable_log_stats=True,
-            **memory,
+            **options,
         )
-        llm = AsyncLLM.from_engine_args(args)
+        with compat.prepared_children():
+            llm = AsyncLLM.from_engine_args(args)
         return cls(llm, ClipProcessor(folder), config, embedder_dim)
 
     async def generate(
@@ -182,13 +188,14 @@ class PolicyEngine:
         refined = self._refine_token in ids
         if refined:
             ids = ids[: ids.index(self._refine_token) + 1]
+        reason = "refined" if refined else "length" if len(ids) > max_tokens else "stop"
+        ids = ids[:max_tokens]  # what follows was forced, not sampled
         logprobs = [step[token].logprob for token, step in zip(ids, completion.logprobs, strict=False)]
         latents = soft = None
         if refined:
             [(_, raw_latents, raw_soft)] = await self._llm.collective_rpc("take_latents", args=(slot, depth))
             latents = np.frombuffer(raw_latents, np.float32).reshape(depth, -1)
             soft = np.frombuffer(raw_soft, np.float32).reshape(depth, self._embedder_dim)
-        reason = "refined" if refined else "length" if len(ids) > max_tokens else "stop"
         text = self.processor.tokenizer.decode(ids, skip_special_tokens=False)
         return Reply(list(output.prompt_token_ids), ids, logprobs, text, reason, latents, soft, self.weight_version)
 

@@ -6,8 +6,11 @@ ENGINE_ARCHITECTURE = "VideoSearchPolicy"
 
 
 def register() -> None:
+    """Registers the class itself, not its name: by name vLLM would inspect it in a bare process without `compat`."""
     compat.prepare()
     from vllm import ModelRegistry
 
     if ENGINE_ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(ENGINE_ARCHITECTURE, "vsr1.engine.model:VideoSearchPolicyForVllm")
+        from vsr1.engine.model import VideoSearchPolicyForVllm
+
+        ModelRegistry.register_model(ENGINE_ARCHITECTURE, VideoSearchPolicyForVllm)

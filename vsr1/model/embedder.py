@@ -16,7 +16,7 @@ from transformers import Qwen3VLModel
 from vsr1.formats.clips import Clip
 from vsr1.model.forward import Row, prefill
 from vsr1.model.vision import encode_clips
-from vsr1.video.processor import ClipProcessor
+from vsr1.video.processor import ClipProcessor, ProcessedClip
 
 INSTRUCTION = "Represent the user's input."
 TAIL_TOKENS = 6  # soft tokens go in before these
@@ -56,7 +56,7 @@ class Embedder:
             queries: n texts; each is cut to 128 tokens.
             soft_tokens: per text None or float32 [N, dim], embeddings to put in.
         """
-        soft = None if soft_tokens is None else [None if s is None else torch.from_numpy(s) for s in soft_tokens]
+        soft = None if soft_tokens is None else [None if s is None else torch.tensor(s) for s in soft_tokens]
         with torch.no_grad():
             return self.query_vectors(queries, soft).cpu().numpy()
 
@@ -99,11 +99,11 @@ class Embedder:
             self.model.visual, [clip.pixels.to(dtype) for clip in processed], [clip.grid for clip in processed]
         )
         ids = [self._clip_ids(clip) for clip in processed]
-        rows = [Row(tokens, i, clip.grid) for i, (tokens, clip) in enumerate(zip(ids, processed, strict=True))]
+        rows = [Row(tokens, [], i, clip.grid) for i, (tokens, clip) in enumerate(zip(ids, processed, strict=True))]
         state = prefill(self.model, rows, features, keep_cache=False)
         return torch.nn.functional.normalize(state.after_norm[:, -1].float(), dim=-1)
 
-    def _clip_ids(self, clip) -> list[int]:  # noqa: ANN001
+    def _clip_ids(self, clip: ProcessedClip) -> list[int]:
         ids = self.processor.expand(template("<|video_pad|>"), clip)
         end = self.processor.tokenizer.encode("")  # what the tokenizer appends to every text
         return ids + end

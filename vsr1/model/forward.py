@@ -20,11 +20,18 @@ from vsr1.model.vision import Grid, VisionFeatures
 
 @dataclass
 class Row:
-    """One sequence: all its tokens, and which clip of the batch its video tokens show (None without video)."""
+    """One sequence, and which clip of the batch its prompt's video tokens show (None without video).
 
-    token_ids: list[int]
+    Video tokens that were sampled are text.
+    """
+
+    prompt: list[int]
+    response: list[int]
     clip: int | None
     grid: Grid | None
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
 
 
 @dataclass
@@ -38,11 +45,12 @@ class ForwardState:
     cache: DynamicCache | None
 
 
-def rotary_positions(token_ids: list[int], video_token: int, grid: Grid | None, merge: int) -> torch.Tensor:
+def rotary_positions(row: Row, video_token: int, merge: int) -> torch.Tensor:
     """Positions on the three rotary axes, int64 [3, T]; equal to the stock `get_rope_index` (tested)."""
+    grid = row.grid
     columns: list[torch.Tensor] = []
     at = 0
-    for is_video, run in groupby(token_ids, lambda token: token == video_token):
+    for is_video, run in groupby(row.prompt, lambda token: token == video_token):
         count = len(list(run))
         if not is_video:
             columns.append((torch.arange(count) + at).expand(3, count))
@@ -57,6 +65,7 @@ def rotary_positions(token_ids: list[int], video_token: int, grid: Grid | None, 
         across = torch.arange(cols).repeat(rows) + at
         columns.append(torch.stack([torch.full((count,), at), down, across]))
         at += max(rows, cols)
+    columns.append((torch.arange(len(row.response)) + at).expand(3, -1))
     return torch.cat(columns, dim=1)
 
 
@@ -75,20 +84,22 @@ def prefill(
     device = text.embed_tokens.weight.device
     video_token = model.config.video_token_id
     merge = model.config.vision_config.spatial_merge_size
-    width = max(len(row.token_ids) for row in rows)
+    width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_token, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     positions = torch.zeros((3, len(rows), width), dtype=torch.long)
+    is_prompt = torch.zeros((len(rows), width), dtype=torch.bool)
     for i, row in enumerate(rows):
-        count = len(row.token_ids)
-        ids[i, width - count :] = torch.tensor(row.token_ids)
-        mask[i, width - count :] = 1
-        positions[:, i, width - count :] = rotary_positions(row.token_ids, video_token, row.grid, merge)
+        start = width - len(row)
+        ids[i, start:] = torch.tensor(row.prompt + row.response)
+        mask[i, start:] = 1
+        is_prompt[i, start : start + len(row.prompt)] = True
+        positions[:, i, start:] = rotary_positions(row, video_token, merge)
+    is_video = (is_prompt & (ids == video_token)).to(device)
     ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
 
     embeds = text.embed_tokens(ids)
     shown = [features[row.clip] for row in rows if row.clip is not None]
-    is_video = (ids == video_token) & mask.bool()
     deepstack = None
     if shown:
         tokens = torch.cat([feature.tokens for feature in shown])
@@ -119,17 +130,17 @@ def roll_latents(policy: VideoSearchPolicy, state: ForwardState, depth: int) -> 
 
 
 def token_logprobs(
-    policy: VideoSearchPolicy, state: ForwardState, rows: list[Row], counts: list[int], temperature: float = 1.0
+    policy: VideoSearchPolicy, state: ForwardState, rows: list[Row], temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs of the last `counts[i]` tokens of each row, and the entropies of their distributions.
+    """Log-probs of every row's response, and the entropies of their distributions.
 
     Only these columns meet the vocabulary, so no full-width table over video tokens is built.
 
     Returns:
-        logprobs and entropies, float32 [sum(counts)], rows one after another.
+        logprobs and entropies, float32 [response tokens of all rows], rows one after another.
     """
-    states = torch.cat([state.after_norm[i, -count - 1 : -1] for i, count in enumerate(counts)])
-    targets = [token for row, count in zip(rows, counts, strict=True) for token in row.token_ids[-count:]]
+    states = torch.cat([state.after_norm[i, -len(row.response) - 1 : -1] for i, row in enumerate(rows)])
+    targets = [token for row in rows for token in row.response]
     logits = policy.lm_head(states).float() / temperature
     table = logits.log_softmax(dim=-1)
     chosen = table.gather(1, torch.tensor(targets, device=table.device)[:, None])[:, 0]

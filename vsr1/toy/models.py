@@ -32,7 +32,7 @@ def toy_config(tokenizer, refine_dim: int = HIDDEN) -> Qwen3VLConfig:  # noqa: A
             "intermediate_size": 512,
             "max_position_embeddings": 4096,
             "tie_word_embeddings": True,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [6, 5, 5]},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
         },
         vision_config={
             "depth": VISION_LAYERS,
@@ -62,9 +62,10 @@ def toy_config(tokenizer, refine_dim: int = HIDDEN) -> Qwen3VLConfig:  # noqa: A
 def toy_processor(tokenizer) -> Qwen3VLProcessor:  # noqa: ANN001
     """Processor files; the pixel limits leave frames of 64×64 as they are, up to 64 of them."""
     sizes = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
+    half = [0.5, 0.5, 0.5]
     limits = {"shortest_edge": 2 * 32 * 32, "longest_edge": 64 * 64 * 64}
     return Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**sizes, size=limits),
+        image_processor=Qwen2VLImageProcessor(**sizes, size=limits, image_mean=half, image_std=half),
         tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(**sizes, size=limits, do_sample_frames=False, cap_pixels_per_frame=False),
         chat_template=tokenizer.chat_template,
