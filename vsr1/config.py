@@ -103,7 +103,6 @@ class GrpoConfig(Section):
     prompts_per_step: int = Field(4, ge=1)
     group_size: int = Field(8, ge=2)
     clip_epsilon: float = Field(0.2, gt=0, lt=1)
-    kl_weight: float = Field(0.0, ge=0, description="weight of the k3 penalty against the Stage 1 policy")
     advantage_epsilon: float = Field(1e-4, gt=0)
 
 
@@ -125,7 +124,7 @@ class EngineConfig(Section):
     latent_slots: int = Field(64, ge=1, description="requests that may hold latents at one time")
     kv_cache_gib: float = Field(0.5, gt=0, description="CPU: size of the key-value cache")
     gpu_memory_utilization: float = Field(0.6, gt=0, le=1)
-    enforce_eager: bool = False
+    enforce_eager: bool = True
     seed: int = 0
 
 

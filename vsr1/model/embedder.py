@@ -98,13 +98,14 @@ class Embedder:
         features = encode_clips(
             self.model.visual, [clip.pixels.to(dtype) for clip in processed], [clip.grid for clip in processed]
         )
-        ids = [self._clip_ids(clip) for clip in processed]
+        ids = [self.clip_ids(clip) for clip in processed]
         rows = [Row(tokens, [], i, clip.grid) for i, (tokens, clip) in enumerate(zip(ids, processed, strict=True))]
         state = prefill(self.model, rows, features, keep_cache=False)
         return torch.nn.functional.normalize(state.after_norm[:, -1].float(), dim=-1)
 
-    def _clip_ids(self, clip: ProcessedClip) -> list[int]:
-        ids = self.processor.expand(template("<|video_pad|>"), clip)
+    def clip_ids(self, clip: ProcessedClip) -> list[int]:
+        """The prompt that a clip is embedded with."""
+        ids = self.processor.expand(template("<|video_pad|>"), clip.grid, clip.marks)
         end = self.processor.tokenizer.encode("")  # what the tokenizer appends to every text
         return ids + end
 

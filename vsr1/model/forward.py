@@ -7,8 +7,8 @@ full recomputation (method.md §1.4; tested). Rows are padded on the left, so th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 
+import numpy as np
 import torch
 from torch.nn import functional
 from transformers import DynamicCache
@@ -47,26 +47,19 @@ class ForwardState:
 
 def rotary_positions(row: Row, video_token: int, merge: int) -> torch.Tensor:
     """Positions on the three rotary axes, int64 [3, T]; equal to the stock `get_rope_index` (tested)."""
-    grid = row.grid
-    columns: list[torch.Tensor] = []
-    at = 0
-    for is_video, run in groupby(row.prompt, lambda token: token == video_token):
-        count = len(list(run))
-        if not is_video:
-            columns.append((torch.arange(count) + at).expand(3, count))
-            at += count
-            continue
-        if grid is None:
-            raise ValueError("a row has video tokens but no clip")
-        rows, cols = grid[1] // merge, grid[2] // merge
-        if count != rows * cols:
-            raise ValueError(f"a frame pair has {count} video tokens, its grid {grid} asks for {rows * cols}")
-        down = torch.arange(rows).repeat_interleave(cols) + at
-        across = torch.arange(cols).repeat(rows) + at
-        columns.append(torch.stack([torch.full((count,), at), down, across]))
-        at += max(rows, cols)
-    columns.append((torch.arange(len(row.response)) + at).expand(3, -1))
-    return torch.cat(columns, dim=1)
+    prompt = np.asarray(row.prompt)
+    is_video = prompt == video_token
+    rows, cols = (row.grid[1] // merge, row.grid[2] // merge) if row.grid else (0, 0)
+    expected = row.grid[0] * rows * cols if row.grid else 0
+    if is_video.sum() != expected:
+        raise ValueError(f"a row has {is_video.sum()} video tokens, its clip's grid {row.grid} asks for {expected}")
+    within = (np.cumsum(is_video) - 1) % max(rows * cols, 1)  # place of a video token in its frame pair
+    advance = np.where(is_video, np.where(within == rows * cols - 1, max(rows, cols), 0), 1)
+    base = np.cumsum(advance) - advance
+    down, across = (np.where(is_video, offset, 0) for offset in (within // max(cols, 1), within % max(cols, 1)))
+    response = np.arange(len(row.response)) + advance.sum()
+    columns = [np.concatenate([base + offset, response]) for offset in (0, down, across)]
+    return torch.from_numpy(np.stack(columns))
 
 
 def prefill(

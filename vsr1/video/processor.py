@@ -43,6 +43,7 @@ class ClipProcessor:
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self._video = Qwen3VLVideoProcessor.from_pretrained(folder)
+        self._marks: dict[str, list[int]] = {}
         self.merge = int(self._video.merge_size)
         self.video_token = self._token("<|video_pad|>")
         self._vision_start = self._token("<|vision_start|>")
@@ -53,7 +54,7 @@ class ClipProcessor:
         t, h, w = (int(n) for n in batch["video_grid_thw"][0])
         return ProcessedClip(clip.content_hash, batch["pixel_values_videos"], (t, h, w), pair_marks(clip.timestamps))
 
-    def expand(self, prompt: str, clip: ProcessedClip) -> list[int]:
+    def expand(self, prompt: str, grid: tuple[int, int, int], marks: tuple[float, ...]) -> list[int]:
         """Token ids of a prompt, its one video placeholder replaced by time marks and video tokens.
 
         Time marks are tokenised one by one, as the engine does (method.md §2.2).
@@ -65,12 +66,18 @@ class ClipProcessor:
         if ids.count(self.video_token) != 1:
             raise ValueError(f"a prompt needs exactly one video placeholder, found {ids.count(self.video_token)}")
         at = ids.index(self.video_token)
-        per_pair = clip.grid[1] * clip.grid[2] // self.merge**2
+        per_pair = grid[1] * grid[2] // self.merge**2
         video: list[int] = []
-        for mark in clip.marks:
-            video += self.tokenizer.encode(f"<{mark:.1f} seconds>", add_special_tokens=False)
+        for mark in marks:
+            video += self._mark_ids(mark)
             video += [self._vision_start, *[self.video_token] * per_pair, self._vision_end]
         return ids[:at] + video + ids[at + 1 :]
+
+    def _mark_ids(self, mark: float) -> list[int]:
+        text = f"<{mark:.1f} seconds>"
+        if text not in self._marks:
+            self._marks[text] = self.tokenizer.encode(text, add_special_tokens=False)
+        return self._marks[text]
 
     def _token(self, text: str) -> int:
         found = self.tokenizer.convert_tokens_to_ids(text)

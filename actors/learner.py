@@ -1,0 +1,124 @@
+"""The learner group: DeepSpeed ranks as actors in one placement group, stepped together."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from vsr1.config import Config
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.rl.batch import Example, rounds, split_over_ranks
+from vsr1.rl.learner import Learner, load_vectors
+
+
+class LearnerRankActor:
+    """One rank. Construct all, then `setup` all at once with rank 0's address."""
+
+    def __init__(self, config: Config, rank: int) -> None:
+        self._config, self._rank = config, rank
+
+    def address(self) -> tuple[str, int]:
+        """Host and a free port on it, for the process group (asked of rank 0)."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def setup(self, host: str, port: int) -> None:
+        config, ranks = self._config, self._config.grpo.learner.ranks
+        import torch
+
+        os.environ.update(
+            MASTER_ADDR=host, MASTER_PORT=str(port), RANK=str(self._rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0"
+        )
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
+        torch.distributed.init_process_group("gloo" if config.model.device == "cpu" else "nccl")
+        folder = DatasetFolder(config.data.root)
+        vectors = load_vectors(folder.video_embeddings("train"), json.loads(folder.docid2row("train").read_text()))
+        self._learner = Learner(
+            "grpo",
+            config.model,
+            config.agent,
+            config.grpo.learner,
+            config.grpo.retrieval_loss,
+            vectors,
+            clip_epsilon=config.grpo.clip_epsilon,
+            temperature=config.rollout.temperature,
+        )
+
+    def step(self, examples: list[Example], rounds: int, tokens: int, refined: int) -> dict[str, float]:
+        rate = self._config.grpo.learner.learning_rate
+        return self._learner.step(examples, rounds, tokens, refined, rate)
+
+    def weights(self) -> bytes:
+        return self._learner.weights()
+
+    def save(self, folder: Path) -> None:
+        self._learner.save(folder)
+
+
+LearnerRank: Any = ray.remote(LearnerRankActor)  # Any: the stubs of Ray give a handle no `.remote`
+
+
+class LearnerGroup:
+    """All ranks behind one object, held by the driver."""
+
+    def __init__(self, config: Config) -> None:
+        learner, need = config.grpo.learner, config.cluster.learner
+        bundle = {"CPU": need.cpus, "memory": int(need.memory_gib * 2**30)}
+        if need.gpus:
+            bundle["GPU"] = need.gpus
+        self._micro_batch = learner.micro_batch
+        self._group = placement_group([bundle] * learner.ranks, strategy="PACK")
+        ray.get(self._group.ready())
+        self._ranks = [
+            LearnerRank.options(
+                num_cpus=need.cpus,
+                num_gpus=need.gpus,
+                memory=bundle["memory"],
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank),
+            ).remote(config, rank)
+            for rank in range(learner.ranks)
+        ]
+
+    def setup(self) -> list[Any]:
+        """Join the ranks and load the policy; returns references to wait for."""
+        host, port = ray.get(self._ranks[0].address.remote())
+        return [rank.setup.remote(host, port) for rank in self._ranks]
+
+    def step(self, examples: list[Example]) -> dict[str, float]:
+        """One optimiser step on a batch; sums over ranks, maxima for names that end in `_max`."""
+        parts = split_over_ranks(examples, len(self._ranks))
+        passes = rounds(parts, self._micro_batch)
+        tokens = sum(len(example.response_ids) for example in examples)
+        refined = sum(1 for example in examples if example.refined and example.negatives)
+        answers = ray.get(
+            [
+                rank.step.remote(part, passes, tokens, refined)
+                for rank, part in zip(self._ranks, parts, strict=True)
+            ]
+        )
+        merged: dict[str, float] = {}
+        for name in sorted({name for answer in answers for name in answer}):
+            values = [answer[name] for answer in answers if name in answer]
+            is_maximum = name.endswith("_max") or name == "grad_norm"  # the norm is the same on every rank
+            merged[name] = max(values) if is_maximum else sum(values)
+        return merged
+
+    def weights(self) -> ray.ObjectRef:
+        """Reference to what the stage trains, as safetensors bytes."""
+        return self._ranks[0].weights.remote()
+
+    def save(self, folder: Path) -> None:
+        ray.get(self._ranks[0].save.remote(folder))
+
+    def close(self) -> None:
+        for rank in self._ranks:
+            ray.kill(rank)
+        remove_placement_group(self._group)

@@ -1,0 +1,92 @@
+"""The rollout worker: one vLLM engine and many episodes at once.
+
+It returns whole trajectories with the engine's own tokens and never batches for training. New weights come in through
+`push`, between episodes only.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from vsr1.agent.environment import Observation, run_episode
+from vsr1.agent.prompts import system_prompt
+from vsr1.agent.search import SearchEnvironment, SearchSettings, SearchTask
+from vsr1.agent.trajectory import Trajectory
+from vsr1.config import Config
+from vsr1.engine.engine import PolicyEngine, Reply
+from vsr1.formats.clips import Clip
+from vsr1.retrieval.request import SearchRequest, SearchResult
+
+
+class RolloutWorkerActor:
+    """`retrieval` is a `RetrievalService` handle, `clips` a `ClipStore` handle."""
+
+    def __init__(self, config: Config, retrieval: Any, clips: Any) -> None:
+        self._config, self._retrieval, self._clips = config, retrieval, clips
+        agent = config.agent
+        self._settings = SearchSettings(
+            max_turns=agent.max_turns,
+            top_k=config.retrieval.top_k,
+            exclude_rejected=agent.exclude_rejected,
+            system_prompt=system_prompt(agent.system_prompt),
+        )
+        self._engine: PolicyEngine | None = None
+
+    async def start(self) -> None:
+        """Load the policy into the engine; await it once before the first rollout."""
+        model = self._config.model
+        self._engine = await PolicyEngine.start(
+            model.policy, self._config.rollout.engine, device=model.device, dtype=model.dtype
+        )
+
+    async def rollout(self, task: SearchTask, temperature: float) -> Trajectory:
+        """Play one episode; greedy at temperature 0."""
+        environment = SearchEnvironment(task, self._settings, self._search, self._clip)
+        agent = self._config.agent
+
+        async def reply_to(observation: Observation, turn: int) -> Reply:
+            return await self._ready().generate(
+                observation.prompt,
+                observation.clip,
+                max_tokens=agent.max_new_tokens,
+                latents=agent.latents,
+                temperature=temperature,
+                seed=task.seed + turn,
+            )
+
+        return await run_episode(environment, reply_to)
+
+    async def push(self, weights: bytes, version: int) -> None:
+        """Take new weights, safetensors bytes in checkpoint format, once the running episodes' requests are answered."""
+        with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_shared_memory()) as file:
+            file.write(weights)
+            file.flush()
+            await self._ready().push_weights(Path(file.name), version)
+
+    async def stop(self) -> None:
+        """End the engine process."""
+        if self._engine is not None:
+            self._engine.shutdown()
+            self._engine = None
+
+    async def _search(self, request: SearchRequest) -> SearchResult:
+        return await self._retrieval.search.remote(request)
+
+    async def _clip(self, video_id: str) -> Clip:
+        return await (await self._clips.get.remote(video_id))
+
+    def _ready(self) -> PolicyEngine:
+        if self._engine is None:
+            raise RuntimeError("the rollout worker has no engine; await start() first")
+        return self._engine
+
+
+def _shared_memory() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+RolloutWorker: Any = ray.remote(RolloutWorkerActor)  # Any: the stubs of Ray give a handle no `.remote`

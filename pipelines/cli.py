@@ -1,0 +1,156 @@
+"""The command line: `vsr1 --help`. Every command reads one YAML file and `section.key=value` overrides."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from vsr1.config import Config, dump_config, load_config
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train, evaluate and serve a video search agent.")
+data_app = typer.Typer(no_args_is_help=True, help="Make and build datasets.")
+toy_app = typer.Typer(no_args_is_help=True, help="The toy world's own models.")
+app.add_typer(data_app, name="data")
+app.add_typer(toy_app, name="toy")
+console = Console()
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; defaults apply without one.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, later ones win.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the placement plan, then stop.")]
+
+OWN_PACKAGES = ("vsr1", "actors", "pipelines")  # whose errors name the thing, the place and the fix
+DEMO_CONFIG = Path(__file__).parent.parent / "configs" / "toy.yaml"
+
+
+@app.command()
+def demo(overrides: Overrides = None, config: ConfigFile = DEMO_CONFIG, dry_run: DryRun = False) -> None:
+    """The whole system once, on a toy corpus: data, SFT, GRPO on the live loop, evaluation, report."""
+    settings = _settings(config, overrides, dry_run)
+    from pipelines.demo import run_demo
+
+    console.print(f"report: {_guarded(run_demo, settings, console)}")
+
+
+@app.command()
+def doctor(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Check versions, hardware, disk and that every part starts here; each failure comes with a fix."""
+    from pipelines.doctor import doctor as check
+
+    raise typer.Exit(check(_settings(config, overrides, False)))
+
+
+@app.command("sft")
+def sft_command(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRun = False) -> None:
+    """Stage 1: supervised training with the retrieval loss."""
+    settings = _settings(config, overrides, dry_run)
+    from pipelines.sft import train
+
+    console.print(f"checkpoint: {_guarded(train, settings, print_progress)}")
+
+
+@app.command("grpo")
+def grpo_command(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRun = False) -> None:
+    """Stage 2: GRPO on the live loop."""
+    settings = _settings(config, overrides, dry_run)
+    from pipelines.grpo import train
+
+    console.print(f"checkpoint: {_guarded(train, settings, print_progress)}")
+
+
+@app.command("eval")
+def eval_command(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRun = False) -> None:
+    """Run the agent over a split and print the metrics."""
+    settings = _settings(config, overrides, dry_run)
+    from pipelines.evaluate import evaluate
+    from vsr1.report.terminal import metric_table
+
+    summary, _ = _guarded(evaluate, settings, print_progress)
+    console.print(metric_table({settings.eval.split: summary.to_json()}))
+
+
+@data_app.command("toy")
+def data_toy(
+    out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
+    train: Annotated[int, typer.Option(help="Videos in the training split.")] = 96,
+    test: Annotated[int, typer.Option(help="Videos in the test split.")] = 48,
+    seed: Annotated[int, typer.Option(help="Same seed, same corpus.")] = 0,
+) -> None:
+    """Render the toy corpus: H.264 videos and their annotations."""
+    from vsr1.toy.corpus import write_toy_corpus
+
+    _guarded(write_toy_corpus, out, train, test, seed)
+    console.print(f"{train} training and {test} test videos in {out}")
+
+
+@data_app.command("build")
+def data_build(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Build the dataset folder: clips, embeddings, index, training records."""
+    settings = _settings(config, overrides, False)
+    from pipelines.data import build_dataset
+    from pipelines.services import connect
+
+    connect(settings)
+    console.print(_guarded(build_dataset, settings, progress=console.print).line())
+
+
+@toy_app.command("pretrain")
+def toy_pretrain(
+    out: Annotated[Path, typer.Option(help="Folder for policy/ and embedder/.")],
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    embedder_steps: Annotated[int, typer.Option(help="Optimiser steps of the embedder.")] = 1500,
+    policy_steps: Annotated[int, typer.Option(help="Optimiser steps of the policy.")] = 6000,
+    films: Annotated[int, typer.Option(help="Films rendered for training.")] = 8000,
+) -> None:
+    """Train the toy policy and embedder from random weights."""
+    from vsr1.toy.pretrain import pretrain
+
+    _guarded(pretrain, out, seed, device, embedder_steps, policy_steps, films)
+
+
+def run_job(job: Callable[..., Any]) -> None:
+    """Entry of `python -m pipelines.<stage>`, as `ray job submit` calls it."""
+
+    def command(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRun = False) -> None:
+        console.print(_guarded(job, _settings(config, overrides, dry_run), print_progress))
+
+    typer.run(command)
+
+
+def print_progress(text: str, done: int, total: int) -> None:
+    """One line each time a part is complete."""
+    if done == total:
+        console.print(f"{text}: {done}")
+
+
+def _settings(path: Path | None, overrides: list[str] | None, dry_run: bool) -> Config:
+    settings = _guarded(load_config, path, overrides)
+    if dry_run:
+        from pipelines.plan import capacity, placement_plan
+
+        plan = placement_plan(settings, capacity(settings))
+        console.print(dump_config(settings), markup=False)
+        console.print(plan.render())
+        _guarded(plan.check)
+        raise typer.Exit
+    return settings
+
+
+def _guarded(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call; an error that names its cause is printed in one line, any other keeps its traceback."""
+    try:
+        return call(*args, **kwargs)
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in OWN_PACKAGES and not isinstance(error, FileNotFoundError):
+            raise
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app()

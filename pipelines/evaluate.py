@@ -1,0 +1,48 @@
+"""Evaluation: the agent, greedy, over every query of a split, on the same rollout workers that training uses.
+
+    python -m pipelines.evaluate --config configs/toy.yaml [section.key=value ...]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from pipelines.services import connect, services
+from pipelines.tasks import evaluation_tasks
+from pipelines.trajectory_log import append_trajectories
+from vsr1.agent.trajectory import Trajectory
+from vsr1.config import Config
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.metrics.summary import EvalSummary, summarise
+
+Progress = Callable[[str, int, int], None]
+
+
+def evaluate(config: Config, progress: Progress | None = None, *, name: str = "eval") -> tuple[EvalSummary, list[Trajectory]]:
+    """Run every query of `eval.split`; writes `<run_dir>/<name>.json` and `<name>.trajectories.jsonl`."""
+    connect(config)
+    tasks = evaluation_tasks(config)
+    corpus = json.loads(DatasetFolder(config.data.root).docid2row(config.eval.split).read_text(encoding="utf-8"))
+    trajectories: list[Trajectory] = []
+    with services(config, config.eval.split) as world:
+        for trajectory in world.rollout(tasks, temperature=0.0):
+            trajectories.append(trajectory)
+            if progress:
+                progress(f"{name} queries", len(trajectories), len(tasks))
+        trajectories = world.score(sorted(trajectories, key=lambda t: t.query_id))
+    summary = summarise(trajectories, len(corpus))
+    target = Path(config.run_dir)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / f"{name}.json").write_text(json.dumps(summary.to_json(), indent=2), encoding="utf-8")
+    lines = target / f"{name}.trajectories.jsonl"
+    lines.unlink(missing_ok=True)
+    append_trajectories(lines, 0, trajectories)
+    return summary, trajectories
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_job
+
+    run_job(evaluate)

@@ -1,0 +1,106 @@
+"""The actors around the learner: retrieval, clips, rewards and rollouts of one split.
+
+Services start together and stop together; a call that reaches a dead one raises with its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from actors.clips import ClipStore
+from actors.retrieval import RetrievalService
+from actors.rewards import RewardWorker
+from actors.rollout import RolloutWorker
+from vsr1.agent.search import SearchTask
+from vsr1.agent.trajectory import Trajectory
+from vsr1.config import ActorResources, Config
+from vsr1.formats.clips import ClipFolder
+from vsr1.formats.dataset import DatasetFolder
+
+CLIP_BUDGET_SHARE = 0.5  # of the object store
+
+
+@dataclass
+class Services:
+    retrieval: Any
+    clips: Any
+    rewards: list[Any]
+    rollouts: list[Any]
+
+    def rollout(self, tasks: list[SearchTask], temperature: float) -> Iterator[Trajectory]:
+        """Play the tasks over all workers; trajectories in the order they finish."""
+        pending = [
+            self.rollouts[i % len(self.rollouts)].rollout.remote(task, temperature) for i, task in enumerate(tasks)
+        ]
+        while pending:
+            [done], pending = ray.wait(pending)
+            yield ray.get(done)
+
+    def score(self, trajectories: list[Trajectory]) -> list[Trajectory]:
+        """Reward every trajectory, in the order given."""
+        count = len(self.rewards)
+        parts = ray.get([worker.score.remote(trajectories[i::count]) for i, worker in enumerate(self.rewards)])
+        return [parts[i % count][i // count] for i in range(len(trajectories))]
+
+    def push(self, weights: ray.ObjectRef, version: int) -> None:
+        ray.get([worker.push.remote(weights, version) for worker in self.rollouts])
+
+
+def resources(need: ActorResources) -> dict[str, Any]:
+    """Ray options that reserve this."""
+    return {"num_cpus": need.cpus, "num_gpus": need.gpus, "memory": int(need.memory_gib * 2**30)}
+
+
+@contextmanager
+def services(config: Config, split: str) -> Iterator[Services]:
+    """Start the actors for one split and wait until each is ready; stop them on the way out."""
+    need = config.cluster
+    reader = ClipFolder(DatasetFolder(config.data.root).clips(split), config.data.timestamps)
+    retrieval = RetrievalService.options(**resources(need.retrieval), name=f"retrieval-{split}").remote(config, split)
+    clips = ClipStore.options(**resources(need.clips)).remote(
+        reader, int(need.object_store_gib * 2**30 * CLIP_BUDGET_SHARE)
+    )
+    rewards = [RewardWorker.options(**resources(need.reward)).remote(config.rewards) for _ in range(need.reward_workers)]
+    rollouts = [
+        RolloutWorker.options(**resources(need.rollout)).remote(config, retrieval, clips)
+        for _ in range(config.rollout.workers)
+    ]
+    try:
+        ray.get([retrieval.ready.remote(), *[worker.start.remote() for worker in rollouts]])
+        yield Services(retrieval, clips, rewards, rollouts)
+    finally:
+        _stop(rollouts, [retrieval, clips, *rewards])
+
+
+def _stop(rollouts: list[Any], others: list[Any]) -> None:
+    """Let engines end their processes, then end the actors; a dead actor needs no stopping."""
+    for worker in rollouts:
+        try:
+            ray.get(worker.stop.remote(), timeout=30)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            continue
+    for actor in [*rollouts, *others]:
+        ray.kill(actor)
+
+
+def connect(config: Config) -> None:
+    """Join the cluster that the configuration names, the job's own, or start a local one."""
+    if ray.is_initialized():
+        return
+    cluster = config.cluster
+    if cluster.address is not None or ray._private.utils.get_ray_address_from_environment("", None):
+        ray.init(address=cluster.address or "auto", logging_level="warning", log_to_driver=False)
+        return
+    ray.init(
+        address="local",
+        num_cpus=cluster.num_cpus,
+        object_store_memory=int(cluster.object_store_gib * 2**30),
+        include_dashboard=False,
+        logging_level="warning",
+        log_to_driver=False,
+    )

@@ -1,0 +1,172 @@
+"""Stage 1: replies and refined queries by example, DeepSpeed under Ray Train, records streamed by Ray Data.
+
+    python -m pipelines.sft --config configs/toy.yaml [section.key=value ...]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import ray.data
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipelines.services import connect
+from vsr1.agent.prompts import system_prompt, turn_prompt
+from vsr1.config import Config
+from vsr1.formats.clips import ClipFolder
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.runlog import RunLog
+
+Progress = Callable[[str, int, int], None]
+
+
+def train(config: Config, progress: Progress | None = None) -> Path:
+    """Run Stage 1 and return the checkpoint folder it wrote.
+
+    Raises:
+        FileNotFoundError: the SFT records are missing.
+    """
+    connect(config)
+    folder = DatasetFolder(config.data.root)
+    path = folder.sft_records()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; build the dataset first with `vsr1 data build`")
+    records = json.loads(path.read_text(encoding="utf-8"))
+    negatives = json.loads(folder.hard_negatives().read_text(encoding="utf-8"))
+    rows = [_row(record, negatives) for record in records]
+    clips = ClipFolder(folder.clips("train"), config.data.timestamps)
+    ranks = config.sft.learner.ranks
+    per_rank = max(1, config.sft.batch_size // ranks)
+    steps = len(rows) // (per_rank * ranks) * config.sft.epochs
+    steps = min(steps, config.sft.max_steps or steps)
+    if steps == 0:
+        raise ValueError(f"{len(rows)} records do not fill one batch of {config.sft.batch_size}; lower sft.batch_size")
+    dataset = ray.data.from_items(rows).random_shuffle(seed=config.seed).map(_WithClip(clips), num_cpus=0.1)
+    need = config.cluster.learner
+    trainer = TorchTrainer(
+        train_rank,
+        train_loop_config={"config": config.model_dump(mode="json"), "steps": steps, "per_rank": per_rank},
+        datasets={"train": dataset},
+        torch_config=TorchConfig(backend="gloo" if config.model.device == "cpu" else "nccl"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=ranks, use_gpu=need.gpus > 0, resources_per_worker={"CPU": need.cpus} | _gpu(need.gpus)
+        ),
+        run_config=ray.train.RunConfig(
+            name="sft", storage_path=str((config.run_dir / "ray_train").resolve()), callbacks=[_ProgressCallback(config, steps, progress)]
+        ),
+    )
+    trainer.fit()
+    return config.run_dir / "checkpoints" / "sft"
+
+
+def train_rank(settings: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import torch
+
+    from vsr1.rl.batch import Example
+    from vsr1.rl.learner import Learner, load_vectors
+    from vsr1.video.processor import ClipProcessor
+
+    config = Config.model_validate(settings["config"])
+    steps, per_rank = settings["steps"], settings["per_rank"]
+    folder = DatasetFolder(config.data.root)
+    vectors = load_vectors(folder.video_embeddings("train"), json.loads(folder.docid2row("train").read_text()))
+    processor = ClipProcessor(config.model.policy)
+    system = system_prompt(config.agent.system_prompt)
+    learner = Learner("sft", config.model, config.agent, config.sft.learner, config.sft.retrieval_loss, vectors)
+
+    def example(row: dict[str, Any]) -> Example:
+        clip = row["clip"]
+        seen = processor.process(clip)
+        return Example(
+            query=row["query"],
+            clip=clip,
+            prompt_ids=processor.expand(turn_prompt(row["query"], system), seen.grid, seen.marks),
+            response_ids=processor.tokenizer.encode(row["reply"], add_special_tokens=False),
+            refined=True,
+            positive=row["positive"],
+            negatives=list(row["negatives"]),
+        )
+
+    batches = _batches(ray.train.get_dataset_shard("train"), per_rank)
+    context = ray.train.get_context()
+    for step in range(1, steps + 1):
+        examples = [example(row) for row in next(batches)]
+        totals = torch.tensor([float(sum(len(e.response_ids) for e in examples)), float(len(examples))])
+        torch.distributed.all_reduce(totals)
+        rate = config.sft.learner.learning_rate * min(1.0, 2 * (1 - (step - 1) / steps))
+        passes = ceil(per_rank / config.sft.learner.micro_batch)
+        sums = learner.step(examples, passes, int(totals[0]), int(totals[1]), rate)
+        names = sorted(sums)
+        values = torch.tensor([sums[name] for name in names])
+        torch.distributed.all_reduce(values)
+        metrics = dict(zip(names, values.tolist(), strict=True)) | {"learning_rate": rate, "step": step}
+        metrics["grad_norm"] /= context.get_world_size()  # the same on every rank
+        ray.train.report(metrics)
+    if context.get_world_rank() == 0:
+        learner.save(config.run_dir / "checkpoints" / "sft")
+
+
+def _batches(shard: Any, size: int) -> Iterator[list[dict[str, Any]]]:
+    """Full batches without end, epoch after epoch."""
+    held: list[dict[str, Any]] = []
+    while True:
+        for row in shard.iter_rows():
+            held.append(row)
+            if len(held) == size:
+                yield held
+                held = []
+
+
+class _WithClip:
+    """Adds the clip to a record, read by the Ray Data task that streams it."""
+
+    def __init__(self, clips: ClipFolder) -> None:
+        self._clips = clips
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "clip": self._clips.read(row["video_id"])}
+
+
+class _ProgressCallback(ray.train.UserCallback):
+    """Logs every reported step of rank 0."""
+
+    def __init__(self, config: Config, steps: int, progress: Progress | None) -> None:
+        self._run_dir, self._steps, self._progress = config.run_dir, steps, progress
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        values = dict(metrics[0])
+        step = int(values.pop("step"))
+        with RunLog(self._run_dir) as log:
+            log.log("sft", step, {name: float(value) for name, value in values.items()})
+        if self._progress:
+            self._progress("SFT steps", step, self._steps)
+
+
+def _row(record: dict[str, Any], negatives: dict[str, list[str]]) -> dict[str, Any]:
+    meta, messages = record["meta"], record["messages"]
+    positive = meta["query_pos_video_id"]
+    shown = [meta["video_id"]] if meta["video_id"] != positive else []
+    wrong = dict.fromkeys([*shown, *negatives.get(record["qid"], [])])
+    return {
+        "query": record["query"],
+        "video_id": meta["video_id"],
+        "reply": messages[-1]["content"],
+        "positive": positive,
+        "negatives": list(wrong),
+    }
+
+
+def _gpu(count: float) -> dict[str, float]:
+    return {"GPU": count} if count else {}
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_job
+
+    run_job(train)

@@ -1,0 +1,70 @@
+"""Search tasks of a split: GRPO records for training, annotations for evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import ray.data
+
+from vsr1.agent.search import SearchTask
+from vsr1.config import Config
+from vsr1.formats.dataset import DatasetFolder
+
+SAMPLE_SEEDS = 1_000_003  # apart from each other by more than any number of turns
+
+
+def prompt_stream(config: Config) -> Iterator[SearchTask]:
+    """Queries of the training split without end, shuffled anew each epoch by Ray Data.
+
+    Raises:
+        FileNotFoundError: the GRPO records are missing.
+    """
+    path = DatasetFolder(config.data.root).grpo_records()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; build the dataset first with `vsr1 data build`")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    unique = [row for row in rows if not row["is_augmented"]]
+    records = ray.data.from_items(unique)
+    epoch = 0
+    while True:
+        for row in records.random_shuffle(seed=config.seed + epoch).iter_rows():
+            yield SearchTask(
+                query_id=row["qid"],
+                query=row["query"],
+                gt_video=row["gt_video"],
+                gt_span=(float(row["gt_time"][0]), float(row["gt_time"][1])),
+                gt_duration=float(row["gt_duration"]),
+                negatives=list(row["hard_negative_ids"])[: config.grpo.retrieval_loss.negatives],
+            )
+        epoch += 1
+
+
+def group_of(task: SearchTask, size: int, seed: int) -> list[SearchTask]:
+    """The G samples of a query, each with a seed of its own."""
+    return [
+        SearchTask(**{**vars(task), "sample": sample, "seed": seed + sample * SAMPLE_SEEDS}) for sample in range(size)
+    ]
+
+
+def evaluation_tasks(config: Config) -> list[SearchTask]:
+    """The queries of the evaluation split in annotation order, the first `eval.limit` of them."""
+    folder, split = DatasetFolder(config.data.root), config.eval.split
+    spans = {}
+    for line in folder.annotations(split).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        spans[f"{row['desc_id']}_fig"] = row
+    tasks = []
+    for line in folder.query_meta(split).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        annotation = spans[row["qid"]]
+        tasks.append(
+            SearchTask(
+                query_id=row["qid"],
+                query=row["query"],
+                gt_video=row["pos_doc_id"],
+                gt_span=(float(annotation["time"][0]), float(annotation["time"][1])),
+                gt_duration=float(annotation["duration"]),
+            )
+        )
+    return tasks[: config.eval.limit]

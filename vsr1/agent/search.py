@@ -1,0 +1,141 @@
+"""The video search environment: retrieve, show, read the verdict, refine, retrieve again.
+
+Each turn is a fresh prompt about one video (method.md §2.4). A rejected video is not shown again unless the settings say
+so; ranks are always those of the whole corpus. What is returned is complete: a search that fails raises.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+from vsr1.agent.environment import Observation, PolicyReply
+from vsr1.agent.parse import parse_reply
+from vsr1.agent.prompts import turn_prompt
+from vsr1.agent.trajectory import Segment, Span, Trajectory
+from vsr1.formats.clips import Clip
+from vsr1.retrieval.request import SearchRequest, SearchResult
+
+Search = Callable[[SearchRequest], Awaitable[SearchResult]]
+LoadClip = Callable[[str], Awaitable[Clip]]
+
+
+@dataclass
+class SearchTask:
+    """One sample of one query, with what is known about its answer."""
+
+    query_id: str
+    query: str
+    gt_video: str
+    gt_span: Span  # seconds
+    gt_duration: float  # seconds
+    negatives: list[str] = field(default_factory=list)  # wrong videos whose scores the reward compares
+    sample: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    max_turns: int
+    top_k: int
+    exclude_rejected: bool
+    system_prompt: str
+
+
+class SearchEnvironment:
+    def __init__(self, task: SearchTask, settings: SearchSettings, search: Search, load_clip: LoadClip) -> None:
+        self._task, self._settings = task, settings
+        self._search, self._load_clip = search, load_clip
+        self._rejected: list[str] = []
+        self._shown: list[str] = []
+        self._trajectory = Trajectory(
+            task.query_id, task.query, task.gt_video, task.gt_span, task.gt_duration, task.sample, task.seed
+        )
+
+    async def reset(self) -> Observation | None:
+        self._found = await self._retrieve(SearchRequest(query=self._task.query))
+        return await self._show()
+
+    async def step(self, reply: PolicyReply) -> Observation | None:
+        shown = self._clip.video_id
+        parsed = parse_reply(reply.text, self._duration())
+        if self._settings.exclude_rejected and parsed.verdict != "matched":
+            self._rejected.append(shown)
+        after = None
+        if reply.soft_tokens is not None:
+            after = await self._retrieve(SearchRequest(query=self._task.query, soft_tokens=reply.soft_tokens))
+        negatives = [video for video in dict.fromkeys([*self._task.negatives, shown]) if video != self._task.gt_video]
+        self._trajectory.segments.append(
+            Segment(
+                turn=len(self._trajectory.segments) + 1,
+                video_id=shown,
+                clip_hash=self._clip.content_hash,
+                prompt_token_ids=reply.prompt_token_ids,
+                response_token_ids=reply.token_ids,
+                response_logprobs=reply.logprobs,
+                text=reply.text,
+                finish_reason=reply.finish_reason,
+                verdict=parsed.verdict,
+                span=parsed.span,
+                latents=reply.latents,
+                retrieved=self._found.retrieved,
+                gt_rank_before=_rank(self._found),
+                gt_rank_after=_rank(after) if after else None,
+                index_version=self._found.index_version,
+                weight_version=reply.weight_version,
+                seconds=time.monotonic() - self._shown_at,
+                gt_score_before=self._found.scores[self._task.gt_video],
+                gt_score_after=after.scores[self._task.gt_video] if after else None,
+                negative_scores_before=[self._found.scores[video] for video in negatives],
+                negative_scores_after=[after.scores[video] for video in negatives] if after else None,
+            )
+        )
+        if parsed.verdict == "matched":
+            return self._end("matched")
+        if after is None:
+            return self._end("no_refine_token")
+        self._found = after
+        if len(self._trajectory.segments) == self._settings.max_turns:
+            return self._end("max_turns")
+        return await self._show()
+
+    def trajectory(self) -> Trajectory:
+        return self._trajectory
+
+    async def _retrieve(self, request: SearchRequest) -> SearchResult:
+        wanted = [self._task.gt_video, *self._task.negatives, *self._shown]
+        result = await self._search(
+            replace(
+                request,
+                k=self._settings.top_k,
+                exclude=list(self._rejected),
+                rank_of=self._task.gt_video,
+                scores_of=list(dict.fromkeys(wanted)),
+            )
+        )
+        return replace(result, scores=dict(result.retrieved) | result.scores)
+
+    async def _show(self) -> Observation | None:
+        if not self._found.retrieved:
+            return self._end("corpus_exhausted")
+        self._clip = await self._load_clip(self._found.retrieved[0][0])
+        self._shown.append(self._clip.video_id)
+        self._shown_at = time.monotonic()
+        return Observation(turn_prompt(self._task.query, self._settings.system_prompt), self._clip)
+
+    def _duration(self) -> float:
+        """Seconds of the shown video; of a wrong one, up to a frame interval past its last frame."""
+        if self._clip.video_id == self._task.gt_video:
+            return self._task.gt_duration
+        times = self._clip.timestamps
+        return float(times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1))
+
+    def _end(self, reason: str) -> None:
+        self._trajectory.end_reason = reason
+
+
+def _rank(result: SearchResult) -> int:
+    if result.rank_of is None:
+        raise ValueError("the retrieval service left out the rank it was asked for")
+    return result.rank_of

@@ -1,0 +1,223 @@
+"""One DeepSpeed rank of the learner, the same class for both stages.
+
+Stage 1 minimises token cross-entropy, Stage 2 the clipped policy loss on the engine's own tokens; both add the retrieval
+loss, whose gradient runs through the frozen embedder into the latents. All ranks make the same number of passes in a step.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from vsr1.config import AgentConfig, LearnerConfig, ModelConfig, RetrievalLossConfig
+from vsr1.formats.checkpoint import copy_processor, load_policy, write_weights
+from vsr1.model.embedder import Embedder
+from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
+from vsr1.model.vision import VisionFeatures, encode_clips
+from vsr1.rl.batch import Example
+from vsr1.rl.losses import clipped_policy_loss, retrieval_loss
+from vsr1.video.processor import ClipProcessor, ProcessedClip
+
+Stage = Literal["sft", "grpo"]
+
+
+class LearnerError(RuntimeError):
+    """A step that must not be taken; the message names the rank and the quantity."""
+
+
+@dataclass
+class VideoVectors:
+    """Corpus vectors of a split: unit rows [videos, E] and the row of each video id."""
+
+    matrix: torch.Tensor
+    rows: dict[str, int]
+
+    def of(self, videos: list[str]) -> torch.Tensor:
+        return self.matrix[[self.rows[video] for video in videos]]
+
+
+class Learner:
+    """Built on every rank after the process group exists (gloo on CPU, NCCL on GPU)."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        model: ModelConfig,
+        agent: AgentConfig,
+        learner: LearnerConfig,
+        retrieval: RetrievalLossConfig,
+        vectors: VideoVectors,
+        *,
+        clip_epsilon: float = 0.2,
+        temperature: float = 1.0,
+    ) -> None:
+        self._stage, self._learner, self._retrieval = stage, learner, retrieval
+        self._folder, self._depth = model.policy, agent.latents
+        self._clip_epsilon, self._temperature = clip_epsilon, temperature
+        self._vectors = vectors
+        self._processor = ClipProcessor(model.policy)
+        self._end_token = int(self._processor.tokenizer.eos_token_id)
+        self._embedder = Embedder.load(model.embedder, device=model.device, dtype=model.dtype)
+        self.policy = load_policy(model.policy, device=model.device, dtype=model.dtype)
+        self._freeze()
+        self._engine = self._deepspeed(model)
+
+    def step(self, examples: list[Example], rounds: int, tokens: int, refined: int, learning_rate: float) -> dict[str, float]:
+        """One optimiser step on this rank's part.
+
+        Args:
+            examples: this rank's part, at least one.
+            rounds: forward passes that every rank makes; missing ones are padded with weight zero.
+            tokens: response tokens of the whole batch, over all ranks.
+            refined: examples with a retrieval loss in the whole batch.
+            learning_rate: of the backbone; the heads keep their ratio to it.
+
+        Returns:
+            sums over this rank's part, to be added over ranks, and the gradient norm.
+
+        Raises:
+            LearnerError: a loss that is not finite.
+        """
+        heads = self._learner.head_learning_rate / self._learner.learning_rate
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate * (heads if group["name"] == "heads" else 1.0)
+        sums: dict[str, float] = {}
+        size = self._learner.micro_batch
+        world = torch.distributed.get_world_size()
+        for i in range(rounds):
+            part = examples[i * size : (i + 1) * size]
+            loss, counted = self._loss(part or examples[:1], tokens, refined)
+            if not torch.isfinite(loss):
+                raise LearnerError(f"rank {torch.distributed.get_rank()}: the loss of pass {i} is {loss.item()}")
+            # DeepSpeed averages gradients over ranks; the sums are already shares of the whole batch.
+            self._engine.set_gradient_accumulation_boundary(i == rounds - 1)
+            self._engine.backward(loss * world if part else loss * 0)
+            if part:
+                for name, value in counted.items():
+                    sums[name] = sums.get(name, 0.0) + value
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return {**sums, "grad_norm": float(norm) if norm is not None else 0.0}
+
+    def weights(self) -> bytes:
+        """All parameters that this stage trains, in checkpoint format, as safetensors bytes."""
+        trained = {name for name, parameter in self.policy.named_parameters() if parameter.requires_grad}
+        state = {k: v.detach().cpu().contiguous() for k, v in self.policy.state_dict().items() if k in trained}
+        return save(state)
+
+    def save(self, folder: Path) -> None:
+        """Write a complete checkpoint folder (rank 0 only)."""
+        write_weights(folder, self.policy.config, self.policy.state_dict())
+        copy_processor(self._folder, folder)
+
+    def _loss(self, examples: list[Example], tokens: int, refined: int) -> tuple[torch.Tensor, dict[str, float]]:
+        clips, index = _distinct([example.clip for example in examples], self._processor)
+        features = self._features(clips)
+        rows = [
+            Row(e.prompt_ids, e.response_ids, at, clips[at].grid) for e, at in zip(examples, index, strict=True)
+        ]
+        state = prefill(self.policy.model, rows, features, keep_cache=True)
+        logprobs, entropy = token_logprobs(self.policy, state, rows, self._temperature)
+        if self._stage == "sft":
+            end = self.policy.lm_head(state.after_norm[:, -1]).float().log_softmax(-1)[:, self._end_token]
+            total = -(logprobs.sum() + end.sum()) / tokens
+            counted = {"token_loss": -float(logprobs.detach().sum()) / tokens}
+        else:
+            counts = torch.tensor([len(e.response_ids) for e in examples])
+            advantages = torch.tensor([e.advantage for e in examples]).repeat_interleave(counts).to(logprobs)
+            behaviour = torch.tensor([p for e in examples for p in e.behaviour_logprobs or []]).to(logprobs)
+            losses, cut = clipped_policy_loss(logprobs, behaviour, advantages, self._clip_epsilon)
+            total = losses.sum() / tokens
+            gap = (logprobs.detach() - behaviour).abs()
+            counted = {
+                "policy_loss": float(total.detach()),
+                "clip_fraction": float(cut.sum()) / tokens,
+                "mismatch": float(gap.sum()) / tokens,
+                "mismatch_max": float(gap.max()),
+            }
+        counted["entropy"] = float(entropy.detach().sum()) / tokens
+        wanted = [i for i, example in enumerate(examples) if example.refined and example.negatives]
+        if wanted and self._retrieval.weight > 0:
+            latents = roll_latents(self.policy, state, self._depth)
+            retrieval = self._retrieval_losses(examples, wanted, latents).sum() / refined
+            total = total + self._retrieval.weight * retrieval
+            counted["retrieval_loss"] = float(retrieval.detach())
+            counted["latent_norm"] = float(latents.detach()[wanted].norm(dim=-1).mean(dim=-1).sum()) / refined
+        return total, counted
+
+    def _retrieval_losses(self, examples: list[Example], wanted: list[int], latents: torch.Tensor) -> torch.Tensor:
+        soft = [self.policy.soft_tokens(latents[i]) for i in wanted]
+        queries = self._embedder.query_vectors([examples[i].query for i in wanted], list(soft))
+        losses = []
+        for query, i in zip(queries, wanted, strict=True):
+            negatives = examples[i].negatives[: self._retrieval.negatives]
+            vectors = self._vectors.of([examples[i].positive, *negatives]).to(query)
+            losses.append(retrieval_loss(query, vectors[0], vectors[1:], self._retrieval.temperature))
+        return torch.stack(losses)
+
+    def _features(self, clips: list[ProcessedClip]) -> list[VisionFeatures]:
+        visual = self.policy.model.visual
+        dtype = self.policy.dtype
+        with torch.set_grad_enabled(any(parameter.requires_grad for parameter in visual.parameters())):
+            return encode_clips(visual, [clip.pixels.to(dtype) for clip in clips], [clip.grid for clip in clips])
+
+    def _freeze(self) -> None:
+        """Stage 1 trains language model, mergers and heads; Stage 2 leaves the whole vision tower alone (method.md §1.6)."""
+        visual = self.policy.model.visual
+        visual.requires_grad_(False)
+        if self._stage == "sft":
+            visual.merger.requires_grad_(True)
+            visual.deepstack_merger_list.requires_grad_(True)
+        self.policy.refine_gate.requires_grad_(False)
+
+    def _deepspeed(self, model: ModelConfig):  # noqa: ANN202
+        if model.device == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed
+
+        heads = {id(p) for p in self.policy.head_parameters()}
+        trained = [p for p in self.policy.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if id(p) not in heads], "name": "backbone"},
+            {"params": [p for p in trained if id(p) in heads], "name": "heads"},
+        ]
+        optimizer = torch.optim.AdamW(
+            groups, lr=self._learner.learning_rate, weight_decay=self._learner.weight_decay, betas=(0.9, 0.999)
+        )
+        settings = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": self._learner.max_grad_norm,
+            "zero_optimization": {"stage": self._learner.zero_stage},
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": model.dtype == "bfloat16"},
+            "steps_per_print": 10**9,
+        }
+        engine, *_ = deepspeed.initialize(
+            model=self.policy, optimizer=optimizer, config=settings, dist_init_required=False
+        )
+        return engine
+
+
+def load_vectors(embeddings: Path, docid2row: dict[str, int]) -> VideoVectors:
+    """Corpus vectors for the retrieval loss."""
+    matrix = torch.from_numpy(np.load(embeddings, allow_pickle=False))
+    return VideoVectors(torch.nn.functional.normalize(matrix, dim=-1), docid2row)
+
+
+def _distinct(clips: list, processor: ClipProcessor) -> tuple[list[ProcessedClip], list[int]]:
+    """Process each clip of a batch once; returns them and which one each row shows."""
+    order: dict[str, int] = {}
+    processed = []
+    for clip in clips:
+        if clip.content_hash not in order:
+            order[clip.content_hash] = len(processed)
+            processed.append(processor.process(clip))
+    return processed, [order[clip.content_hash] for clip in clips]

@@ -1,0 +1,67 @@
+"""Writes a toy corpus in the layout of a real one: MP4 files and annotations; the same seed gives the same corpus."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.toy.render import encode_mp4
+from vsr1.toy.world import Example, ToyWorldError, describe, make_corpus
+
+
+def write_toy_corpus(
+    out: Path, train: int, test: int, seed: int, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Render and annotate both splits.
+
+    Args:
+        out: dataset folder; must be empty or absent.
+        train: videos in the training split. test: in the test split.
+        progress: called with videos done and videos in all.
+
+    Raises:
+        ToyWorldError: the folder is not empty, or a split of fewer than two videos.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ToyWorldError(f"{out} is not empty; choose a new folder or delete it first")
+    corpora = {"train": make_corpus("train", train, seed), "test": make_corpus("test", test, seed)}
+    folder, done, first_id = DatasetFolder(out), 0, 1
+    for split, examples in corpora.items():
+        folder.raw_videos(split).mkdir(parents=True)
+        for example in examples:
+            encode_mp4(example.film, folder.raw_videos(split) / f"{example.film.video_id}.mp4")
+            done += 1
+            if progress:
+                progress(done, train + test)
+        _write_lines(folder.annotations(split), [_annotation(e, first_id + i) for i, e in enumerate(examples)])
+        _write_lines(folder.events(split), [_events(e) for e in examples])
+        first_id += len(examples)
+
+
+def _annotation(example: Example, desc_id: int) -> dict[str, object]:
+    return {
+        "video": example.film.video_id,
+        "time": list(example.moment),
+        "desc_id": desc_id,
+        "duration": float(example.film.duration),
+        "cog_desc": describe(example.queried[0]),
+        "fig_desc": example.query,
+        "fig_desc_score": 1.0,
+    }
+
+
+def _events(example: Example) -> dict[str, object]:
+    film = example.film
+    events = [asdict(event) for event in film.events]
+    return {"video": film.video_id, "duration": float(film.duration), "first": example.first, "events": events}
+
+
+def _write_lines(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,78 @@
+"""Draws toy films and encodes them as H.264; the same film always gives the same frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+
+from vsr1.toy.world import Event, Film
+
+SIDE = 64  # pixels
+FRAMES_PER_SECOND = 4
+RADIUS = 11.0  # pixels
+SPEED = 10.0  # pixels a second
+_COLOURS = {
+    "red": (225, 35, 35), "green": (40, 175, 50), "blue": (45, 80, 235), "yellow": (240, 220, 40),
+    "purple": (160, 50, 200), "orange": (245, 135, 25), "white": (245, 245, 245), "cyan": (45, 215, 225),
+}  # fmt: skip
+_GRID = np.arange(SIDE, dtype=np.float32)
+
+
+def render(film: Film, times: np.ndarray) -> np.ndarray:
+    """Frames at `times` (seconds [T]): uint8 [T, 64, 64, 3]."""
+    rng = np.random.default_rng(film.seed)
+    tint = rng.uniform(30, 75, 3).astype(np.float32)
+    background = tint + rng.normal(0, 9, (SIDE, SIDE, 1)).astype(np.float32)
+    places = rng.uniform(0, SIDE, (len(film.events), 2))
+    frames = np.repeat(background[None], len(times), axis=0)
+    for event, place in zip(film.events, places, strict=True):
+        last = event is film.events[-1]
+        inside = np.flatnonzero((times >= event.start) & ((times < event.end) | last))
+        if len(inside):
+            mask = _mask(event, place, (times[inside] - event.start).astype(np.float32))
+            frames[inside] = np.where(mask[..., None], np.float32(_COLOURS[event.colour]), frames[inside])
+    return np.clip(frames, 0, 255).astype(np.uint8)
+
+
+def encode_mp4(film: Film, path: Path) -> None:
+    """Write the film as H.264 in an MP4 file, one thread so that the bytes repeat."""
+    times = np.arange(film.duration * FRAMES_PER_SECOND) / FRAMES_PER_SECOND
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "16", "threads": "1"})
+        stream.width = stream.height = SIDE
+        stream.pix_fmt = "yuv420p"
+        for frame in render(film, times):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _mask(event: Event, place: np.ndarray, elapsed: np.ndarray) -> np.ndarray:
+    """Pixels of the shape, bool [T, 64, 64]; the screen wraps around."""
+    x, y = np.full_like(elapsed, place[0]), np.full_like(elapsed, place[1])
+    radius = np.full_like(elapsed, RADIUS)
+    if event.motion in ("left", "right"):
+        x = x + elapsed * (SPEED if event.motion == "right" else -SPEED)
+    elif event.motion in ("up", "down"):
+        y = y + elapsed * (SPEED if event.motion == "down" else -SPEED)
+    elif event.motion == "circling":
+        x, y = x + 13 * np.cos(elapsed * 1.3), y + 13 * np.sin(elapsed * 1.3)
+    else:
+        radius = RADIUS + 5.5 * np.sin(elapsed * 2.1)
+    half = SIDE / 2
+    dx = ((_GRID[None] - x[:, None] + half) % SIDE - half)[:, None, :]
+    dy = ((_GRID[None] - y[:, None] + half) % SIDE - half)[:, :, None]
+    r = radius[:, None, None]
+    if event.shape == "circle":
+        return dx**2 + dy**2 < r**2
+    if event.shape == "ring":
+        squared = dx**2 + dy**2
+        return (squared < r**2) & (squared > (0.55 * r) ** 2)
+    if event.shape == "square":
+        return np.maximum(np.abs(dx), np.abs(dy)) < 0.88 * r
+    if event.shape == "diamond":
+        return np.abs(dx) + np.abs(dy) < 1.2 * r
+    if event.shape == "cross":
+        return (np.minimum(np.abs(dx), np.abs(dy)) < 0.3 * r) & (np.maximum(np.abs(dx), np.abs(dy)) < r)
+    return (np.abs(dy) < 0.9 * r) & (np.abs(dx) < (dy + 0.9 * r) * 0.55)
