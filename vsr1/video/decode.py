@@ -83,12 +83,12 @@ def sample_video(path: Path, *, fps: float, max_frames: int, max_pixels: int) ->
     reported, duration = _reported(path)
     if not reported or duration is None:
         counted = _decode(path, frozenset(), max_pixels)
-        reported_or_counted, duration = counted.total_frames, counted.duration
+        expected, duration = counted.total_frames, counted.duration
     else:
-        reported_or_counted = reported
-    indices = _indices(reported_or_counted, duration, fps, max_frames)
+        expected = reported
+    indices = _indices(expected, duration, fps, max_frames)
     decoded = _decode(path, frozenset(indices), max_pixels)
-    if decoded.total_frames != reported_or_counted:
+    if decoded.total_frames != expected:
         duration = decoded.duration
         indices = _indices(decoded.total_frames, duration, fps, max_frames)
         decoded = _decode(path, frozenset(indices), max_pixels)
@@ -128,11 +128,12 @@ def _reported(path: Path) -> tuple[int, Fraction | None]:
     """Frame count and duration in seconds as the container states them; 0 and None where it does not."""
     container, stream = _open(path)
     with container:
-        known = stream.duration and stream.time_base
-        return stream.frames, stream.duration * stream.time_base if known else None
+        if stream.duration and stream.time_base:
+            return stream.frames, stream.duration * stream.time_base
+        return stream.frames, None
 
 
-def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+def _decoded(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """Every frame that decodes, in presentation order; a damaged packet gives none."""
     packets = container.demux(stream)
     while True:
@@ -143,6 +144,8 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
             frames = packet.decode()
         except av.InvalidDataError:
             continue
+        except av.FFmpegError as error:
+            raise VideoError(path, f"cannot be decoded ({error.strerror}); encode it again") from error
         yield from frames
 
 
@@ -151,25 +154,28 @@ def _decode(path: Path, wanted: frozenset[int], max_pixels: int) -> _Pass:
     images: list[np.ndarray] = []
     times: list[Fraction] = []
     size: tuple[int, int] | None = None
-    total, time, step = 0, Fraction(0), Fraction(0)
+    total, end = 0, Fraction(0)
     first: Fraction | None = None
     container, stream = _open(path)
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     with container:
-        for frame in _decoded(container, stream):
+        for frame in _decoded(path, container, stream):
             begin = _seconds(frame, total / Fraction(rate))
             first = begin if first is None else first
             time = begin - first
-            step = frame.duration * frame.time_base if frame.duration and frame.time_base else 1 / Fraction(rate)
+            shown = frame.duration * frame.time_base if frame.duration and frame.time_base else 1 / Fraction(rate)
+            end = max(end, time + shown)
             if total in wanted:
                 image = Image.fromarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
                 size = size or _size(image.width, image.height, max_pixels)
                 images.append(np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)))
+                if times and time < times[-1]:
+                    raise VideoError(path, f"frame {total} lies {float(times[-1] - time)} s before one shown earlier")
                 times.append(time)
             total += 1
     if not total:
         raise VideoError(path, "not one frame of it decodes; the file is truncated or damaged, fetch it again")
-    return _Pass(images, times, total, time + step)
+    return _Pass(images, times, total, end)
 
 
 def _seconds(frame: VideoFrame, otherwise: Fraction) -> Fraction:
