@@ -1,0 +1,113 @@
+"""Reads `raw_annotation/<split>.jsonl`: a file is returned whole and checked, or refused with the list of its faults.
+
+Nothing is dropped and no order is changed: row i of the result is the i-th line that is not blank, which is what the
+evaluation index counts (data-eval.md §1.1).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+LISTED_FAULTS = 20
+
+
+class AnnotationError(ValueError):
+    """An annotation file that cannot be used; the message names file, line and field of its first faults."""
+
+
+class Annotation(BaseModel):
+    """One moment of one video and its two captions; all times in seconds of the video.
+
+    `fig_desc` is the query text, `cog_desc` the coarser caption it was made from, `fig_desc_score` its confidence.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    video: str
+    time: tuple[float, float]
+    desc_id: int
+    duration: float
+    cog_desc: str
+    fig_desc: str
+    fig_desc_score: float
+
+    @property
+    def qid(self) -> str:
+        """Id of the query, the join key of every prepared file."""
+        return f"{self.desc_id}_fig"
+
+
+def read_annotations(path: Path, beyond_duration: Literal["error", "keep"] = "error") -> list[Annotation]:
+    """Every annotation of a JSON-lines file, in file order; blank lines are passed over.
+
+    Args:
+        path: UTF-8 file, one object a line; keys other than the seven are ignored.
+        beyond_duration: what a moment that begins or ends after the video does. The published files hold such rows
+            (up to 15 % of one); "keep" returns them with their times unchanged.
+
+    Raises:
+        AnnotationError: no such file, no annotation in it, or any faulty line: malformed JSON, a missing key or wrong
+            type, an impossible moment, an empty video or query, or a `desc_id` seen before.
+    """
+    if not path.is_file():
+        raise AnnotationError(f"annotation file {path} does not exist; put the split's annotations there")
+    rows: list[Annotation] = []
+    faults: list[str] = []
+    first_line: dict[int, int] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = Annotation.model_validate_json(line)
+        except ValidationError as error:
+            faults += [f"line {number}: {_field(item['loc'])}: {item['msg']}" for item in error.errors()]
+            continue
+        found = _value_faults(row, beyond_duration)
+        if row.desc_id in first_line:
+            found.append(f"desc_id: {row.desc_id} is already that of line {first_line[row.desc_id]}")
+        first_line.setdefault(row.desc_id, number)
+        faults += [f"line {number}: {fault}" for fault in found]
+        rows.append(row)
+    if faults:
+        raise AnnotationError(_listing(path, faults))
+    if not rows:
+        raise AnnotationError(f"annotation file {path} is empty; it needs one JSON object a line")
+    return rows
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "whole line"
+
+
+def _value_faults(row: Annotation, beyond_duration: str) -> list[str]:
+    start, end = row.time
+    faults = []
+    if not row.video.strip() or "/" in row.video or "\\" in row.video:
+        faults.append(f"video: {row.video!r} is not a file stem")
+    if not row.fig_desc.strip():
+        faults.append("fig_desc: the query text is empty")
+    if row.duration <= 0:
+        faults.append(f"duration: {row.duration} s is not above 0")
+    if start < 0:
+        faults.append(f"time: start {start} s is below 0")
+    if end <= start:
+        faults.append(f"time: end {end} s is not after start {start} s")
+    if beyond_duration == "error":
+        faults += [
+            f"time: {name} {second} s is beyond the duration of {row.duration} s; "
+            'correct it, or read with beyond_duration="keep"'
+            for name, second in (("start", start), ("end", end))
+            if second > row.duration
+        ]
+    return faults
+
+
+def _listing(path: Path, faults: list[str]) -> str:
+    count = f"{len(faults)} fault" + ("s" if len(faults) > 1 else "")
+    lines = [f"annotation file {path} has {count}; correct or remove these lines", *faults[:LISTED_FAULTS]]
+    if len(faults) > LISTED_FAULTS:
+        lines.append(f"and {len(faults) - LISTED_FAULTS} more")
+    return "\n  ".join(lines)

@@ -1,0 +1,192 @@
+"""Clips on disk: `<video id>.npy` and its row in `meta.jsonl`, as the published data has them (data-eval.md §1.5).
+
+A clip file appears whole or not at all. A clip that is read has uint8 frames, an even number of them, and one time for
+each; anything else is a `ClipError`, never a shorter clip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, Literal
+from uuid import uuid4
+
+import numpy as np
+
+from vsr1.video.decode import SampledVideo
+
+META = "meta.jsonl"
+
+
+class ClipError(ValueError):
+    """A clip that is missing or not usable; the message names it, its folder and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Sampled frames of one video. Two clips with one `content_hash` give a model the same input."""
+
+    video_id: str
+    frames: np.ndarray  # uint8 [T, H, W, 3], RGB
+    timestamps: np.ndarray  # float64 [T], seconds
+    content_hash: str  # sha256, 64 hexadecimal digits
+
+    @classmethod
+    def make(cls, video_id: str, frames: np.ndarray, timestamps: np.ndarray) -> Clip:
+        """A clip with its hash over shape, frames and timestamps; the id is not part of it.
+
+        Raises:
+            ClipError: frames are not uint8 [T, H, W, 3] with T even and above 0, or timestamps not finite, rising [T].
+        """
+        frames = np.ascontiguousarray(frames)
+        timestamps = np.ascontiguousarray(timestamps, np.dtype("<f8"))
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+            raise ClipError(f"clip {video_id!r}: frames are {frames.dtype} {frames.shape}, want uint8 [T, H, W, 3]")
+        if len(frames) % 2:
+            raise ClipError(f"clip {video_id!r}: {len(frames)} frames, want an even number; repeat the last one")
+        if timestamps.shape != (len(frames),):
+            raise ClipError(f"clip {video_id!r}: timestamps {timestamps.shape} for {len(frames)} frames")
+        if not np.isfinite(timestamps).all() or (np.diff(timestamps) < 0).any():
+            raise ClipError(f"clip {video_id!r}: timestamps are not finite and rising: {timestamps.tolist()}")
+        digest = hashlib.sha256(repr(frames.shape).encode())
+        digest.update(frames.data)
+        digest.update(timestamps.data)
+        return cls(video_id, frames, timestamps, digest.hexdigest())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of frames and timestamps."""
+        return int(self.frames.nbytes + self.timestamps.nbytes)
+
+
+def write_clip(
+    folder: Path, video_id: str, sampled: SampledVideo, *, source: Path, target_fps: float, max_frames: int
+) -> dict[str, Any]:
+    """Write `<video id>.npy` atomically and return its row for `write_meta`.
+
+    Args:
+        source: the video file that was sampled, with `target_fps` frames per second and at most `max_frames`.
+
+    Raises:
+        ClipError: the id cannot be a file's stem.
+    """
+    if not video_id or PurePath(video_id).name != video_id:
+        raise ClipError(f"video id {video_id!r} cannot name a file in {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{video_id}.npy"
+    _replace(target, lambda handle: np.save(handle, sampled.frames, allow_pickle=False))
+    count = len(sampled.indices)
+    return {
+        "source_video_path": str(source),
+        "source_total_frames": sampled.total_frames,
+        "source_duration_sec": sampled.duration,
+        "raw_fps": sampled.raw_fps,
+        "target_sample_fps": target_fps,
+        "target_max_frames": max_frames,
+        "requested_indices_src": sampled.requested_indices,
+        "sampled_indices_src": sampled.indices,
+        "sampled_timestamps_sec": sampled.timestamps[:count].tolist(),
+        "sampled_frames_before_even_pad": count,
+        "even_pad_applied": sampled.even_pad_applied,
+        "output_num_frames": int(sampled.frames.shape[0]),
+        "output_height": int(sampled.frames.shape[1]),
+        "output_width": int(sampled.frames.shape[2]),
+        "output_dtype": str(sampled.frames.dtype),
+        "extract_utc": datetime.now(UTC).isoformat(),
+        "video_id": video_id,
+        "output_npy_path": str(target),
+    }
+
+
+def write_meta(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write `meta.jsonl` atomically, sorted by video id; what it held before is gone."""
+    ordered = sorted(rows, key=lambda row: row["video_id"])
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / META, lambda handle: handle.write(text.encode()))
+
+
+def _replace(target: Path, write: Callable[[BinaryIO], Any]) -> None:
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as handle:
+            write(handle)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class ClipFolder:
+    """Reads the clips of one folder; `meta.jsonl` is read once, at construction.
+
+    `true_seconds` gives each frame its time in the video. `legacy_index` gives frame i the time i / target_sample_fps,
+    the clock that released checkpoints were trained with (data-eval.md §7.1).
+    """
+
+    def __init__(self, folder: Path, timestamps: Literal["true_seconds", "legacy_index"] = "true_seconds") -> None:
+        self.folder = folder
+        self.timestamps = timestamps
+        self._rows = _read_meta(folder)
+
+    def video_ids(self) -> list[str]:
+        """Ids of all clips in `meta.jsonl`, sorted."""
+        return sorted(self._rows)
+
+    def read(self, video_id: str) -> Clip:
+        """One clip, from disk.
+
+        Raises:
+            ClipError: no row or no file of that id, or the two do not fit together.
+        """
+        if video_id not in self._rows:
+            raise ClipError(
+                f"clip {video_id!r} has no row in {self.folder / META}; build the clips of this split again"
+            )
+        path = self.folder / f"{video_id}.npy"
+        if not path.is_file():
+            raise ClipError(f"clip {video_id!r} has a row but no file {path}; build the clips of this split again")
+        try:
+            with path.open("rb") as handle:
+                frames = np.lib.format.read_array(handle, allow_pickle=False)
+        except ValueError as error:
+            raise ClipError(
+                f"clip {video_id!r}: {path} is not a whole array ({error}); delete and rebuild it"
+            ) from error
+        try:
+            return Clip.make(video_id, frames, self._times(self._rows[video_id], len(frames) if frames.ndim else 0))
+        except KeyError as error:
+            raise ClipError(f"clip {video_id!r}: its row in {self.folder / META} has no {error}; rebuild it") from error
+        except ClipError as error:
+            raise ClipError(f"{path} and its row in {META} do not make a clip, rebuild it: {error}") from error
+
+    def _times(self, row: dict[str, Any], count: int) -> np.ndarray:
+        """float64 [T] seconds; the time of the last frame stands twice where the even pad repeated it."""
+        if self.timestamps == "legacy_index":
+            return np.arange(count, dtype=np.float64) / row["target_sample_fps"]
+        times = row["sampled_timestamps_sec"]
+        padded = row["even_pad_applied"] and len(times) == count - 1
+        return np.array(times + times[-1:] * padded, np.float64)
+
+
+def _read_meta(folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows by file stem: the paths in published rows are those of other machines. Of several rows the last counts."""
+    path = folder / META
+    if not path.is_file():
+        raise ClipError(f"clip folder {folder} has no {META}; build the clips of this split first")
+    rows = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            stem = PurePath(row.get("output_npy_path") or row["source_video_path"]).stem
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ClipError(f"{path} line {number} is not a clip's row ({error}); build the clips again") from error
+        if row.get("status") != "skip_exists":
+            rows[stem] = row
+    return rows

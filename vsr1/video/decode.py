@@ -1,0 +1,193 @@
+"""Samples a video file: the frames asked for, each with its own true time, or a `VideoError`; never a guess.
+
+Frame count, frame choice and size follow the published extraction (data-eval.md §1.5). Two things differ: a container
+that reports no frame count, or a wrong one, is counted by decoding, so that the sample spans the whole video; and the
+timestamps are the frames' own, so that variable frame rate is right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from PIL import Image
+
+
+class VideoError(ValueError):
+    """A video file that gives no frames; the message names the file and the reason."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"video {path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[VideoError], tuple[Path, str]]:
+        return VideoError, (self.path, self.reason)
+
+
+@dataclass(frozen=True, eq=False)
+class SampledVideo:
+    """What was taken of a video. T is even; `even_pad_applied` says that the last frame is there twice.
+
+    `indices` are the positions of the distinct frames in the decoded video and do not count the pad; they equal
+    `requested_indices` because an index is only requested of frames that decode.
+    `reported_frames` is the container's own count, 0 if it has none: where it is above `total_frames`, the file is
+    truncated, damaged or cut by an edit list.
+    """
+
+    frames: np.ndarray  # uint8 [T, H, W, 3], RGB
+    timestamps: np.ndarray  # float64 [T], seconds after the first frame of the video
+    indices: list[int]
+    total_frames: int
+    duration: float  # seconds
+    raw_fps: float  # frames per second, mean over the video
+    requested_indices: list[int]
+    even_pad_applied: bool
+    reported_frames: int
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One decode from beginning to end."""
+
+    images: list[np.ndarray]  # uint8 [H, W, 3], the wanted frames
+    times: list[Fraction]  # seconds after the first frame, one a wanted frame
+    total_frames: int
+    duration: Fraction  # seconds, up to the end of the last frame
+
+
+def sample_video(path: Path, *, fps: float, max_frames: int, max_pixels: int) -> SampledVideo:
+    """Frames spread evenly over a whole video, its first and last frame included.
+
+    Args:
+        fps: frames per second of video to keep.
+        max_frames: most distinct frames; the even pad can add one to an odd limit.
+        max_pixels: a frame with more is shrunk, bicubic, keeping its aspect.
+
+    Raises:
+        VideoError: missing or empty file, not a video, no video stream, or not one frame that decodes.
+    """
+    if not path.is_file():
+        raise VideoError(path, "the file does not exist")
+    if path.stat().st_size == 0:
+        raise VideoError(path, "the file is empty (0 bytes); fetch it again")
+    reported, duration = _reported(path)
+    if not reported or duration is None:
+        counted = _decode(path, frozenset(), max_pixels)
+        expected, duration = counted.total_frames, counted.duration
+    else:
+        expected = reported
+    indices = _indices(expected, duration, fps, max_frames)
+    decoded = _decode(path, frozenset(indices), max_pixels)
+    if decoded.total_frames != expected:
+        duration = decoded.duration
+        indices = _indices(decoded.total_frames, duration, fps, max_frames)
+        decoded = _decode(path, frozenset(indices), max_pixels)
+    pad = len(indices) % 2
+    return SampledVideo(
+        frames=np.stack(decoded.images + decoded.images[-1:] * pad),
+        timestamps=np.array([float(t) for t in decoded.times + decoded.times[-1:] * pad], np.float64),
+        indices=indices,
+        total_frames=decoded.total_frames,
+        duration=float(duration),
+        raw_fps=float(decoded.total_frames / duration),
+        requested_indices=indices,
+        even_pad_applied=bool(pad),
+        reported_frames=reported,
+    )
+
+
+def _indices(total_frames: int, duration: Fraction, fps: float, max_frames: int) -> list[int]:
+    """Truncated linspace over the frames: reference behaviour, data-eval.md §1.5."""
+    count = min(total_frames, max_frames, max(1, math.floor(float(duration) * fps)))
+    return [int(index) for index in np.linspace(0, total_frames - 1, count)]
+
+
+def _open(path: Path) -> tuple[InputContainer, VideoStream]:
+    try:
+        container = av.open(str(path))
+    except av.FFmpegError as error:
+        raise VideoError(path, f"cannot be opened as a video ({error.strerror}); fetch or encode it again") from error
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return container, stream
+    container.close()
+    raise VideoError(path, "has no video stream")
+
+
+def _reported(path: Path) -> tuple[int, Fraction | None]:
+    """Frame count and duration in seconds as the container states them; 0 and None where it does not."""
+    container, stream = _open(path)
+    with container:
+        if stream.duration and stream.time_base:
+            return stream.frames, stream.duration * stream.time_base
+        return stream.frames, None
+
+
+def _decoded(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Every frame that decodes, in presentation order; a damaged packet gives none."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            if packet is None:
+                return
+            frames = packet.decode()
+        except av.InvalidDataError:
+            continue
+        except av.FFmpegError as error:
+            raise VideoError(path, f"cannot be decoded ({error.strerror}); encode it again") from error
+        yield from frames
+
+
+def _decode(path: Path, wanted: frozenset[int], max_pixels: int) -> _Pass:
+    """Decode all frames, keep those whose position is wanted."""
+    images: list[np.ndarray] = []
+    times: list[Fraction] = []
+    size: tuple[int, int] | None = None
+    total, end = 0, Fraction(0)
+    first: Fraction | None = None
+    container, stream = _open(path)
+    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    with container:
+        for frame in _decoded(path, container, stream):
+            begin = _seconds(frame, total / Fraction(rate))
+            first = begin if first is None else first
+            time = begin - first
+            shown = frame.duration * frame.time_base if frame.duration and frame.time_base else 1 / Fraction(rate)
+            end = max(end, time + shown)
+            if total in wanted:
+                image = Image.fromarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+                size = size or _size(image.width, image.height, max_pixels)
+                images.append(np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)))
+                if times and time < times[-1]:
+                    raise VideoError(path, f"frame {total} lies {float(times[-1] - time)} s before one shown earlier")
+                times.append(time)
+            total += 1
+    if not total:
+        raise VideoError(path, "not one frame of it decodes; the file is truncated or damaged, fetch it again")
+    return _Pass(images, times, total, end)
+
+
+def _seconds(frame: VideoFrame, otherwise: Fraction) -> Fraction:
+    """When a frame is shown; formats that carry no times (raw streams) are shown at their constant rate."""
+    if frame.pts is None or frame.time_base is None:
+        return otherwise
+    return frame.pts * frame.time_base
+
+
+def _size(width: int, height: int, max_pixels: int) -> tuple[int, int]:
+    """Width and height after shrinking to at most `max_pixels`, each side truncated; no rounding to a grid."""
+    if width * height <= max_pixels:
+        return width, height
+    ratio = math.sqrt(max_pixels / (width * height))
+    return max(1, int(width * ratio)), max(1, int(height * ratio))
