@@ -33,6 +33,9 @@ class DataConfig(Section):
     max_frames: int = Field(64, ge=2, description="most frames in a clip; a longer video is spread over them")
     max_pixels: int = Field(200_704, ge=1024, description="most pixels in a frame, before rounding to the patch grid")
     timestamps: Literal["true_seconds", "legacy_index"] = "true_seconds"
+    beyond_duration: Literal["error", "keep"] = Field(
+        "error", description="moments that end after their video: refuse them, or keep them as published"
+    )
     max_failed_fraction: float = Field(0.0, ge=0, le=1, description="share of undecodable videos a build tolerates")
     hard_negatives: int = Field(50, ge=1, description="nearest wrong videos kept for each training query")
     grpo_negatives: int = Field(24, ge=1)

@@ -77,8 +77,8 @@ def test_a_failed_write_leaves_the_old_clip(tmp_path: Path, monkeypatch: pytest.
     build(tmp_path, "a")
     before = ClipFolder(tmp_path).read("a").content_hash
 
-    def full_disk(handle: Any, array: np.ndarray, **_: Any) -> None:
-        handle.write(b"half")
+    def full_disk(part: Path, array: np.ndarray, **_: Any) -> None:
+        part.write_bytes(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(np, "save", full_disk)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO, Literal
-from uuid import uuid4
+from typing import Any, Literal
 
 import numpy as np
 
+from vsr1.formats.atomic import replacing, write_lines
 from vsr1.video.decode import SampledVideo
 
 META = "meta.jsonl"
@@ -79,7 +78,8 @@ def write_clip(
         raise ClipError(f"video id {video_id!r} cannot name a file in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{video_id}.npy"
-    _replace(target, lambda handle: np.save(handle, sampled.frames, allow_pickle=False))
+    with replacing(target) as part:
+        np.save(part, sampled.frames, allow_pickle=False)
     count = len(sampled.indices)
     return {
         "source_video_path": str(source),
@@ -105,20 +105,7 @@ def write_clip(
 
 def write_meta(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write `meta.jsonl` atomically, sorted by video id; what it held before is gone."""
-    ordered = sorted(rows, key=lambda row: row["video_id"])
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / META, lambda handle: handle.write(text.encode()))
-
-
-def _replace(target: Path, write: Callable[[BinaryIO], Any]) -> None:
-    temporary = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as handle:
-            write(handle)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_lines(folder / META, sorted(rows, key=lambda row: row["video_id"]))
 
 
 class ClipFolder:
@@ -131,7 +118,7 @@ class ClipFolder:
     def __init__(self, folder: Path, timestamps: Literal["true_seconds", "legacy_index"] = "true_seconds") -> None:
         self.folder = folder
         self.timestamps = timestamps
-        self._rows = _read_meta(folder)
+        self._rows = read_meta(folder)
 
     def video_ids(self) -> list[str]:
         """Ids of all clips in `meta.jsonl`, sorted."""
@@ -173,8 +160,12 @@ class ClipFolder:
         return np.array(times + times[-1:] * padded, np.float64)
 
 
-def _read_meta(folder: Path) -> dict[str, dict[str, Any]]:
-    """Rows by file stem: the paths in published rows are those of other machines. Of several rows the last counts."""
+def read_meta(folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows by file stem: the paths in published rows are those of other machines. Of several rows the last counts.
+
+    Raises:
+        ClipError: no `meta.jsonl`, or a line of it that is not a clip's row.
+    """
     path = folder / META
     if not path.is_file():
         raise ClipError(f"clip folder {folder} has no {META}; build the clips of this split first")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from vsr1.formats.atomic import write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.render import encode_mp4
 from vsr1.toy.world import Example, ToyWorldError, describe, make_corpus
@@ -37,8 +36,8 @@ def write_toy_corpus(
             done += 1
             if progress:
                 progress(done, train + test)
-        _write_lines(folder.annotations(split), [_annotation(e, first_id + i) for i, e in enumerate(examples)])
-        _write_lines(folder.events(split), [_events(e) for e in examples])
+        write_lines(folder.annotations(split), [_annotation(e, first_id + i) for i, e in enumerate(examples)])
+        write_lines(folder.events(split), [_events(e) for e in examples])
         first_id += len(examples)
 
 
@@ -58,10 +57,3 @@ def _events(example: Example) -> dict[str, object]:
     film = example.film
     events = [asdict(event) for event in film.events]
     return {"video": film.video_id, "duration": float(film.duration), "first": example.first, "events": events}
-
-
-def _write_lines(path: Path, rows: list[dict[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(part, path)
