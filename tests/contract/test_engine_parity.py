@@ -1,0 +1,123 @@
+"""The engine against its oracle, on a tiny policy with video: the same prompt tokens, log-probs and latents."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
+from vsr1.config import EngineConfig
+from vsr1.engine.engine import PolicyEngine, Reply
+from vsr1.formats.checkpoint import load_policy, refine_token_id
+from vsr1.formats.clips import Clip
+from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
+from vsr1.model.vision import encode_clips
+from vsr1.toy.models import write_random_models
+from vsr1.toy.tokenizer import train_tokenizer
+from vsr1.toy.world import vocabulary_texts
+from vsr1.video.processor import ClipProcessor
+
+LIMIT = 24
+QUERY = "a red circle moving left and then a blue ring moving up"
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory):
+    """A random policy that often samples the refine token: its row in the tied table is made long."""
+    folder, _ = write_random_models(tmp_path_factory.mktemp("models"), train_tokenizer(vocabulary_texts(0, 200)))
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    token = refine_token_id(ClipProcessor(folder).tokenizer)
+    weights["model.language_model.embed_tokens.weight"][token] *= 15
+    for name, tensor in weights.items():
+        if "visual" in name and tensor.ndim == 2:
+            tensor *= 3  # so that a difference in vision features shows
+    save_file(weights, path, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips():
+    rng = np.random.default_rng(0)
+    return [
+        Clip.make(f"v{i}", rng.integers(0, 255, (count, side, 64, 3), dtype=np.uint8), np.arange(count) * 1.3)
+        for i, (count, side) in enumerate([(16, 64), (24, 64), (10, 96)])
+    ]
+
+
+async def _replies(engine: PolicyEngine, clips: list[Clip], seed: int) -> list[Reply]:
+    prompt = turn_prompt(QUERY, SYSTEM_PROMPT)
+    wanted = [
+        engine.generate(prompt, clips[i % 3], max_tokens=LIMIT, latents=8, temperature=1.0, seed=seed + i)
+        for i in range(12)
+    ]
+    return list(await asyncio.gather(*wanted))
+
+
+@pytest.fixture(scope="module")
+def played(policy_folder, clips):
+    """Replies of one engine before and after a push of changed weights, and the weights pushed."""
+
+    async def play():
+        engine = await PolicyEngine.start(policy_folder, EngineConfig(latent_slots=5))
+        before = await _replies(engine, clips, seed=0)
+        changed = load_file(policy_folder / "model.safetensors")
+        pushed = {k: v * 1.1 for k, v in changed.items() if "language_model.layers" in k or "refine" in k}
+        path = policy_folder / "pushed.safetensors.part"
+        save_file(pushed, path)
+        await engine.push_weights(path, version=1)
+        after = await _replies(engine, clips, seed=0)
+        engine.shutdown()
+        return before, after, pushed
+
+    return asyncio.run(play())
+
+
+def _gaps(replies: list[Reply], policy, folder, clips) -> tuple[float, float]:
+    """Largest differences of log-probs and of latents between engine and oracle."""
+    processor = ClipProcessor(folder)
+    processed = [processor.process(clip) for clip in clips]
+    logprob_gap = latent_gap = 0.0
+    with torch.no_grad():
+        features = encode_clips(policy.model.visual, [c.pixels for c in processed], [c.grid for c in processed])
+        for i, reply in enumerate(replies):
+            clip = processed[i % 3]
+            assert reply.prompt_token_ids == processor.expand(turn_prompt(QUERY, SYSTEM_PROMPT), clip.grid, clip.marks)
+            rows = [Row(reply.prompt_token_ids, reply.token_ids, i % 3, clip.grid)]
+            state = prefill(policy.model, rows, features, keep_cache=True)
+            logprobs, _ = token_logprobs(policy, state, rows)
+            logprob_gap = max(logprob_gap, float((logprobs - torch.tensor(reply.logprobs)).abs().max()))
+            if reply.latents is not None:
+                latents = roll_latents(policy, state, 8)[0]
+                latent_gap = max(latent_gap, float((latents - torch.tensor(reply.latents)).abs().max()))
+    return logprob_gap, latent_gap
+
+
+def test_replies_equal_the_oracle_with_video(played, policy_folder, clips):
+    before, _, _ = played
+    assert sum(reply.latents is not None for reply in before) >= 4
+    logprob_gap, latent_gap = _gaps(before, load_policy(policy_folder), policy_folder, clips)
+    assert logprob_gap < 1e-3
+    assert latent_gap < 1e-4
+
+
+def test_pushed_weights_are_the_ones_that_answer(played, policy_folder, clips):
+    _, after, pushed = played
+    policy = load_policy(policy_folder)
+    logprob_gap, _ = _gaps(after, policy, policy_folder, clips)
+    assert logprob_gap > 1e-2, "the old weights still answer"
+    policy.load_state_dict(pushed, strict=False)
+    logprob_gap, latent_gap = _gaps(after, policy, policy_folder, clips)
+    assert logprob_gap < 1e-3
+    assert latent_gap < 1e-4
+    assert {reply.weight_version for reply in after} == {1}
+
+
+def test_an_ordinary_reply_ends_at_its_limit_without_latents(played):
+    before, _, _ = played
+    for reply in before:
+        assert (reply.finish_reason == "refined") == (reply.latents is not None)
+        assert len(reply.token_ids) <= LIMIT
+        assert len(reply.logprobs) == len(reply.token_ids)

@@ -1,0 +1,128 @@
+"""The policy's own forward passes against stock Hugging Face code on a tiny random model."""
+
+import numpy as np
+import pytest
+import torch
+
+from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
+from vsr1.formats.checkpoint import CheckpointError, load_policy, save_policy
+from vsr1.formats.clips import Clip
+from vsr1.model.embedder import Embedder
+from vsr1.model.forward import Row, prefill, roll_latents, rotary_positions, token_logprobs
+from vsr1.model.vision import encode_clips
+from vsr1.toy.models import write_random_models
+from vsr1.toy.tokenizer import train_tokenizer
+from vsr1.toy.world import vocabulary_texts
+from vsr1.video.processor import ClipProcessor
+
+REPLY = "<think> 0 red circle moving left. not found. </think> <answer>not_matched</answer> <REFINE>"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return write_random_models(tmp_path_factory.mktemp("models"), train_tokenizer(vocabulary_texts(0, 200)))
+
+
+@pytest.fixture(scope="module")
+def batch(models):
+    policy, processor = load_policy(models[0]).eval(), ClipProcessor(models[0])
+    rng = np.random.default_rng(0)
+    clips = [
+        processor.process(Clip.make("v", rng.integers(0, 255, (n, h, 64, 3), dtype=np.uint8), np.arange(n) * 1.0))
+        for n, h in [(8, 64), (12, 64), (6, 96)]
+    ]
+    reply = processor.tokenizer.encode(REPLY, add_special_tokens=False)
+    prompt = turn_prompt("a red circle", SYSTEM_PROMPT)
+    rows = [Row(processor.expand(prompt, c.grid, c.marks), reply, i, c.grid) for i, c in enumerate(clips)]
+    return policy, processor, clips, rows
+
+
+def test_vision_features_equal_the_stock_tower(batch):
+    policy, _, clips, _ = batch
+    features = encode_clips(policy.model.visual, [c.pixels for c in clips], [c.grid for c in clips])
+    for clip, feature in zip(clips, features, strict=True):
+        stock = policy.model.get_video_features(clip.pixels, torch.tensor([clip.grid]), return_dict=True)
+        torch.testing.assert_close(feature.tokens, stock.pooler_output[0], atol=1e-5, rtol=1e-5)
+        for level, (expected,) in zip(feature.deepstack, stock.deepstack_features, strict=True):
+            torch.testing.assert_close(level, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_positions_logprobs_and_states_equal_the_stock_forward(batch):
+    policy, processor, clips, rows = batch
+    features = encode_clips(policy.model.visual, [c.pixels for c in clips], [c.grid for c in clips])
+    state = prefill(policy.model, rows, features, keep_cache=False)
+    logprobs, _ = token_logprobs(policy, state, rows)
+    for i, (row, clip) in enumerate(zip(rows, clips, strict=True)):
+        ids = torch.tensor([row.prompt + row.response])
+        kinds = (ids == processor.video_token).int() * 2
+        grid = torch.tensor([clip.grid])
+        positions, _ = policy.model.get_rope_index(ids, kinds, video_grid_thw=grid)
+        assert torch.equal(positions[:, 0], rotary_positions(row, processor.video_token, processor.merge))
+        out = policy(input_ids=ids, pixel_values_videos=clip.pixels, video_grid_thw=grid, mm_token_type_ids=kinds)
+        count = len(row.response)
+        expected = out.logits[0, -count - 1 : -1].log_softmax(-1).gather(1, ids[0, -count:, None])[:, 0]
+        torch.testing.assert_close(logprobs[i * count : (i + 1) * count], expected, atol=1e-4, rtol=1e-4)
+
+
+def _recomputed_latents(policy, processor, row: Row, feature, depth: int) -> torch.Tensor:
+    """Whole forward passes over prompt, video, text and the latents so far (method.md §1.4)."""
+    text = policy.model.language_model
+    ids = torch.tensor([row.prompt + row.response])
+    is_video = ids == processor.video_token
+    embeds = text.embed_tokens(ids).masked_scatter(is_video[..., None], feature.tokens)
+    positions = rotary_positions(row, processor.video_token, processor.merge)[:, None]
+    before = []
+    hook = text.norm.register_forward_pre_hook(lambda _module, args: before.append(args[0]))
+    latents: list[torch.Tensor] = []
+    for _ in range(depth):
+        after = text(
+            inputs_embeds=embeds, position_ids=positions, use_cache=False,
+            visual_pos_masks=is_video, deepstack_visual_embeds=feature.deepstack,
+        ).last_hidden_state  # fmt: skip
+        latents.append(policy.latent(after[:, -1] if latents else before[0][:, -1]))
+        embeds = torch.cat([embeds, policy.latent_input(latents[-1])[:, None]], dim=1)
+        positions = torch.cat([positions, positions[..., -1:] + 1], dim=-1)
+        is_video = torch.nn.functional.pad(is_video, (0, 1))
+    hook.remove()
+    return torch.cat(latents)
+
+
+def test_cached_latents_equal_full_recomputation(batch):
+    policy, processor, clips, rows = batch
+    features = encode_clips(policy.model.visual, [c.pixels for c in clips], [c.grid for c in clips])
+    with torch.no_grad():
+        cached = roll_latents(policy, prefill(policy.model, rows, features, keep_cache=True), 8)
+        for i, row in enumerate(rows):
+            expected = _recomputed_latents(policy, processor, row, features[i], 8)
+            torch.testing.assert_close(cached[i], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_sampled_video_tokens_are_text(batch):
+    policy, processor, clips, rows = batch
+    row = Row(rows[0].prompt, [processor.video_token, *rows[0].response], 0, rows[0].grid)
+    positions = rotary_positions(row, processor.video_token, processor.merge)
+    assert (positions[:, -len(row.response) :].diff(dim=1) == 1).all()
+
+
+def test_refined_queries_share_a_batch_with_plain_ones(models):
+    embedder = Embedder.load(models[1])
+    soft = np.random.default_rng(0).normal(size=(8, embedder.dim)).astype(np.float32)
+    together = embedder.embed_queries(["a red circle", "a blue ring moving up"], [None, soft])
+    alone = embedder.embed_queries(["a red circle"])
+    np.testing.assert_allclose(together[:1], alone, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-5)
+    plain = embedder.embed_queries(["a blue ring moving up"])
+    assert np.abs(together[1] - plain[0]).max() > 1e-3
+
+
+def test_checkpoint_round_trip_is_bit_exact(models, tmp_path):
+    policy = load_policy(models[0])
+    save_policy(tmp_path, policy)
+    again = load_policy(tmp_path)
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_a_folder_without_heads_is_refused(models):
+    with pytest.raises(CheckpointError, match="refine_projector"):
+        load_policy(models[1])
