@@ -7,6 +7,7 @@ and without soft tokens share one batch.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,9 @@ class Embedder:
         self.processor = processor
         self.dim = int(model.config.text_config.hidden_size)
         self.fingerprint = fingerprint
+        self._query_ids = lru_cache(maxsize=65_536)(
+            lambda query: processor.tokenizer.encode(template(query))[:MAX_QUERY_TOKENS]
+        )
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "cpu", dtype: str = "float32") -> Embedder:
@@ -66,7 +70,7 @@ class Embedder:
         table = text.embed_tokens
         sequences = []
         for i, query in enumerate(queries):
-            ids = self.processor.tokenizer.encode(template(query))[:MAX_QUERY_TOKENS]
+            ids = self._query_ids(query)
             embeds = table(torch.tensor(ids, device=table.weight.device))
             soft = soft_tokens[i] if soft_tokens is not None else None
             if soft is not None:

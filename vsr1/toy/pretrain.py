@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -188,8 +189,13 @@ def _tokens(processor: ClipProcessor, wanted: Example, film: Film) -> tuple[list
     shown = film.example.film.events
     span = find_queried(shown, wanted.queried)
     reply = assistant_text(reasoning(shown, wanted.queried, span is not None), span is not None, span)
-    prompt = processor.expand(turn_prompt(wanted.query, SYSTEM_PROMPT), film.grid, film.marks)
+    prompt = processor.insert(_prompt_ids(processor, wanted.query), processor.clip_tokens(film.grid, film.marks))
     return prompt, processor.tokenizer.encode(reply, add_special_tokens=False)
+
+
+@cache
+def _prompt_ids(processor: ClipProcessor, query: str) -> list[int]:
+    return processor.tokenizer.encode(turn_prompt(query, SYSTEM_PROMPT), add_special_tokens=False)
 
 
 def _shown(query: int, near: torch.Tensor, rng: np.random.Generator, count: int) -> int:

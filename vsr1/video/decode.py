@@ -86,11 +86,11 @@ def sample_video(path: Path, *, fps: float, max_frames: int, max_pixels: int) ->
         expected, duration = counted.total_frames, counted.duration
     else:
         expected = reported
-    indices = _indices(expected, duration, fps, max_frames)
+    indices = frame_indices(expected, duration, fps, max_frames)
     decoded = _decode(path, frozenset(indices), max_pixels)
     if decoded.total_frames != expected:
         duration = decoded.duration
-        indices = _indices(decoded.total_frames, duration, fps, max_frames)
+        indices = frame_indices(decoded.total_frames, duration, fps, max_frames)
         decoded = _decode(path, frozenset(indices), max_pixels)
     pad = len(indices) % 2
     return SampledVideo(
@@ -106,7 +106,7 @@ def sample_video(path: Path, *, fps: float, max_frames: int, max_pixels: int) ->
     )
 
 
-def _indices(total_frames: int, duration: Fraction, fps: float, max_frames: int) -> list[int]:
+def frame_indices(total_frames: int, duration: Fraction | float, fps: float, max_frames: int) -> list[int]:
     """Truncated linspace over the frames: reference behaviour, data-eval.md §1.5."""
     count = min(total_frames, max_frames, max(1, math.floor(float(duration) * fps)))
     return [int(index) for index in np.linspace(0, total_frames - 1, count)]

@@ -63,15 +63,22 @@ class ClipProcessor:
             ValueError: not exactly one placeholder.
         """
         ids = self.tokenizer.encode(prompt, add_special_tokens=False)
-        if ids.count(self.video_token) != 1:
-            raise ValueError(f"a prompt needs exactly one video placeholder, found {ids.count(self.video_token)}")
-        at = ids.index(self.video_token)
+        return self.insert(ids, self.clip_tokens(grid, marks))
+
+    def clip_tokens(self, grid: tuple[int, int, int], marks: tuple[float, ...]) -> list[int]:
+        """What a clip's placeholder stands for: each frame pair's time mark and video tokens."""
         per_pair = grid[1] * grid[2] // self.merge**2
         video: list[int] = []
         for mark in marks:
-            video += self._mark_ids(mark)
-            video += [self._vision_start, *[self.video_token] * per_pair, self._vision_end]
-        return ids[:at] + video + ids[at + 1 :]
+            video += [*self._mark_ids(mark), self._vision_start, *[self.video_token] * per_pair, self._vision_end]
+        return video
+
+    def insert(self, prompt_ids: list[int], clip_tokens: list[int]) -> list[int]:
+        """Put a clip's tokens in place of the one video placeholder."""
+        if prompt_ids.count(self.video_token) != 1:
+            raise ValueError(f"a prompt needs exactly one video placeholder, found {prompt_ids.count(self.video_token)}")
+        at = prompt_ids.index(self.video_token)
+        return prompt_ids[:at] + clip_tokens + prompt_ids[at + 1 :]
 
     def _mark_ids(self, mark: float) -> list[int]:
         text = f"<{mark:.1f} seconds>"
