@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipelines import data, evaluate, grpo, sft
-from pipelines.plan import placement_plan
+from pipelines.plan import capacity, placement_plan
 from pipelines.services import connect
 from vsr1.config import Config, dump_config
 from vsr1.formats.clips import ClipFolder
@@ -30,7 +30,7 @@ from vsr1.toy.corpus import write_toy_corpus
 
 def run_demo(config: Config, console: Console) -> Path:
     """Run every stage and return the report's path. An earlier demo in `run_dir` is replaced."""
-    placement_plan(config).check()
+    placement_plan(config, capacity(config)).check()
     run = config.run_dir
     if run.exists():
         shutil.rmtree(run)

@@ -15,7 +15,7 @@ import torch
 
 from actors.learner import LearnerGroup
 from pipelines.examples import trained_examples
-from pipelines.plan import placement_plan
+from pipelines.plan import capacity, placement_plan
 from pipelines.rollout_metrics import rollout_metrics
 from pipelines.services import connect, services
 from pipelines.tasks import group_of, prompt_stream
@@ -35,7 +35,7 @@ def train(config: Config, progress: Progress | None = None) -> Path:
         PlanError: the cluster cannot hold the actors. Errors of actors come through with their names.
     """
     connect(config)
-    placement_plan(config).check()
+    placement_plan(config, capacity(config)).check()
     run, settings = config.run_dir, config.grpo
     with services(config, "train") as world, RunLog(run) as log:
         learners = LearnerGroup(config)

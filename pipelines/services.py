@@ -5,6 +5,7 @@ Services start together and stop together; a call that reaches a dead one raises
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,14 +94,12 @@ def connect(config: Config) -> None:
     if ray.is_initialized():
         return
     cluster = config.cluster
-    if cluster.address is not None or ray._private.utils.get_ray_address_from_environment("", None):
-        ray.init(address=cluster.address or "auto", logging_level="warning", log_to_driver=False)
-        return
+    address = cluster.address or os.environ.get("RAY_ADDRESS", "local")  # Ray sets the variable inside a job
+    local = {
+        "num_cpus": cluster.num_cpus,
+        "object_store_memory": int(cluster.object_store_gib * 2**30),
+        "include_dashboard": False,
+    }
     ray.init(
-        address="local",
-        num_cpus=cluster.num_cpus,
-        object_store_memory=int(cluster.object_store_gib * 2**30),
-        include_dashboard=False,
-        logging_level="warning",
-        log_to_driver=False,
+        address=address, logging_level="warning", log_to_driver=False, **(local if address == "local" else {})
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from vsr1.agent.prompts import system_prompt, turn_prompt
 from vsr1.config import Config
 from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.runlog import RunLog
+from vsr1.runlog import RunLog, read_scalars
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,10 +58,16 @@ def train(config: Config, progress: Progress | None = None) -> Path:
             num_workers=ranks, use_gpu=need.gpus > 0, resources_per_worker={"CPU": need.cpus} | _gpu(need.gpus)
         ),
         run_config=ray.train.RunConfig(
-            name="sft", storage_path=str((config.run_dir / "ray_train").resolve()), callbacks=[_ProgressCallback(config, steps, progress)]
+            name="sft",
+            storage_path=str(config.run_dir / "ray_train"),
+            callbacks=[_LogCallback(config.run_dir)],
         ),
     )
-    trainer.fit()
+    with ThreadPoolExecutor(1) as pool:
+        fitting = pool.submit(trainer.fit)
+        while progress and not wait([fitting], timeout=1.0).done:
+            progress("steps", _steps_logged(config.run_dir), steps)
+        fitting.result()
     return config.run_dir / "checkpoints" / "sft"
 
 
@@ -133,19 +140,22 @@ class _WithClip:
         return {**row, "clip": self._clips.read(row["video_id"])}
 
 
-class _ProgressCallback(ray.train.UserCallback):
-    """Logs every reported step of rank 0."""
+class _LogCallback(ray.train.UserCallback):
+    """Logs every reported step, in the process that controls the training."""
 
-    def __init__(self, config: Config, steps: int, progress: Progress | None) -> None:
-        self._run_dir, self._steps, self._progress = config.run_dir, steps, progress
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         values = dict(metrics[0])
         step = int(values.pop("step"))
         with RunLog(self._run_dir) as log:
             log.log("sft", step, {name: float(value) for name, value in values.items()})
-        if self._progress:
-            self._progress("SFT steps", step, self._steps)
+
+
+def _steps_logged(run_dir: Path) -> int:
+    path = run_dir / "scalars.jsonl"
+    return max((row["step"] for row in read_scalars(path) if row["stage"] == "sft"), default=0) if path.is_file() else 0
 
 
 def _row(record: dict[str, Any], negatives: dict[str, list[str]]) -> dict[str, Any]:

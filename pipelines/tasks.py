@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 
 import ray.data
@@ -15,7 +16,7 @@ SAMPLE_SEEDS = 1_000_003  # apart from each other by more than any number of tur
 
 
 def prompt_stream(config: Config) -> Iterator[SearchTask]:
-    """Queries of the training split without end, shuffled anew each epoch by Ray Data.
+    """Queries of the training split without end, in a new order each epoch, streamed by Ray Data.
 
     Raises:
         FileNotFoundError: the GRPO records are missing.
@@ -25,10 +26,10 @@ def prompt_stream(config: Config) -> Iterator[SearchTask]:
         raise FileNotFoundError(f"{path} is missing; build the dataset first with `vsr1 data build`")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     unique = [row for row in rows if not row["is_augmented"]]
-    records = ray.data.from_items(unique)
-    epoch = 0
+    order = random.Random(config.seed)
     while True:
-        for row in records.random_shuffle(seed=config.seed + epoch).iter_rows():
+        order.shuffle(unique)  # here, because a shuffle in the cluster would wait for a CPU that the actors hold
+        for row in ray.data.from_items(unique).iter_rows():
             yield SearchTask(
                 query_id=row["qid"],
                 query=row["query"],
@@ -37,7 +38,6 @@ def prompt_stream(config: Config) -> Iterator[SearchTask]:
                 gt_duration=float(row["gt_duration"]),
                 negatives=list(row["hard_negative_ids"])[: config.grpo.retrieval_loss.negatives],
             )
-        epoch += 1
 
 
 def group_of(task: SearchTask, size: int, seed: int) -> list[SearchTask]:

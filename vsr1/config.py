@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from yaml import YAMLError
 
 
@@ -20,14 +20,18 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key, the place and the fix."""
 
 
+# Ray runs actors and training workers in folders of their own, so a path means the same from where it was given.
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.absolute())]
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
 
 
 class DataConfig(Section):
     """The dataset folder and how raw videos become clips."""
 
-    root: Path = Path("runs/data")
+    root: AbsolutePath = Path("runs/data")
     splits: tuple[str, ...] = ("train", "test")
     sample_fps: float = Field(1.0, gt=0, description="frames per second kept from a video")
     max_frames: int = Field(64, ge=2, description="most frames in a clip; a longer video is spread over them")
@@ -47,8 +51,8 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Checkpoint folders of the policy and of the frozen embedder."""
 
-    policy: Path = Path("checkpoints/toy/policy")
-    embedder: Path = Path("checkpoints/toy/embedder")
+    policy: AbsolutePath = Path("checkpoints/toy/policy")
+    embedder: AbsolutePath = Path("checkpoints/toy/embedder")
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
 
@@ -115,7 +119,7 @@ class AgentConfig(Section):
     max_turns: int = Field(3, ge=1)
     latents: int = Field(8, ge=1, le=8)
     exclude_rejected: bool = True
-    system_prompt: Path | None = Field(None, description="file that replaces the default system prompt")
+    system_prompt: AbsolutePath | None = Field(None, description="file that replaces the default system prompt")
     max_new_tokens: int = Field(96, ge=16, description="most tokens of one reply, the refine token included")
 
 
@@ -182,7 +186,7 @@ class ToyConfig(Section):
 
 class Config(Section):
     seed: int = 0
-    run_dir: Path = Path("runs/run")
+    run_dir: AbsolutePath = Path("runs/run")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     sft: SftConfig = SftConfig()
