@@ -130,7 +130,7 @@ def _write_records(
     events = {video_id: shown for video_id, (shown, _) in load_events(folder.events(TRAIN)).items()}
     pool = pool_rows(folder, manifest, rankings)
     reasoned, ambiguous = reasoned_rows(pool, events, folder.events(TRAIN))
-    conversations = sft_records(reasoned, system)
+    conversations = sft_records(reasoned, rankings, system)
     prompts, stats = grpo_records(manifest, rankings, system, config.data.grpo_negatives)
     write_json(folder.hard_negatives(), hard_negatives(manifest, rankings, config.data.hard_negatives))
     write_lines(folder.top1_pool(), pool)

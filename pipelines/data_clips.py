@@ -23,7 +23,7 @@ from vsr1.formats.clips import META, read_meta, write_clip, write_meta
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.video.decode import VideoError, sample_video
 
-VIDEOS_A_TASK = 8
+VIDEOS_A_TASK = 8  # at most
 
 
 @dataclass
@@ -84,10 +84,11 @@ def _decoded(folder: DatasetFolder, split: str, videos: list[Video], data: DataC
     if not videos:
         return
     manifest = [{"video_id": video.video_id, "path": str(video.path)} for video in videos]
-    dataset = ray.data.from_items(manifest, override_num_blocks=math.ceil(len(manifest) / VIDEOS_A_TASK)).map(
+    blocks = max(math.ceil(len(manifest) / VIDEOS_A_TASK), min(len(manifest), data.decode_workers))
+    dataset = ray.data.from_items(manifest, override_num_blocks=blocks).map(
         _decode,
         fn_kwargs={"root": folder.root, "clips": folder.clips(split), "data": data},
-        compute=ray.data.TaskPoolStrategy(size=data.decode_workers),
+        compute=ray.data.TaskPoolStrategy(size=min(blocks, data.decode_workers)),
         num_cpus=1,
     )
     yield from dataset.iter_rows()

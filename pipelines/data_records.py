@@ -85,10 +85,9 @@ def reasoned_rows(
     return rows, ambiguous
 
 
-def sft_records(reasoned: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:
-    """One conversation a reasoned pair, in its order."""
-    top1 = {row["query_index"]: row["top1_video_id"] for row in reversed(reasoned)}
-    return [_sft_record(row, system, top1[row["query_index"]]) for row in reasoned]
+def sft_records(reasoned: list[dict[str, Any]], rankings: list[Ranking], system: str) -> list[dict[str, Any]]:
+    """One conversation a reasoned pair, in its order; `rankings` are those of all queries."""
+    return [_sft_record(row, system, rankings[row["query_index"]].top1.video_id) for row in reasoned]
 
 
 def hard_negatives(manifest: Manifest, rankings: list[Ranking], count: int) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """The toy world: films of moving shapes, sentences about two consecutive events, and confusers.
 
-Everything follows from a seed. A confuser shows the same events as its base film but for one attribute of one of the two
-events that the base's query names.
+Everything follows from a seed. A confuser shows the same events as its base film but for one attribute of one of the
+two events that the base's query names.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,8 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
 MOTIONS = ("left", "right", "up", "down", "circling", "pulsing")
 _ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "motion": MOTIONS}
 MIN_SECONDS, MAX_SECONDS, MIN_EVENT_SECONDS = 16, 60, 5
+MOST_REFUSED = 10_000  # films in a row that may not join a corpus
+Look = tuple[str, str, str]  # colour, shape, motion
 
 _DOING = {
     "left": "moving left", "right": "moving right", "up": "moving up", "down": "moving down",
@@ -49,7 +53,7 @@ class Event:
     motion: str
 
     @property
-    def look(self) -> tuple[str, str, str]:
+    def look(self) -> Look:
         return self.colour, self.shape, self.motion
 
 
@@ -86,26 +90,41 @@ def describe(event: Event) -> str:
 
 
 def make_corpus(split: str, videos: int, seed: int) -> list[Example]:
-    """Films with one query each, base films and their confusers in turn; no two films show the same events.
+    """Films with one query each, base films and their confusers in turn.
+
+    No two films show the same events, and no film but its own shows what a query names: every query has one answer.
 
     Raises:
-        ToyWorldError: fewer than two videos.
+        ToyWorldError: fewer than two videos, or more than there are different queries for.
     """
     if videos < 2:
-        raise ToyWorldError(f"a corpus of {videos} video(s) has nothing to search; ask for at least 2 in split {split!r}")
+        raise ToyWorldError(
+            f"a corpus of {videos} video(s) has nothing to search; ask for at least 2 in split {split!r}"
+        )
     rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
-    seen: set[tuple[tuple[str, str, str], ...]] = set()
+    seen: set[tuple[Look, ...]] = set()
+    shown: set[tuple[Look, Look]] = set()  # by some film, one event after the other
+    queried: set[tuple[Look, Look]] = set()
     examples: list[Example] = []
+    refused = 0
     while len(examples) < videos:
         number = len(examples)
         confuses = number % 2 == 1
         film = _confuser(examples[-1], rng) if confuses else _film(rng)
         looks = tuple(event.look for event in film.events)
-        if looks in seen:
-            continue
-        seen.add(looks)
-        film = replace(film, video_id=f"{split}_{number:04d}")
         first = examples[-1].first if confuses else int(rng.integers(len(film.events) - 1))
+        pairs = list(pairwise(looks))
+        ambiguous = pairs[first] in shown or pairs.count(pairs[first]) > 1 or queried.intersection(pairs)
+        if looks in seen or ambiguous or any(a == b for a, b in pairs):
+            refused += 1
+            if refused > MOST_REFUSED:
+                raise ToyWorldError(f"no new film after {number} of {videos} in split {split!r}; ask for fewer videos")
+            continue
+        refused = 0
+        seen.add(looks)
+        shown.update(pairs)
+        queried.add(pairs[first])
+        film = replace(film, video_id=f"{split}_{number:04d}")
         examples.append(Example(film, _query(film.events[first : first + 2], rng), first))
     return examples
 
@@ -125,7 +144,7 @@ def vocabulary_texts(seed: int, count: int = 3000) -> Iterator[str]:
 def _film(rng: np.random.Generator) -> Film:
     count = int(rng.integers(2, 5))
     duration = int(rng.integers(max(MIN_SECONDS, count * MIN_EVENT_SECONDS), MAX_SECONDS + 1))
-    looks: list[tuple[str, str, str]] = []
+    looks: list[Look] = []
     while len(looks) < count:
         look = (str(rng.choice(COLOURS)), str(rng.choice(SHAPES)), str(rng.choice(MOTIONS)))
         if not looks or look != looks[-1]:
@@ -143,7 +162,8 @@ def _confuser(base: Example, rng: np.random.Generator) -> Film:
     event = base.film.events[at]
     other = str(rng.choice([value for value in _ATTRIBUTES[name] if value != getattr(event, name)]))
     events = list(base.film.events)
-    events[at] = replace(event, **{name: other})
+    change: dict[str, Any] = {name: other}
+    events[at] = replace(event, **change)
     return Film("", base.film.duration, tuple(events), int(rng.integers(2**31)))
 
 

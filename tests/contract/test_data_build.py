@@ -1,0 +1,179 @@
+"""Dataset construction on a real Ray: the folder it leaves, what it does with bad videos, and what it keeps."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+
+from pipelines.data import BuildError, BuildReport, build_dataset
+from vsr1.config import Config
+from vsr1.formats.clips import ClipFolder
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.retrieval.corpus import load_corpus
+from vsr1.toy.corpus import write_toy_corpus
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+TRAIN, TEST = 6, 4
+
+
+def stand_in() -> Any:
+    """An embedder without weights, made here so that it travels to the workers by value."""
+
+    class StandIn:
+        fingerprint = "stand-in"
+
+        @classmethod
+        def load(cls, folder: Path, *, device: str, dtype: str) -> Any:
+            return cls()
+
+        def embed_queries(self, queries: list[str]) -> np.ndarray:
+            return np.stack([self._vector(query) for query in queries])
+
+        def embed_clips(self, clips: list[Any]) -> np.ndarray:
+            return np.stack([self._vector(clip.content_hash) for clip in clips])
+
+        def _vector(self, text: str) -> np.ndarray:
+            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+            vector = np.random.default_rng(seed).normal(size=16)
+            return vector / np.linalg.norm(vector)
+
+    return StandIn
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("corpus") / "toy"
+    write_toy_corpus(root, TRAIN, TEST, 0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DatasetFolder, BuildReport]:
+    root = tmp_path_factory.mktemp("built") / "toy"
+    shutil.copytree(corpus, root)
+    return DatasetFolder(root), build(root)
+
+
+@pytest.fixture
+def fresh(corpus: Path, tmp_path: Path) -> DatasetFolder:
+    return DatasetFolder(Path(shutil.copytree(corpus, tmp_path / "toy")))
+
+
+def build(root: Path, embedder: Any = None, **data: Any) -> BuildReport:
+    config = Config.model_validate({"data": {"root": root, "embed_batch": 4} | data})
+    return build_dataset(config, embedder_class=embedder or stand_in())
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_parts_of_a_built_folder_agree(built: tuple[DatasetFolder, BuildReport]) -> None:
+    folder, report = built
+    assert [(s.split, s.videos, s.decoded, s.queries) for s in report.splits] == [
+        ("train", TRAIN, TRAIN, TRAIN), ("test", TEST, TEST, TEST),
+    ]  # fmt: skip
+    embedder = stand_in().load(Path(), device="cpu", dtype="float32")
+    for split in ("train", "test"):
+        annotations = rows_of(folder.annotations(split))
+        queries = rows_of(folder.query_meta(split))
+        assert [row["qid"] for row in queries] == [f"{row['desc_id']}_fig" for row in annotations]
+        assert queries == rows_of(folder.queries(split))
+        vectors = np.load(folder.query_embeddings(split))
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(vectors, embedder.embed_queries([row["query"] for row in queries]), atol=1e-6)
+        clips = ClipFolder(folder.clips(split))
+        catalogue, unit = load_corpus(folder.video_embeddings(split), folder.docid2row(split))
+        assert catalogue.video_ids == clips.video_ids() == json.loads(folder.id_map(split).read_text())
+        np.testing.assert_allclose(unit, embedder.embed_clips([clips.read(v) for v in catalogue.video_ids]), atol=1e-6)
+        index = faiss.read_index(str(folder.index(split)))
+        np.testing.assert_array_equal(index.reconstruct_n(0, index.ntotal), np.load(folder.video_embeddings(split)))
+        corpus_rows = rows_of(folder.corpus(split))
+        assert [row["doc_id"] for row in corpus_rows] == catalogue.video_ids
+        assert all((folder.root / row["video_path"]).is_file() for row in corpus_rows)
+        assert [row["doc_id"] for row in rows_of(folder.video_meta(split))] == catalogue.video_ids
+    assert len(json.loads(folder.sft_records().read_text())) == report.sft_records == 2 * TRAIN
+    assert len(rows_of(folder.grpo_records())) == report.grpo_records
+    assert json.loads(folder.grpo_stats().read_text())["rows_written"] == report.grpo_records
+    assert {len(ids) for ids in json.loads(folder.hard_negatives().read_text()).values()} == {TRAIN - 1}
+    assert len(rows_of(folder.top1_pool())) == len(rows_of(folder.reasoning())) == 2 * TRAIN
+    assert "train: 6 videos" in report.line()
+    assert not [path for path in folder.root.rglob("*") if ".part-" in path.name]
+
+
+def test_a_second_build_keeps_the_clips_and_writes_the_same(built: tuple[DatasetFolder, BuildReport]) -> None:
+    folder, _ = built
+    files = [path for path in folder.root.rglob("*") if path.is_file() and path.name != "failed_videos.jsonl"]
+    before = {path: path.read_bytes() for path in files}
+    stamps = {path: path.stat().st_mtime_ns for path in folder.clips("train").glob("*.npy")}
+    report = build(folder.root, embed_workers=2)
+    assert [(s.decoded, s.reused) for s in report.splits] == [(0, TRAIN), (0, TEST)]
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_another_sampling_decodes_again(fresh: DatasetFolder) -> None:
+    build(fresh.root, splits=["test"])
+    report = build(fresh.root, splits=["test"], max_frames=8)
+    assert (report.splits[0].decoded, report.splits[0].reused) == (TEST, 0)
+    assert all(row["output_num_frames"] == 8 for row in rows_of(fresh.clips("test") / "meta.jsonl"))
+
+
+def test_bad_videos_are_named_and_stop_the_build(fresh: DatasetFolder) -> None:
+    raw = fresh.raw_videos("train")
+    (raw / "train_0001.mp4").write_bytes(b"")
+    (raw / "train_0002.mp4").write_bytes(b"not a video" * 100)
+    (raw / "train_0003.mp4").unlink()
+    with pytest.raises(BuildError, match=r"(?s)3 of 6 videos.*train_0001.*failed_videos\.jsonl"):
+        build(fresh.root)
+    failures = rows_of(fresh.clips("train") / "failed_videos.jsonl")
+    assert [row["video_id"] for row in failures] == ["train_0001", "train_0002", "train_0003"]
+    assert "empty" in failures[0]["error"]
+    assert "no video file" in failures[2]["error"]
+    assert not fresh.video_embeddings("train").exists()
+
+    report = build(fresh.root, max_failed_fraction=0.5)
+    train = report.splits[0]
+    assert (train.videos, train.reused, train.decoded, train.failed) == (3, 3, 0, 3)
+    assert (train.queries, train.dropped_queries) == (3, 3)
+    kept = {"train_0000", "train_0004", "train_0005"}
+    assert {row["pos_doc_id"] for row in rows_of(fresh.query_meta("train"))} == kept
+    assert set(json.loads(fresh.id_map("train").read_text())) == kept
+
+
+def test_a_build_that_was_killed_goes_on(fresh: DatasetFolder) -> None:
+    build(fresh.root, splits=["test"])
+    meta = fresh.clips("test") / "meta.jsonl"
+    lines = meta.read_bytes().splitlines(keepends=True)
+    meta.write_bytes(b"".join(lines[:2]) + lines[2][:40])
+    report = build(fresh.root, splits=["test"])
+    assert (report.splits[0].reused, report.splits[0].decoded) == (2, TEST - 2)
+    assert len(rows_of(meta)) == TEST
+
+
+def test_clips_without_source_videos_are_enough(fresh: DatasetFolder) -> None:
+    build(fresh.root, splits=["test"])
+    shutil.rmtree(fresh.raw_videos("test"))
+    assert build(fresh.root, splits=["test"]).splits[0].reused == TEST
+    assert rows_of(fresh.corpus("test"))[0]["video_path"].endswith("test_0000.npy")
+
+
+def test_training_records_need_a_teacher(fresh: DatasetFolder) -> None:
+    fresh.events("train").unlink()
+    with pytest.raises(BuildError, match="reasoning teacher for real corpora is not available yet"):
+        build(fresh.root)
+    assert build(fresh.root, splits=["test"]).sft_records == 0
+
+
+def test_vectors_that_are_not_unit_vectors_are_refused(fresh: DatasetFolder) -> None:
+    class Long(stand_in()):  # type: ignore[misc]
+        def embed_clips(self, clips: list[Any]) -> np.ndarray:
+            return 2 * np.stack([self._vector(clip.content_hash) for clip in clips])
+
+    with pytest.raises(BuildError, match="vector of video 'test_0000' has length 2"):
+        build(fresh.root, Long, splits=["test"])

@@ -1,0 +1,105 @@
+"""What toy films look like: the named motion can be told from frames a second apart, also after encoding."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vsr1.formats.annotations import read_annotations
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.toy.corpus import write_toy_corpus
+from vsr1.toy.render import SIDE, encode_mp4, render
+from vsr1.toy.teacher import load_events
+from vsr1.toy.world import COLOURS, MOTIONS, SHAPES, Event, Film, ToyWorldError
+from vsr1.video.decode import sample_video
+
+
+def film(motion: str = "left", shape: str = "circle", colour: str = "white", seconds: int = 16) -> Film:
+    return Film("f", seconds, (Event(0, seconds, colour, shape, motion),), 7)
+
+
+def mask(frames: np.ndarray) -> np.ndarray:
+    return frames.min(axis=-1) > 150  # a white shape on a dark ground
+
+
+def shift(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
+    """By how many pixels (x, y) a shape moved on a screen that wraps around: where the two overlap most."""
+    overlap = np.fft.ifft2(np.fft.fft2(after) * np.conj(np.fft.fft2(before))).real
+    y, x = np.unravel_index(overlap.argmax(), overlap.shape)
+    return (int(x) + SIDE // 2) % SIDE - SIDE // 2, (int(y) + SIDE // 2) % SIDE - SIDE // 2
+
+
+@pytest.mark.parametrize(("motion", "way"), [("left", (-1, 0)), ("right", (1, 0)), ("up", (0, -1)), ("down", (0, 1))])
+def test_straight_motions_go_their_way_each_second(motion: str, way: tuple[int, int]) -> None:
+    shapes = mask(render(film(motion), np.arange(16.0)))
+    for before, after in pairwise(shapes):
+        x, y = shift(before, after)
+        assert (np.sign(x), np.sign(y)) == way
+        assert 8 <= abs(x) + abs(y) <= 12
+
+
+def test_the_other_motions_differ_from_them() -> None:
+    pulsing = mask(render(film("pulsing"), np.arange(16.0)))
+    sizes = pulsing.sum(axis=(1, 2))
+    assert sizes.max() > 2 * sizes.min()
+    circling = mask(render(film("circling"), np.arange(16.0)))
+    moves = np.array([shift(a, b) for a, b in pairwise(circling)])
+    assert {(1, 1), (1, -1), (-1, 1), (-1, -1)} <= {tuple(np.sign(move)) for move in moves}
+
+
+def test_a_frame_depends_on_film_and_time_only() -> None:
+    together = render(film(), np.array([3.0, 0.5, 9.25]))
+    assert together.shape == (3, SIDE, SIDE, 3)
+    assert together.dtype == np.uint8
+    for time, frame in zip((3.0, 0.5, 9.25), together, strict=True):
+        np.testing.assert_array_equal(frame, render(film(), np.array([time]))[0])
+
+
+def test_every_look_differs_from_every_other() -> None:
+    frames = [render(film(m, s, c), np.array([0.0, 1.0])) for m in MOTIONS for s in SHAPES for c in COLOURS]
+    assert len({frame.tobytes() for frame in frames}) == len(MOTIONS) * len(SHAPES) * len(COLOURS)
+
+
+def test_encoded_frames_are_those_rendered_at_their_times(tmp_path: Path) -> None:
+    shown = film("circling", "triangle", "red")
+    encode_mp4(shown, tmp_path / "a.mp4")
+    encode_mp4(shown, tmp_path / "b.mp4")
+    first, second = (
+        sample_video(tmp_path / name, fps=1.0, max_frames=64, max_pixels=200_704) for name in ("a.mp4", "b.mp4")
+    )
+    np.testing.assert_array_equal(first.frames, second.frames)
+    assert (first.duration, first.raw_fps, first.total_frames) == (16.0, 4.0, 64)
+    error = np.abs(first.frames.astype(float) - render(shown, first.timestamps))
+    assert error.mean() < 8
+
+
+def test_a_corpus_repeats_and_reads_as_a_dataset(tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    for name in ("a", "b"):
+        write_toy_corpus(tmp_path / name, 2, 2, 5, lambda done, total: steps.append((done, total)))
+    assert steps[:4] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    a, b = DatasetFolder(tmp_path / "a"), DatasetFolder(tmp_path / "b")
+    ids: set[int] = set()
+    for split in ("train", "test"):
+        assert a.annotations(split).read_bytes() == b.annotations(split).read_bytes()
+        assert a.events(split).read_bytes() == b.events(split).read_bytes()
+        events = load_events(a.events(split))
+        for row in read_annotations(a.annotations(split)):
+            shown, first = events[row.video]
+            assert row.time == (shown[first].start, shown[first + 1].end)
+            assert row.duration == shown[-1].end
+            ids.add(row.desc_id)
+            films = [
+                sample_video(folder.raw_videos(split) / f"{row.video}.mp4", fps=1.0, max_frames=64, max_pixels=200_704)
+                for folder in (a, b)
+            ]
+            assert films[0].duration == row.duration
+            np.testing.assert_array_equal(films[0].frames, films[1].frames)
+    assert len(ids) == 4
+
+
+def test_a_corpus_is_not_written_over_another(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ToyWorldError, match="not empty"):
+        write_toy_corpus(tmp_path, 2, 2, 0)
