@@ -99,10 +99,7 @@ class LearnerGroup:
         tokens = sum(len(example.response_ids) for example in examples)
         refined = sum(1 for example in examples if example.refined and example.negatives)
         answers = ray.get(
-            [
-                rank.step.remote(part, passes, tokens, refined)
-                for rank, part in zip(self._ranks, parts, strict=True)
-            ]
+            [rank.step.remote(part, passes, tokens, refined) for rank, part in zip(self._ranks, parts, strict=True)]
         )
         merged: dict[str, float] = {}
         for name in sorted({name for answer in answers for name in answer}):

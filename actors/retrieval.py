@@ -1,7 +1,7 @@
 """The retrieval service and its shards: `vsr1.retrieval` behind actors.
 
 The service owns its shards, which end with it. A shard that dies is started again by Ray from the vectors the service
-keeps in the object store; the searches it left unanswered fail with its name, and so does every search while it is away.
+keeps in the object store; the searches it left unanswered fail with its name, and so does every search until then.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class RetrievalServiceActor:
     ) -> None:
         """
         Args:
-            config: `data.root` holds the dataset; `retrieval` and `cluster.shard` say how many shards with what resources.
+            config: `data.root` holds the dataset; `retrieval` and `cluster.shard` give the shards and their resources.
             load: loads the query embedder, inside this actor.
 
         Raises:

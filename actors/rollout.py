@@ -61,7 +61,7 @@ class RolloutWorkerActor:
         return await run_episode(environment, reply_to)
 
     async def push(self, weights: bytes, version: int) -> None:
-        """Take new weights, safetensors bytes in checkpoint format, once the running episodes' requests are answered."""
+        """Take new weights, safetensors bytes in checkpoint format, once the running requests are answered."""
         with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_shared_memory()) as file:
             file.write(weights)
             file.flush()

@@ -1,7 +1,7 @@
 """`vsr1 demo`: the whole system once, on a toy corpus, through every real part.
 
-Render and encode videos, build the dataset, train Stage 1, evaluate, train Stage 2 on the live loop, evaluate again, and
-write the report.
+Render and encode videos, build the dataset, train Stage 1, evaluate, train Stage 2 on the live loop, evaluate again,
+and write the report.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -39,7 +40,11 @@ def run_demo(config: Config, console: Console) -> Path:
     began = time.monotonic()
     with _bar(console, "toy videos") as bar:
         write_toy_corpus(
-            config.data.root, config.toy.train, config.toy.test, config.seed, lambda done, all_: bar("toy videos", done, all_)
+            config.data.root,
+            config.toy.train,
+            config.toy.test,
+            config.seed,
+            lambda done, all_: bar("toy videos", done, all_),
         )
     connect(config)
     try:
@@ -61,7 +66,7 @@ def run_demo(config: Config, console: Console) -> Path:
     evaluations = {"before GRPO": before.to_json(), "after GRPO": after.to_json()}
     clips = ClipFolder(DatasetFolder(config.data.root).clips(config.eval.split), config.data.timestamps)
 
-    def frames(video: str):  # noqa: ANN202
+    def frames(video: str) -> tuple[np.ndarray, np.ndarray]:
         clip = clips.read(video)
         return clip.frames, clip.timestamps
 
@@ -72,7 +77,7 @@ def run_demo(config: Config, console: Console) -> Path:
         settings={
             "corpus": f"{config.toy.train} training and {config.toy.test} test videos, seed {config.seed}",
             "Stage 1": f"{config.sft.epochs} epoch(s), batch {config.sft.batch_size}",
-            "Stage 2": f"{config.grpo.steps} steps of {config.grpo.prompts_per_step} queries × {config.grpo.group_size} samples",
+            "Stage 2": f"{config.grpo.steps} steps, {config.grpo.prompts_per_step} by {config.grpo.group_size} samples",
             "agent": f"up to {config.agent.max_turns} turns, {config.agent.latents} latents",
             "wall clock": f"{(time.monotonic() - began) / 60:.1f} minutes",
         },
@@ -86,7 +91,7 @@ def run_demo(config: Config, console: Console) -> Path:
 
 
 @contextmanager
-def _bar(console: Console, title: str) -> Iterator:  # noqa: ANN401
+def _bar(console: Console, title: str) -> Iterator:
     """A progress bar whose text and counts the callback sets; one plain line at the end without a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=False) as progress:

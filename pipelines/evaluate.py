@@ -1,6 +1,6 @@
 """Evaluation: the agent, greedy, over every query of a split, on the same rollout workers that training uses.
 
-    python -m pipelines.evaluate --config configs/toy.yaml [section.key=value ...]
+python -m pipelines.evaluate --config configs/toy.yaml [section.key=value ...]
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from vsr1.metrics.summary import EvalSummary, summarise
 Progress = Callable[[str, int, int], None]
 
 
-def evaluate(config: Config, progress: Progress | None = None, *, name: str = "eval") -> tuple[EvalSummary, list[Trajectory]]:
+def evaluate(
+    config: Config, progress: Progress | None = None, *, name: str = "eval"
+) -> tuple[EvalSummary, list[Trajectory]]:
     """Run every query of `eval.split`; writes `<run_dir>/<name>.json` and `<name>.trajectories.jsonl`."""
     connect(config)
     tasks = evaluation_tasks(config)

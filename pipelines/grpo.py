@@ -1,6 +1,6 @@
 """Stage 2, the live loop: roll out, reward, compare within groups, learn, push the weights, repeat.
 
-    python -m pipelines.grpo --config configs/toy.yaml [section.key=value ...]
+python -m pipelines.grpo --config configs/toy.yaml [section.key=value ...]
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def train(config: Config, progress: Progress | None = None) -> Path:
             world.push(learners.weights(), version=step)
             pushed = time.monotonic()
             timing = {"rollout": rolled - started, "learn": stepped - rolled, "push": pushed - stepped}
-            log.log("grpo", step, rollout_metrics(trajectories) | learned | {f"seconds/{k}": v for k, v in timing.items()})
+            log.log(
+                "grpo", step, rollout_metrics(trajectories) | learned | {f"seconds/{k}": v for k, v in timing.items()}
+            )
             append_trajectories(run / "train_trajectories.jsonl", step, trajectories)
         target = run / "checkpoints" / "grpo"
         learners.save(target)

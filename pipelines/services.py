@@ -66,7 +66,9 @@ def services(config: Config, split: str) -> Iterator[Services]:
     clips = ClipStore.options(**resources(need.clips)).remote(
         reader, int(need.object_store_gib * 2**30 * CLIP_BUDGET_SHARE)
     )
-    rewards = [RewardWorker.options(**resources(need.reward)).remote(config.rewards) for _ in range(need.reward_workers)]
+    rewards = [
+        RewardWorker.options(**resources(need.reward)).remote(config.rewards) for _ in range(need.reward_workers)
+    ]
     rollouts = [
         RolloutWorker.options(**resources(need.rollout)).remote(config, retrieval, clips)
         for _ in range(config.rollout.workers)
@@ -100,6 +102,4 @@ def connect(config: Config) -> None:
         "object_store_memory": int(cluster.object_store_gib * 2**30),
         "include_dashboard": False,
     }
-    ray.init(
-        address=address, logging_level="warning", log_to_driver=False, **(local if address == "local" else {})
-    )
+    ray.init(address=address, logging_level="warning", log_to_driver=False, **(local if address == "local" else {}))

@@ -1,6 +1,6 @@
 """Stage 1: replies and refined queries by example, DeepSpeed under Ray Train, records streamed by Ray Data.
 
-    python -m pipelines.sft --config configs/toy.yaml [section.key=value ...]
+python -m pipelines.sft --config configs/toy.yaml [section.key=value ...]
 """
 
 from __future__ import annotations

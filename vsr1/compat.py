@@ -1,7 +1,7 @@
 """Lets torchvision, vLLM and transformers load beside a CPU build of torch.
 
 The registry's torchvision, torchaudio and torchcodec wheels are CUDA builds whose native libraries cannot load next to
-`torch==*+cpu`. `hide_broken_packages` makes the two audio/codec packages look absent, before transformers asks for them;
+`torch==*+cpu`. `hide_broken_packages` makes the two audio/codec packages look absent before transformers asks for them;
 `prepare` declares the two torchvision operators that its Python code registers kernels for. Neither does anything on a
 CUDA build, or when torchvision's native library loads.
 """

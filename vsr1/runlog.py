@@ -66,7 +66,7 @@ class RunLog:
 
 
 def read_scalars(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `scalars.jsonl` in the order written: `stage`, `step`, `name`, `value`, `time` (seconds since the epoch).
+    """Rows of a `scalars.jsonl` in the order written: `stage`, `step`, `name`, `value`, `time` (seconds since 1970).
 
     A resumed run may hold a step twice; the later row is the valid one.
 

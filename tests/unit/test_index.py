@@ -1,4 +1,4 @@
-"""Shards and their merge against brute force in numpy. Whole-number vectors make every score exact, so ties are real."""
+"""Shards and their merge against brute force in numpy. Whole-number vectors make scores exact, so ties are real."""
 
 import numpy as np
 import pytest

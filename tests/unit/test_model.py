@@ -98,7 +98,7 @@ def test_cached_latents_equal_full_recomputation(batch):
 
 
 def test_sampled_video_tokens_are_text(batch):
-    policy, processor, clips, rows = batch
+    _, processor, _, rows = batch
     row = Row(rows[0].prompt, [processor.video_token, *rows[0].response], 0, rows[0].grid)
     positions = rotary_positions(row, processor.video_token, processor.merge)
     assert (positions[:, -len(row.response) :].diff(dim=1) == 1).all()

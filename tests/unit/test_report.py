@@ -24,7 +24,8 @@ def look(turn: int, video: str, verdict: Verdict, before: int, after: int | None
     latents = None if after is None else np.zeros((8, 4), np.float32)
     retrieved = [(video, 0.9), *((f"other_{rank}", 0.9 - 0.1 * rank) for rank in range(2, 8))]
     return Segment(
-        turn, video, "", [1], [2, 3], [-0.1, -0.1], text, "stop", verdict, span, latents, retrieved, before, after, "v", 0, 0.1
+        turn, video, "", [1], [2, 3], [-0.1, -0.1], text, "stop", verdict, span, latents, retrieved, before, after,
+        "v", 0, 0.1,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The video search environment: retrieve, show, read the verdict, refine, retrieve again.
 
-Each turn is a fresh prompt about one video (method.md §2.4). A rejected video is not shown again unless the settings say
-so; ranks are always those of the whole corpus. What is returned is complete: a search that fails raises.
+Each turn is a fresh prompt about one video (method.md §2.4). A rejected video is not shown again unless the settings
+say so; ranks are always those of the whole corpus. What is returned is complete: a search that fails raises.
 """
 
 from __future__ import annotations
@@ -131,8 +131,10 @@ class SearchEnvironment:
         times = self._clip.timestamps
         return float(times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1))
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str) -> Observation | None:
+        """No observation follows."""
         self._trajectory.end_reason = reason
+        return None
 
 
 def _rank(result: SearchResult) -> int:

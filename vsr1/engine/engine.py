@@ -1,8 +1,8 @@
 """The rollout engine: vLLM's AsyncLLM with latents, stamped weights and the engine's own token ids and log-probs.
 
 A request that will refine holds a latent slot from before it starts until its latents are out; without a free slot it
-waits, and the slot is freed on every way out. Weights change only while no request runs, and every cache that depends on
-them is emptied with the change.
+waits, and the slot is freed on every way out. Weights change only while no request runs, and every cache that depends
+on them is emptied with the change.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vsr1.video.processor import PROCESSOR_KWARGS, ClipProcessor, engine_metadat
 
 @dataclass
 class Reply:
-    """One finished request. Token ids and log-probs are those of sampled tokens, up to and including the refine token."""
+    """One finished request. Token ids and log-probs are those of sampled tokens, the refine token included."""
 
     prompt_token_ids: list[int]
     token_ids: list[int]
@@ -42,7 +42,7 @@ class Reply:
 class PolicyEngine:
     """Build it with `start`; call `shutdown` when done."""
 
-    def __init__(self, llm, processor: ClipProcessor, config: EngineConfig, embedder_dim: int) -> None:  # noqa: ANN001
+    def __init__(self, llm: Any, processor: ClipProcessor, config: EngineConfig, embedder_dim: int) -> None:
         self._llm = llm
         self.processor = processor
         self._refine_token = refine_token_id(processor.tokenizer)
@@ -58,7 +58,9 @@ class PolicyEngine:
         self.weight_version = 0
 
     @classmethod
-    async def start(cls, folder: Path, config: EngineConfig, *, device: str = "cpu", dtype: str = "float32") -> PolicyEngine:
+    async def start(
+        cls, folder: Path, config: EngineConfig, *, device: str = "cpu", dtype: str = "float32"
+    ) -> PolicyEngine:
         """Load a policy checkpoint into a new engine process.
 
         Raises:
@@ -182,7 +184,7 @@ class PolicyEngine:
     def shutdown(self) -> None:
         self._llm.shutdown()
 
-    async def _reply(self, output, slot: int, depth: int, max_tokens: int) -> Reply:  # noqa: ANN001
+    async def _reply(self, output: Any, slot: int, depth: int, max_tokens: int) -> Reply:
         completion = output.outputs[0]
         ids = list(completion.token_ids)
         refined = self._refine_token in ids

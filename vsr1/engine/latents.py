@@ -2,8 +2,8 @@
 
 After the refine token the processor computes the first latent from the state before the final norm, stores it under the
 request's slot and forces the handle token of (slot, step); after a handle it computes the next latent from the normed
-state; after the last it forces the end token. A handle names its latent for good, so a replay after pre-emption feeds the
-same embeddings. The caller of the engine owns the slots: one request at a time writes to one.
+state; after the last it forces the end token. A handle names its latent for good, so a replay after pre-emption feeds
+the same embeddings. The caller of the engine owns the slots: one request at a time writes to one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The policy as vLLM runs it: stock Qwen3-VL plus the refinement heads and the latent table.
 
 The final norm is deferred to `compute_logits`, so that a sampled row's state is at hand before and after it. The
-vocabulary is longer than the checkpoint's by the handle tokens; their rows are zero, their logits minus infinity, and no
-checkpoint ever holds them.
+vocabulary is longer than the checkpoint's by the handle tokens; their rows are zero, their logits minus infinity, and
+no checkpoint ever holds them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DeferredNorm(RMSNorm):
     Qwen3VLMultiModalProcessor, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
 class VideoSearchPolicyForVllm(Qwen3VLForConditionalGeneration):
-    """Reads `refine_dim`, `refine_embedder_dim`, `first_handle` and `latent_slots` from the overridden configuration."""
+    """Reads `refine_dim`, `refine_embedder_dim`, `first_handle`, `latent_slots` from the overridden configuration."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "model") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)

@@ -1,4 +1,4 @@
-"""Entry point `vllm.general_plugins`: every vLLM process, engine processes included, learns the policy's model class."""
+"""Entry point `vllm.general_plugins`: each vLLM process, engine processes included, learns the policy's model class."""
 
 from vsr1 import compat
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import Qwen3VLConfig
+from transformers import PreTrainedTokenizerBase, Qwen3VLConfig, Qwen3VLProcessor
 
 from vsr1.model.policy import HEAD_NAMES, REFINE_TOKEN, VideoSearchPolicy
 
@@ -88,7 +88,7 @@ def load_policy(folder: Path, *, device: str = "cpu", dtype: str = "float32") ->
     return policy.to(device)
 
 
-def refine_token_id(tokenizer) -> int:  # noqa: ANN001
+def refine_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Id of the refine token.
 
     Raises:
@@ -99,7 +99,7 @@ def refine_token_id(tokenizer) -> int:  # noqa: ANN001
     return int(tokenizer.convert_tokens_to_ids(REFINE_TOKEN))
 
 
-def save_policy(folder: Path, policy: VideoSearchPolicy, processor=None) -> None:  # noqa: ANN001
+def save_policy(folder: Path, policy: VideoSearchPolicy, processor: Qwen3VLProcessor | None = None) -> None:
     """Write a complete checkpoint folder.
 
     Args:

@@ -116,6 +116,4 @@ class Embedder:
 
 def template(query: str) -> str:
     """The embedder's chat markup around a text."""
-    return (
-        f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n"
-    )
+    return f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n"

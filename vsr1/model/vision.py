@@ -19,9 +19,9 @@ Grid = tuple[int, int, int]  # frame pairs, patch rows, patch columns
 
 @dataclass
 class VisionFeatures:
-    """Features of one clip: n = frame pairs × merged patches.
+    """Features of one clip: n = frame pairs times merged patches.
 
-    `tokens` [n, H] replaces the video tokens' embeddings; `deepstack`, one [n, H] a level, is added after the first layers.
+    `tokens` [n, H] replaces the video tokens' embeddings; `deepstack`, one [n, H] a level, is added to early layers.
     """
 
     tokens: torch.Tensor
@@ -72,7 +72,9 @@ def _encode_one_size(
     return [VisionFeatures(split_tokens[j], [level[j] for level in split_levels]) for j in range(len(members))]
 
 
-def _attend(attention: torch.nn.Module, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def _attend(
+    attention: torch.nn.Module, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
     """Self-attention inside each window: hidden [windows, patches, D]."""
     windows, patches, width = hidden.shape
     query, key, value = (

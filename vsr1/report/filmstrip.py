@@ -40,7 +40,7 @@ def thumbnails(video_id: str, pixels: np.ndarray, seconds: np.ndarray) -> list[T
     """
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8 or not pixels.size:
         raise ValueError(
-            f"report: frames of video {video_id!r} are {pixels.dtype} {pixels.shape}; expected uint8 [T, H, W, 3], T > 0"
+            f"report: frames of video {video_id!r} are {pixels.dtype} {pixels.shape}; expected uint8 [T, H, W, 3]"
         )
     if seconds.shape != pixels.shape[:1]:
         raise ValueError(f"report: video {video_id!r} has {len(pixels)} frames but times of shape {seconds.shape}")

@@ -53,14 +53,12 @@ class Batcher(Generic[Item, Result]):
             taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
             batch = [(item, future) for item, future in taken if not future.done()]
             if batch:
-                task = asyncio.ensure_future(self._run([item for item, _ in batch]))
-                await asyncio.wait([task])
-                _settle(task, [future for _, future in batch])
+                [answer] = await asyncio.gather(self._run([item for item, _ in batch]), return_exceptions=True)
+                _settle(answer, [future for _, future in batch])
 
 
-def _settle(task: asyncio.Future[list[Result | BaseException]], futures: list[asyncio.Future[Result]]) -> None:
-    error = task.exception()
-    outcomes = [error] * len(futures) if error is not None else task.result()
+def _settle(answer: list[Result | BaseException] | BaseException, futures: list[asyncio.Future[Result]]) -> None:
+    outcomes = [answer] * len(futures) if isinstance(answer, BaseException) else answer
     for future, outcome in zip(futures, outcomes, strict=True):
         if future.done():
             continue

@@ -1,4 +1,4 @@
-"""A request turned into rows of the corpus: everything that can be wrong with it is found here, before it joins a batch."""
+"""A request turned into rows of the corpus: all that can be wrong with it is found here, before it joins a batch."""
 
 from __future__ import annotations
 

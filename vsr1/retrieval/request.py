@@ -1,7 +1,7 @@
 """What a search asks, what it answers and how it fails.
 
-A search answers in full or raises `RetrievalError`. `retrieved` has min(k, videos not excluded) entries; it is empty only
-when everything is excluded, and then `exhausted` says so.
+A search answers in full or raises `RetrievalError`. `retrieved` has min(k, videos not excluded) entries; it is empty
+only when everything is excluded, and then `exhausted` says so.
 """
 
 from __future__ import annotations

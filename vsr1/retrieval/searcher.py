@@ -181,6 +181,6 @@ class Searcher:
 
 
 def _probe_scores(plan: SearchPlan, hits: Sequence[ShardHits]) -> dict[int, float]:
-    """Scores by row. Probes are sorted and shards hold consecutive rows: joined in shard order they are in probe order."""
+    """Scores by row. Probes are sorted and shards hold consecutive rows, so shard order is probe order."""
     joined = np.concatenate([part.probe_scores for part in hits])
     return dict(zip(plan.probes.tolist(), joined.tolist(), strict=True))

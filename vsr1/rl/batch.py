@@ -12,8 +12,8 @@ from vsr1.formats.clips import Clip
 class Example:
     """One reply about one clip.
 
-    `behaviour_logprobs` and `advantage` are set in Stage 2 only. `negatives` are wrong videos for the retrieval loss, which
-    is taken where the reply ends in the refine token and there is at least one negative.
+    `behaviour_logprobs` and `advantage` are set in Stage 2 only. `negatives` are wrong videos for the retrieval loss,
+    which is taken where the reply ends in the refine token and there is at least one negative.
     """
 
     query: str
@@ -34,7 +34,9 @@ def split_over_ranks(examples: list[Example], ranks: int) -> list[list[Example]]
         ValueError: fewer examples than ranks.
     """
     if len(examples) < ranks:
-        raise ValueError(f"{len(examples)} examples cannot feed {ranks} learner ranks; raise the batch or lower the ranks")
+        raise ValueError(
+            f"{len(examples)} examples cannot feed {ranks} learner ranks; raise the batch or lower the ranks"
+        )
     parts: list[list[Example]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
     by_length = sorted(examples, key=lambda e: -(len(e.prompt_ids) + len(e.response_ids)))

@@ -1,7 +1,8 @@
 """One DeepSpeed rank of the learner, the same class for both stages.
 
-Stage 1 minimises token cross-entropy, Stage 2 the clipped policy loss on the engine's own tokens; both add the retrieval
-loss, whose gradient runs through the frozen embedder into the latents. All ranks make the same number of passes in a step.
+Stage 1 minimises token cross-entropy, Stage 2 the clipped policy loss on the engine's own tokens; both add the
+retrieval loss, whose gradient runs through the frozen embedder into the latents. All ranks make the same number of
+passes in a step.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import save
 
 from vsr1.config import AgentConfig, LearnerConfig, ModelConfig, RetrievalLossConfig
 from vsr1.formats.checkpoint import copy_processor, load_policy, write_weights
+from vsr1.formats.clips import Clip
 from vsr1.model.embedder import Embedder
 from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
 from vsr1.model.vision import VisionFeatures, encode_clips
@@ -68,7 +70,9 @@ class Learner:
         self._freeze()
         self._engine = self._deepspeed(model)
 
-    def step(self, examples: list[Example], rounds: int, tokens: int, refined: int, learning_rate: float) -> dict[str, float]:
+    def step(
+        self, examples: list[Example], rounds: int, tokens: int, refined: int, learning_rate: float
+    ) -> dict[str, float]:
         """One optimiser step on this rank's part.
 
         Args:
@@ -119,9 +123,7 @@ class Learner:
     def _loss(self, examples: list[Example], tokens: int, refined: int) -> tuple[torch.Tensor, dict[str, float]]:
         clips, index = _distinct([example.clip for example in examples], self._processor)
         features = self._features(clips)
-        rows = [
-            Row(e.prompt_ids, e.response_ids, at, clips[at].grid) for e, at in zip(examples, index, strict=True)
-        ]
+        rows = [Row(e.prompt_ids, e.response_ids, at, clips[at].grid) for e, at in zip(examples, index, strict=True)]
         state = prefill(self.policy.model, rows, features, keep_cache=True)
         logprobs, entropy = token_logprobs(self.policy, state, rows, self._temperature)
         if self._stage == "sft":
@@ -168,7 +170,7 @@ class Learner:
             return encode_clips(visual, [clip.pixels.to(dtype) for clip in clips], [clip.grid for clip in clips])
 
     def _freeze(self) -> None:
-        """Stage 1 trains language model, mergers and heads; Stage 2 leaves the whole vision tower alone (method.md §1.6)."""
+        """Stage 1 trains language model, mergers and heads; Stage 2 freezes the vision tower (method.md §1.6)."""
         visual = self.policy.model.visual
         visual.requires_grad_(False)
         if self._stage == "sft":
@@ -176,7 +178,7 @@ class Learner:
             visual.deepstack_merger_list.requires_grad_(True)
         self.policy.refine_gate.requires_grad_(False)
 
-    def _deepspeed(self, model: ModelConfig):  # noqa: ANN202
+    def _deepspeed(self, model: ModelConfig) -> Any:
         if model.device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed
@@ -212,10 +214,10 @@ def load_vectors(embeddings: Path, docid2row: dict[str, int]) -> VideoVectors:
     return VideoVectors(torch.nn.functional.normalize(matrix, dim=-1), docid2row)
 
 
-def _distinct(clips: list, processor: ClipProcessor) -> tuple[list[ProcessedClip], list[int]]:
+def _distinct(clips: list[Clip], processor: ClipProcessor) -> tuple[list[ProcessedClip], list[int]]:
     """Process each clip of a batch once; returns them and which one each row shows."""
     order: dict[str, int] = {}
-    processed = []
+    processed: list[ProcessedClip] = []
     for clip in clips:
         if clip.content_hash not in order:
             order[clip.content_hash] = len(processed)

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import Qwen2VLImageProcessor, Qwen3VLConfig, Qwen3VLModel, Qwen3VLProcessor, Qwen3VLVideoProcessor
+from transformers import (
+    PreTrainedTokenizerBase,
+    Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLModel,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
 
 from vsr1.formats.checkpoint import save_policy
 from vsr1.model.policy import VideoSearchPolicy
@@ -19,7 +26,7 @@ HIDDEN, LAYERS, VISION_HIDDEN, VISION_LAYERS = 192, 4, 128, 3
 PATCH, MERGE = 16, 2
 
 
-def toy_config(tokenizer, refine_dim: int = HIDDEN) -> Qwen3VLConfig:  # noqa: ANN001
+def toy_config(tokenizer: PreTrainedTokenizerBase, refine_dim: int = HIDDEN) -> Qwen3VLConfig:
     """A Qwen3-VL configuration with about 3 million parameters over this tokenizer's vocabulary."""
     config = Qwen3VLConfig(
         text_config={
@@ -32,7 +39,12 @@ def toy_config(tokenizer, refine_dim: int = HIDDEN) -> Qwen3VLConfig:  # noqa: A
             "intermediate_size": 512,
             "max_position_embeddings": 4096,
             "tie_word_embeddings": True,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [6, 5, 5],
+                "mrope_interleaved": True,
+            },
         },
         vision_config={
             "depth": VISION_LAYERS,
@@ -59,8 +71,8 @@ def toy_config(tokenizer, refine_dim: int = HIDDEN) -> Qwen3VLConfig:  # noqa: A
     return config
 
 
-def toy_processor(tokenizer) -> Qwen3VLProcessor:  # noqa: ANN001
-    """Processor files; the pixel limits leave frames of 64×64 as they are, up to 64 of them."""
+def toy_processor(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLProcessor:
+    """Processor files; the pixel limits leave 64 by 64 frames as they are, up to 64 of them."""
     sizes = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
     half = [0.5, 0.5, 0.5]
     limits = {"shortest_edge": 2 * 32 * 32, "longest_edge": 64 * 64 * 64}

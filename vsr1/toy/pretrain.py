@@ -16,12 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from vsr1.agent.prompts import SYSTEM_PROMPT, assistant_text, turn_prompt
 from vsr1.formats.checkpoint import save_policy
 from vsr1.formats.clips import Clip
 from vsr1.model.embedder import Embedder
 from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
+from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.vision import Grid, encode_clips
 from vsr1.rl.losses import retrieval_loss
 from vsr1.toy.models import new_embedder, new_policy
@@ -38,6 +41,7 @@ EMBEDDER_RATE, POLICY_RATE = 1e-3, 8e-4
 TEMPERATURE = 0.05  # of the contrastive loss
 REFINE_FROM = 0.6  # share of the policy's steps after which the refined query is trained too
 RETRIEVAL_WEIGHT = 0.3
+TokenCache = dict[tuple[int, int], tuple[list[int], list[int]]]  # of (query, film): prompt and reply
 
 
 @dataclass
@@ -52,7 +56,12 @@ class Film:
 
 
 def pretrain(
-    out: Path, seed: int = 0, device: str = "cpu", embedder_steps: int = 1500, policy_steps: int = 6000, films: int = 8000
+    out: Path,
+    seed: int = 0,
+    device: str = "cpu",
+    embedder_steps: int = 1500,
+    policy_steps: int = 6000,
+    films: int = 8000,
 ) -> None:
     """Write `out/policy` and `out/embedder`.
 
@@ -102,7 +111,10 @@ def _train_embedder(embedder: Embedder, train: list[Film], held_out: list[Film],
         _step(loss, model, optimizer, schedule)
         if step % 250 == 0 or step == steps:
             recall = embedder_recall(embedder, held_out)
-            print(f"embedder step {step} loss {loss.item():.3f} R@1 {recall:.3f} {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"embedder step {step} loss {loss.item():.3f} R@1 {recall:.3f} {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
 
 
 @torch.no_grad()
@@ -117,7 +129,13 @@ def embedder_recall(embedder: Embedder, films: list[Film]) -> float:
 
 
 def _train_policy(
-    policy, processor: ClipProcessor, embedder: Embedder, train: list[Film], held_out: list[Film], steps: int, seed: int  # noqa: ANN001
+    policy: VideoSearchPolicy,
+    processor: ClipProcessor,
+    embedder: Embedder,
+    train: list[Film],
+    held_out: list[Film],
+    steps: int,
+    seed: int,
 ) -> None:
     rng = np.random.default_rng(seed + 1)
     policy.train()
@@ -125,7 +143,7 @@ def _train_policy(
     optimizer, schedule = _optimizer(policy, POLICY_RATE, steps)
     vectors = _all_vectors(embedder, train)
     near = _nearest(embedder, train, vectors)
-    ids = {}
+    ids: TokenCache = {}
     began = time.monotonic()
     for step in range(1, steps + 1):
         wanted = rng.integers(0, len(train), BATCH)
@@ -138,40 +156,36 @@ def _train_policy(
         loss = -logprobs.mean()
         if refine:
             latents = roll_latents(policy, state, LATENTS)
-            queries = embedder.query_vectors([train[i].example.query for i in wanted], list(policy.soft_tokens(latents)))
+            queries = embedder.query_vectors(
+                [train[i].example.query for i in wanted], list(policy.soft_tokens(latents))
+            )
             losses = [
-                retrieval_loss(query, vectors[i], vectors[near[i]], 0.1) for query, i in zip(queries, wanted, strict=True)
+                retrieval_loss(query, vectors[i], vectors[near[i]], 0.1)
+                for query, i in zip(queries, wanted, strict=True)
             ]
             loss = loss + RETRIEVAL_WEIGHT * torch.stack(losses).mean()
         _step(loss, policy, optimizer, schedule)
         if step % 500 == 0 or step == steps:
-            right = verdict_accuracy(policy, processor, held_out)
+            unseen = held_out_loss(policy, processor, held_out)
             seconds = time.monotonic() - began
-            print(f"policy step {step} loss {loss.item():.3f} verdict {right:.3f} {seconds:.0f} s", flush=True)
+            print(f"policy step {step} loss {loss.item():.3f} held-out {unseen:.3f} {seconds:.0f} s", flush=True)
 
 
 @torch.no_grad()
-def verdict_accuracy(policy, processor: ClipProcessor, films: list[Film]) -> float:  # noqa: ANN001
-    """Share of right verdicts after the true trace, half of them on the confuser; teacher-forced."""
-    pairs = [(i, i if i % 4 < 2 else i ^ 1) for i in range(0, min(len(films), 256))]
-    wanted, shown = np.array([p[0] for p in pairs]), [p[1] for p in pairs]
+def held_out_loss(policy: VideoSearchPolicy, processor: ClipProcessor, films: list[Film]) -> float:
+    """Mean token loss of the true replies, half of them about the confuser."""
+    films = films[:256]
+    wanted, shown = np.arange(len(films)), [i if i % 4 < 2 else i ^ 1 for i in range(len(films))]
     rows, distinct = _rows(processor, films, wanted, shown, {})
     policy.eval()
     features = encode_clips(policy.model.visual, [f.pixels.float() for f in distinct], [f.grid for f in distinct])
-    state = prefill(policy.model, rows, features, keep_cache=False)
+    logprobs, _ = token_logprobs(policy, prefill(policy.model, rows, features, keep_cache=False), rows)
     policy.train()
-    marker = processor.tokenizer.encode("<answer>matched", add_special_tokens=False)
-    answer, matched = marker[0], marker[1]
-    right = 0
-    for i, (row, (query, video)) in enumerate(zip(rows, pairs, strict=True)):
-        at = len(row.response) - row.response.index(answer)  # columns from the end
-        best = int(policy.lm_head(state.after_norm[i, -at]).argmax())
-        right += (best == matched) == (query == video)
-    return right / len(rows)
+    return -float(logprobs.mean())
 
 
 def _rows(
-    processor: ClipProcessor, films: list[Film], wanted: np.ndarray, shown: list[int], ids: dict[tuple[int, int], tuple]
+    processor: ClipProcessor, films: list[Film], wanted: np.ndarray, shown: list[int], ids: TokenCache
 ) -> tuple[list[Row], list[Film]]:
     places: dict[int, int] = {}
     rows = []
@@ -257,14 +271,14 @@ def _render(example: Example) -> tuple[np.ndarray, np.ndarray]:
     return render(example.film, times), times
 
 
-def _optimizer(model: torch.nn.Module, rate: float, steps: int):  # noqa: ANN202
+def _optimizer(model: torch.nn.Module, rate: float, steps: int) -> tuple[Optimizer, OneCycleLR]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.05)
+    schedule = OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.05)
     return optimizer, schedule
 
 
-def _step(loss: torch.Tensor, model: torch.nn.Module, optimizer, schedule) -> None:  # noqa: ANN001
+def _step(loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, schedule: OneCycleLR) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)

@@ -33,7 +33,8 @@ def render(film: Film, times: np.ndarray) -> np.ndarray:
         inside = np.flatnonzero((times >= event.start) & ((times < event.end) | last))
         if len(inside):
             mask = _mask(event, place, (times[inside] - event.start).astype(np.float32))
-            frames[inside] = np.where(mask[..., None], np.float32(_COLOURS[event.colour]), frames[inside])
+            colour = np.array(_COLOURS[event.colour], np.float32)
+            frames[inside] = np.where(mask[..., None], colour, frames[inside])
     return np.clip(frames, 0, 255).astype(np.uint8)
 
 

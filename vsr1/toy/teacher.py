@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from vsr1.toy.world import Event, describe
@@ -22,7 +23,7 @@ def reasoning(events: Sequence[Event], queried: tuple[Event, Event], matched: bo
 
 def find_queried(events: Sequence[Event], queried: tuple[Event, Event]) -> tuple[float, float] | None:
     """Start and end in seconds of two consecutive events that look like the queried ones, None if there are none."""
-    for first, second in zip(events, events[1:], strict=False):
+    for first, second in pairwise(events):
         if (first.look, second.look) == (queried[0].look, queried[1].look):
             return float(first.start), float(second.end)
     return None

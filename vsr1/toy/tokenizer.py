@@ -60,9 +60,7 @@ def embedder_tokenizer(base: Tokenizer) -> PreTrainedTokenizerFast:
     """The embedder's tokenizer: ends every text with the end-of-text token, as Qwen's embedding tokenizers do."""
     copy = Tokenizer.from_str(base.to_str())
     end = copy.token_to_id(END_OF_TEXT)
-    copy.post_processor = processors.TemplateProcessing(
-        single=f"$A {END_OF_TEXT}", special_tokens=[(END_OF_TEXT, end)]
-    )
+    copy.post_processor = processors.TemplateProcessing(single=f"$A {END_OF_TEXT}", special_tokens=[(END_OF_TEXT, end)])
     return _wrap(copy, extra=[])
 
 

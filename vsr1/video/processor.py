@@ -28,7 +28,7 @@ PROCESSOR_KWARGS: dict[str, Any] = {"do_sample_frames": False, "cap_pixels_per_f
 class ProcessedClip:
     """A clip as the vision tower takes it.
 
-    `pixels` float32 [t*h*w, patch values]; `grid` (t, h, w) in patches; `marks` the seconds printed before each frame pair.
+    `pixels` float32 [t*h*w, patch values]; `grid` (t, h, w) in patches; `marks` the seconds printed before frame pairs.
     """
 
     content_hash: str
@@ -76,7 +76,9 @@ class ClipProcessor:
     def insert(self, prompt_ids: list[int], clip_tokens: list[int]) -> list[int]:
         """Put a clip's tokens in place of the one video placeholder."""
         if prompt_ids.count(self.video_token) != 1:
-            raise ValueError(f"a prompt needs exactly one video placeholder, found {prompt_ids.count(self.video_token)}")
+            raise ValueError(
+                f"a prompt needs exactly one video placeholder, found {prompt_ids.count(self.video_token)}"
+            )
         at = prompt_ids.index(self.video_token)
         return prompt_ids[:at] + clip_tokens + prompt_ids[at + 1 :]
 
