@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerBase, Qwen3VLConfig, Qwen3VLProcessor
+from transformers import Qwen3VLConfig
 
 from vsr1.model.policy import HEAD_NAMES, REFINE_TOKEN, VideoSearchPolicy
+
+if TYPE_CHECKING:  # the processor module needs torchvision, which a driver does without
+    from transformers import PreTrainedTokenizerBase, Qwen3VLProcessor
 
 ARCHITECTURE = "Qwen3VLForConditionalGeneration"
 _INDEX = "model.safetensors.index.json"
