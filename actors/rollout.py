@@ -6,6 +6,7 @@ It returns whole trajectories with the engine's own tokens and never batches for
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ class RolloutWorkerActor:
         return await self._retrieval.search.remote(request)
 
     async def _clip(self, video_id: str) -> Clip:
-        return await (await self._clips.get.remote(video_id))
+        reference = await self._clips.get.remote(video_id)
+        return await asyncio.to_thread(ray.get, reference)  # awaiting a reference of another owner can hang (Ray 2.60)
 
     def _ready(self) -> PolicyEngine:
         if self._engine is None:

@@ -24,6 +24,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the placement plan, then stop.")]
 
 OWN_PACKAGES = ("vsr1", "actors", "pipelines")  # whose errors name the thing, the place and the fix
+JOB_FOLDERS = "working_dir_files"  # where Ray unpacks the working directory of a submitted job
 DEMO_CONFIG = Path(__file__).parent.parent / "configs" / "toy.yaml"
 
 
@@ -117,7 +118,10 @@ def run_job(job: Callable[..., Any]) -> None:
     """Entry of `python -m pipelines.<stage>`, as `ray job submit` calls it."""
 
     def command(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRun = False) -> None:
-        console.print(_guarded(job, _settings(config, overrides, dry_run), print_progress))
+        settings = _settings(config, overrides, dry_run)
+        if JOB_FOLDERS in settings.run_dir.parts:
+            console.print(f"{settings.run_dir} goes when Ray removes this job's files; run_dir=/PATH keeps the results")
+        console.print(_guarded(job, settings, print_progress))
 
     typer.run(command)
 

@@ -26,9 +26,10 @@ from vsr1.agent.prompts import system_prompt
 from vsr1.config import Config
 from vsr1.formats.atomic import write_json, write_lines
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.toy.corpus import write_toy_corpus
 from vsr1.toy.teacher import load_events
 
-__all__ = ["BuildError", "BuildReport", "SplitReport", "build_dataset"]
+__all__ = ["BuildError", "BuildReport", "SplitReport", "build_dataset", "ensure_dataset"]
 
 TRAIN = "train"
 Progress = Callable[[str], None]
@@ -120,6 +121,14 @@ def build_dataset(config: Config, progress: Progress | None = None, embedder_cla
             records = _write_records(folder, manifest, rankings, config)
         reports.append(_split_report(manifest, whole, outcome, rankings))
     return BuildReport(reports, *records, vectors[built[0].split].fingerprint, decode_seconds, embed_seconds)
+
+
+def ensure_dataset(config: Config, progress: Progress | None = None) -> None:
+    """Render and build the toy corpus if `toy.create` says so and `data.root` holds no dataset; Ray must be running."""
+    folder = DatasetFolder(config.data.root)
+    if config.toy.create and not folder.grpo_records().is_file():
+        write_toy_corpus(folder.root, config.toy.train, config.toy.test, config.seed)
+        build_dataset(config, progress)
 
 
 def _write_records(

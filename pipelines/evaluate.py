@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from pipelines.data import ensure_dataset
 from pipelines.services import connect, services
 from pipelines.tasks import evaluation_tasks
 from pipelines.trajectory_log import append_trajectories
@@ -25,6 +26,7 @@ def evaluate(
 ) -> tuple[EvalSummary, list[Trajectory]]:
     """Run every query of `eval.split`; writes `<run_dir>/<name>.json` and `<name>.trajectories.jsonl`."""
     connect(config)
+    ensure_dataset(config)
     tasks = evaluation_tasks(config)
     corpus = json.loads(DatasetFolder(config.data.root).docid2row(config.eval.split).read_text(encoding="utf-8"))
     trajectories: list[Trajectory] = []

@@ -14,6 +14,7 @@ import ray
 import torch
 
 from actors.learner import LearnerGroup
+from pipelines.data import ensure_dataset
 from pipelines.examples import trained_examples
 from pipelines.plan import capacity, placement_plan
 from pipelines.rollout_metrics import rollout_metrics
@@ -35,6 +36,7 @@ def train(config: Config, progress: Progress | None = None) -> Path:
         PlanError: the cluster cannot hold the actors. Errors of actors come through with their names.
     """
     connect(config)
+    ensure_dataset(config)
     placement_plan(config, capacity(config)).check()
     run, settings = config.run_dir, config.grpo
     with services(config, "train") as world, RunLog(run) as log:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray.data
 
 from actors.clips import ClipStore
 from actors.retrieval import RetrievalService
@@ -102,4 +103,5 @@ def connect(config: Config) -> None:
         "object_store_memory": int(cluster.object_store_gib * 2**30),
         "include_dashboard": False,
     }
+    ray.data.DataContext.get_current().enable_progress_bars = False  # the stages show their own
     ray.init(address=address, logging_level="warning", log_to_driver=False, **(local if address == "local" else {}))

@@ -6,8 +6,10 @@ python -m pipelines.sft --config configs/toy.yaml [section.key=value ...]
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import chain
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pipelines.data import ensure_dataset
 from pipelines.services import connect
 from vsr1.agent.prompts import system_prompt, turn_prompt
 from vsr1.config import Config
@@ -23,6 +26,7 @@ from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.runlog import RunLog, read_scalars
 
+BLOCKS_PER_RANK = 4  # in flight: a few, because each starts a process
 Progress = Callable[[str, int, int], None]
 
 
@@ -33,6 +37,7 @@ def train(config: Config, progress: Progress | None = None) -> Path:
         FileNotFoundError: the SFT records are missing.
     """
     connect(config)
+    ensure_dataset(config)
     folder = DatasetFolder(config.data.root)
     path = folder.sft_records()
     if not path.is_file():
@@ -47,7 +52,10 @@ def train(config: Config, progress: Progress | None = None) -> Path:
     steps = min(steps, config.sft.max_steps or steps)
     if steps == 0:
         raise ValueError(f"{len(rows)} records do not fill one batch of {config.sft.batch_size}; lower sft.batch_size")
-    dataset = ray.data.from_items(rows).random_shuffle(seed=config.seed).map(_WithClip(clips), num_cpus=0.1)
+    order = random.Random(config.seed)
+    epochs = [order.sample(rows, len(rows)) for _ in range(config.sft.epochs)]
+    stream = ray.data.from_items(list(chain.from_iterable(epochs)), override_num_blocks=BLOCKS_PER_RANK * ranks)
+    dataset = stream.map(_WithClip(clips), num_cpus=0.5)
     need = config.cluster.learner
     trainer = TorchTrainer(
         train_rank,

@@ -29,7 +29,7 @@ def prompt_stream(config: Config) -> Iterator[SearchTask]:
     order = random.Random(config.seed)
     while True:
         order.shuffle(unique)  # here, because a shuffle in the cluster would wait for a CPU that the actors hold
-        for row in ray.data.from_items(unique).iter_rows():
+        for row in ray.data.from_items(unique, override_num_blocks=1).iter_rows():
             yield SearchTask(
                 query_id=row["qid"],
                 query=row["query"],

@@ -180,6 +180,7 @@ class EvalConfig(Section):
 class ToyConfig(Section):
     """The corpus that `vsr1 demo` renders."""
 
+    create: bool = Field(False, description="render and build it before a stage that finds no dataset in data.root")
     train: int = Field(96, ge=2, description="videos in the training split")
     test: int = Field(48, ge=2, description="videos in the test split")
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr1.video.decode import VideoError, _indices, _size, sample_video
+from vsr1.video.decode import VideoError, _size, frame_indices, sample_video
 
 WIDTH, HEIGHT = 64, 48
 MILLISECOND = Fraction(1, 1000)
@@ -176,7 +176,7 @@ def test_a_file_without_frames_is_named_with_the_reason(tmp_path: Path, make, re
 
 @given(st.integers(1, 5000), st.integers(1, 200), st.floats(0.1, 30), st.integers(1, 128))
 def test_indices_are_distinct_rising_and_within_the_video(total: int, seconds: int, fps: float, limit: int) -> None:
-    got = _indices(total, Fraction(seconds), fps, limit)
+    got = frame_indices(total, Fraction(seconds), fps, limit)
     assert 1 <= len(got) <= min(total, limit)
     assert got[0] == 0
     assert len(got) == 1 or got[-1] == total - 1
@@ -184,7 +184,7 @@ def test_indices_are_distinct_rising_and_within_the_video(total: int, seconds: i
 
 
 def test_indices_are_those_of_the_published_example() -> None:
-    assert _indices(3072, Fraction(128), 1.0, 64)[:3] == [0, 48, 97]
+    assert frame_indices(3072, Fraction(128), 1.0, 64)[:3] == [0, 48, 97]
 
 
 @given(st.integers(2, 8000), st.integers(2, 8000), st.integers(1024, 200_704))
