@@ -64,7 +64,7 @@ def played(policy_folder, clips):
         engine = await PolicyEngine.start(policy_folder, EngineConfig(latent_slots=5))
         before = await _replies(engine, clips, seed=0)
         changed = load_file(policy_folder / "model.safetensors")
-        pushed = {k: v * 1.1 for k, v in changed.items() if "language_model.layers" in k or "refine" in k}
+        pushed = {k: v * 1.1 for k, v in changed.items() if "language_model" in k or "refine" in k}
         path = policy_folder / "pushed.safetensors.part"
         save_file(pushed, path)
         await engine.push_weights(path, version=1)

@@ -5,6 +5,7 @@ The head is the one that `cluster/local_head.sh` starts, on free ports; afterwar
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -113,3 +114,16 @@ def test_the_plan_sees_what_the_cluster_has(local_head: LocalHead) -> None:
     done = subprocess.run(command, env=local_head.env, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "2.0"
+
+
+@pytest.mark.timeout(600)
+def test_stage_two_runs_as_a_job(local_head: LocalHead, tmp_path: Path) -> None:
+    """The command of the README, with a smaller corpus and a folder that outlives the job."""
+    small = ["toy.train=12", "toy.test=4", "grpo.steps=1", "grpo.prompts_per_step=2", "grpo.group_size=2"]
+    places = [f"run_dir={tmp_path / 'run'}", f"data.root={tmp_path / 'data'}"]
+    command = ["python", "-m", "pipelines.grpo", "--config", "configs/toy.yaml", *small, *places]
+    done = local_head.submit(REPOSITORY, *command, limit_s=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "grpo" / "model.safetensors").is_file()
+    logged = [json.loads(line) for line in (tmp_path / "run" / "scalars.jsonl").read_text().splitlines()]
+    assert {row["name"] for row in logged} >= {"reward/total", "mismatch", "seconds/push"}

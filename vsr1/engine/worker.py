@@ -25,10 +25,14 @@ class LatentWorkerExtension:
     def reload_from_file(self, path: str) -> int:
         """Load checkpoint-format weights from a safetensors file; returns how many tensors it held.
 
-        On CPU vLLM repacks weights after loading, so new ones must come in through its reload path.
+        On CPU vLLM repacks weights after loading, so new ones must come in through its reload path; that leaves out the
+        packed copy of an output head which shares the word table.
         """
         weights = load_file(path)
-        self.model_runner.reload_weights(weights_iterator=iter(weights.items()), is_checkpoint_format=True)  # type: ignore[attr-defined]
+        runner = self.model_runner  # type: ignore[attr-defined]
+        runner.reload_weights(weights_iterator=iter(weights.items()), is_checkpoint_format=True)
+        head = runner.model.language_model.lm_head
+        head.quant_method.process_weights_after_loading(head)
         return len(weights)
 
 

@@ -96,20 +96,24 @@ class ClipProcessor:
 
 
 def pair_marks(timestamps: np.ndarray) -> tuple[float, ...]:
-    """Mean time of each frame pair in seconds; timestamps float64 [T] with T even."""
+    """Mean time of each frame pair in seconds, in the engine's own arithmetic; timestamps float64 [T] with T even."""
     if len(timestamps) % 2:
         raise ValueError(f"a clip needs an even number of frames, got {len(timestamps)}")
-    return tuple(float(mark) for mark in np.asarray(timestamps, np.float64).reshape(-1, 2).mean(axis=1))
+    seconds = [at / 1000.0 for at in _milliseconds(timestamps)]
+    return tuple((first + second) / 2 for first, second in zip(seconds[::2], seconds[1::2], strict=True))
 
 
 def engine_metadata(timestamps: np.ndarray) -> dict[str, Any]:
     """Video metadata that makes the engine print the same time marks: milliseconds as frame indices at 1000 fps."""
-    indices = [round(float(t) * 1000) for t in timestamps]
     return {
         "fps": 1000.0,
         "duration": float(timestamps[-1]),
         "total_num_frames": len(timestamps),
-        "frames_indices": indices,
+        "frames_indices": _milliseconds(timestamps),
         "video_backend": "vsr1",
         "do_sample_frames": False,
     }
+
+
+def _milliseconds(timestamps: np.ndarray) -> list[int]:
+    return [round(float(t) * 1000) for t in timestamps]

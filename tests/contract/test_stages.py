@@ -1,0 +1,136 @@
+"""Both stages and the evaluation, every part real: weights move, versions advance, and a dead part stops the step."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from safetensors.torch import load_file
+
+from pipelines import evaluate, grpo, sft
+from vsr1.config import Config, load_config
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.model.policy import HEAD_NAMES
+from vsr1.runlog import read_scalars
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIG = REPOSITORY / "configs" / "toy.yaml"
+SMALL = [
+    "toy.train=16", "toy.test=6", "sft.max_steps=2", "sft.batch_size=8", "grpo.steps=2", "grpo.prompts_per_step=2",
+    "grpo.group_size=3", "grpo.learner.learning_rate=0.001",
+]  # fmt: skip
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
+    """A run folder in which Stage 1, Stage 2 and an evaluation have ended, in this order."""
+    folder = tmp_path_factory.mktemp("run")
+    config = load_config(CONFIG, [*SMALL, f"run_dir={folder}", f"data.root={folder / 'data'}"])
+    start = sft.train(config)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"policy": start})})
+    end = grpo.train(config)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"policy": end})})
+    evaluate.evaluate(config)
+    return config
+
+
+def _weights(folder: Path) -> dict:
+    return load_file(folder / "model.safetensors")
+
+
+def test_each_stage_moves_what_it_trains(run: Config) -> None:
+    start = _weights(REPOSITORY / "checkpoints" / "toy" / "policy")
+    first, second = (_weights(run.run_dir / "checkpoints" / stage) for stage in ("sft", "grpo"))
+    assert set(start) == set(first) == set(second)
+
+    def moved(a: dict, b: dict, part: str) -> bool:
+        names = [name for name in a if part in name]
+        assert names, part
+        return any(not a[name].float().equal(b[name].float()) for name in names)
+
+    for part in ("language_model.layers", "visual.merger", HEAD_NAMES[0]):
+        assert moved(start, first, part), f"Stage 1 left {part} as it was"
+    assert not moved(start, first, "visual.blocks")
+    for part in ("language_model.layers", HEAD_NAMES[0]):
+        assert moved(first, second, part), f"Stage 2 left {part} as it was"
+    assert not moved(first, second, "visual")
+
+
+def test_rollouts_after_a_push_come_from_the_pushed_weights(run: Config) -> None:
+    lines = (run.run_dir / "train_trajectories.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 2 * 2 * 3
+    for row in rows:
+        assert {segment["weight_version"] for segment in row["segments"]} == {row["step"] - 1}
+        assert 1 <= len(row["segments"]) <= 3
+
+
+def test_the_learner_agrees_with_the_engine_before_and_after_the_push(run: Config) -> None:
+    scalars = {(r["stage"], r["step"], r["name"]): r["value"] for r in read_scalars(run.run_dir / "scalars.jsonl")}
+    for step in (1, 2):
+        assert abs(scalars["grpo", step, "mismatch"]) < 1e-4
+        assert scalars["grpo", step, "mismatch_max"] < 1e-2
+    assert ("sft", 2, "token_loss") in scalars and ("sft", 2, "retrieval_loss") in scalars
+    assert list((run.run_dir / "tensorboard").glob("*tfevents*"))
+
+
+def test_the_evaluation_covers_every_query(run: Config) -> None:
+    summary = json.loads((run.run_dir / "eval.json").read_text())
+    assert "6" in json.dumps(summary)
+    assert len((run.run_dir / "eval.trajectories.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_dead_retrieval_service_stops_the_step_with_its_name(run: Config) -> None:
+    """It is killed while rollouts run: no empty results, no further step."""
+    steps = 50
+    config = run.model_copy(update={"grpo": run.grpo.model_copy(update={"steps": steps})})
+    trajectories = run.run_dir / "train_trajectories.jsonl"
+    before = len(trajectories.read_text().splitlines())
+
+    def kill() -> None:
+        while len(trajectories.read_text().splitlines()) == before:
+            time.sleep(0.05)
+        ray.kill(ray.get_actor("retrieval-train"))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(ray.exceptions.RayError, match="retrieval-train"):
+        grpo.train(config)
+    killer.join()
+    rows = [json.loads(line) for line in trajectories.read_text().splitlines()[before:]]
+    assert max(row["step"] for row in rows) < steps
+    assert all(segment["retrieved"] for row in rows for segment in row["segments"])
+
+
+def test_without_vllm_there_is_no_other_engine(run: Config, tmp_path: Path) -> None:
+    blocker = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'vllm':\n"
+        "            raise ModuleNotFoundError(\"No module named 'vllm'\", name='vllm')\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(blocker)
+    command = [sys.executable, "-m", "pipelines.grpo", "--config", str(CONFIG), *SMALL]
+    command += [f"run_dir={tmp_path / 'run'}", f"data.root={run.data.root}"]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "vllm" in done.stdout + done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
+    config = load_config(CONFIG, ["toy.create=false", f"data.root={tmp_path}", f"run_dir={tmp_path / 'run'}"])
+    with pytest.raises(FileNotFoundError, match="vsr1 data build"):
+        sft.train(config)
+    assert not DatasetFolder(tmp_path).sft_records().exists()
