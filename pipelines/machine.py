@@ -1,4 +1,4 @@
-"""What this machine has: cores, memory and free disk, with the limits of a container taken into account.
+"""What this machine has: cores, memory, free disk and ports, with the limits of a container taken into account.
 
 Reads /proc and /sys only; every function takes the text or the folder it reads as an argument's default, so a test can
 give its own.
@@ -8,11 +8,35 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from pathlib import Path
 
 GIB = 1024**3
 _PROC = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+class MachineError(RuntimeError):
+    """The machine cannot give what every job needs; the message says what and how to have it."""
+
+
+def check_port(port: int = 0) -> None:
+    """See that a port of the loopback address can be opened: this one, or with 0 any.
+
+    Raises:
+        MachineError: it cannot.
+    """
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            what, fix = (
+                (f"port {port}", f"end what listens there: `ss -ltnp 'sport = :{port}'`")
+                if port
+                else ("a free port", "allow processes to listen there (sandbox or container policy)")
+            )
+            raise MachineError(f"{what} of 127.0.0.1 cannot be opened ({error.strerror}): {fix}") from error
 
 
 def cores() -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from packaging.specifiers import SpecifierSet
 
-from pipelines.machine import GIB, free_disk_gib
+from pipelines.machine import GIB, MachineError, check_port, free_disk_gib
 from pipelines.plan import PlanError, capacity, placement_plan
 from vsr1.config import Config
 
@@ -124,18 +123,14 @@ def disk(config: Config) -> list[Check]:
 def ports(config: Config, serve_port: int = SERVE_PORT) -> list[Check]:
     """A free port can be opened on the loopback address, and the one that `vsr1 serve` listens on is free."""
     checks = []
-    for name, port, fix in (
-        ("a free port", 0, "allow processes to listen on 127.0.0.1 (sandbox or container policy)"),
-        (f"port {serve_port}", serve_port, f"end what listens there: `ss -ltnp 'sport = :{serve_port}'`"),
-    ):
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError as error:
-                checks.append(Check(name, False, str(error.strerror), fix))
-            else:
-                checks.append(Check(name, True, "free", ""))
+    for name, port in (("a free port", 0), (f"port {serve_port}", serve_port)):
+        try:
+            check_port(port)
+        except MachineError as error:
+            found, _, fix = str(error).partition(": ")
+            checks.append(Check(name, False, found, fix))
+        else:
+            checks.append(Check(name, True, "free", ""))
     return checks
 
 

@@ -18,6 +18,7 @@ from actors.clips import ClipStore
 from actors.retrieval import RetrievalService
 from actors.rewards import RewardWorker
 from actors.rollout import RolloutWorker
+from pipelines.machine import check_port
 from vsr1.agent.search import SearchTask
 from vsr1.agent.trajectory import Trajectory
 from vsr1.config import ActorResources, Config
@@ -93,11 +94,17 @@ def _stop(rollouts: list[Any], others: list[Any]) -> None:
 
 
 def connect(config: Config) -> None:
-    """Join the cluster that the configuration names, the job's own, or start a local one."""
+    """Join the cluster that the configuration names, the job's own, or start a local one.
+
+    Raises:
+        MachineError: a local one is wanted and no port is free.
+    """
     if ray.is_initialized():
         return
     cluster = config.cluster
     address = cluster.address or os.environ.get("RAY_ADDRESS", "local")  # Ray sets the variable inside a job
+    if address == "local":
+        check_port()
     local = {
         "num_cpus": cluster.num_cpus,
         "object_store_memory": int(cluster.object_store_gib * 2**30),

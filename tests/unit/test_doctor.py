@@ -9,7 +9,9 @@ from rich.console import Console
 
 from pipelines import probes
 from pipelines.doctor import doctor, run_checks
+from pipelines.machine import MachineError
 from pipelines.probes import PROBES, Check
+from pipelines.services import connect
 from vsr1.config import Config, load_config
 
 
@@ -102,3 +104,12 @@ def test_a_selftest_past_its_limit_is_ended():
 
 def test_each_default_probe_is_listed_once():
     assert len(set(PROBES)) == len(PROBES)
+
+
+def test_a_machine_without_a_free_port_is_refused_before_ray_starts(monkeypatch):
+    def taken(self, address):
+        raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr("socket.socket.bind", taken)
+    with pytest.raises(MachineError, match=r"a free port of .* cannot be opened"):
+        connect(Config())
