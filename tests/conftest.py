@@ -6,9 +6,9 @@ import pytest
 import ray
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """One small local Ray of our own for the whole session; never joins a cluster that is already running."""
+    """A small local Ray of our own, gone before the next module; never joins a cluster that is already running."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, namespace="vsr1-tests", log_to_driver=False)
     yield
     ray.shutdown()

@@ -183,6 +183,7 @@ class PolicyEngine:
 
     def shutdown(self) -> None:
         self._llm.shutdown()
+        self._llm = None
 
     async def _reply(self, output: Any, slot: int, depth: int, max_tokens: int) -> Reply:
         completion = output.outputs[0]

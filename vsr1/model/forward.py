@@ -1,8 +1,8 @@
 """Forward passes of the policy over prompts with clips, and the latents that follow them.
 
-The latents here are the oracle for the engine: one prefill, then one cached step a latent, which equals the reference's
-full recomputation (method.md §1.4; tested). Rows are padded on the left: the last column is
-the last token.
+The latents here are the oracle for the engine: one prefill, then one cached step a latent, which equals the
+reference's full recomputation (method.md §1.4; tested). Rows are padded on the left, so the last column of every row is
+its last token.
 """
 
 from __future__ import annotations
