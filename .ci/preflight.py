@@ -14,7 +14,7 @@ from typing import Dict, List, Optional, Sequence
 
 GIB = 1024**3
 NEEDED_DISK_GIB = 8
-NEEDED_MEMORY_GIB = 8
+NEEDED_MEMORY_GIB = 10
 # The kernel keeps a part of the memory to itself: a machine sold with 8 GiB reports about 7.7.
 MEMORY_TOLERANCE = 0.93
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

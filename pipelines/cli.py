@@ -150,8 +150,10 @@ def _guarded(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
         return call(*args, **kwargs)
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in OWN_PACKAGES and not isinstance(error, FileNotFoundError):
+        cause = getattr(error, "cause", error)  # what failed inside a Ray actor
+        if type(cause).__module__.split(".")[0] not in OWN_PACKAGES and not isinstance(cause, FileNotFoundError):
             raise
+        error = cause
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
 

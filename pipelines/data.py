@@ -8,14 +8,10 @@ simply be started again.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import ray.data
 
 from pipelines.data_clips import ClipOutcome, build_clips, failures_file
 from pipelines.data_embed import embed, write_vectors
@@ -97,15 +93,14 @@ def build_dataset(config: Config, progress: Progress | None = None, embedder_cla
             f"{folder.events(TRAIN)} does not exist: a reasoning teacher for real corpora is not available yet, "
             "only the toy corpus has one; leave 'train' out of data.splits, or bring prepared sft_data/ and grpo_data/"
         )
-    with _quiet_ray_data():
-        began = time.monotonic()
-        outcomes = [build_clips(folder, manifest, config.data, say) for manifest in manifests]
-        decode_seconds = time.monotonic() - began
-        _check_failures(folder, manifests, outcomes, config.data.max_failed_fraction)
-        built = [m.without(set(o.failed)) for m, o in zip(manifests, outcomes, strict=True)]
-        began = time.monotonic()
-        vectors = embed(folder, built, config, say, embedder_class)
-        embed_seconds = time.monotonic() - began
+    began = time.monotonic()
+    outcomes = [build_clips(folder, manifest, config.data, say) for manifest in manifests]
+    decode_seconds = time.monotonic() - began
+    _check_failures(folder, manifests, outcomes, config.data.max_failed_fraction)
+    built = [m.without(set(o.failed)) for m, o in zip(manifests, outcomes, strict=True)]
+    began = time.monotonic()
+    vectors = embed(folder, built, config, say, embedder_class)
+    embed_seconds = time.monotonic() - began
     reports, records = [], (0, 0, 0)
     for manifest, whole, outcome in zip(built, manifests, outcomes, strict=True):
         say(f"{manifest.split}: index and records")
@@ -176,21 +171,3 @@ def _split_report(manifest: Manifest, whole: Manifest, outcome: ClipOutcome, ran
         dropped_queries=len(whole.annotations) - len(manifest.annotations),
         recall_at_1=recall_at_1(rankings),
     )
-
-
-@contextmanager
-def _quiet_ray_data() -> Iterator[None]:
-    """No progress bars and no execution plans of Ray Data: `progress` says how far the build is."""
-    context = ray.data.DataContext.get_current()
-    levels = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
-    loggers = {logging.getLogger(name): level for name, level in levels.items()}
-    before = {logger: logger.level for logger in loggers}
-    bars, context.enable_progress_bars = context.enable_progress_bars, False
-    for logger, level in loggers.items():
-        logger.setLevel(level)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = bars
-        for logger, level in before.items():
-            logger.setLevel(level)

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipelines import data, evaluate, grpo, sft
+from pipelines.machine import check_packages
 from pipelines.plan import capacity, placement_plan
 from pipelines.services import connect
 from vsr1.config import Config, dump_config
@@ -31,6 +32,7 @@ from vsr1.toy.corpus import write_toy_corpus
 
 def run_demo(config: Config, console: Console) -> Path:
     """Run every stage and return the report's path. An earlier demo in `run_dir` is replaced."""
+    check_packages("vllm", "deepspeed", "faiss")
     placement_plan(config, capacity(config)).check()
     run = config.run_dir
     if run.exists():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 
 GIB = 1024**3
@@ -37,6 +38,17 @@ def check_port(port: int = 0) -> None:
                 else ("a free port", "allow processes to listen there (sandbox or container policy)")
             )
             raise MachineError(f"{what} of 127.0.0.1 cannot be opened ({error.strerror}): {fix}") from error
+
+
+def check_packages(*names: str) -> None:
+    """See that packages are installed, without importing them.
+
+    Raises:
+        MachineError: some are not.
+    """
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise MachineError(f"not installed: {', '.join(missing)}; run `make clean demo`, or see `vsr1 doctor`")
 
 
 def cores() -> int:

@@ -5,6 +5,7 @@ Services start together and stop together; a call that reaches a dead one raises
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,4 +112,6 @@ def connect(config: Config) -> None:
         "include_dashboard": False,
     }
     ray.data.DataContext.get_current().enable_progress_bars = False  # the stages show their own
+    for name, level in {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
+        logging.getLogger(name).setLevel(level)
     ray.init(address=address, logging_level="warning", log_to_driver=False, **(local if address == "local" else {}))

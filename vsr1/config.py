@@ -129,9 +129,16 @@ class EngineConfig(Section):
     max_model_len: int = Field(1024, ge=128)
     max_num_seqs: int = Field(32, ge=1)
     latent_slots: int = Field(64, ge=1, description="requests that may hold latents at one time")
-    kv_cache_gib: float = Field(0.5, gt=0, description="CPU: size of the key-value cache")
+    max_num_batched_tokens: int | None = Field(None, ge=1, description="prompt tokens of a step; empty: vLLM's choice")
+    chunked_prefill: bool | None = Field(
+        None,
+        description="prompts over several steps; empty: on a GPU (on CPU vLLM 0.32 fails with seeds)",
+    )
+    kv_cache_gib: int = Field(1, ge=1, description="CPU: size of the key-value cache")
+    kv_blocks: int | None = Field(None, ge=1, description="size of the key-value cache in blocks, instead of bytes")
     gpu_memory_utilization: float = Field(0.6, gt=0, le=1)
-    enforce_eager: bool = True
+    enforce_eager: bool | None = Field(None, description="no CUDA graphs; empty: graphs on a GPU, none on CPU")
+    log_stats: bool = False
     seed: int = 0
 
 

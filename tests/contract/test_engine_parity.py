@@ -2,7 +2,6 @@
 
 import asyncio
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,41 +9,14 @@ from safetensors.torch import load_file, save_file
 from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.config import EngineConfig
 from vsr1.engine.engine import PolicyEngine, Reply
-from vsr1.formats.checkpoint import load_policy, refine_token_id
+from vsr1.formats.checkpoint import load_policy
 from vsr1.formats.clips import Clip
 from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
 from vsr1.model.vision import encode_clips
-from vsr1.toy.models import write_random_models
-from vsr1.toy.tokenizer import train_tokenizer
-from vsr1.toy.world import vocabulary_texts
 from vsr1.video.processor import ClipProcessor
 
 LIMIT = 24
 QUERY = "a red circle moving left and then a blue ring moving up"
-
-
-@pytest.fixture(scope="module")
-def policy_folder(tmp_path_factory):
-    """A random policy that often samples the refine token: its row in the tied table is made long."""
-    folder, _ = write_random_models(tmp_path_factory.mktemp("models"), train_tokenizer(vocabulary_texts(0, 200)))
-    path = folder / "model.safetensors"
-    weights = load_file(path)
-    token = refine_token_id(ClipProcessor(folder).tokenizer)
-    weights["model.language_model.embed_tokens.weight"][token] *= 15
-    for name, tensor in weights.items():
-        if "visual" in name and tensor.ndim == 2:
-            tensor *= 3  # so that a difference in vision features shows
-    save_file(weights, path, metadata={"format": "pt"})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clips():
-    rng = np.random.default_rng(0)
-    return [
-        Clip.make(f"v{i}", rng.integers(0, 255, (count, side, 64, 3), dtype=np.uint8), np.arange(count) * 1.3)
-        for i, (count, side) in enumerate([(16, 64), (24, 64), (10, 96)])
-    ]
 
 
 async def _replies(engine: PolicyEngine, clips: list[Clip], seed: int) -> list[Reply]:

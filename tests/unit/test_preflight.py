@@ -23,7 +23,7 @@ def failures(**changes):
         "uname": LINUX,
         "free_bytes": 8 * GIB,
         "folder": "/clone",
-        "total_bytes": 8 * GIB,
+        "total_bytes": 10 * GIB,
     }
     return preflight.failures(**(good | changes))
 
@@ -33,7 +33,7 @@ def test_a_good_machine_has_no_failure():
     assert failures(version=(3, 12, 0), uname={"system": "Linux", "machine": "aarch64"}) == []
 
 
-def test_a_machine_sold_with_8_gib_passes():
+def test_a_machine_sold_with_10_gib_passes():
     assert failures(total_bytes=int(7.7 * GIB)) == []
 
 
@@ -45,7 +45,7 @@ def test_a_machine_sold_with_8_gib_passes():
         ({"has_ensurepip": False}, ["ensurepip", "python3.11-venv"]),
         ({"uname": {"system": "Darwin", "machine": "arm64"}}, ["Darwin on arm64", "Linux"]),
         ({"free_bytes": 2 * GIB}, ["2.0 GiB free in /clone", "8 GiB"]),
-        ({"total_bytes": 4 * GIB}, ["4.0 GiB of memory", "8 GiB"]),
+        ({"total_bytes": 4 * GIB}, ["4.0 GiB of memory", "10 GiB"]),
     ],
 )
 def test_each_failure_is_one_line_that_names_found_and_needed(change, words):

@@ -36,6 +36,7 @@ class Reply:
     finish_reason: str  # refined | stop | length
     latents: np.ndarray | None  # [depth, R] float32
     soft_tokens: np.ndarray | None  # [depth, E] float32, inputs of the embedder
+    noise: np.ndarray | None  # [depth, R] float32, standard normal; latents are mean + sigma * noise
     weight_version: int
 
 
@@ -53,8 +54,9 @@ class PolicyEngine:
             self._slots.put_nowait(slot)
         self._numbers = itertools.count()
         self._running = 0
-        self._idle = asyncio.Condition()
-        self._pushing = False
+        self._idle, self._open = asyncio.Event(), asyncio.Event()  # no request runs; requests may start
+        self._idle.set()
+        self._open.set()
         self.weight_version = 0
 
     @classmethod
@@ -83,11 +85,7 @@ class PolicyEngine:
             "latent_slots": config.latent_slots,
             "text_config": {"vocab_size": rows + config.latent_slots * MAX_DEPTH},
         }
-        options: dict[str, Any] = (
-            {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
-            if device == "cpu"
-            else {"gpu_memory_utilization": config.gpu_memory_utilization}
-        )
+        options: dict[str, Any] = {} if device == "cpu" else {"gpu_memory_utilization": config.gpu_memory_utilization}
         if "mm_device_do_normalize" in AsyncEngineArgs.__dataclass_fields__:
             # vLLM's device-side normalisation takes the image processor's mean and deviation for videos too.
             options["mm_device_do_normalize"] = False
@@ -98,7 +96,10 @@ class PolicyEngine:
             seed=config.seed,
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
-            enforce_eager=config.enforce_eager,
+            num_gpu_blocks_override=config.kv_blocks,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            enable_chunked_prefill=device != "cpu" if config.chunked_prefill is None else config.chunked_prefill,
+            enforce_eager=device == "cpu" if config.enforce_eager is None else config.enforce_eager,
             limit_mm_per_prompt={"video": 1, "image": 0},
             mm_processor_kwargs=PROCESSOR_KWARGS,
             logits_processors=["vsr1.engine.latents:LatentLogitsProcessor"],
@@ -106,7 +107,7 @@ class PolicyEngine:
             logprobs_mode="processed_logprobs",
             async_scheduling=False,  # the logits processor needs the newest token
             enable_log_requests=False,
-            disable_log_stats=True,
+            disable_log_stats=not config.log_stats,
             **options,
         )
         with compat.prepared_children():
@@ -114,7 +115,15 @@ class PolicyEngine:
         return cls(llm, ClipProcessor(folder), config, embedder_dim)
 
     async def generate(
-        self, prompt: str, clip: Clip, *, max_tokens: int, latents: int, temperature: float, seed: int
+        self,
+        prompt: str,
+        clip: Clip,
+        *,
+        max_tokens: int,
+        latents: int,
+        temperature: float,
+        seed: int,
+        sigma: float = 0.0,
     ) -> Reply:
         """One reply about one clip, with latents if the reply ends in the refine token.
 
@@ -123,13 +132,21 @@ class PolicyEngine:
             max_tokens: most sampled tokens, the refine token included.
             latents: latents after the refine token, 1 to 8.
             temperature: 0 decodes greedily.
-            seed: of this request's sampling.
+            seed: of this request's sampling, of tokens and of noise.
+            sigma: standard deviation of the noise that is added to each latent.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         slot = await self._slots.get()
-        await self._enter()
+        try:
+            while not self._open.is_set():  # again, if the next push began before this request woke up
+                await self._open.wait()
+        except asyncio.CancelledError:
+            self._slots.put_nowait(slot)
+            raise
+        self._running += 1
+        self._idle.clear()
         request_id = f"r{next(self._numbers)}"
         try:
             params = SamplingParams(
@@ -146,6 +163,8 @@ class PolicyEngine:
                     "text_limit": max_tokens,
                     "refine_token": self._refine_token,
                     "end_token": self._end_token,
+                    "seed": seed,
+                    "sigma": sigma,
                 },
             )
             ids = self.processor.tokenizer.encode(prompt, add_special_tokens=False)
@@ -159,17 +178,18 @@ class PolicyEngine:
                 final = output
             if final is None:
                 raise RuntimeError(f"the engine ended request {request_id} without an answer")
-            return await self._reply(final, slot, latents, max_tokens)
-        finally:
-            await self._leave()
+            return await self._reply(final, params)
+        finally:  # without an await, so that a second cancellation cannot keep the slot
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
             self._slots.put_nowait(slot)
 
     async def push_weights(self, path: Path, version: int) -> None:
         """Load new weights from a safetensors file once no request runs, and empty every cache that depends on them."""
-        async with self._idle:
-            self._pushing = True
-            await self._idle.wait_for(lambda: self._running == 0)
+        self._open.clear()
         try:
+            await self._idle.wait()
             await self._llm.collective_rpc("reload_from_file", args=(str(path),))
             await self._llm.reset_mm_cache()
             await self._llm.reset_encoder_cache()
@@ -177,16 +197,15 @@ class PolicyEngine:
                 raise RuntimeError("vLLM kept its prefix cache although no request runs; the push is not complete")
             self.weight_version = version
         finally:
-            async with self._idle:
-                self._pushing = False
-                self._idle.notify_all()
+            self._open.set()
 
     def shutdown(self) -> None:
         self._llm.shutdown()
         self._llm = None
 
-    async def _reply(self, output: Any, slot: int, depth: int, max_tokens: int) -> Reply:
-        completion = output.outputs[0]
+    async def _reply(self, output: Any, params: Any) -> Reply:
+        completion, extra = output.outputs[0], params.extra_args
+        slot, depth, max_tokens = extra["slot"], extra["depth"], extra["text_limit"]
         ids = list(completion.token_ids)
         refined = self._refine_token in ids
         if refined:
@@ -194,23 +213,18 @@ class PolicyEngine:
         reason = "refined" if refined else "length" if len(ids) > max_tokens else "stop"
         ids = ids[:max_tokens]  # what follows was forced, not sampled
         logprobs = [step[token].logprob for token, step in zip(ids, completion.logprobs, strict=False)]
-        latents = soft = None
+        latents = soft = noise = None
         if refined:
             [(_, raw_latents, raw_soft)] = await self._llm.collective_rpc("take_latents", args=(slot, depth))
             latents = np.frombuffer(raw_latents, np.float32).reshape(depth, -1)
             soft = np.frombuffer(raw_soft, np.float32).reshape(depth, self._embedder_dim)
+            if extra["sigma"]:
+                from vsr1.engine.latents import latent_noise
+
+                noise = np.stack([latent_noise(extra["seed"], k, latents.shape[1]).numpy() for k in range(depth)])
         text = self.processor.tokenizer.decode(ids, skip_special_tokens=False)
-        return Reply(list(output.prompt_token_ids), ids, logprobs, text, reason, latents, soft, self.weight_version)
-
-    async def _enter(self) -> None:
-        async with self._idle:
-            await self._idle.wait_for(lambda: not self._pushing)
-            self._running += 1
-
-    async def _leave(self) -> None:
-        async with self._idle:
-            self._running -= 1
-            self._idle.notify_all()
+        version = self.weight_version
+        return Reply(list(output.prompt_token_ids), ids, logprobs, text, reason, latents, soft, noise, version)
 
 
 def _environment(config: EngineConfig, device: str) -> None:
@@ -220,6 +234,6 @@ def _environment(config: EngineConfig, device: str) -> None:
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     if device == "cpu":
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
         if torch.version.cuda is not None:
             os.environ["VLLM_TARGET_DEVICE"] = "cpu"

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from vsr1.engine.model import VideoSearchPolicyForVllm
 
 MAX_DEPTH = 8  # latents in one slot
-REQUEST_KEYS = ("slot", "depth", "text_limit", "refine_token", "end_token")
+REQUEST_KEYS = ("slot", "depth", "text_limit", "refine_token", "end_token", "seed")
+
+
+def latent_noise(seed: int, step: int, size: int) -> torch.Tensor:
+    """The standard normal draw [size] that belongs to one latent of a request, the same on every device."""
+    generator = torch.Generator().manual_seed(seed * MAX_DEPTH + step)
+    return torch.randn(size, generator=generator)
 
 
 class LatentTable:
@@ -41,9 +47,16 @@ class LatentTable:
         self.after_norm: torch.Tensor | None = None
         LatentTable.current = self
 
-    def write(self, rows: list[int], cells: list[int], states: torch.Tensor) -> None:
-        """Compute and store latents: `states` [B, H], `rows` picks from it, `cells` says where to."""
+    def write(self, rows: list[int], cells: list[int], states: torch.Tensor, noise: torch.Tensor | None) -> None:
+        """Compute and store latents.
+
+        Args:
+            rows: which of `states` [B, H] yield a latent. cells: where each goes.
+            noise: added to the latents, [len(rows), R].
+        """
         latents = self.model.refine_projector(states[rows].float())
+        if noise is not None:
+            latents = latents + noise.to(latents.device)
         self.latents[cells] = latents
         self.inputs[cells] = self.model.refine_latent_input_projector(latents).to(self.inputs.dtype)
 
@@ -60,11 +73,13 @@ class _Request:
     text_limit: int
     refine_token: int
     end_token: int
+    seed: int
+    sigma: float
     output: list[int]  # vLLM's own list of sampled tokens, kept up to date by vLLM
 
 
 class LatentLogitsProcessor(LogitsProcessor):
-    """Drives the handle protocol for requests whose `extra_args` hold `REQUEST_KEYS`."""
+    """Drives the handle protocol for requests whose `extra_args` hold `REQUEST_KEYS` and `sigma`."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._requests: dict[int, _Request] = {}
@@ -81,7 +96,7 @@ class LatentLogitsProcessor(LogitsProcessor):
             self._requests.pop(index, None)
             if params.extra_args and "slot" in params.extra_args:
                 values = {key: int(params.extra_args[key]) for key in REQUEST_KEYS}
-                self._requests[index] = _Request(**values, output=output)
+                self._requests[index] = _Request(**values, sigma=float(params.extra_args["sigma"]), output=output)
         for source, target, direction in batch_update.moved:
             moved, replaced = self._requests.pop(source, None), self._requests.pop(target, None)
             if moved is not None:
@@ -93,24 +108,28 @@ class LatentLogitsProcessor(LogitsProcessor):
         table = LatentTable.current
         if table is None or not self._requests:
             return logits
-        first: tuple[list[int], list[int]] = ([], [])
-        later: tuple[list[int], list[int]] = ([], [])
+        first: list[tuple[int, _Request, int]] = []  # row, request, step of the latent
+        later: list[tuple[int, _Request, int]] = []
+        forced: dict[int, int] = {}
         for row, request in self._requests.items():
             step = self._step(request, table.first_handle)
             if step is None:
                 if len(request.output) >= request.text_limit:
-                    _force(logits, row, request.end_token)
+                    forced[row] = request.end_token
                 continue
-            cell = request.slot * MAX_DEPTH + step
-            rows, cells = first if step == 0 else later
-            rows.append(row)
-            cells.append(cell)
-            _force(logits, row, table.first_handle + cell if step + 1 < request.depth else request.end_token)
-        for (rows, cells), states in ((first, table.before_norm), (later, table.after_norm)):
-            if rows:
+            (first if step == 0 else later).append((row, request, step))
+            handle = table.first_handle + request.slot * MAX_DEPTH + step
+            forced[row] = handle if step + 1 < request.depth else request.end_token
+        for due, states in ((first, table.before_norm), (later, table.after_norm)):
+            if due:
                 if states is None or len(states) != len(logits):
                     raise RuntimeError(f"latent states cover {states and len(states)} rows, logits {len(logits)}")
-                table.write(rows, cells, states)
+                cells = [request.slot * MAX_DEPTH + step for _, request, step in due]
+                table.write([row for row, _, _ in due], cells, states, _noise(due, table.latents.shape[1]))
+        if forced:
+            rows = list(forced)
+            logits[rows] = float("-inf")
+            logits[rows, list(forced.values())] = 0.0
         return logits
 
     @staticmethod
@@ -124,6 +143,7 @@ class LatentLogitsProcessor(LogitsProcessor):
         return None
 
 
-def _force(logits: torch.Tensor, row: int, token: int) -> None:
-    logits[row] = float("-inf")
-    logits[row, token] = 0.0
+def _noise(due: list[tuple[int, _Request, int]], size: int) -> torch.Tensor | None:
+    if not any(request.sigma for _, request, _ in due):
+        return None
+    return torch.stack([request.sigma * latent_noise(request.seed, step, size) for _, request, step in due])

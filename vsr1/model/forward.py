@@ -105,21 +105,27 @@ def prefill(
     return ForwardState(before, after, mask, positions[0, :, -1], cache)
 
 
-def roll_latents(policy: VideoSearchPolicy, state: ForwardState, depth: int) -> torch.Tensor:
+def roll_latents(
+    policy: VideoSearchPolicy, state: ForwardState, depth: int, noise: torch.Tensor | None = None
+) -> torch.Tensor:
     """Latents after the last column, which must be the refine token of every row: [B, depth, R] float32.
 
     The first comes from the state before the final norm, the others from states after it (method.md §1.4).
+
+    Args:
+        noise: [B, depth, R], added to each latent before the next one is computed.
     """
     if state.cache is None:
         raise ValueError("roll_latents needs prefill(..., keep_cache=True)")
-    latents = [policy.latent(state.before_norm[:, -1])]
+    draws = [0.0] * depth if noise is None else noise.unbind(dim=1)
+    latents = [policy.latent(state.before_norm[:, -1]) + draws[0]]
     mask, position = state.attention_mask, state.last_position
-    for _ in range(depth - 1):
+    for draw in draws[1:]:
         mask = functional.pad(mask, (0, 1), value=1)
         position = position + 1
         step = policy.latent_input(latents[-1])[:, None]
         _, after = _run(policy.model.language_model, step, mask, position.expand(3, 1, -1).mT, state.cache, None, None)
-        latents.append(policy.latent(after[:, -1]))
+        latents.append(policy.latent(after[:, -1]) + draw)
     return torch.stack(latents, dim=1).float()
 
 

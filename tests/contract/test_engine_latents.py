@@ -1,0 +1,163 @@
+"""Latents under what a busy engine does to a request: chunked prefill, pre-emption, aborts, full slots, noise."""
+
+import asyncio
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
+from vsr1.config import EngineConfig
+from vsr1.engine.engine import PolicyEngine, Reply
+from vsr1.formats.checkpoint import load_policy
+from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
+from vsr1.model.vision import encode_clips
+from vsr1.video.processor import ClipProcessor
+
+QUERY = "a white cross moving down and then a cyan ring pulsing"
+SIGMA = 0.05
+
+
+def _generate(engine: PolicyEngine, clips, seed: int, **changes) -> asyncio.Future[Reply]:
+    options = {"max_tokens": 24, "latents": 8, "temperature": 1.0, "seed": seed} | changes
+    query = QUERY + " red" * (30 + seed % 16)  # prompts of many lengths: some outgrow a cache block while they refine
+    return engine.generate(turn_prompt(query, SYSTEM_PROMPT), clips[seed % 3], **options)
+
+
+def _run(folder, config: EngineConfig, play):
+    async def started():
+        engine = await PolicyEngine.start(folder, config)
+        try:
+            return await play(engine)
+        finally:
+            engine.shutdown()
+
+    return asyncio.run(started())
+
+
+@pytest.fixture(scope="module")
+def squeezed(policy_folder, clips):
+    """Replies of an engine with small steps and a key-value cache for a few requests, and pre-emptions a request."""
+    preemptions: list[int] = []
+
+    async def play(engine: PolicyEngine):
+        stock = engine._llm.generate
+
+        async def watched(*args):
+            async for output in stock(*args):
+                preemptions.append(output.metrics.num_preemptions)
+                yield output
+
+        engine._llm.generate = watched
+        return await asyncio.gather(
+            *[_generate(engine, clips, seed, temperature=0, max_tokens=72) for seed in range(48)]
+        )
+
+    tight = EngineConfig(
+        latent_slots=24,
+        max_num_batched_tokens=224,
+        max_num_seqs=24,
+        chunked_prefill=True,
+        kv_blocks=8,
+        max_model_len=512,
+        log_stats=True,
+    )
+    return _run(policy_folder, tight, play), preemptions
+
+
+@pytest.fixture(scope="module")
+def roomy(policy_folder, clips):
+    """What one ordinary engine did: plain replies, replies by depth, noisy ones twice, and one after many aborts."""
+
+    async def play(engine: PolicyEngine):
+        played = {}
+        played["plain"] = await asyncio.gather(*[_generate(engine, clips, seed) for seed in range(24)])
+        depths = range(1, 9)
+        played["depths"] = await asyncio.gather(
+            *[_generate(engine, clips, seed, latents=depth) for depth in depths for seed in range(6)]
+        )
+        played["noisy"], played["again"] = [
+            await asyncio.gather(*[_generate(engine, clips, seed, sigma=SIGMA) for seed in range(24)]) for _ in "12"
+        ]
+        chance = random.Random(0)
+        for _ in range(10):
+            tasks = [asyncio.ensure_future(_generate(engine, clips, seed)) for seed in range(100)]
+            for task in tasks:
+                await asyncio.sleep(chance.random() * 0.01)
+                task.cancel()
+                if chance.random() < 0.3:
+                    task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        played["slots"] = engine._slots.qsize()
+        played["after"] = await asyncio.gather(*[_generate(engine, clips, seed) for seed in range(24)])
+        return played
+
+    return _run(policy_folder, EngineConfig(latent_slots=7), play)
+
+
+def _gaps(replies: list[Reply], folder, clips, sigma: float = 0.0) -> tuple[float, float]:
+    """Largest differences of log-probs and of latents from the oracle, given each reply's own tokens and noise."""
+    processor, policy = ClipProcessor(folder), load_policy(folder)
+    processed = [processor.process(clip) for clip in clips]
+    logprob_gap = latent_gap = 0.0
+    with torch.no_grad():
+        features = encode_clips(policy.model.visual, [c.pixels for c in processed], [c.grid for c in processed])
+        for reply in replies:
+            clip = reply.clip
+            rows = [Row(reply.prompt_token_ids, reply.token_ids, clip, processed[clip].grid)]
+            state = prefill(policy.model, rows, features, keep_cache=True)
+            logprobs, _ = token_logprobs(policy, state, rows)
+            logprob_gap = max(logprob_gap, float((logprobs - torch.tensor(reply.logprobs)).abs().max()))
+            if reply.latents is not None:
+                noise = None if reply.noise is None else sigma * torch.from_numpy(reply.noise)[None]
+                latents = roll_latents(policy, state, len(reply.latents), noise)[0]
+                latent_gap = max(latent_gap, float((latents - torch.tensor(reply.latents)).abs().max()))
+    return logprob_gap, latent_gap
+
+
+def _with_clip(replies: list[Reply], seeds) -> list[Reply]:
+    for reply, seed in zip(replies, seeds, strict=True):
+        reply.clip = seed % 3
+    return replies
+
+
+def test_chunks_and_preemption_change_nothing(squeezed, policy_folder, clips):
+    replies, preemptions = squeezed
+    assert sum(preemptions) >= 5
+    assert sum(reply.latents is not None for reply in replies) >= 5
+    logprob_gap, latent_gap = _gaps(_with_clip(replies, range(48)), policy_folder, clips)
+    assert logprob_gap < 1e-3
+    assert latent_gap < 1e-4
+
+
+def test_every_depth_equals_the_oracle(roomy, policy_folder, clips):
+    replies = _with_clip(roomy["depths"], [seed for _ in range(8) for seed in range(6)])
+    refined = {len(reply.latents) for reply in replies if reply.latents is not None}
+    assert refined == set(range(1, 9))
+    _, latent_gap = _gaps(replies, policy_folder, clips)
+    assert latent_gap < 1e-4
+
+
+def test_noise_is_added_to_every_latent_and_repeats_with_the_seed(roomy, policy_folder, clips):
+    noisy, again, plain = roomy["noisy"], roomy["again"], roomy["plain"]
+    _, latent_gap = _gaps(_with_clip(noisy, range(24)), policy_folder, clips, SIGMA)
+    assert latent_gap < 1e-4
+    drawn = []
+    for one, two, none in zip(noisy, again, plain, strict=True):
+        assert (one.noise is None) == (one.latents is None)
+        assert none.noise is None
+        if one.noise is not None:
+            np.testing.assert_array_equal(one.noise, two.noise)
+            np.testing.assert_allclose(one.latents, two.latents, atol=1e-5)
+            drawn.append(one.noise)
+    assert abs(np.mean(drawn)) < 0.05 and abs(np.std(drawn) - 1) < 0.05
+    assert not np.allclose(drawn[0], drawn[1])
+
+
+def test_a_thousand_aborts_lose_no_slot(roomy, policy_folder, clips):
+    assert roomy["slots"] == 7
+    for before, after in zip(roomy["plain"], roomy["after"], strict=True):
+        assert before.token_ids == after.token_ids
+        if before.latents is not None:
+            np.testing.assert_allclose(before.latents, after.latents, atol=1e-5)
