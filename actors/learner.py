@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.model.manifest import Manifest
 from vsr1.rl.batch import Example, rounds, split_over_ranks
 from vsr1.rl.learner import Learner, load_vectors
 
@@ -56,8 +57,10 @@ class LearnerRankActor:
         rate = self._config.grpo.learner.learning_rate
         return self._learner.step(examples, rounds, tokens, refined, rate)
 
-    def weights(self) -> bytes:
-        return self._learner.weights()
+    def weights(self) -> tuple[bytes, Manifest] | None:
+        """What rank 0 holds after all ranks have gathered; None elsewhere."""
+        weights = self._learner.weights()
+        return weights if self._rank == 0 else None
 
     def save(self, folder: Path) -> None:
         self._learner.save(folder)
@@ -109,11 +112,12 @@ class LearnerGroup:
         return merged
 
     def weights(self) -> ray.ObjectRef:
-        """Reference to what the stage trains, as safetensors bytes."""
-        return self._ranks[0].weights.remote()
+        """Reference to what the stage trains: safetensors bytes and their manifest."""
+        references = [rank.weights.remote() for rank in self._ranks]
+        return references[0]
 
     def save(self, folder: Path) -> None:
-        ray.get(self._ranks[0].save.remote(folder))
+        ray.get([rank.save.remote(folder) for rank in self._ranks])
 
     def close(self) -> None:
         for rank in self._ranks:

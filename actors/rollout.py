@@ -20,6 +20,7 @@ from vsr1.agent.trajectory import Trajectory
 from vsr1.config import Config
 from vsr1.engine.engine import PolicyEngine, Reply
 from vsr1.formats.clips import Clip
+from vsr1.model.manifest import Manifest
 from vsr1.retrieval.request import SearchRequest, SearchResult
 
 
@@ -41,7 +42,11 @@ class RolloutWorkerActor:
         """Load the policy into the engine; await it once before the first rollout."""
         model = self._config.model
         self._engine = await PolicyEngine.start(
-            model.policy, self._config.rollout.engine, device=model.device, dtype=model.dtype
+            model.policy,
+            self._config.rollout.engine,
+            device=model.device,
+            dtype=model.dtype,
+            allow_bin=model.allow_bin,
         )
 
     async def rollout(self, task: SearchTask, temperature: float) -> Trajectory:
@@ -61,12 +66,17 @@ class RolloutWorkerActor:
 
         return await run_episode(environment, reply_to)
 
-    async def push(self, weights: bytes, version: int) -> None:
-        """Take new weights, safetensors bytes in checkpoint format, once the running requests are answered."""
+    async def push(self, pushed: tuple[bytes, Manifest], version: int) -> None:
+        """Take new weights, safetensors bytes in checkpoint format, once the running requests are answered.
+
+        Raises:
+            PushError: some did not arrive.
+        """
+        weights, manifest = pushed
         with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_shared_memory()) as file:
             file.write(weights)
             file.flush()
-            await self._ready().push_weights(Path(file.name), version)
+            await self._ready().push_weights("receive_file", (file.name,), version, manifest)
 
     async def stop(self) -> None:
         """End the engine process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from vsr1.config import Config, dump_config, load_config
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train, evaluate and serve a video search agent.")
 data_app = typer.Typer(no_args_is_help=True, help="Make and build datasets.")
 toy_app = typer.Typer(no_args_is_help=True, help="The toy world's own models.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measurements on this machine, one line of JSON each.")
+app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(toy_app, name="toy")
 console = Console()
@@ -112,6 +115,35 @@ def toy_pretrain(
     from vsr1.toy.pretrain import pretrain
 
     _guarded(pretrain, out, seed, device, embedder_steps, policy_steps, films)
+
+
+@bench_app.command("latents")
+def bench_latents_command(
+    shape: Annotated[str, typer.Option(help="toy or 2b, random weights")] = "toy",
+    samples: Annotated[int, typer.Option(help="Requests at one time.")] = 32,
+    group: Annotated[int, typer.Option(help="Requests on the same clip.")] = 8,
+    frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
+    side: Annotated[int, typer.Option(help="Pixels of a frame's side.")] = 64,
+    words: Annotated[int, typer.Option(help="Tokens before the refinement.")] = 32,
+    rounds: Annotated[int, typer.Option(help="Measured batches; medians count.")] = 5,
+) -> None:
+    """A refinement in the engine, in a cached Hugging Face loop, and by full recomputation."""
+    from pipelines.bench import LatentWork, bench_latents
+
+    work = LatentWork(shape, samples, group, frames, side, words, rounds)
+    print(json.dumps(_guarded(bench_latents, work)))
+
+
+@bench_app.command("weights")
+def bench_weights_command(
+    shape: Annotated[str, typer.Option(help="toy or 2b, random weights")] = "toy",
+    way: Annotated[str, typer.Option(help="file (CPU), ipc (one GPU) or nccl (two GPUs)")] = "file",
+    rounds: Annotated[int, typer.Option(help="Measured pushes; medians count.")] = 5,
+) -> None:
+    """A push of a whole policy into an engine, and the check that it arrived."""
+    from pipelines.bench import bench_weights
+
+    print(json.dumps(_guarded(bench_weights, shape, way, rounds)))
 
 
 def run_job(job: Callable[..., Any]) -> None:

@@ -123,8 +123,7 @@ def train_rank(settings: dict[str, Any]) -> None:
         metrics = dict(zip(names, values.tolist(), strict=True)) | {"learning_rate": rate, "step": step}
         metrics["grad_norm"] /= context.get_world_size()  # the same on every rank
         ray.train.report(metrics)
-    if context.get_world_rank() == 0:
-        learner.save(config.run_dir / "checkpoints" / "sft")
+    learner.save(config.run_dir / "checkpoints" / "sft")
 
 
 def _batches(shard: Any, size: int) -> Iterator[list[dict[str, Any]]]:

@@ -55,6 +55,7 @@ class ModelConfig(Section):
     embedder: AbsolutePath = Path("checkpoints/toy/embedder")
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
+    allow_bin: bool = Field(False, description="read .bin weights of the policy, without running code from them")
 
 
 class LearnerConfig(Section):

@@ -8,14 +8,24 @@ from safetensors.torch import load_file, save_file
 
 from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.config import EngineConfig
-from vsr1.engine.engine import PolicyEngine, Reply
+from vsr1.engine.engine import PolicyEngine, PushError, Reply
 from vsr1.formats.checkpoint import load_policy
 from vsr1.formats.clips import Clip
 from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
+from vsr1.model.manifest import record
 from vsr1.model.vision import encode_clips
 from vsr1.video.processor import ClipProcessor
 
 LIMIT = 24
+LEFT_OUT = [
+    "model.language_model.layers.1.mlp.up_proj.weight",
+    "model.language_model.layers.0.self_attn.v_proj.weight",
+    "model.language_model.layers.2.input_layernorm.weight",
+    "model.language_model.embed_tokens.weight",
+    "model.visual.blocks.0.attn.qkv.weight",
+    "model.visual.patch_embed.proj.weight",
+    "refine_projector.0.weight",
+]
 QUERY = "a red circle moving left and then a blue ring moving up"
 
 
@@ -36,13 +46,22 @@ def played(policy_folder, clips):
         engine = await PolicyEngine.start(policy_folder, EngineConfig(latent_slots=5))
         before = await _replies(engine, clips, seed=0)
         changed = load_file(policy_folder / "model.safetensors")
-        pushed = {k: v * 1.1 for k, v in changed.items() if "language_model" in k or "refine" in k}
-        path = policy_folder / "pushed.safetensors.part"
+        pushed = {name: tensor * 1.1 for name, tensor in changed.items()}
+        manifest = {name: record(tensor) for name, tensor in pushed.items()}
+        path = policy_folder / "pushed.part"  # not *.safetensors: the folder stays the checkpoint it was
         save_file(pushed, path)
-        await engine.push_weights(path, version=1)
+        await engine.push_weights("receive_file", (str(path),), 1, manifest)
         after = await _replies(engine, clips, seed=0)
+        refused = []
+        for left_out in LEFT_OUT:
+            save_file({k: v * (1.0 if k == left_out else 0.9) for k, v in pushed.items()}, path)
+            wanted = {name: record(tensor * 0.9) for name, tensor in pushed.items()}
+            try:
+                await engine.push_weights("receive_file", (str(path),), 2, wanted)
+            except PushError as error:
+                refused.append(str(error))
         engine.shutdown()
-        return before, after, pushed
+        return before, after, pushed, refused
 
     return asyncio.run(play())
 
@@ -68,7 +87,7 @@ def _gaps(replies: list[Reply], policy, folder, clips) -> tuple[float, float]:
 
 
 def test_replies_equal_the_oracle_with_video(played, policy_folder, clips):
-    before, _, _ = played
+    before, *_ = played
     assert sum(reply.latents is not None for reply in before) >= 4
     logprob_gap, latent_gap = _gaps(before, load_policy(policy_folder), policy_folder, clips)
     assert logprob_gap < 1e-3
@@ -76,7 +95,7 @@ def test_replies_equal_the_oracle_with_video(played, policy_folder, clips):
 
 
 def test_pushed_weights_are_the_ones_that_answer(played, policy_folder, clips):
-    _, after, pushed = played
+    _, after, pushed, _ = played
     policy = load_policy(policy_folder)
     logprob_gap, _ = _gaps(after, policy, policy_folder, clips)
     assert logprob_gap > 1e-2, "the old weights still answer"
@@ -88,8 +107,17 @@ def test_pushed_weights_are_the_ones_that_answer(played, policy_folder, clips):
 
 
 def test_an_ordinary_reply_ends_at_its_limit_without_latents(played):
-    before, _, _ = played
+    before, *_ = played
     for reply in before:
         assert (reply.finish_reason == "refined") == (reply.latents is not None)
         assert len(reply.token_ids) <= LIMIT
         assert len(reply.logprobs) == len(reply.token_ids)
+
+
+def test_a_tensor_that_did_not_arrive_is_named(played):
+    """Each time one tensor keeps its old values: a fused part, a norm, the tied table, the vision tower, a head."""
+    *_, refused = played
+    assert len(refused) == len(LEFT_OUT)
+    for message, name in zip(refused, LEFT_OUT, strict=True):
+        named = {part.split(":")[0].split()[-1] for part in message.split("did not arrive: ")[1].split("; ")}
+        assert named == {name}

@@ -1,11 +1,16 @@
 """The policy's own forward passes against stock Hugging Face code on a tiny random model."""
 
+import os
+import pickle
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
-from vsr1.formats.checkpoint import CheckpointError, load_policy, save_policy
+from vsr1.formats.checkpoint import CheckpointError, copy_processor, load_policy, policy_sizes, save_policy
 from vsr1.formats.clips import Clip
 from vsr1.model.embedder import Embedder
 from vsr1.model.forward import Row, prefill, roll_latents, rotary_positions, token_logprobs
@@ -118,9 +123,59 @@ def test_refined_queries_share_a_batch_with_plain_ones(models):
 def test_checkpoint_round_trip_is_bit_exact(models, tmp_path):
     policy = load_policy(models[0])
     save_policy(tmp_path, policy)
+    copy_processor(models[0], tmp_path)
     again = load_policy(tmp_path)
     for name, tensor in policy.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_sharded_folders_load(models, tmp_path):
+    policy = load_policy(models[0])
+    shutil.copytree(models[0], tmp_path / "sharded")
+    (tmp_path / "sharded" / "model.safetensors").unlink()
+    policy.save_pretrained(tmp_path / "sharded", max_shard_size="2MB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    again = load_policy(tmp_path / "sharded")
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    next((tmp_path / "sharded").glob("*-of-*.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match="are missing: model-"):
+        load_policy(tmp_path / "sharded")
+
+
+def test_bin_files_load_only_where_that_is_allowed(models, tmp_path):
+    shutil.copytree(models[0], tmp_path / "bin")
+    weights = load_file(tmp_path / "bin" / "model.safetensors")
+    (tmp_path / "bin" / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "bin" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"model\.allow_bin=true"):
+        load_policy(tmp_path / "bin")
+    again = load_policy(tmp_path / "bin", allow_bin=True).state_dict()
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, again[name]), name
+    torch.save({"model.norm": os.getcwd}, tmp_path / "bin" / "pytorch_model.bin")
+    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+        load_policy(tmp_path / "bin", allow_bin=True)
+
+
+def test_every_mismatch_is_in_one_message(models, tmp_path):
+    shutil.copytree(models[0], tmp_path / "odd")
+    weights = load_file(tmp_path / "odd" / "model.safetensors")
+    del weights["refine_gate.weight"]
+    weights["refine_projector.3.weight"] = weights["refine_projector.3.weight"][:, :-8].contiguous()
+    table = "model.language_model.embed_tokens.weight"
+    weights[table] = weights[table][:-3].contiguous()
+    weights["model.extra"] = torch.zeros(1)
+    save_file(weights, tmp_path / "odd" / "model.safetensors", metadata={"format": "pt"})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy2(models[1] / name, tmp_path / "odd" / name)  # the embedder's, without the refine token
+    with pytest.raises(CheckpointError) as refused:
+        policy_sizes(tmp_path / "odd", embedder_width=7)
+    for part in (
+        "missing refine_gate.weight", "unknown model.extra", "refine_projector.3.weight is [", f"{table} is [",
+        "no <REFINE>", "the embedder takes 7", "the tokenizer has",
+    ):  # fmt: skip
+        assert part in str(refused.value), part
 
 
 def test_a_folder_without_heads_is_refused(models):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,14 @@ import torch
 from vsr1 import compat
 from vsr1.config import EngineConfig
 from vsr1.engine.plugin import ENGINE_ARCHITECTURE, register
-from vsr1.formats.checkpoint import head_sizes, refine_token_id, weight_shapes
+from vsr1.formats.checkpoint import policy_sizes, refine_token_id
 from vsr1.formats.clips import Clip
+from vsr1.model.manifest import Manifest
 from vsr1.video.processor import PROCESSOR_KWARGS, ClipProcessor, engine_metadata
+
+
+class PushError(RuntimeError):
+    """New weights that did not arrive whole; the message names every tensor."""
 
 
 @dataclass
@@ -61,7 +67,13 @@ class PolicyEngine:
 
     @classmethod
     async def start(
-        cls, folder: Path, config: EngineConfig, *, device: str = "cpu", dtype: str = "float32"
+        cls,
+        folder: Path,
+        config: EngineConfig,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        allow_bin: bool = False,
     ) -> PolicyEngine:
         """Load a policy checkpoint into a new engine process.
 
@@ -73,17 +85,16 @@ class PolicyEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        refine_dim, embedder_dim = head_sizes(folder)
-        rows = weight_shapes(folder)["model.language_model.embed_tokens.weight"][0]
+        sizes = policy_sizes(folder, allow_bin=allow_bin)
         from vsr1.engine.latents import MAX_DEPTH
 
         overrides = {
             "architectures": [ENGINE_ARCHITECTURE],
-            "refine_dim": refine_dim,
-            "refine_embedder_dim": embedder_dim,
-            "first_handle": rows,
+            "refine_dim": sizes.latent,
+            "refine_embedder_dim": sizes.embedder,
+            "first_handle": sizes.vocabulary,
             "latent_slots": config.latent_slots,
-            "text_config": {"vocab_size": rows + config.latent_slots * MAX_DEPTH},
+            "text_config": {"vocab_size": sizes.vocabulary + config.latent_slots * MAX_DEPTH},
         }
         options: dict[str, Any] = {} if device == "cpu" else {"gpu_memory_utilization": config.gpu_memory_utilization}
         if "mm_device_do_normalize" in AsyncEngineArgs.__dataclass_fields__:
@@ -112,7 +123,7 @@ class PolicyEngine:
         )
         with compat.prepared_children():
             llm = AsyncLLM.from_engine_args(args)
-        return cls(llm, ClipProcessor(folder), config, embedder_dim)
+        return cls(llm, ClipProcessor(folder), config, sizes.embedder)
 
     async def generate(
         self,
@@ -124,6 +135,7 @@ class PolicyEngine:
         temperature: float,
         seed: int,
         sigma: float = 0.0,
+        words: int | None = None,
     ) -> Reply:
         """One reply about one clip, with latents if the reply ends in the refine token.
 
@@ -134,6 +146,7 @@ class PolicyEngine:
             temperature: 0 decodes greedily.
             seed: of this request's sampling, of tokens and of noise.
             sigma: standard deviation of the noise that is added to each latent.
+            words: for measurements: the reply has exactly so many tokens, then the refine token when `latents` > 0.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -149,9 +162,12 @@ class PolicyEngine:
         self._idle.clear()
         request_id = f"r{next(self._numbers)}"
         try:
+            if words is not None:
+                max_tokens = words + min(latents, 1)
             params = SamplingParams(
                 temperature=temperature,
                 seed=seed,
+                min_tokens=words or 0,
                 max_tokens=max_tokens + latents + 1,
                 logprobs=0,
                 stop_token_ids=[self._end_token],
@@ -165,6 +181,7 @@ class PolicyEngine:
                     "end_token": self._end_token,
                     "seed": seed,
                     "sigma": sigma,
+                    "refine_at": words if words is not None and latents else -1,
                 },
             )
             ids = self.processor.tokenizer.encode(prompt, add_special_tokens=False)
@@ -185,19 +202,56 @@ class PolicyEngine:
                 self._idle.set()
             self._slots.put_nowait(slot)
 
-    async def push_weights(self, path: Path, version: int) -> None:
-        """Load new weights from a safetensors file once no request runs, and empty every cache that depends on them."""
+    async def push_weights(
+        self, receive: str, args: tuple[Any, ...], version: int, manifest: Manifest | None = None
+    ) -> None:
+        """Take new weights once no request runs, and empty every cache that depends on them.
+
+        Args:
+            receive: how they come: `receive_file`, `receive_nccl` or `receive_ipc`, see `vsr1.engine.worker`.
+            args: of that call.
+            version: stamped on every reply from now on.
+            manifest: what must have arrived; None leaves that unchecked.
+
+        Raises:
+            PushError: a tensor of the manifest is not in the engine, or vLLM kept a cache. The engine must not be used
+                further: it holds a mixture.
+        """
         self._open.clear()
         try:
             await self._idle.wait()
-            await self._llm.collective_rpc("reload_from_file", args=(str(path),))
-            await self._llm.reset_mm_cache()
-            await self._llm.reset_encoder_cache()
-            if not await self._llm.reset_prefix_cache():
-                raise RuntimeError("vLLM kept its prefix cache although no request runs; the push is not complete")
+            await self._llm.collective_rpc(receive, args=args)
+            await self.reset_caches()
+            if manifest is not None:
+                await self.check_weights(manifest)
             self.weight_version = version
         finally:
             self._open.set()
+
+    async def check_weights(self, manifest: Manifest) -> None:
+        """Compare what the engine holds with a manifest.
+
+        Raises:
+            PushError: names every tensor that differs.
+        """
+        [faults] = await self._llm.collective_rpc("weight_faults", args=(pickle.dumps(manifest),))
+        if faults:
+            raise PushError(f"{len(faults)} of {len(manifest)} tensors did not arrive: " + "; ".join(faults))
+
+    async def reset_caches(self) -> None:
+        """Forget prompts, processed clips and vision features; no request may run.
+
+        Raises:
+            PushError: vLLM kept a cache.
+        """
+        await self._llm.reset_mm_cache()
+        await self._llm.reset_encoder_cache()
+        if not await self._llm.reset_prefix_cache():
+            raise PushError("vLLM kept its prefix cache although no request runs; the push is not complete")
+
+    async def join_transfer(self, host: str, port: int, rank: int, world_size: int) -> None:
+        """Join the learner's NCCL group; the learner makes its `WeightSender` at the same time."""
+        await self._llm.collective_rpc("join_transfer", args=(host, port, rank, world_size))
 
     def shutdown(self) -> None:
         self._llm.shutdown()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vsr1.engine.model import VideoSearchPolicyForVllm
 
 MAX_DEPTH = 8  # latents in one slot
-REQUEST_KEYS = ("slot", "depth", "text_limit", "refine_token", "end_token", "seed")
+REQUEST_KEYS = ("slot", "depth", "text_limit", "refine_token", "end_token", "seed", "refine_at")
 
 
 def latent_noise(seed: int, step: int, size: int) -> torch.Tensor:
@@ -74,6 +74,7 @@ class _Request:
     refine_token: int
     end_token: int
     seed: int
+    refine_at: int  # sampled tokens after which the refine token is forced; -1 leaves it to the policy
     sigma: float
     output: list[int]  # vLLM's own list of sampled tokens, kept up to date by vLLM
 
@@ -114,7 +115,9 @@ class LatentLogitsProcessor(LogitsProcessor):
         for row, request in self._requests.items():
             step = self._step(request, table.first_handle)
             if step is None:
-                if len(request.output) >= request.text_limit:
+                if len(request.output) == request.refine_at:
+                    forced[row] = request.refine_token
+                elif len(request.output) >= request.text_limit:
                     forced[row] = request.end_token
                 continue
             (first if step == 0 else later).append((row, request, step))

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
+from functools import cached_property
+
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from vsr1.engine.latents import MAX_DEPTH, LatentTable
+from vsr1.engine.transfer import Layout, WeightReceiver
 
 
 class LatentWorkerExtension:
     """Mixed into vLLM's worker by `worker_extension_cls`."""
+
+    @cached_property
+    def _receiver(self) -> WeightReceiver:
+        return WeightReceiver(self.model_runner)  # type: ignore[attr-defined]
 
     def take_latents(self, slot: int, depth: int) -> tuple[int, bytes, bytes]:
         """Latents of a finished request as raw float32: (depth, [depth, R], soft tokens [depth, E])."""
@@ -22,18 +29,22 @@ class LatentWorkerExtension:
             soft = table.model.refine_append_input_projector(latents)
         return depth, _raw(latents), _raw(soft)
 
-    def reload_from_file(self, path: str) -> int:
-        """Load checkpoint-format weights from a safetensors file; returns how many tensors it held.
+    def join_transfer(self, host: str, port: int, rank: int, world_size: int) -> None:
+        self._receiver.join(host, port, rank, world_size)
 
-        On CPU vLLM repacks weights after loading, so new ones must come in through its reload path; that leaves out the
-        packed copy of an output head which shares the word table.
-        """
-        weights = load_file(path)
-        runner = self.model_runner  # type: ignore[attr-defined]
-        runner.reload_weights(weights_iterator=iter(weights.items()), is_checkpoint_format=True)
-        head = runner.model.language_model.lm_head
-        head.quant_method.process_weights_after_loading(head)
-        return len(weights)
+    def receive_nccl(self, layout: Layout) -> None:
+        self._receiver.receive_nccl(layout)
+
+    def receive_ipc(self, handles: bytes) -> None:
+        """Pickled, because vLLM's own encoding knows no handles; they come from the learner of this job."""
+        self._receiver.receive_ipc(pickle.loads(handles))
+
+    def receive_file(self, path: str) -> None:
+        self._receiver.receive_file(path)
+
+    def weight_faults(self, manifest: bytes) -> list[str]:
+        """Keys of a pickled manifest that did not arrive, see `WeightReceiver.faults`."""
+        return self._receiver.faults(pickle.loads(manifest))
 
 
 def _raw(tensor: torch.Tensor) -> bytes:

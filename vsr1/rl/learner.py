@@ -8,6 +8,8 @@ passes in a step.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +19,11 @@ import torch
 from safetensors.torch import save
 
 from vsr1.config import AgentConfig, LearnerConfig, ModelConfig, RetrievalLossConfig
-from vsr1.formats.checkpoint import copy_processor, load_policy, write_weights
+from vsr1.formats.checkpoint import copy_processor, load_policy, policy_sizes, write_weights
 from vsr1.formats.clips import Clip
 from vsr1.model.embedder import Embedder
 from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
+from vsr1.model.manifest import Manifest, record
 from vsr1.model.vision import VisionFeatures, encode_clips
 from vsr1.rl.batch import Example
 from vsr1.rl.losses import clipped_policy_loss, retrieval_loss
@@ -42,6 +45,17 @@ class VideoVectors:
 
     def of(self, videos: list[str]) -> torch.Tensor:
         return self.matrix[[self.rows[video] for video in videos]]
+
+
+class _Pass(torch.nn.Module):
+    """What DeepSpeed calls: it counts passes by calls of its module, and ZeRO-3 loses gradients that it did not see."""
+
+    def __init__(self, policy: torch.nn.Module) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, loss: Callable[..., Any], *args: Any) -> Any:
+        return loss(*args)
 
 
 class Learner:
@@ -66,7 +80,8 @@ class Learner:
         self._processor = ClipProcessor(model.policy)
         self._end_token = int(self._processor.tokenizer.eos_token_id)
         self._embedder = Embedder.load(model.embedder, device=model.device, dtype=model.dtype)
-        self.policy = load_policy(model.policy, device=model.device, dtype=model.dtype)
+        policy_sizes(model.policy, allow_bin=model.allow_bin, embedder_width=self._embedder.dim)
+        self.policy = load_policy(model.policy, device=model.device, dtype=model.dtype, allow_bin=model.allow_bin)
         self._freeze()
         self._engine = self._deepspeed(model)
 
@@ -96,7 +111,7 @@ class Learner:
         world = torch.distributed.get_world_size()
         for i in range(rounds):
             part = examples[i * size : (i + 1) * size]
-            loss, counted = self._loss(part or examples[:1], tokens, refined)
+            loss, counted = self._engine(self._loss, part or examples[:1], tokens, refined)
             if not torch.isfinite(loss):
                 raise LearnerError(f"rank {torch.distributed.get_rank()}: the loss of pass {i} is {loss.item()}")
             # DeepSpeed averages gradients over ranks; the sums are already shares of the whole batch.
@@ -109,16 +124,40 @@ class Learner:
         norm = self._engine.get_global_grad_norm()
         return {**sums, "grad_norm": float(norm) if norm is not None else 0.0}
 
-    def weights(self) -> bytes:
-        """All parameters that this stage trains, in checkpoint format, as safetensors bytes."""
-        trained = {name for name, parameter in self.policy.named_parameters() if parameter.requires_grad}
-        state = {k: v.detach().cpu().contiguous() for k, v in self.policy.state_dict().items() if k in trained}
-        return save(state)
+    def full_weights(self, *, trained_only: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole tensors by checkpoint key, one at a time; ZeRO-3 gathers each, so all ranks must iterate to the end."""
+        for name, parameter in self.policy.named_parameters():
+            if parameter.requires_grad or not trained_only:
+                with self._gathered([parameter]):
+                    yield name, parameter.detach()
+
+    def layout(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """Key, shape and dtype of what `full_weights` yields, without gathering."""
+        return [
+            (name, tuple(getattr(p, "ds_shape", p.shape)), str(p.dtype).removeprefix("torch."))
+            for name, p in self.policy.named_parameters()
+            if p.requires_grad
+        ]
+
+    def weights(self) -> tuple[bytes, Manifest]:
+        """All parameters that this stage trains as safetensors bytes, and their manifest; a call for every rank."""
+        state = {name: tensor.cpu().clone() for name, tensor in self.full_weights()}
+        return save(state), {name: record(tensor) for name, tensor in state.items()}
 
     def save(self, folder: Path) -> None:
-        """Write a complete checkpoint folder (rank 0 only)."""
-        write_weights(folder, self.policy.config, self.policy.state_dict())
-        copy_processor(self._folder, folder)
+        """Write a complete checkpoint folder; a call for every rank, rank 0 writes."""
+        state = {name: tensor.cpu().clone() for name, tensor in self.full_weights(trained_only=False)}
+        if torch.distributed.get_rank() == 0:
+            write_weights(folder, self.policy.config, state)
+            copy_processor(self._folder, folder)
+
+    def _gathered(self, parameters: list[torch.nn.Parameter]) -> AbstractContextManager[None]:
+        if self._learner.zero_stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(parameters)
+        return gathered
 
     def _loss(self, examples: list[Example], tokens: int, refined: int) -> tuple[torch.Tensor, dict[str, float]]:
         clips, index = _distinct([example.clip for example in examples], self._processor)
@@ -145,8 +184,10 @@ class Learner:
             }
         counted["entropy"] = float(entropy.detach().sum()) / tokens
         wanted = [i for i, example in enumerate(examples) if example.refined and example.negatives]
-        if wanted and self._retrieval.weight > 0:
+        if self._retrieval.weight > 0:
             latents = roll_latents(self.policy, state, self._depth)
+            if not wanted:  # all ranks must touch the same parameters in each pass
+                return total + 0 * self.policy.soft_tokens(latents).sum(), counted
             retrieval = self._retrieval_losses(examples, wanted, latents).sum() / refined
             total = total + self._retrieval.weight * retrieval
             counted["retrieval_loss"] = float(retrieval.detach())
@@ -203,7 +244,7 @@ class Learner:
             "steps_per_print": 10**9,
         }
         engine, *_ = deepspeed.initialize(
-            model=self.policy, optimizer=optimizer, config=settings, dist_init_required=False
+            model=_Pass(self.policy), optimizer=optimizer, config=settings, dist_init_required=False
         )
         return engine
 

@@ -71,6 +71,22 @@ def toy_config(tokenizer: PreTrainedTokenizerBase, refine_dim: int = HIDDEN) -> 
     return config
 
 
+def config_2b(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLConfig:
+    """The sizes of Qwen3-VL-2B over any tokenizer; for benchmarks with random weights."""
+    config = toy_config(tokenizer, refine_dim=2048)
+    text = config.text_config
+    text.vocab_size, text.hidden_size, text.intermediate_size, text.num_hidden_layers = 151_936, 2048, 6144, 28
+    text.num_attention_heads, text.num_key_value_heads, text.head_dim = 16, 8, 128
+    text.max_position_embeddings = 32_768
+    text.rope_parameters |= {"rope_theta": 5_000_000.0, "mrope_section": [24, 20, 20]}
+    vision = config.vision_config
+    vision.depth, vision.hidden_size, vision.num_heads, vision.intermediate_size = 24, 1024, 16, 4096
+    vision.out_hidden_size, vision.num_position_embeddings = 2048, 2304
+    vision.deepstack_visual_indexes = [5, 11, 17]
+    config.refine_embedder_dim = 2048
+    return config
+
+
 def toy_processor(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLProcessor:
     """Processor files; the pixel limits leave 64 by 64 frames as they are, up to 64 of them."""
     sizes = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
