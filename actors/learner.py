@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.model.manifest import Manifest
+from vsr1.model.manifest import Manifest, record
 from vsr1.rl.batch import Example, rounds, split_over_ranks
 from vsr1.rl.learner import Learner, load_vectors
 
@@ -33,8 +35,6 @@ class LearnerRankActor:
 
     def setup(self, host: str, port: int) -> None:
         config, ranks = self._config, self._config.grpo.learner.ranks
-        import torch
-
         os.environ.update(
             MASTER_ADDR=host, MASTER_PORT=str(port), RANK=str(self._rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0"
         )
@@ -57,10 +57,43 @@ class LearnerRankActor:
         rate = self._config.grpo.learner.learning_rate
         return self._learner.step(examples, rounds, tokens, refined, rate)
 
+    def open_transfer(self, host: str, port: int, world_size: int) -> None:
+        """Join the NCCL group of the engines as its sender (rank 0 only); they join at the same time."""
+        from vsr1.engine.transfer import WeightSender
+
+        self._sender = WeightSender(host, port, world_size)
+
+    def layout(self) -> list[tuple[str, tuple[int, ...], str]]:
+        return self._learner.layout()
+
+    def broadcast(self) -> Manifest:
+        """Send what the stage trains through NCCL; all ranks gather, rank 0 sends and returns the manifest."""
+        manifest: Manifest = {}
+        if self._rank == 0:
+            self._sender.send(self._recorded(manifest))
+        else:
+            for _ in self._learner.full_weights():
+                pass
+        return manifest
+
+    def share(self) -> tuple[bytes, Manifest]:
+        """CUDA IPC handles of what the stage trains, for an engine on rank 0's GPU; valid until the next call."""
+        from vsr1.engine.transfer import share
+
+        manifest: Manifest = {}
+        self._shared = [(name, tensor.clone()) for name, tensor in self._recorded(manifest)]
+        return share(self._shared), manifest
+
+    def _recorded(self, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in self._learner.full_weights():
+            if self._config.rollout.verify_push:
+                manifest[name] = record(tensor)
+            yield name, tensor
+
     def weights(self) -> tuple[bytes, Manifest] | None:
         """What rank 0 holds after all ranks have gathered; None elsewhere."""
-        weights = self._learner.weights()
-        return weights if self._rank == 0 else None
+        weights, manifest = self._learner.weights()
+        return (weights, manifest if self._config.rollout.verify_push else {}) if self._rank == 0 else None
 
     def save(self, folder: Path) -> None:
         self._learner.save(folder)
@@ -114,6 +147,27 @@ class LearnerGroup:
     def weights(self) -> ray.ObjectRef:
         """Reference to what the stage trains: safetensors bytes and their manifest."""
         references = [rank.weights.remote() for rank in self._ranks]
+        return references[0]
+
+    def share(self) -> ray.ObjectRef:
+        """Reference to CUDA IPC handles of what the stage trains, and their manifest."""
+        references = [rank.share.remote() for rank in self._ranks]
+        return references[0]
+
+    def open_transfer(self, engines: list[Any]) -> None:
+        """Connect rank 0 and rollout workers by NCCL."""
+        host, port = ray.get(self._ranks[0].address.remote())
+        world = len(engines) + 1
+        joining = [engine.join_transfer.remote(host, port, i + 1, world) for i, engine in enumerate(engines)]
+        ray.get([self._ranks[0].open_transfer.remote(host, port, world), *joining])
+
+    def layout(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """Key, shape and dtype of each tensor of a broadcast, in order."""
+        return ray.get(self._ranks[0].layout.remote())
+
+    def broadcast(self) -> ray.ObjectRef:
+        """Send to all connected workers, which must be receiving; reference to the manifest."""
+        references = [rank.broadcast.remote() for rank in self._ranks]
         return references[0]
 
     def save(self, folder: Path) -> None:

@@ -67,16 +67,30 @@ class RolloutWorkerActor:
         return await run_episode(environment, reply_to)
 
     async def push(self, pushed: tuple[bytes, Manifest], version: int) -> None:
-        """Take new weights, safetensors bytes in checkpoint format, once the running requests are answered.
+        """Take new weights once the running requests are answered: CUDA IPC handles, or safetensors bytes.
 
         Raises:
             PushError: some did not arrive.
         """
-        weights, manifest = pushed
+        sent, manifest = pushed
+        if self._config.rollout.transfer == "ipc":
+            await self._ready().push_weights("receive_ipc", (sent,), version, manifest)
+            return
         with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_shared_memory()) as file:
-            file.write(weights)
+            file.write(sent)
             file.flush()
             await self._ready().push_weights("receive_file", (file.name,), version, manifest)
+
+    async def join_transfer(self, host: str, port: int, rank: int, world_size: int) -> None:
+        await self._ready().join_transfer(host, port, rank, world_size)
+
+    async def receive(self, layout: list[tuple[str, tuple[int, ...], str]], version: int) -> None:
+        """Take the broadcast that the learner sends now."""
+        await self._ready().push_weights("receive_nccl", (layout,), version)
+
+    async def check_weights(self, manifest: Manifest) -> None:
+        """Raises `PushError` for tensors that are not the learner's."""
+        await self._ready().check_weights(manifest)
 
     async def stop(self) -> None:
         """End the engine process."""

@@ -30,10 +30,10 @@ compat.prepare()
 from pipelines.machine import cores  # noqa: E402
 from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt  # noqa: E402
 from vsr1.config import EngineConfig  # noqa: E402
-from vsr1.engine.engine import PolicyEngine  # noqa: E402
+from vsr1.engine.engine import PolicyEngine, Reply  # noqa: E402
 from vsr1.formats.checkpoint import load_policy, refine_token_id, save_policy  # noqa: E402
 from vsr1.formats.clips import Clip  # noqa: E402
-from vsr1.model.forward import Row, prefill, roll_latents  # noqa: E402
+from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs  # noqa: E402
 from vsr1.model.manifest import record  # noqa: E402
 from vsr1.model.policy import VideoSearchPolicy  # noqa: E402
 from vsr1.model.vision import encode_clips  # noqa: E402
@@ -83,6 +83,37 @@ def bench_latents(work: LatentWork) -> dict[str, Any]:
         "times_full_recompute": _round(statistics.median(full) / engine),
         "times_cached_hf": _round(statistics.median(cached) / engine),
     }
+
+
+def bench_parity(shape: str, samples: int) -> dict[str, Any]:
+    """Engine against a float32 oracle, and Hugging Face in the engine's dtype against the same oracle.
+
+    Half of the samples have no clip, the others clips of different sizes and lengths, all in one batch. Gaps of
+    log-probs are absolute, gaps of latents relative to the latents' norm.
+    """
+    with random_policy(shape) as folder:
+        clips = _mixed_clips()
+        config = EngineConfig(
+            max_num_seqs=samples, latent_slots=samples, max_model_len=4096, gpu_memory_utilization=0.5
+        )
+        replies = asyncio.run(_parity_replies(folder, config, clips, samples))
+        exact = _oracle(folder, clips, replies, "float32")
+        same = exact if _dtype() == "float32" else _oracle(folder, clips, replies, _dtype())
+    found: dict[str, Any] = {"bench": "parity", **machine(), "shape": shape, "samples": samples, "dtype": _dtype()}
+    for kind in ("text", "video"):
+        chosen = [i for i in range(samples) if (i % 2 == 1) == (kind == "video")]
+        # Without the refine token, which the benchmark forces.
+        engine = [(torch.tensor(replies[i].logprobs[:-1]), torch.tensor(replies[i].latents)) for i in chosen]
+        for name, pairs in (("engine", engine), ("hugging_face", [same[i] for i in chosen])):
+            logprob = torch.cat([(a - exact[i][0]).abs() for (a, _), i in zip(pairs, chosen, strict=True)])
+            latent = [
+                float((z - exact[i][1]).norm() / exact[i][1].norm()) for (_, z), i in zip(pairs, chosen, strict=True)
+            ]
+            found[f"{kind}_{name}_logprob_mean"] = _round(float(logprob.mean()))
+            found[f"{kind}_{name}_logprob_max"] = _round(float(logprob.max()))
+            found[f"{kind}_{name}_latent_mean"] = _round(statistics.mean(latent))
+            found[f"{kind}_{name}_latent_max"] = _round(max(latent))
+    return found
 
 
 def bench_weights(shape: str, way: str, rounds: int) -> dict[str, Any]:
@@ -171,6 +202,44 @@ async def _engine_seconds(
     finally:
         engine.shutdown()
     return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _prompt(with_clip: bool) -> str:
+    prompt = turn_prompt("a red circle moving left", SYSTEM_PROMPT)
+    return prompt if with_clip else prompt.replace("<|video_pad|>", "")
+
+
+async def _parity_replies(folder: Path, config: EngineConfig, clips: list[Clip], samples: int) -> list[Reply]:
+    engine = await PolicyEngine.start(folder, config, device=_device(), dtype=_dtype())
+    try:
+        options: dict[str, Any] = {"max_tokens": 33, "latents": DEPTH, "temperature": 1.0, "words": 32}
+        return await asyncio.gather(
+            *[
+                engine.generate(_prompt(i % 2 == 1), clips[i % len(clips)] if i % 2 else None, seed=i, **options)
+                for i in range(samples)
+            ]
+        )
+    finally:
+        engine.shutdown()
+
+
+@torch.no_grad()
+def _oracle(
+    folder: Path, clips: list[Clip], replies: list[Reply], dtype: str
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Log-probs and latents of each reply's own tokens, one row at a time."""
+    policy = load_policy(folder, device=_device(), dtype=dtype).eval()
+    processed = [ClipProcessor(folder).process(clip) for clip in clips]
+    found = []
+    for i, reply in enumerate(replies):
+        clip = processed[i % len(clips)]
+        pixels = clip.pixels.to(policy.device, policy.dtype)
+        features = encode_clips(policy.model.visual, [pixels], [clip.grid]) if i % 2 else []
+        row = Row(reply.prompt_token_ids, reply.token_ids, 0 if i % 2 else None, clip.grid if i % 2 else None)
+        state = prefill(policy.model, [row], features, keep_cache=True)
+        logprobs, _ = token_logprobs(policy, state, [row])
+        found.append((logprobs[:-1].cpu(), roll_latents(policy, state, DEPTH)[0].cpu()))
+    return found
 
 
 @torch.no_grad()
@@ -267,6 +336,15 @@ async def _push_seconds(
     finally:
         engine.shutdown()
     return seconds, checks, caught
+
+
+def _mixed_clips() -> list[Clip]:
+    rng = np.random.default_rng(0)
+    sizes = [(16, 64, 64), (24, 64, 64), (10, 96, 64), (32, 64, 128), (2, 64, 64)]
+    return [
+        Clip.make(f"v{i}", rng.integers(0, 255, (count, high, wide, 3), np.uint8), np.arange(count) * 1.3)
+        for i, (count, high, wide) in enumerate(sizes)
+    ]
 
 
 def _clips(work: LatentWork) -> list[Clip]:

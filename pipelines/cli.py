@@ -134,6 +134,17 @@ def bench_latents_command(
     print(json.dumps(_guarded(bench_latents, work)))
 
 
+@bench_app.command("parity")
+def bench_parity_command(
+    shape: Annotated[str, typer.Option(help="toy or 2b, random weights")] = "toy",
+    samples: Annotated[int, typer.Option(help="Requests, half of them with a clip.")] = 32,
+) -> None:
+    """Log-probs and latents of the engine against a float32 oracle."""
+    from pipelines.bench import bench_parity
+
+    print(json.dumps(_guarded(bench_parity, shape, samples)))
+
+
 @bench_app.command("weights")
 def bench_weights_command(
     shape: Annotated[str, typer.Option(help="toy or 2b, random weights")] = "toy",

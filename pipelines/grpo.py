@@ -59,7 +59,7 @@ def train(config: Config, progress: Progress | None = None) -> Path:
             examples = trained_examples(trajectories, advantages, world.clips)
             learned = learners.step(examples)
             stepped = time.monotonic()
-            world.push(learners.weights(), version=step)
+            world.push(learners, version=step)
             pushed = time.monotonic()
             timing = {"rollout": rolled - started, "learn": stepped - rolled, "push": pushed - stepped}
             log.log(

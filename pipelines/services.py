@@ -16,6 +16,7 @@ import ray
 import ray.data
 
 from actors.clips import ClipStore
+from actors.learner import LearnerGroup
 from actors.retrieval import RetrievalService
 from actors.rewards import RewardWorker
 from actors.rollout import RolloutWorker
@@ -35,6 +36,8 @@ class Services:
     clips: Any
     rewards: list[Any]
     rollouts: list[Any]
+    transfer: str
+    _connected: bool = False
 
     def rollout(self, tasks: list[SearchTask], temperature: float) -> Iterator[Trajectory]:
         """Play the tasks over all workers; trajectories in the order they finish."""
@@ -51,7 +54,19 @@ class Services:
         parts = ray.get([worker.score.remote(trajectories[i::count]) for i, worker in enumerate(self.rewards)])
         return [parts[i % count][i // count] for i in range(len(trajectories))]
 
-    def push(self, weights: ray.ObjectRef, version: int) -> None:
+    def push(self, learners: LearnerGroup, version: int) -> None:
+        """Bring the learner's weights into every engine, in the way that `rollout.transfer` says, and check them."""
+        if self.transfer == "nccl":
+            if not self._connected:
+                learners.open_transfer(self.rollouts)
+                self._connected = True
+            layout = learners.layout()
+            receiving = [worker.receive.remote(layout, version) for worker in self.rollouts]
+            manifest = learners.broadcast()
+            ray.get([manifest, *receiving])
+            ray.get([worker.check_weights.remote(manifest) for worker in self.rollouts])
+            return
+        weights = learners.share() if self.transfer == "ipc" else learners.weights()
         ray.get([worker.push.remote(weights, version) for worker in self.rollouts])
 
 
@@ -78,7 +93,7 @@ def services(config: Config, split: str) -> Iterator[Services]:
     ]
     try:
         ray.get([retrieval.ready.remote(), *[worker.start.remote() for worker in rollouts]])
-        yield Services(retrieval, clips, rewards, rollouts)
+        yield Services(retrieval, clips, rewards, rollouts, config.rollout.transfer)
     finally:
         _stop(rollouts, [retrieval, clips, *rewards])
 

@@ -112,13 +112,14 @@ def train_rank(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     for step in range(1, steps + 1):
         examples = [example(row) for row in next(batches)]
-        totals = torch.tensor([float(sum(len(e.response_ids) for e in examples)), float(len(examples))])
+        tokens = sum(len(e.response_ids) for e in examples)
+        totals = torch.tensor([float(tokens), float(len(examples))], device=learner.policy.device)
         torch.distributed.all_reduce(totals)
         rate = config.sft.learner.learning_rate * min(1.0, 2 * (1 - (step - 1) / steps))
         passes = ceil(per_rank / config.sft.learner.micro_batch)
         sums = learner.step(examples, passes, int(totals[0]), int(totals[1]), rate)
         names = sorted(sums)
-        values = torch.tensor([sums[name] for name in names])
+        values = torch.tensor([sums[name] for name in names], device=learner.policy.device)
         torch.distributed.all_reduce(values)
         metrics = dict(zip(names, values.tolist(), strict=True)) | {"learning_rate": rate, "step": step}
         metrics["grad_norm"] /= context.get_world_size()  # the same on every rank

@@ -145,6 +145,10 @@ class EngineConfig(Section):
 
 class RolloutConfig(Section):
     workers: int = Field(1, ge=1)
+    transfer: Literal["file", "nccl", "ipc"] = Field(
+        "file", description="how new weights come: nccl between GPUs, ipc on the learner's own GPU, file on CPU"
+    )
+    verify_push: bool = Field(True, description="compare every pushed tensor with the learner's")
     temperature: float = Field(1.0, ge=0)
     engine: EngineConfig = EngineConfig()
 

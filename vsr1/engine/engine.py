@@ -128,7 +128,7 @@ class PolicyEngine:
     async def generate(
         self,
         prompt: str,
-        clip: Clip,
+        clip: Clip | None,
         *,
         max_tokens: int,
         latents: int,
@@ -140,9 +140,10 @@ class PolicyEngine:
         """One reply about one clip, with latents if the reply ends in the refine token.
 
         Args:
-            prompt: chat markup with one video placeholder.
+            prompt: chat markup with one video placeholder, or with none.
+            clip: what goes there.
             max_tokens: most sampled tokens, the refine token included.
-            latents: latents after the refine token, 1 to 8.
+            latents: latents after the refine token, up to 8; with 0 that token is a word like any other.
             temperature: 0 decodes greedily.
             seed: of this request's sampling, of tokens and of noise.
             sigma: standard deviation of the noise that is added to each latent.
@@ -167,10 +168,10 @@ class PolicyEngine:
             params = SamplingParams(
                 temperature=temperature,
                 seed=seed,
-                min_tokens=words or 0,
-                max_tokens=max_tokens + latents + 1,
+                max_tokens=max_tokens + latents + (words is None),  # the end token after a limit is forced
                 logprobs=0,
-                stop_token_ids=[self._end_token],
+                stop_token_ids=[self._end_token] if words is None else [],
+                ignore_eos=words is not None,
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 extra_args={
@@ -185,11 +186,10 @@ class PolicyEngine:
                 },
             )
             ids = self.processor.tokenizer.encode(prompt, add_special_tokens=False)
-            request = {
-                "prompt_token_ids": ids,
-                "multi_modal_data": {"video": [(clip.frames, engine_metadata(clip.timestamps))]},
-                "multi_modal_uuids": {"video": [clip.content_hash]},
-            }
+            request: dict[str, Any] = {"prompt_token_ids": ids}
+            if clip is not None:
+                request["multi_modal_data"] = {"video": [(clip.frames, engine_metadata(clip.timestamps))]}
+                request["multi_modal_uuids"] = {"video": [clip.content_hash]}
             final = None
             async for output in self._llm.generate(request, params, request_id):
                 final = output
@@ -261,9 +261,10 @@ class PolicyEngine:
         completion, extra = output.outputs[0], params.extra_args
         slot, depth, max_tokens = extra["slot"], extra["depth"], extra["text_limit"]
         ids = list(completion.token_ids)
-        refined = self._refine_token in ids
+        from_here = max(extra["refine_at"], 0)
+        refined = depth > 0 and self._refine_token in ids[from_here:]
         if refined:
-            ids = ids[: ids.index(self._refine_token) + 1]
+            ids = ids[: ids.index(self._refine_token, from_here) + 1]
         reason = "refined" if refined else "length" if len(ids) > max_tokens else "stop"
         ids = ids[:max_tokens]  # what follows was forced, not sampled
         logprobs = [step[token].logprob for token, step in zip(ids, completion.logprobs, strict=False)]
@@ -286,6 +287,9 @@ def _environment(config: EngineConfig, device: str) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the V2 runner ignores logits processors
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # this process may hold a GPU, which a fork cannot share
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     if device == "cpu":
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)

@@ -113,7 +113,7 @@ class LatentLogitsProcessor(LogitsProcessor):
         later: list[tuple[int, _Request, int]] = []
         forced: dict[int, int] = {}
         for row, request in self._requests.items():
-            step = self._step(request, table.first_handle)
+            step = self._step(request, table.first_handle) if request.depth else None
             if step is None:
                 if len(request.output) == request.refine_at:
                     forced[row] = request.refine_token
@@ -139,7 +139,7 @@ class LatentLogitsProcessor(LogitsProcessor):
     def _step(request: _Request, first_handle: int) -> int | None:
         """Which latent the newest row yields, None outside a refinement."""
         last = request.output[-1] if request.output else -1
-        if last == request.refine_token:
+        if last == request.refine_token and len(request.output) > request.refine_at:
             return 0
         if last >= first_handle:
             return (last - first_handle) % MAX_DEPTH + 1

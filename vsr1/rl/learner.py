@@ -129,7 +129,8 @@ class Learner:
         for name, parameter in self.policy.named_parameters():
             if parameter.requires_grad or not trained_only:
                 with self._gathered([parameter]):
-                    yield name, parameter.detach()
+                    whole = parameter.detach()
+                    yield name, whole.clone() if self._learner.zero_stage == 3 else whole
 
     def layout(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Key, shape and dtype of what `full_weights` yields, without gathering."""
