@@ -48,8 +48,15 @@ def group_of(task: SearchTask, size: int, seed: int) -> list[SearchTask]:
 
 
 def evaluation_tasks(config: Config) -> list[SearchTask]:
-    """The queries of the evaluation split in annotation order, the first `eval.limit` of them."""
+    """The queries of the evaluation split in annotation order, the first `eval.limit` of them.
+
+    Raises:
+        FileNotFoundError: the split has no annotations or no query vectors.
+    """
     folder, split = DatasetFolder(config.data.root), config.eval.split
+    for path in (folder.annotations(split), folder.query_meta(split)):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; build split {split!r} first with `vsr1 data build`")
     spans = {}
     for line in folder.annotations(split).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

@@ -120,6 +120,26 @@ def test_refined_queries_share_a_batch_with_plain_ones(models):
     assert np.abs(together[1] - plain[0]).max() > 1e-3
 
 
+def test_a_refined_query_equals_the_reference_formula(models):
+    """Soft tokens before the last 6 of at most 128 text tokens, one unpadded pass, last state (method.md §1.5)."""
+    embedder = Embedder.load(models[1])
+    rng = np.random.default_rng(1)
+    queries = ["a red circle", "a blue ring moving up and then a white square " * 12, "x"]
+    soft = [rng.normal(size=(n, embedder.dim)).astype(np.float32) for n in (8, 8, 1)]
+    together = embedder.embed_queries(queries, list(soft))
+    text = embedder.model.language_model
+    for query, tokens, found in zip(queries, soft, together, strict=True):
+        ids = embedder.processor.tokenizer.encode(
+            "<|im_start|>system\nRepresent the user's input.<|im_end|>\n"
+            f"<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n"
+        )[:128]
+        embeds = text.embed_tokens(torch.tensor(ids))
+        joined = torch.cat([embeds[:-6], torch.from_numpy(tokens), embeds[-6:]])
+        with torch.no_grad():
+            state = text(inputs_embeds=joined[None], use_cache=False).last_hidden_state[0, -1]
+        np.testing.assert_allclose(found, (state / state.norm()).numpy(), atol=1e-5)
+
+
 def test_checkpoint_round_trip_is_bit_exact(models, tmp_path):
     policy = load_policy(models[0])
     save_policy(tmp_path, policy)
