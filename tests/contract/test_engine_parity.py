@@ -17,6 +17,7 @@ from vsr1.model.vision import encode_clips
 from vsr1.video.processor import ClipProcessor
 
 LIMIT = 24
+CACHES = ["reset_mm_cache", "reset_encoder_cache", "reset_prefix_cache"]
 LEFT_OUT = [
     "model.language_model.layers.1.mlp.up_proj.weight",
     "model.language_model.layers.0.self_attn.v_proj.weight",
@@ -38,6 +39,16 @@ async def _replies(engine: PolicyEngine, clips: list[Clip], seed: int) -> list[R
     return list(await asyncio.gather(*wanted))
 
 
+def _noted(reset, emptied: list[str]):
+    """The reset itself, and a note that it was done."""
+
+    async def noted(*args):
+        emptied.append(reset.__name__)
+        return await reset(*args)
+
+    return noted
+
+
 @pytest.fixture(scope="module")
 def played(policy_folder, clips):
     """Replies of one engine before and after a push of changed weights, and the weights pushed."""
@@ -50,7 +61,11 @@ def played(policy_folder, clips):
         manifest = {name: record(tensor) for name, tensor in pushed.items()}
         path = policy_folder / "pushed.part"  # not *.safetensors: the folder stays the checkpoint it was
         save_file(pushed, path)
+        emptied = []
+        for name in CACHES:
+            setattr(engine._llm, name, _noted(getattr(engine._llm, name), emptied))
         await engine.push_weights("receive_file", (str(path),), 1, manifest)
+        once = list(emptied)
         after = await _replies(engine, clips, seed=0)
         refused = []
         for left_out in LEFT_OUT:
@@ -61,7 +76,7 @@ def played(policy_folder, clips):
             except PushError as error:
                 refused.append(str(error))
         engine.shutdown()
-        return before, after, pushed, refused
+        return before, after, pushed, refused, once
 
     return asyncio.run(play())
 
@@ -95,7 +110,7 @@ def test_replies_equal_the_oracle_with_video(played, policy_folder, clips):
 
 
 def test_pushed_weights_are_the_ones_that_answer(played, policy_folder, clips):
-    _, after, pushed, _ = played
+    _, after, pushed, *_ = played
     policy = load_policy(policy_folder)
     logprob_gap, _ = _gaps(after, policy, policy_folder, clips)
     assert logprob_gap > 1e-2, "the old weights still answer"
@@ -116,8 +131,13 @@ def test_an_ordinary_reply_ends_at_its_limit_without_latents(played):
 
 def test_a_tensor_that_did_not_arrive_is_named(played):
     """Each time one tensor keeps its old values: a fused part, a norm, the tied table, the vision tower, a head."""
-    *_, refused = played
+    *_, refused, _ = played
     assert len(refused) == len(LEFT_OUT)
     for message, name in zip(refused, LEFT_OUT, strict=True):
         named = {part.split(":")[0].split()[-1] for part in message.split("did not arrive: ")[1].split("; ")}
         assert named == {name}
+
+
+def test_a_push_empties_every_cache(played):
+    """Stale vision features or prompts also show in the log-probs of `after`: the same clips, prompts and seeds."""
+    assert played[-1] == CACHES
