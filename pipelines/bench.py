@@ -30,7 +30,7 @@ compat.prepare()
 from pipelines.machine import cores  # noqa: E402
 from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt  # noqa: E402
 from vsr1.config import EngineConfig  # noqa: E402
-from vsr1.engine.engine import PolicyEngine, Reply  # noqa: E402
+from vsr1.engine.engine import PolicyEngine, Reply, engine_version  # noqa: E402
 from vsr1.formats.checkpoint import load_policy, refine_token_id, save_policy  # noqa: E402
 from vsr1.formats.clips import Clip  # noqa: E402
 from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs  # noqa: E402
@@ -141,10 +141,14 @@ def bench_weights(shape: str, way: str, rounds: int) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    from vllm import __version__ as vllm
-
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"gpu": gpu, "cores": cores(), "cpu": platform.machine(), "torch": torch.__version__, "vllm": vllm}
+    return {
+        "gpu": gpu,
+        "cores": cores(),
+        "cpu": platform.machine(),
+        "torch": torch.__version__,
+        "vllm": engine_version(),
+    }
 
 
 @contextmanager

@@ -282,6 +282,12 @@ class PolicyEngine:
         return Reply(list(output.prompt_token_ids), ids, logprobs, text, reason, latents, soft, noise, version)
 
 
+def engine_version() -> str:
+    from vllm import __version__
+
+    return str(__version__)
+
+
 def _environment(config: EngineConfig, device: str) -> None:
     """vLLM's own switches; set before it is imported, inherited by its engine process."""
     os.environ["HF_HUB_OFFLINE"] = "1"
