@@ -173,7 +173,7 @@ class ClusterConfig(Section):
     """Where Ray runs and what each role reserves."""
 
     address: str | None = Field(None, description="`auto` or host:port of a running cluster; empty starts a local one")
-    num_cpus: float | None = Field(None, gt=0, description="logical CPUs of a local cluster; empty counts the cores")
+    num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local cluster; empty counts the cores")
     object_store_gib: float = Field(1.0, gt=0)
     rollout: ActorResources = ActorResources(cpus=0.5, memory_gib=3.0)
     learner: ActorResources = ActorResources(cpus=0.3, memory_gib=1.5)

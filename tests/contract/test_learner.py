@@ -53,12 +53,12 @@ def _examples(folder, clips) -> list[Example]:
     return examples
 
 
-def _step(folder, clips, zero_stage: int) -> tuple[dict[str, torch.Tensor], dict, dict[str, float]]:
+def _step(folder, clips, zero_stage: int, dtype: str = "float32") -> tuple[dict[str, torch.Tensor], dict, dict[str, float]]:
     """Weights, manifest and numbers of one step; the saved folder is `folder/zero<stage>`."""
     config = Config.model_validate(
         {
             "data": {"root": folder / "data"},
-            "model": {"policy": folder / "policy", "embedder": folder / "embedder"},
+            "model": {"policy": folder / "policy", "embedder": folder / "embedder", "dtype": dtype},
             "grpo": {"learner": {"ranks": 2, "zero_stage": zero_stage, "learning_rate": 1e-3, "micro_batch": 2}},
         }
     )
@@ -67,7 +67,7 @@ def _step(folder, clips, zero_stage: int) -> tuple[dict[str, torch.Tensor], dict
         ray.get(group.setup())
         numbers = group.step(_examples(folder, clips))
         weights, manifest = ray.get(group.weights())
-        group.save(folder / f"zero{zero_stage}")
+        group.save(folder / (f"zero{zero_stage}" if dtype == "float32" else dtype))
     finally:
         group.close()
     return load(weights), manifest, numbers
@@ -91,6 +91,15 @@ def test_every_zero_stage_takes_the_same_step(folder, clips, first, zero_stage):
     saved = load_policy(folder / f"zero{zero_stage}").state_dict()
     for name, tensor in weights.items():
         torch.testing.assert_close(saved[name], tensor, atol=0, rtol=0, msg=name)
+
+
+def test_bfloat16_takes_the_same_step_but_for_its_precision(folder, clips, first):
+    weights, _, numbers = _step(folder, clips, 1, "bfloat16")
+    wanted, _, wanted_numbers = first
+    assert weights.keys() == wanted.keys()
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    for name in ("policy_loss", "retrieval_loss"):
+        assert numbers[name] == pytest.approx(wanted_numbers[name], rel=0.05)
 
 
 def test_what_is_handed_out_is_all_that_was_trained(folder, first):

@@ -123,7 +123,7 @@ def roll_latents(
     for draw in draws[1:]:
         mask = functional.pad(mask, (0, 1), value=1)
         position = position + 1
-        step = policy.latent_input(latents[-1])[:, None]
+        step = policy.latent_input(latents[-1])[:, None].to(state.after_norm)
         _, after = _run(policy.model.language_model, step, mask, position.expand(3, 1, -1).mT, state.cache, None, None)
         latents.append(policy.latent(after[:, -1]) + draw)
     return torch.stack(latents, dim=1).float()

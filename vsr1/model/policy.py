@@ -48,15 +48,20 @@ class VideoSearchPolicy(Qwen3VLForConditionalGeneration):
 
     def latent(self, state: torch.Tensor) -> torch.Tensor:
         """Hidden state [..., H] to latent [..., R] (method.md §1.4)."""
-        return self.refine_projector(state)
+        return _apply(self.refine_projector, state)
 
     def latent_input(self, latent: torch.Tensor) -> torch.Tensor:
         """Latent [..., R] to the policy's next input embedding [..., H]."""
-        return self.refine_latent_input_projector(latent)
+        return _apply(self.refine_latent_input_projector, latent)
 
     def soft_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [..., N, R] to input embeddings of the frozen embedder [..., N, E]."""
-        return self.refine_append_input_projector(latents)
+        return _apply(self.refine_append_input_projector, latents)
 
     def head_parameters(self) -> list[nn.Parameter]:
         return [p for name in HEAD_NAMES if name != "refine_gate" for p in getattr(self, name).parameters()]
+
+
+def _apply(head: nn.Module, value: torch.Tensor) -> torch.Tensor:
+    """A head on an input of any dtype; the result has the head's."""
+    return head(value.to(next(head.parameters()).dtype))
