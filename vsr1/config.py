@@ -154,11 +154,17 @@ class RolloutConfig(Section):
 
 
 class RetrievalConfig(Section):
+    """The search over the corpus: exact with `index: Flat`."""
+
     shards: int = Field(2, ge=1)
+    replicas: int = Field(1, ge=1, description="actors that hold the same shard")
+    index: str = Field("Flat", description="FAISS index factory; another than Flat finds approximately, scores exactly")
+    index_params: str = Field("", description="search parameters of that index, as in nprobe=16")
     top_k: int = Field(10, ge=1)
     max_batch: int = Field(256, ge=1)
-    batch_wait_ms: float = Field(2.0, ge=0)
-    deadline_s: float = Field(60.0, gt=0)
+    deadline_s: float = Field(60.0, gt=0, description="after which a search fails with what it waited for")
+    shard_timeout_s: float = Field(30.0, gt=0, description="after which a replica that does not answer counts as down")
+    keep_versions: int = Field(2, ge=1, description="versions of the corpus that can be searched, the current included")
 
 
 class ActorResources(Section):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -30,6 +31,7 @@ def load_stand_in(model: ModelConfig) -> QueryEmbedder:
 
     class SeededEmbedder:
         dim = DIM
+        fingerprint = "seeded"
 
         def embed_queries(self, queries: list[str], soft_tokens: list[np.ndarray | None] | None = None) -> np.ndarray:
             if "slow" in queries:
@@ -55,7 +57,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return Config.model_validate(
         {
             "data": {"root": root},
-            "retrieval": {"shards": 2, "batch_wait_ms": 20, "deadline_s": 20},
+            "retrieval": {"shards": 2, "deadline_s": 20},
             "cluster": {"shard": {"cpus": 0, "memory_gib": 0}},
         }
     )
@@ -98,7 +100,7 @@ def test_answers_equal_brute_force_and_share_batches(config: Config) -> None:
 
 
 def test_the_service_answers_while_it_embeds(config: Config) -> None:
-    service = start(config, batch_wait_ms=0)
+    service = start(config)
     slow = service.search.remote(SearchRequest("slow"))
     time.sleep(0.1)
     assert ray.get(service.describe.remote())["requests"] == 1
@@ -107,57 +109,130 @@ def test_the_service_answers_while_it_embeds(config: Config) -> None:
     ray.kill(service)
 
 
-def test_a_killed_shard_is_named_by_every_search(config: Config) -> None:
-    service = start(config, batch_wait_ms=0)
+def test_searches_go_on_while_replicas_are_killed(config: Config) -> None:
+    service = start(config, replicas=2)
+    wanted = {i: ray.get(service.search.remote(SearchRequest(f"query {i}", rank_of="video 07"))) for i in range(20)}
     shards = ray.get(service.shards.remote())
-    assert list(shards) == ["shard 0 (test)", "shard 1 (test)"]
-    pending = []
-    for i in range(30):
-        if i == 10:
-            ray.kill(shards["shard 1 (test)"])
-        pending.append(service.search.remote(SearchRequest(f"query {i}")))
-        time.sleep(0.005)
-    failed = 0
-    for reference in pending:
-        try:
-            assert len(ray.get(reference).retrieved) == 10  # whole or not at all
-        except RetrievalError as error:
-            assert "shard 1 (test) is not available" in str(error)
-            failed += 1
-    assert failed
-    with pytest.raises(RetrievalError, match=r"shard 1 \(test\) is not available \(ActorDiedError\)"):
-        ray.get(service.search.remote(SearchRequest("afterwards")))
+    assert sorted(shards) == [f"shard {i} (test) replica {r}" for i in range(2) for r in range(2)]
+    for victim in ("shard 0 (test) replica 0", "shard 1 (test) replica 1"):
+        pending = {}
+        for i in range(20):
+            if i == 5:
+                ray.kill(shards[victim], no_restart=False)
+            pending[i] = service.search.remote(SearchRequest(f"query {i}", rank_of="video 07"))
+            time.sleep(0.005)
+        for i, reference in pending.items():
+            result = ray.get(reference)
+            assert (result.retrieved, result.rank_of) == (wanted[i].retrieved, wanted[i].rank_of)
     ray.kill(service)
 
 
-def test_a_shard_that_crashes_comes_back_with_its_vectors(config: Config) -> None:
-    service = start(config, batch_wait_ms=0)
+def test_without_a_replica_a_search_waits_for_the_shard_to_come_back(config: Config) -> None:
+    service = start(config)
     before = ray.get(service.search.remote(SearchRequest("a query", k=VIDEOS)))
-    shard = ray.get(service.shards.remote())["shard 0 (test)"]
-    ray.kill(shard, no_restart=False)
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            after = ray.get(service.search.remote(SearchRequest("a query", k=VIDEOS)))
-            break
-        except RetrievalError as error:
-            assert "shard 0 (test)" in str(error) and time.monotonic() < deadline
-            time.sleep(0.1)
-    assert after.retrieved == before.retrieved
+    ray.kill(ray.get(service.shards.remote())["shard 0 (test)"], no_restart=False)
+    after = ray.get([service.search.remote(SearchRequest("a query", k=VIDEOS)) for _ in range(5)])
+    assert all(result.retrieved == before.retrieved for result in after)
+    ray.kill(service)
+
+
+def test_a_shard_that_is_gone_is_named_at_the_deadline_or_in_a_partial_answer(config: Config) -> None:
+    service = start(config, deadline_s=1.0)
+    ray.kill(ray.get(service.shards.remote())["shard 1 (test)"])
+    with pytest.raises(RetrievalError, match=r"deadline_s=1 s; waiting for shard 1 \(test\).*ActorDiedError"):
+        ray.get(service.search.remote(SearchRequest("a query")))
+    partial = ray.get(service.search.remote(SearchRequest("a query", k=VIDEOS, partial=True)))
+    assert (len(partial.retrieved), partial.missing) == (VIDEOS // 2, ["shard 1 (test)"])
+    assert ray.get(service.describe.remote())["down"] == ["shard 1 (test)"]
     ray.kill(service)
 
 
 def test_a_shard_that_hangs_is_named_at_the_deadline(config: Config) -> None:
-    service = start(config, batch_wait_ms=0, deadline_s=1.0)
+    service = start(config, deadline_s=1.0, shard_timeout_s=0.5)
     shard = ray.get(service.shards.remote())["shard 1 (test)"]
     process = ray.get(shard.__ray_call__.remote(lambda _: os.getpid()))
     os.kill(process, signal.SIGSTOP)
     try:
-        with pytest.raises(RetrievalError, match=r"deadline_s=1 s; waiting for shard 1 \(test\)"):
+        with pytest.raises(RetrievalError, match=r"deadline_s=1 s; waiting for shard 1 \(test\).* within 0\.5 s"):
             ray.get(service.search.remote(SearchRequest("a query")))
     finally:
         os.kill(process, signal.SIGCONT)
+    assert len(ray.get(service.search.remote(SearchRequest("a query"))).retrieved) == 10
     ray.kill(service)
+
+
+def copied(config: Config, root: Path) -> Config:
+    shutil.copytree(config.data.root, root, dirs_exist_ok=True)
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+
+def test_videos_come_and_go_without_stopping_searches(config: Config, tmp_path: Path) -> None:
+    service = start(copied(config, tmp_path), replicas=2)
+    first = ray.get(service.describe.remote())["index_version"]
+    running = [service.search.remote(SearchRequest(f"query {i}", k=3)) for i in range(50)]
+    best = ray.get(service.search.remote(SearchRequest("a query")))
+    change = service.change.remote({"ünï çødé": best.query_vector}, ["video 05"])
+    running += [service.search.remote(SearchRequest(f"query {i}", k=3)) for i in range(50)]
+    second = ray.get(change)
+    assert all(len(result.retrieved) == 3 for result in ray.get(running))
+    now = ray.get(service.search.remote(SearchRequest("a query", k=VIDEOS)))
+    assert (now.retrieved[0][0], now.index_version, len(now.retrieved)) == ("ünï çødé", second, VIDEOS)
+    then = ray.get(service.search.remote(SearchRequest("a query", k=VIDEOS, index_version=first)))
+    assert then.retrieved[:10] == best.retrieved and "video 05" in dict(then.retrieved)
+    with pytest.raises(RetrievalError, match="'video 05' not in the corpus"):
+        ray.get(service.search.remote(SearchRequest("a query", exclude=["video 05"])))
+    third = ray.get(service.change.remote({"video 05": best.query_vector}, []))
+    assert ray.get(service.describe.remote())["versions"] == [second, third]
+    with pytest.raises(RetrievalError, match=f"index version '{first}' is not served"):
+        ray.get(service.search.remote(SearchRequest("a query", index_version=first)))
+    ray.kill(service)
+
+
+@pytest.mark.parametrize("victim", ["shard", "service", "both"])
+def test_a_kill_during_a_swap_leaves_the_old_version_or_the_new_one(
+    config: Config, tmp_path: Path, victim: str
+) -> None:
+    mine = copied(config, tmp_path)
+    service = start(mine, replicas=2)
+    old = ray.get(service.describe.remote())["index_version"]
+    vector = np.eye(DIM, dtype=np.float32)[0]
+    change = service.change.remote({"new": vector}, [])
+    searches = [service.search.remote(SearchRequest(vector=vector, k=1)) for _ in range(20)]
+    time.sleep(0.01)
+    if victim != "service":
+        ray.kill(ray.get(service.shards.remote())["shard 1 (test) replica 0"], no_restart=False)
+    if victim != "shard":
+        ray.kill(service)
+        for reference in [change, *searches]:
+            try:
+                ray.get(reference)
+            except RayActorError:
+                continue
+        service = start(mine, replicas=2)
+    else:
+        ray.get(change)
+    version = ray.get(service.describe.remote())["index_version"]
+    found = ray.get(service.search.remote(SearchRequest(vector=vector, k=1)))
+    assert (version != old) == (found.retrieved[0][0] == "new")
+    if version == old:
+        assert ray.get(service.change.remote({"new": vector}, [])) != old
+    ray.kill(service)
+
+
+def test_an_embedder_of_another_fingerprint_is_refused(config: Config, tmp_path: Path) -> None:
+    mine = copied(config, tmp_path)
+    settings = DatasetFolder(tmp_path).video_meta("test").with_name("config.json")
+    settings.write_text(json.dumps({"embedder": "another"}))
+    with pytest.raises(RayActorError, match="made with embedder another, but queries are embedded with seeded"):
+        start(mine)
+
+
+def test_another_index_type_comes_by_configuration(config: Config) -> None:
+    service = start(config, index="IVF4,Flat", index_params="nprobe=4")
+    assert len(ray.get(service.search.remote(SearchRequest("a query", k=VIDEOS))).retrieved) == VIDEOS
+    ray.kill(service)
+    with pytest.raises(RetrievalError, match=r"FAISS cannot build retrieval\.index='Flatt'"):
+        start(config, index="Flatt")
 
 
 def test_a_killed_service_is_an_error_at_the_caller(config: Config) -> None:

@@ -26,7 +26,7 @@ class Doubler:
 def test_items_that_arrive_together_share_a_call() -> None:
     async def story() -> None:
         run = Doubler()
-        batcher = Batcher(run, max_batch=100, wait_s=0.02)
+        batcher = Batcher(run, max_batch=100)
         assert await asyncio.gather(*(batcher.submit(i) for i in range(1, 6))) == [2, 4, 6, 8, 10]
         assert run.batches == [[1, 2, 3, 4, 5]]
         assert await batcher.submit(7) == 14  # the next batch starts afresh
@@ -35,36 +35,38 @@ def test_items_that_arrive_together_share_a_call() -> None:
     asyncio.run(story())
 
 
-def test_a_full_batch_does_not_wait() -> None:
+def test_a_batch_is_never_larger_than_allowed() -> None:
     async def story() -> None:
         run = Doubler()
-        batcher = Batcher(run, max_batch=2, wait_s=60.0)
-        async with asyncio.timeout(5):
-            await asyncio.gather(*(batcher.submit(i) for i in range(1, 5)))
+        batcher = Batcher(run, max_batch=2)
+        await asyncio.gather(*(batcher.submit(i) for i in range(1, 5)))
         assert run.batches == [[1, 2], [3, 4]]
 
     asyncio.run(story())
 
 
-def test_a_batch_grows_while_the_one_before_runs() -> None:
+def test_the_next_batch_grows_while_two_run() -> None:
     async def story() -> None:
         run = Doubler()
         run.gate.clear()
-        batcher = Batcher(run, max_batch=100, wait_s=0.0)
-        first = asyncio.create_task(batcher.submit(1))
+        batcher = Batcher(run, max_batch=100)
+        running = []
+        for i in (1, 2):
+            running.append(asyncio.create_task(batcher.submit(i)))
+            await asyncio.sleep(0.02)
+        rest = [asyncio.create_task(batcher.submit(i)) for i in (3, 4, 5)]
         await asyncio.sleep(0.02)
-        rest = [asyncio.create_task(batcher.submit(i)) for i in (2, 3, 4)]
-        await asyncio.sleep(0.02)
+        assert run.batches == [[1], [2]]
         run.gate.set()
-        assert await asyncio.gather(first, *rest) == [2, 4, 6, 8]
-        assert run.batches == [[1], [2, 3, 4]]
+        assert await asyncio.gather(*running, *rest) == [2, 4, 6, 8, 10]
+        assert run.batches == [[1], [2], [3, 4, 5]]
 
     asyncio.run(story())
 
 
 def test_an_item_fails_alone_and_a_batch_fails_whole() -> None:
     async def story() -> None:
-        batcher = Batcher(Doubler(), max_batch=3, wait_s=0.02)
+        batcher = Batcher(Doubler(), max_batch=3)
         one, bad, three = await asyncio.gather(*(batcher.submit(i) for i in (1, -2, 3)), return_exceptions=True)
         assert (one, three) == (2, 6)
         assert isinstance(bad, ValueError)
@@ -79,15 +81,14 @@ def test_a_caller_that_gave_up_is_not_run() -> None:
     async def story() -> None:
         run = Doubler()
         run.gate.clear()
-        batcher = Batcher(run, max_batch=100, wait_s=0.0)
-        first = asyncio.create_task(batcher.submit(1))
+        batcher = Batcher(run, max_batch=1)
+        running = [asyncio.create_task(batcher.submit(i)) for i in (1, 2)]
         await asyncio.sleep(0.02)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(batcher.submit(2), 0.01)
-        third = asyncio.create_task(batcher.submit(3))
-        await asyncio.sleep(0.02)
+            await asyncio.wait_for(batcher.submit(3), 0.01)
+        last = asyncio.create_task(batcher.submit(4))
         run.gate.set()
-        assert await asyncio.gather(first, third) == [2, 6]
-        assert run.batches == [[1], [3]]
+        assert await asyncio.gather(*running, last) == [2, 4, 8]
+        assert run.batches == [[1], [2], [4]]
 
     asyncio.run(story())

@@ -42,9 +42,9 @@ def test_the_version_follows_content_not_file_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("vectors", "positions", "says"),
     [
-        (np.eye(2), {"a": 0}, "1 ids that cover 1 rows"),
+        (np.eye(2), {"a": 0}, "1 entries, 1 ids and 1 rows"),
         (np.eye(2), {"a": 0, "b": 2}, "each of the 2 rows"),
-        (np.eye(2), {"a": 0, "b": 0}, "2 ids that cover 1 rows"),
+        (np.eye(2), {"a": 0, "b": 0}, "2 entries, 2 ids and 1 rows"),
         (np.eye(2), ["a", "b"], "must map video ids to rows"),
         (np.ones(2), {"a": 0, "b": 1}, r"float array \[videos, dim\]"),
         (np.eye(2, dtype=np.int64), {"a": 0, "b": 1}, "float array"),

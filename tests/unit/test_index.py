@@ -14,9 +14,7 @@ NONE = np.empty(0, np.int64)
 
 
 def shard_of(vectors: np.ndarray, rows: np.ndarray | None = None) -> Shard:
-    shard = Shard("shard 0", vectors.shape[1])
-    shard.add(np.arange(len(vectors)) if rows is None else rows, vectors.astype(np.float32))
-    return shard
+    return Shard("shard 0", np.arange(len(vectors)) if rows is None else rows, vectors.astype(np.float32))
 
 
 def ask(vector: np.ndarray, k: int, exclude: np.ndarray = NONE, probes: np.ndarray = NONE) -> ShardQuery:
@@ -48,7 +46,7 @@ def test_merged_shards_equal_brute_force(case: tuple[np.ndarray, np.ndarray, int
     banned = np.array(sorted(exclude), np.int64)
     for k in range(1, n + 2):
         hits = [
-            shard.search(ask(query, k, banned, np.arange(first, end)))
+            shard.search([ask(query, k, banned, np.arange(first, end))])[0]
             for shard, (first, end) in zip(parts, bounds, strict=True)
         ]
         assert merge_hits(hits, k) == [(row, scores[row]) for row in allowed[:k]]
@@ -56,7 +54,7 @@ def test_merged_shards_equal_brute_force(case: tuple[np.ndarray, np.ndarray, int
         assert np.concatenate([part.probe_scores for part in hits]).tolist() == scores.tolist()
     for row in range(n):
         target = RankTarget(query, float(scores[row]), row)
-        assert merge_rank([shard.count_above(target) for shard in parts]) == 1 + everything.index(row)
+        assert merge_rank([shard.count_above([target])[0] for shard in parts]) == 1 + everything.index(row)
 
 
 def test_a_score_has_the_same_bits_everywhere() -> None:
@@ -67,31 +65,32 @@ def test_a_score_has_the_same_bits_everywhere() -> None:
     shard = shard_of(vectors)
     for query in rng.standard_normal((20, 67)).astype(np.float32):
         every = np.arange(300)
-        hits = shard.search(ask(query, 300, probes=every))
+        [hits] = shard.search([ask(query, 300, probes=every)])
         by_row = dict(zip(hits.rows.tolist(), hits.scores.tolist(), strict=True))
         assert by_row == dict(zip(every.tolist(), hits.probe_scores.tolist(), strict=True))
         assert by_row[7] == by_row[120] == by_row[299]
-        some = shard.search(ask(query, 10, np.array([0, 5, 120])))
+        [some] = shard.search([ask(query, 10, np.array([0, 5, 120]))])
         assert all(by_row[row] == score for row, score in zip(some.rows.tolist(), some.scores.tolist(), strict=True))
         for rank, row in enumerate(hits.rows[:20].tolist(), start=1):
-            assert 1 + shard.count_above(RankTarget(query, by_row[row], row)) == rank
+            assert shard.count_above([RankTarget(query, by_row[row], row)]) == [rank - 1]
 
 
 def test_k_above_the_corpus_gives_all() -> None:
-    hits = shard_of(np.eye(3)).search(ask(np.array([1.0, 0.5, 0.1]), 10))
+    [hits] = shard_of(np.eye(3)).search([ask(np.array([1.0, 0.5, 0.1]), 10)])
     assert hits.rows.tolist() == [0, 1, 2]
     assert not hits.exhausted
 
 
 def test_all_excluded_is_flagged() -> None:
-    hits = shard_of(np.eye(3)).search(ask(np.ones(3), 2, np.array([0, 1, 2, 9])))
+    [hits] = shard_of(np.eye(3)).search([ask(np.ones(3), 2, np.array([0, 1, 2, 9]))])
     assert hits.exhausted
     assert len(hits.rows) == len(hits.scores) == 0
 
 
 def test_exclusions_are_global_rows() -> None:
     shard = shard_of(np.eye(2), np.array([10, 11]))
-    assert shard.search(ask(np.ones(2), 2, np.array([0, 1, 10]))).rows.tolist() == [11]
+    [hits] = shard.search([ask(np.ones(2), 2, np.array([0, 1, 10]))])
+    assert hits.rows.tolist() == [11]
 
 
 def test_scores_come_in_the_order_asked_and_may_repeat() -> None:
@@ -114,22 +113,68 @@ def test_bad_vectors_are_refused(vector: list[float], says: str) -> None:
     shard = shard_of(np.eye(2))
     bad = np.array(vector, np.float32)
     with pytest.raises(RetrievalError, match=f"shard 0: the query vector {says}"):
-        shard.search(ask(bad, 1))
+        shard.search([ask(np.ones(2), 1), ask(bad, 1)])
     with pytest.raises(RetrievalError, match="the query vector"):
-        shard.count_above(RankTarget(bad, 0.0, 0))
+        shard.count_above([RankTarget(bad, 0.0, 0)])
     if len(vector) == 2:
-        with pytest.raises(RetrievalError, match=f"the vector of row 7 {says}"):
-            shard.add(np.array([7]), bad[None])
-    assert len(shard) == 2
+        with pytest.raises(RetrievalError, match="the vector of row 7 is zero or not finite"):
+            Shard("shard 0", np.array([3, 7]), np.stack([np.ones(2, np.float32), bad]))
 
 
 def test_what_a_shard_refuses() -> None:
-    shard = shard_of(np.eye(2))
-    with pytest.raises(RetrievalError, match="a row is added twice"):
-        shard.add(np.array([1]), np.ones((1, 2), np.float32))
-    with pytest.raises(RetrievalError, match=r"shape \(1, 3\)"):
-        shard.add(np.array([5]), np.ones((1, 3), np.float32))
+    ones = np.ones((2, 3), np.float32)
+    for rows in ([1, 1], [2, 1]):
+        with pytest.raises(RetrievalError, match="shard 1: rows must rise"):
+            Shard("shard 1", np.array(rows), ones)
+    with pytest.raises(RetrievalError, match=r"shape \(2, 3\) do not fit 1 rows"):
+        Shard("shard 1", np.array([5]), ones)
+    with pytest.raises(RetrievalError, match=r"shape \(0, 3\) do not fit 0 rows"):
+        Shard("shard 1", NONE, ones[:0])
     with pytest.raises(RetrievalError, match="k=0"):
-        shard.search(ask(np.ones(2), 0))
-    with pytest.raises(RetrievalError, match="holds no vectors"):
-        Shard("shard 1", 2).search(ask(np.ones(2), 1))
+        shard_of(np.eye(2)).search([ask(np.ones(2), 0)])
+    with pytest.raises(RetrievalError, match=r"FAISS cannot build retrieval\.index='Flatt'"):
+        Shard("shard 1", np.arange(2), ones, factory="Flatt")
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[np.ndarray, list[ShardQuery]]:
+    """A corpus of some thousand vectors in clusters closer than FAISS's rounding, and a batch of mixed queries."""
+    seed, n, dim = draw(st.integers(0, 2**32 - 1)), draw(st.integers(40, 3000)), draw(st.sampled_from([3, 64, 257]))
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((draw(st.integers(1, n)), dim))
+    vectors = centres[rng.integers(0, len(centres), n)] + draw(
+        st.sampled_from([0.0, 1e-8, 1e-6])
+    ) * rng.standard_normal((n, dim))
+    queries = []
+    for _ in range(draw(st.integers(1, 40))):
+        gone = rng.choice(n, draw(st.integers(0, n)) if draw(st.booleans()) else 0, replace=False)
+        queries.append(ask(rng.standard_normal(dim), draw(st.integers(1, n + 1)), gone, rng.integers(0, n, 3)))
+    return vectors.astype(np.float32), queries
+
+
+@given(batches())
+@settings(max_examples=60, deadline=None)
+def test_a_batch_equals_brute_force_pair_by_pair(case: tuple[np.ndarray, list[ShardQuery]]) -> None:
+    vectors, queries = case
+    shard = shard_of(vectors)
+    for query, hits in zip(queries, shard.search(queries), strict=True):
+        scores = shard.scores_of(query.vector, np.arange(len(vectors)))
+        np.testing.assert_allclose(scores, vectors @ query.vector, atol=1e-3)
+        order = np.lexsort((np.arange(len(vectors)), -scores))
+        assert hits.rows.tolist() == order[~np.isin(order, query.exclude)][: query.k].tolist()
+        assert hits.scores.tolist() == scores[hits.rows].tolist()
+        assert hits.probe_scores.tolist() == scores[query.probes].tolist()
+        targets = [RankTarget(query.vector, float(scores[row]), int(row)) for row in query.probes]
+        places = np.argsort(order)
+        assert shard.count_above(targets) == places[query.probes].tolist()
+
+
+def test_another_index_type_gives_exact_scores_and_is_never_short() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((500, 16)).astype(np.float32)
+    shard = Shard("shard 0", np.arange(500), vectors, factory="IVF16,Flat", search_params="nprobe=1")
+    query = ask(vectors[3], 400, np.array([3]))
+    [hits] = shard.search([query])
+    assert len(hits.rows) == 400
+    assert hits.scores.tolist() == shard.scores_of(query.vector, hits.rows).tolist()
+    assert 3 not in hits.rows

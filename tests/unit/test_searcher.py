@@ -10,13 +10,14 @@ import pytest
 from vsr1.config import RetrievalConfig
 from vsr1.retrieval.corpus import Catalogue
 from vsr1.retrieval.index import RankTarget, Shard, ShardHits, ShardQuery
+from vsr1.retrieval.replicas import ReplicaSet, ShardUnavailableError
 from vsr1.retrieval.request import RetrievalError, SearchRequest
 from vsr1.retrieval.searcher import Searcher
 
 DIM = 3
 VECTORS = np.array([[1, 0, 0], [0.6, 0.8, 0], [0.6, 0.8, 0], [0, 0, 1], [0, 1, 0]], np.float32)
 CATALOGUE = Catalogue(["a", "b", "c", "d", "e"], DIM, "v1")
-QUICK = RetrievalConfig(batch_wait_ms=20, deadline_s=5)
+QUICK = RetrievalConfig(deadline_s=5)
 
 
 class WordEmbedder:
@@ -24,6 +25,7 @@ class WordEmbedder:
 
     def __init__(self, dim: int = DIM, seconds: float = 0.0) -> None:
         self.dim = dim
+        self.fingerprint = "words"
         self.seconds = seconds
         self.calls: list[int] = []
         self.threads: set[str] = set()
@@ -46,33 +48,51 @@ class WordEmbedder:
 
 
 class LocalShard:
+    """A replica in this process; `fault` says what is wrong with it, and `recover` waits until nothing is."""
+
     def __init__(self, name: str, first: int, end: int) -> None:
         self.name = name
         self.fault = ""
         self.scatters: list[int] = []
-        self._shard = Shard(name, DIM)
-        self._shard.add(np.arange(first, end), VECTORS[first:end])
+        self._shard = Shard(name, np.arange(first, end), VECTORS[first:end])
 
-    async def search(self, queries: list[ShardQuery]) -> list[ShardHits]:
+    async def search(self, version: str, queries: list[ShardQuery]) -> list[ShardHits]:
         self.scatters.append(len(queries))
-        if self.fault == "hangs":
-            await asyncio.sleep(60)
-        if self.fault == "dead":
-            raise RetrievalError(f"{self.name} is not available")
-        hits = [self._shard.search(query) for query in queries]
+        await self._suffer()
+        hits = self._shard.search(queries)
         if self.fault == "forgets":
             return [ShardHits(hit.rows[1:], hit.scores[1:], hit.probe_scores) for hit in hits]
         return hits
 
-    async def count_above(self, targets: list[RankTarget]) -> list[int]:
-        return [self._shard.count_above(target) for target in targets]
+    async def count_above(self, version: str, targets: list[RankTarget]) -> list[int]:
+        await self._suffer()
+        return self._shard.count_above(targets)
+
+    async def recover(self) -> None:
+        while self.fault:
+            await asyncio.sleep(0.01)
+
+    async def _suffer(self) -> None:
+        if self.fault == "hangs":
+            await asyncio.sleep(60)
+        if self.fault == "dead":
+            raise ShardUnavailableError(self.name, "dead")
+        if self.fault == "raises":
+            raise KeyError("a fault of the program")
 
 
 def searcher(
-    embedder: WordEmbedder | None = None, config: RetrievalConfig = QUICK, shards: int = 2
+    embedder: WordEmbedder | None = None, config: RetrievalConfig = QUICK, shards: int = 2, replicas: int = 1
 ) -> tuple[Searcher, list[LocalShard]]:
-    parts = [LocalShard(f"shard {i}", first, end) for i, (first, end) in enumerate(CATALOGUE.bounds(shards))]
-    return Searcher(CATALOGUE, embedder or WordEmbedder(), parts, config), parts
+    """A searcher and its replicas, those of a shard side by side."""
+    parts, sets = [], []
+    for i, (first, end) in enumerate(CATALOGUE.bounds(shards)):
+        members = [LocalShard(f"shard {i}", first, end) for _ in range(replicas)]
+        parts += members
+        sets.append(ReplicaSet(f"shard {i}", members, timeout_s=config.shard_timeout_s))
+    search = Searcher(embedder or WordEmbedder(), sets, config)
+    search.serve(CATALOGUE)
+    return search, parts
 
 
 @pytest.mark.parametrize("shards", [1, 2, 5])
@@ -127,7 +147,14 @@ def test_requests_that_arrive_together_share_one_embedding_and_one_scatter() -> 
         assert [result.rank_of for result in results] == [1, 4, 2, 1, 4, 2]
         assert embedder.calls == [6]
         assert [part.scatters for part in parts] == [[6], [6]]
-        assert search.counts == {"requests": 6, "batches": 1, "embed_calls": 1, "embedded": 6, "largest_batch": 6}
+        assert search.counts == {
+            "requests": 6,
+            "batches": 1,
+            "embed_calls": 1,
+            "embedded": 6,
+            "largest_batch": 6,
+            "partial": 0,
+        }
         assert embedder.threads == {"embedder_0"}
 
     asyncio.run(story())
@@ -178,14 +205,14 @@ def test_a_wrong_request_fails_alone(request_: SearchRequest, says: str) -> None
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("dead", "shard 1 is not available"),
-        ("hangs", r"no answer within retrieval\.deadline_s=0\.2 s; waiting for shard 1"),
+        ("dead", r"no answer within retrieval\.deadline_s=0\.3 s; waiting for shard 1 is not available \(.*dead"),
+        ("hangs", r"waiting for shard 1 is not available \(shard 1 gave no answer within 0\.1 s\)"),
         ("forgets", "the shards gave 4 videos where 5 were due"),
     ],
 )
 def test_a_faulty_shard_is_an_error_and_the_next_search_is_fine(fault: str, says: str) -> None:
     async def story() -> None:
-        search, parts = searcher(config=RetrievalConfig(batch_wait_ms=0, deadline_s=0.2))
+        search, parts = searcher(config=RetrievalConfig(deadline_s=0.3, shard_timeout_s=0.1))
         parts[1].fault = fault
         with pytest.raises(RetrievalError, match=says):
             await search.search(SearchRequest("x"))
@@ -196,9 +223,79 @@ def test_a_faulty_shard_is_an_error_and_the_next_search_is_fine(fault: str, says
     asyncio.run(story())
 
 
+def test_a_search_waits_for_a_shard_that_comes_back() -> None:
+    async def story() -> None:
+        embedder = WordEmbedder()
+        search, parts = searcher(embedder)
+        parts[0].fault = "dead"
+        task = asyncio.create_task(search.search(SearchRequest("x", rank_of="b")))
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        parts[0].fault = ""
+        result = await task
+        assert (len(result.retrieved), result.rank_of, result.missing) == (5, 2, [])
+        assert embedder.calls == [1]  # not embedded again
+
+    asyncio.run(story())
+
+
+def test_a_partial_answer_names_what_is_missing() -> None:
+    async def story() -> None:
+        search, parts = searcher()
+        parts[0].fault = "dead"
+        request = SearchRequest("y", k=5, partial=True, rank_of="a", scores_of=["a", "e"], exclude=["d"])
+        result = await search.search(request)
+        assert result.retrieved == [("e", 1.0), ("c", pytest.approx(0.8))]
+        assert (result.missing, result.rank_of, result.scores) == (["shard 0"], None, {"e": 1.0})
+        emptied = await search.search(SearchRequest("y", partial=True, exclude=["c", "d", "e"]))
+        assert (emptied.retrieved, emptied.exhausted) == ([], False)
+        parts[1].fault = "dead"
+        with pytest.raises(RetrievalError, match=r"waiting for shard 0 .*; shard 1"):
+            await asyncio.wait_for(search.search(request), 6)  # no shard, no answer
+
+    asyncio.run(story())
+
+
+def test_another_replica_answers_for_a_dead_one() -> None:
+    async def story() -> None:
+        search, parts = searcher(replicas=2)
+        parts[0].fault = "dead"
+        results = await asyncio.gather(*(search.search(SearchRequest("x", k=5, rank_of="e")) for _ in range(20)))
+        assert all(len(result.retrieved) == 5 and result.rank_of == 5 for result in results)
+
+    asyncio.run(story())
+
+
+def test_a_fault_of_the_program_comes_through() -> None:
+    async def story() -> None:
+        search, parts = searcher(replicas=2)
+        parts[0].fault = parts[1].fault = "raises"
+        with pytest.raises(KeyError, match="a fault of the program"):
+            await search.search(SearchRequest("x"))
+
+    asyncio.run(story())
+
+
+def test_versions_are_served_side_by_side_and_retired() -> None:
+    async def story() -> None:
+        search, _ = searcher()
+        second, third = (Catalogue(list("ABCDE"), DIM, name) for name in ("v2", "v3"))
+        assert search.serve(second) == []
+        now, before = await asyncio.gather(
+            search.search(SearchRequest("x", k=1)), search.search(SearchRequest("x", k=1, index_version="v1"))
+        )
+        assert (now.retrieved[0][0], now.index_version) == ("A", "v2")
+        assert (before.retrieved[0][0], before.index_version) == ("a", "v1")
+        assert search.serve(third) == ["v1"]
+        with pytest.raises(RetrievalError, match=r"version 'v1' is not served; there are v2, v3 \(retrieval\.keep_ver"):
+            await search.search(SearchRequest("x", index_version="v1"))
+
+    asyncio.run(story())
+
+
 def test_a_slow_embedder_is_named() -> None:
     async def story() -> None:
-        search, _ = searcher(WordEmbedder(seconds=0.4), RetrievalConfig(batch_wait_ms=0, deadline_s=0.1))
+        search, _ = searcher(WordEmbedder(seconds=0.4), RetrievalConfig(deadline_s=0.1))
         with pytest.raises(RetrievalError, match="waiting for the query embedder"):
             await search.search(SearchRequest("x"))
 

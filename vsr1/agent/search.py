@@ -49,6 +49,7 @@ class SearchEnvironment:
         self._search, self._load_clip = search, load_clip
         self._rejected: list[str] = []
         self._shown: list[str] = []
+        self._version: str | None = None  # of the corpus, the same from the first search to the last
         self._trajectory = Trajectory(
             task.query_id, task.query, task.gt_video, task.gt_span, task.gt_duration, task.sample, task.seed
         )
@@ -112,8 +113,10 @@ class SearchEnvironment:
                 exclude=list(self._rejected),
                 rank_of=self._task.gt_video,
                 scores_of=list(dict.fromkeys(wanted)),
+                index_version=self._version,
             )
         )
+        self._version = result.index_version
         return replace(result, scores=dict(result.retrieved) | result.scores)
 
     async def _show(self) -> Observation | None:

@@ -1,6 +1,7 @@
 """Gather items that arrive close together into one call; every item gets its own result or error, exactly once.
 
-One batch runs at a time, so that under load the next batch grows while the current one runs.
+An item that finds nothing running is run at once. Two batches run at a time, so that one can travel while the other is
+computed, and the next grows meanwhile.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+AT_ONCE = 2
 
 
 class Batcher(Generic[Item, Result]):
@@ -21,40 +23,40 @@ class Batcher(Generic[Item, Result]):
     Args:
         run: answers a batch, one result or exception for each item in order; if it raises, every item gets the error.
         max_batch: most items in one call.
-        wait_s: seconds a batch waits for more items before it runs.
     """
 
-    def __init__(
-        self, run: Callable[[list[Item]], Awaitable[list[Result | BaseException]]], *, max_batch: int, wait_s: float
-    ) -> None:
+    def __init__(self, run: Callable[[list[Item]], Awaitable[list[Result | BaseException]]], *, max_batch: int) -> None:
         self._run = run
         self._max_batch = max_batch
-        self._wait_s = wait_s
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._full = asyncio.Event()
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()  # keeps them alive
         self._draining: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Result:
         """The item's result; an item whose caller gave up before its batch began is not run."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if len(self._waiting) >= self._max_batch:
-            self._full.set()
         if self._draining is None or self._draining.done():
             self._draining = asyncio.create_task(self._drain())
         return await future
 
     async def _drain(self) -> None:
         while self._waiting:
-            if len(self._waiting) < self._max_batch:
-                self._full.clear()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._full.wait(), self._wait_s)
+            await self._slots.acquire()
             taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
             batch = [(item, future) for item, future in taken if not future.done()]
-            if batch:
-                [answer] = await asyncio.gather(self._run([item for item, _ in batch]), return_exceptions=True)
-                _settle(answer, [future for _, future in batch])
+            if not batch:
+                self._slots.release()
+                continue
+            task = asyncio.create_task(self._answer(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        [answer] = await asyncio.gather(self._run([item for item, _ in batch]), return_exceptions=True)
+        self._slots.release()
+        _settle(answer, [future for _, future in batch])
 
 
 def _settle(answer: list[Result | BaseException] | BaseException, futures: list[asyncio.Future[Result]]) -> None:

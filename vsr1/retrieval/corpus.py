@@ -16,6 +16,8 @@ import numpy as np
 
 from vsr1.retrieval.request import RetrievalError
 
+UNIT_TOLERANCE = 1e-6  # of a length; rounding a unit vector to float32 moves it less
+
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -31,6 +33,9 @@ class Catalogue:
 
     def __len__(self) -> int:
         return len(self.video_ids)
+
+    def __contains__(self, video_id: str) -> bool:
+        return video_id in self._rows
 
     def rows(self, video_ids: list[str], role: str) -> np.ndarray:
         """Rows of some videos, int64 [n].
@@ -62,7 +67,7 @@ class Catalogue:
 
 
 def load_corpus(embeddings: Path, docid2row: Path) -> tuple[Catalogue, np.ndarray]:
-    """Read a corpus (files of data-eval.md §1) into a catalogue and unit vectors, float32 [n, dim], in row order.
+    """Read prepared embeddings (data-eval.md §1.4) into a catalogue and unit vectors, float32 [n, dim], in row order.
 
     Raises:
         RetrievalError: a file is missing or malformed, the two disagree, a vector has no direction, or there are fewer
@@ -71,27 +76,46 @@ def load_corpus(embeddings: Path, docid2row: Path) -> tuple[Catalogue, np.ndarra
     for path in (embeddings, docid2row):
         if not path.is_file():
             raise RetrievalError(f"corpus file {path} does not exist; build the dataset, embeddings included, first")
-    positions = json.loads(docid2row.read_text(encoding="utf-8"))
-    stored = np.load(embeddings)
-    if not isinstance(positions, dict) or stored.ndim != 2 or not np.issubdtype(stored.dtype, np.floating):
+    pairs = json.loads(docid2row.read_text(encoding="utf-8"), object_pairs_hook=list)
+    stored = np.load(embeddings, allow_pickle=False)
+    is_mapping = isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs)
+    if not is_mapping or stored.ndim != 2 or not np.issubdtype(stored.dtype, np.floating):
         raise RetrievalError(
             f"{docid2row} must map video ids to rows and {embeddings} must be a float array [videos, dim], "
             f"not {stored.dtype} {stored.shape}"
         )
-    if sorted(positions.values()) != list(range(len(stored))):
+    positions = dict(pairs)
+    if len(positions) != len(pairs) or sorted(positions.values()) != list(range(len(stored))):
         raise RetrievalError(
-            f"{docid2row} must name each of the {len(stored)} rows of {embeddings} once, but it holds "
-            f"{len(positions)} ids that cover {len(set(positions.values()))} rows; embed the corpus again"
+            f"{docid2row} must name each of the {len(stored)} rows of {embeddings} once, but it holds {len(pairs)} "
+            f"entries, {len(positions)} ids and {len(set(positions.values()))} rows; embed the corpus again"
         )
-    if len(stored) < 2:
-        raise RetrievalError(f"{embeddings} holds {len(stored)} videos; a search needs at least 2")
-    video_ids = sorted(positions)
-    vectors = stored[[positions[video_id] for video_id in video_ids]].astype(np.float32)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    bad = [video_ids[row] for row in np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))]
+    return make_catalogue(list(positions), stored[list(positions.values())], str(embeddings))
+
+
+def make_catalogue(video_ids: list[str], vectors: np.ndarray, origin: str) -> tuple[Catalogue, np.ndarray]:
+    """Sort videos by id, bring vectors to length 1, and stamp the result.
+
+    Args:
+        video_ids: n different ids, in any order. vectors: float [n, dim]. origin: where they are from, for messages.
+
+    Returns:
+        the catalogue and float32 [n, dim] in its row order. Vectors that have length 1 keep their bits.
+
+    Raises:
+        RetrievalError: a vector without a direction, or fewer than two videos.
+    """
+    if len(video_ids) < 2:
+        raise RetrievalError(f"{origin} holds {len(video_ids)} videos; a search needs at least 2")
+    order = sorted(range(len(video_ids)), key=video_ids.__getitem__)
+    sorted_ids = [video_ids[i] for i in order]
+    unit = vectors[order].astype(np.float32)
+    norms = np.linalg.norm(unit, axis=1)
+    bad = [sorted_ids[row] for row in np.flatnonzero(~np.isfinite(norms) | (norms == 0))]
     if bad:
-        raise RetrievalError(f"{embeddings}: vectors of {bad[:5]} are zero or not finite; embed these videos again")
-    vectors = vectors / norms
-    digest = hashlib.sha256(json.dumps(video_ids).encode())
-    digest.update(vectors.tobytes())
-    return Catalogue(video_ids, vectors.shape[1], digest.hexdigest()[:16]), vectors
+        raise RetrievalError(f"{origin}: vectors of {bad[:5]} are zero or not finite; embed these videos again")
+    away = np.abs(norms - 1) > UNIT_TOLERANCE
+    unit[away] /= norms[away, None]
+    digest = hashlib.sha256(json.dumps(sorted_ids).encode())
+    digest.update(unit.tobytes())
+    return Catalogue(sorted_ids, unit.shape[1], digest.hexdigest()[:16]), unit

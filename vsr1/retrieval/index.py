@@ -1,10 +1,9 @@
-"""One shard: an exact inner-product index over some rows of the corpus, addressed by global row.
+"""One shard: exact inner-product search over some rows of the corpus, addressed by global row.
 
-The score of a (query, video) pair has the same bits wherever it appears: in a search with or without exclusions, in
-`scores_of` and in `count_above`, alone or beside other queries. That is why queries are searched one at a time: FAISS
-then scores pair by pair, whereas its batched matrix product gives two copies of one video different last bits, which
-would break ties and ranks. For 256 queries this costs 0.05 s instead of 0.02 s over 1,334 vectors of 2,048 numbers,
-0.95 s instead of 0.1 s over 10,000 (one thread).
+The score of a (query, video) pair has the same bits wherever it appears: FAISS's pairwise kernel makes it, one pair at
+a time. FAISS's batched search only proposes candidates, because its matrix product gives two copies of one video
+different last bits, which would break ties and ranks. The two scores of a pair differ by no more than rounding can make
+them, so a result is taken when its last score lies further above what the proposal left out; else more is proposed.
 """
 
 from __future__ import annotations
@@ -15,6 +14,12 @@ import faiss
 import numpy as np
 
 from vsr1.retrieval.request import RetrievalError, vector_problem
+
+MARGIN = 32  # candidates beyond k; random vectors are settled by fewer
+LONG_EXCLUSION = 512  # from here on a query is searched alone, with a selector
+GPU_MOST = 2048  # what FAISS finds on a GPU at most
+BLOCK = 4096  # rows in one matrix product of a rank count
+FLAT = "Flat"
 
 
 @dataclass(frozen=True)
@@ -50,48 +55,89 @@ class RankTarget:
     row: int
 
 
-class Shard:
-    """Rows are added once and never change."""
+@dataclass(frozen=True)
+class _Candidates:
+    positions: np.ndarray  # int64 [n], in the shard
+    scores: np.ndarray  # float32 [n], exact
+    rest: np.float32 | None  # FAISS scores what it left out no higher; None: nothing that counts was left out
 
-    def __init__(self, name: str, dim: int) -> None:
+
+class Shard:
+    """Some rows of one version of a corpus; they never change.
+
+    With another `factory` than `Flat` the index proposes what it finds, so recall is that of the index; scores, order
+    and ranks stay exact.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rows: np.ndarray,
+        vectors: np.ndarray,
+        *,
+        factory: str = FLAT,
+        search_params: str = "",
+        gpu: bool = False,
+    ) -> None:
+        """
+        Args:
+            rows: int64 [n], global and rising. vectors: float32 [n, dim], of length 1.
+            factory: a FAISS index factory string. search_params: of that index, as in `nprobe=16`.
+            gpu: keep the index on the GPUs that this process sees.
+
+        Raises:
+            RetrievalError: no vectors, wrong shapes, rows not rising, a vector that is zero or not finite, or an index
+                that FAISS cannot build.
+        """
         self.name = name
-        self.dim = dim
-        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
-        self._rows = np.empty(0, np.int64)
+        self.dim = vectors.shape[-1]
+        if not len(rows) or vectors.shape != (len(rows), self.dim):
+            raise RetrievalError(f"{name}: vectors of shape {vectors.shape} do not fit {len(rows)} rows")
+        if (np.diff(rows) <= 0).any():
+            raise RetrievalError(f"{name}: rows must rise; every video belongs in one shard, once")
+        self._rows = np.ascontiguousarray(rows, np.int64)
+        self._vectors = np.ascontiguousarray(vectors, np.float32)
+        norms = np.einsum("nd,nd->n", self._vectors, self._vectors)
+        bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+        if len(bad):
+            raise RetrievalError(f"{name}: the vector of row {rows[bad[0]]} is zero or not finite ({len(bad)} such)")
+        # Of two sums of dim products, each off by dim * 2**-24 of the lengths' product at most, in whatever order.
+        self._error_bound = (self.dim + 1) * 2.0**-23 * float(np.sqrt(norms.max()))  # times the query's length
+        self._is_exact = factory == FLAT
+        self._index = _build(name, self._vectors, factory, search_params, gpu)
+        self._gpu = gpu
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Add vectors, float32 [n, dim], under global rows, int64 [n].
+    def search(self, queries: list[ShardQuery]) -> list[ShardHits]:
+        """For each query the best `k` rows that are not excluded, all of them if there are fewer.
 
         Raises:
-            RetrievalError: wrong width, repeated rows, or a vector that is zero or not finite.
+            RetrievalError: a bad query vector, k below 1, or a probe that is not in this shard.
         """
-        if vectors.shape != (len(rows), self.dim):
-            raise RetrievalError(
-                f"{self.name}: vectors of shape {vectors.shape} do not fit {len(rows)} rows x {self.dim}"
-            )
-        merged = np.concatenate([self._rows, rows])
-        if len(np.unique(merged)) != len(merged):
-            raise RetrievalError(f"{self.name}: a row is added twice; every video belongs in one shard, once")
-        for row, vector in zip(rows, vectors, strict=True):
-            if problem := vector_problem(vector, self.dim):
-                raise RetrievalError(f"{self.name}: the vector of row {row} {problem}")
-        self._index.add_with_ids(np.ascontiguousarray(vectors, np.float32), np.ascontiguousarray(rows, np.int64))
-        self._rows = merged
-
-    def search(self, query: ShardQuery) -> ShardHits:
-        """The best `k` rows that are not excluded, all of them if there are fewer.
-
-        Raises:
-            RetrievalError: empty shard, bad query vector, k below 1, or a probe that is not in this shard.
-        """
-        if query.k < 1:
-            raise RetrievalError(f"{self.name}: k={query.k} must be at least 1")
-        vector = self._checked(query.vector)
-        rows, scores = self._best(vector, query.k, query.exclude)
-        return ShardHits(rows, scores, self.scores_of(query.vector, query.probes))
+        for query in queries:
+            if query.k < 1:
+                raise RetrievalError(f"{self.name}: k={query.k} must be at least 1")
+        vectors = self._stacked([query.vector for query in queries])
+        bounds = self._error_bound * np.linalg.norm(vectors, axis=1)
+        excluded = [self._held(query.exclude) for query in queries]
+        due = [min(query.k, len(self) - len(gone)) for query, gone in zip(queries, excluded, strict=True)]
+        best = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
+        width = {i: self._width(count, excluded[i]) for i, count in enumerate(due) if count}
+        while width:
+            for i, found in self._propose(vectors, width, excluded).items():
+                order = np.lexsort((found.positions, -found.scores))[: due[i]]
+                short = len(order) < due[i]
+                if not short and (found.rest is None or found.scores[order[-1]] > found.rest + bounds[i]):
+                    best[i] = self._rows[found.positions[order]], found.scores[order]
+                    del width[i]
+                else:
+                    width[i] = len(self) if short else self._wider(width[i])
+        return [
+            ShardHits(*hits, self.scores_of(query.vector, query.probes))
+            for hits, query in zip(best, queries, strict=True)
+        ]
 
     def scores_of(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Scores of some rows of this shard, float32 [n], in the order given.
@@ -99,52 +145,117 @@ class Shard:
         Raises:
             RetrievalError: bad query vector, or a row that is not in this shard.
         """
-        wanted = np.unique(rows)
-        missing = np.setdiff1d(wanted, self._rows)
-        if len(missing):
-            raise RetrievalError(f"{self.name}: rows {missing[:5].tolist()} are not in this shard")
-        if not len(wanted):
-            return np.empty(0, np.float32)
-        selector = faiss.IDSelectorBatch(wanted)
-        scores, found = self._index.search(self._checked(vector), len(wanted), params=_only(selector))
-        return scores[0, np.argsort(found[0])][np.searchsorted(wanted, rows)]
+        positions, is_held = self._find(rows)
+        if not is_held.all():
+            raise RetrievalError(f"{self.name}: rows {rows[~is_held][:5].tolist()} are not in this shard")
+        return self._pair_scores(self._stacked([vector]), positions[None])[0]
 
-    def count_above(self, target: RankTarget) -> int:
-        """How many rows of this shard come before the target in the order (-score, row); nothing is excluded.
+    def count_above(self, targets: list[RankTarget]) -> list[int]:
+        """For each target how many rows of this shard come before it by (-score, row); nothing is excluded.
 
         Raises:
-            RetrievalError: bad query vector or empty shard.
+            RetrievalError: bad query vector.
         """
-        score = np.float32(target.score)
-        scores, rows = self._at_least(self._checked(target.vector), score)
-        return int(np.count_nonzero((scores > score) | (rows < target.row)))
+        vectors = self._stacked([target.vector for target in targets])
+        bounds = (self._error_bound * np.linalg.norm(vectors, axis=1))[:, None]
+        scores = np.array([target.score for target in targets], np.float32)
+        counts = np.zeros(len(targets), np.int64)
+        for first in range(0, len(self), BLOCK):
+            above_TB = vectors @ self._vectors[first : first + BLOCK].T - scores[:, None]
+            counts += np.count_nonzero(above_TB > bounds, axis=1)
+            close_TB = np.abs(above_TB) <= bounds
+            for i in np.flatnonzero(close_TB.any(axis=1)):
+                positions = first + np.flatnonzero(close_TB[i])
+                exact = self._pair_scores(vectors[i : i + 1], positions[None])[0]
+                is_tied = (exact == scores[i]) & (self._rows[positions] < targets[i].row)
+                counts[i] += np.count_nonzero((exact > scores[i]) | is_tied)
+        return counts.tolist()
 
-    def _best(self, vector: np.ndarray, k: int, exclude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        excluded = np.intersect1d(exclude, self._rows)
-        available = len(self) - len(excluded)
-        k = min(k, available)
-        if k == 0:
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        banned = faiss.IDSelectorBatch(excluded)
-        params = _only(faiss.IDSelectorNot(banned)) if len(excluded) else None
-        [scores], [rows] = self._index.search(vector, min(k + 1, available), params=params)
-        if available > k and scores[k] == scores[k - 1]:  # which of the equal ones FAISS keeps is its own choice
-            scores, rows = self._at_least(vector, scores[k - 1])
-            kept = ~np.isin(rows, excluded)
-            scores, rows = scores[kept], rows[kept]
-        order = np.lexsort((rows, -scores))[:k]
-        return rows[order], scores[order]
+    def _width(self, due: int, excluded: np.ndarray) -> int:
+        room = 0 if self._takes_selector(excluded) else len(excluded)
+        width = min(len(self), due + room + MARGIN)
+        return len(self) if self._gpu and width > GPU_MOST else width
 
-    def _at_least(self, vector: np.ndarray, score: np.float32) -> tuple[np.ndarray, np.ndarray]:
-        _, scores, rows = self._index.range_search(vector, float(np.nextafter(score, np.float32(-np.inf))))
-        return scores, rows
+    def _wider(self, width: int) -> int:
+        return len(self) if self._gpu or 8 * width > len(self) else 8 * width
 
-    def _checked(self, vector: np.ndarray) -> np.ndarray:
-        if not len(self):
-            raise RetrievalError(f"{self.name} holds no vectors; add rows before searching")
-        if problem := vector_problem(vector, self.dim):
-            raise RetrievalError(f"{self.name}: the query vector {problem}")
-        return np.ascontiguousarray(vector, np.float32)[None]
+    def _takes_selector(self, excluded: np.ndarray) -> bool:
+        return len(excluded) >= LONG_EXCLUSION and not self._gpu  # FAISS has them on a GPU in some builds only
+
+    def _propose(
+        self, vectors: np.ndarray, width: dict[int, int], excluded: list[np.ndarray]
+    ) -> dict[int, _Candidates]:
+        """Candidates of each query named in `width`, about as many as it says, without what is excluded."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, count in width.items():  # together if the widths are alike, alone if all rows or a selector are needed
+            is_alone = count == len(self) or self._takes_selector(excluded[i])
+            groups.setdefault((i + 1 if is_alone else 0, count.bit_length()), []).append(i)
+        found = {}
+        for members in groups.values():
+            asked, gone = vectors[members], excluded[members[0]]
+            count = max(width[i] for i in members)
+            if count == len(self):
+                positions_QK = np.arange(count)[None]
+                rest = [None]
+            elif self._takes_selector(gone):
+                banned = faiss.IDSelectorBatch(gone)
+                available = len(self) - len(gone)
+                proposed, positions_QK = self._index.search(
+                    asked, min(count, available), params=_only(faiss.IDSelectorNot(banned))
+                )
+                rest = [None if count >= available else proposed[0, -1]]
+            else:
+                proposed, positions_QK = self._index.search(asked, count)
+                rest = list(proposed[:, -1])
+            scores_QK = self._pair_scores(asked, positions_QK)
+            for i, positions, scores, floor in zip(members, positions_QK, scores_QK, rest, strict=True):
+                kept = positions >= 0
+                if len(excluded[i]):
+                    kept &= ~np.isin(positions, excluded[i])
+                found[i] = _Candidates(positions[kept], scores[kept], floor if self._is_exact else None)
+        return found
+
+    def _pair_scores(self, vectors: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Scores of positions [q, n] for queries [q, dim], pair by pair; -inf where a position is -1."""
+        positions = np.ascontiguousarray(positions, np.int64)
+        scores = np.empty(positions.shape, np.float32)
+        if positions.size:
+            pointers = map(faiss.swig_ptr, (scores, vectors, self._vectors, positions))
+            faiss.fvec_inner_products_by_idx(*pointers, self.dim, *positions.shape)  # type: ignore[attr-defined]
+        return scores
+
+    def _find(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of global rows in this shard, and whether it holds them."""
+        positions = np.searchsorted(self._rows, rows).clip(max=len(self) - 1)
+        return positions, self._rows[positions] == rows
+
+    def _held(self, rows: np.ndarray) -> np.ndarray:
+        positions, is_held = self._find(rows)
+        return positions[is_held]
+
+    def _stacked(self, vectors: list[np.ndarray]) -> np.ndarray:
+        for vector in vectors:
+            if problem := vector_problem(vector, self.dim):
+                raise RetrievalError(f"{self.name}: the query vector {problem}")
+        return np.ascontiguousarray(np.stack(vectors), np.float32)
+
+
+def _build(name: str, vectors: np.ndarray, factory: str, search_params: str, gpu: bool) -> faiss.Index:
+    if gpu and not hasattr(faiss, "index_cpu_to_all_gpus"):
+        raise RetrievalError(f"{name}: this FAISS has no GPU support; install faiss-gpu, or set cluster.shard.gpus=0")
+    try:
+        index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        if gpu:
+            index = faiss.index_cpu_to_all_gpus(index)
+        index.train(vectors)
+        index.add(vectors)
+        if search_params:
+            faiss.ParameterSpace().set_index_parameters(index, search_params)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise RetrievalError(
+            f"{name}: FAISS cannot build retrieval.index={factory!r} over {len(vectors)} vectors ({error})"
+        ) from error
+    return index
 
 
 def _only(selector: faiss.IDSelector) -> faiss.SearchParameters:

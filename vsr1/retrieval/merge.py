@@ -11,8 +11,8 @@ from vsr1.retrieval.index import ShardHits
 
 def merge_hits(parts: Sequence[ShardHits], k: int) -> list[tuple[int, float]]:
     """The best k (row, score) of all shards by (-score, row), fewer only if the shards hold fewer."""
-    rows = np.concatenate([part.rows for part in parts])
-    scores = np.concatenate([part.scores for part in parts])
+    rows = np.concatenate([np.empty(0, np.int64), *[part.rows for part in parts]])
+    scores = np.concatenate([np.empty(0, np.float32), *[part.scores for part in parts]])
     order = np.lexsort((rows, -scores))[:k]
     return list(zip(rows[order].tolist(), scores[order].tolist(), strict=True))
 

@@ -1,7 +1,8 @@
 """What a search asks, what it answers and how it fails.
 
-A search answers in full or raises `RetrievalError`. `retrieved` has min(k, videos not excluded) entries; it is empty
-only when everything is excluded, and then `exhausted` says so.
+A search answers in full or raises `RetrievalError`; only a request that allows it gets a partial answer, which names
+the shards that are missing. `retrieved` has min(k, videos not excluded) entries; it is empty only when everything is
+excluded, and then `exhausted` says so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class QueryEmbedder(Protocol):
     """What the search needs of an embedder; `vsr1.model.embedder.Embedder` is the one in use."""
 
     dim: int
+    fingerprint: str
 
     def embed_queries(self, queries: list[str], soft_tokens: list[np.ndarray | None] | None = None) -> np.ndarray:
         """Unit vectors, float32 [n, dim], of n texts with optional soft tokens, float32 [N, dim] each."""
@@ -40,6 +42,8 @@ class SearchRequest:
     exclude: list[str] = field(default_factory=list)  # never in `retrieved`; no effect on rank and scores
     rank_of: str | None = None
     scores_of: list[str] = field(default_factory=list)
+    index_version: str | None = None  # the corpus as of that version; None: as it is now
+    partial: bool = False  # while a shard is missing, take what the others find instead of waiting for it
 
     def __post_init__(self) -> None:
         if (self.query is None) == (self.vector is None):
@@ -52,7 +56,10 @@ class SearchRequest:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The answer to one `SearchRequest`. Scores are inner products of unit vectors."""
+    """The answer to one `SearchRequest`. Scores are inner products of unit vectors.
+
+    With `missing` shards it covers the others only: no rank, no scores of videos there, and `exhausted` is not known.
+    """
 
     retrieved: list[tuple[str, float]]  # by (-score, id)
     exhausted: bool  # every video of the corpus was excluded
@@ -60,6 +67,7 @@ class SearchResult:
     scores: dict[str, float]  # of `scores_of`
     index_version: str
     query_vector: np.ndarray  # [dim] float32, unit length
+    missing: list[str] = field(default_factory=list)
 
 
 def vector_problem(vector: np.ndarray, dim: int) -> str | None:

@@ -1,17 +1,18 @@
 """A search over all shards: embed in one call, ask every shard, merge exactly.
 
 Requests that arrive together share one embedding call and one scatter; a second scatter counts ranks where they are
-asked for, because a video's score is known only once its shard has answered. A request that is wrong fails alone. A
-shard that fails, or an answer later than the deadline, is an error that names the part; there is no partial answer.
+asked for, because a video's score is known only once its shard has answered. A request that is wrong fails alone. While
+a shard is missing, a request waits for it up to its deadline and then fails with the shard's name; one that allows a
+partial answer gets what the others found, with the names of those that are missing. A search is answered from one
+version of the corpus, and the current one changes between searches.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -22,165 +23,251 @@ from vsr1.retrieval.corpus import Catalogue
 from vsr1.retrieval.index import RankTarget, ShardHits, ShardQuery
 from vsr1.retrieval.merge import merge_hits, merge_rank
 from vsr1.retrieval.plan import SearchPlan, plan_search
+from vsr1.retrieval.replicas import ReplicaClient, ReplicaSet, ShardUnavailableError
 from vsr1.retrieval.request import QueryEmbedder, RetrievalError, SearchRequest, SearchResult, vector_problem
 
 Answer = TypeVar("Answer")
 
 
-class ShardClient(Protocol):
-    """How to reach a shard; a call raises `RetrievalError` with the shard's name if the shard cannot answer."""
+class ShardClient(ReplicaClient, Protocol):
+    """How to reach a replica of a shard, which holds its part of every version that the searcher serves."""
 
-    name: str
+    async def search(self, version: str, queries: list[ShardQuery]) -> list[ShardHits]: ...
 
-    async def search(self, queries: list[ShardQuery]) -> list[ShardHits]: ...
-
-    async def count_above(self, targets: list[RankTarget]) -> list[int]: ...
+    async def count_above(self, version: str, targets: list[RankTarget]) -> list[int]: ...
 
 
 @dataclass(frozen=True)
-class _Embedded:
+class _Job:
     plan: SearchPlan
-    vector: np.ndarray  # [dim] float32
+    catalogue: Catalogue
+    vector: np.ndarray | None  # [dim] float32; None: to be embedded
+
+
+@dataclass(frozen=True)
+class _Incomplete:
+    """What the shards that are up gave, and why the others are not; `job` has its vector."""
+
+    job: _Job
+    result: SearchResult
+    reasons: list[str]
 
 
 class Searcher:
-    """Shard i holds the rows of `catalogue.bounds(len(shards))[i]`.
-
-    Raises:
-        RetrievalError: the embedder's vectors are not as wide as the corpus's.
-    """
+    """Shard i holds the rows of `catalogue.bounds(len(shards))[i]` of each version served."""
 
     def __init__(
-        self, catalogue: Catalogue, embedder: QueryEmbedder, shards: Sequence[ShardClient], config: RetrievalConfig
+        self, embedder: QueryEmbedder, shards: Sequence[ReplicaSet[ShardClient]], config: RetrievalConfig
     ) -> None:
-        if embedder.dim != catalogue.dim:
-            raise RetrievalError(
-                f"the embedder gives vectors of {embedder.dim} numbers, but the corpus (index {catalogue.version}) "
-                f"holds {catalogue.dim}; embed the corpus with this embedder, or set model.embedder to the one used"
-            )
-        self.catalogue = catalogue
-        self.counts = {"requests": 0, "batches": 0, "embed_calls": 0, "embedded": 0, "largest_batch": 0}
+        self.counts = {"requests": 0, "batches": 0, "embed_calls": 0, "embedded": 0, "largest_batch": 0, "partial": 0}
+        self._versions: dict[str, Catalogue] = {}
         self._embedder = embedder
         self._shards = list(shards)
-        self._starts = np.array([first for first, _ in catalogue.bounds(len(shards))])
         self._deadline_s = config.deadline_s
-        self._waiting_for: set[str] = set()
+        self._keep = config.keep_versions
+        self._is_embedding = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
-        self._batcher: Batcher[SearchPlan, SearchResult] = Batcher(
-            self._run, max_batch=config.max_batch, wait_s=config.batch_wait_ms / 1000
-        )
+        self._batcher: Batcher[_Job, SearchResult | _Incomplete] = Batcher(self._run, max_batch=config.max_batch)
+
+    @property
+    def current(self) -> Catalogue:
+        """What searches without a version see.
+
+        Raises:
+            RetrievalError: nothing is served yet.
+        """
+        if not self._versions:
+            raise RetrievalError("the search serves no corpus yet; await ready() first")
+        return self._versions[next(reversed(self._versions))]
+
+    @property
+    def versions(self) -> list[str]:
+        """Versions that can be searched, the current one last."""
+        return list(self._versions)
+
+    def serve(self, catalogue: Catalogue) -> list[str]:
+        """Make a corpus the current one, once every shard holds it; returns the versions that are served no more.
+
+        Raises:
+            RetrievalError: the embedder's vectors are not as wide as the corpus's.
+        """
+        if self._embedder.dim != catalogue.dim:
+            raise RetrievalError(
+                f"the embedder gives vectors of {self._embedder.dim} numbers, but the corpus (index "
+                f"{catalogue.version}) holds {catalogue.dim}; embed the corpus with this embedder, or set "
+                "model.embedder to the one used"
+            )
+        self._versions.pop(catalogue.version, None)
+        self._versions[catalogue.version] = catalogue
+        retired = self.versions[: -self._keep]
+        for version in retired:
+            del self._versions[version]
+        return retired
 
     async def search(self, request: SearchRequest) -> SearchResult:
         """Answer one request.
 
         Raises:
-            RetrievalError: a request that does not fit the corpus, a shard that failed, or no answer within
-                `retrieval.deadline_s` of its arrival.
+            RetrievalError: a request that does not fit the corpus, a version that is not served, a fault of a shard,
+                or no answer within `retrieval.deadline_s` of its arrival.
         """
-        plan = plan_search(request, self.catalogue)
+        catalogue = self._catalogue(request.index_version)
+        plan = plan_search(request, catalogue)
         self.counts["requests"] += 1
+        job, waits_for = _Job(plan, catalogue, plan.vector), ""
         try:
             async with asyncio.timeout(self._deadline_s):
-                return await self._batcher.submit(plan)
+                while True:
+                    outcome = await self._batcher.submit(job)
+                    if isinstance(outcome, SearchResult):
+                        return outcome
+                    if request.partial and len(outcome.result.missing) < len(self._shards):
+                        self.counts["partial"] += 1
+                        return outcome.result
+                    job, waits_for = outcome.job, "; ".join(outcome.reasons)
+                    missing = [shard for shard in self._shards if shard.name in outcome.result.missing]
+                    await asyncio.gather(*(shard.recovered.wait() for shard in missing))
+                    waits_for = ""
         except TimeoutError as error:
-            waiting = ", ".join(sorted(self._waiting_for)) or "a place in a batch"
+            waits_for = waits_for or ("the query embedder" if self._is_embedding else "the shards")
             raise RetrievalError(
-                f"search got no answer within retrieval.deadline_s={self._deadline_s:g} s; waiting for {waiting}"
+                f"search got no answer within retrieval.deadline_s={self._deadline_s:g} s; waiting for {waits_for}"
             ) from error
 
-    async def _run(self, batch: list[SearchPlan]) -> list[SearchResult | BaseException]:
+    def _catalogue(self, version: str | None) -> Catalogue:
+        if version is None:
+            return self.current
+        if version not in self._versions:
+            raise RetrievalError(
+                f"index version {version!r} is not served; there are {', '.join(self._versions)} "
+                f"(retrieval.keep_versions={self._keep}); ask for one of them or for none"
+            )
+        return self._versions[version]
+
+    async def _run(self, batch: list[_Job]) -> list[SearchResult | _Incomplete | BaseException]:
         self.counts["batches"] += 1
         self.counts["largest_batch"] = max(self.counts["largest_batch"], len(batch))
-        outcomes: list[SearchResult | BaseException] = []
-        good: list[_Embedded] = []
         vectors = await self._vectors(batch)
-        problems = [vector_problem(vector, self.catalogue.dim) for vector in vectors]
-        for plan, vector, problem in zip(batch, vectors, problems, strict=True):
-            if problem is None:
-                good.append(_Embedded(plan, vector))
-        answers = iter(await self._answer(good) if good else [])
-        for plan, problem in zip(batch, problems, strict=True):
-            failed = RetrievalError(f"the embedding of query {plan.request.query!r} {problem}")
-            outcomes.append(next(answers) if problem is None else failed)
-        return outcomes
+        outcomes: dict[int, SearchResult | _Incomplete | BaseException] = {}
+        good: dict[str, list[int]] = {}
+        for i, (job, vector) in enumerate(zip(batch, vectors, strict=True)):
+            if problem := vector_problem(vector, job.catalogue.dim):
+                outcomes[i] = RetrievalError(f"the embedding of query {job.plan.request.query!r} {problem}")
+            else:
+                good.setdefault(job.catalogue.version, []).append(i)
+        for members in good.values():
+            jobs = [replace(batch[i], vector=vectors[i]) for i in members]
+            outcomes.update(zip(members, await self._answer(jobs), strict=True))
+        return [outcomes[i] for i in range(len(batch))]
 
-    async def _vectors(self, batch: list[SearchPlan]) -> list[np.ndarray]:
-        texts = [plan.request.query for plan in batch if plan.request.query is not None]
-        soft = [plan.request.soft_tokens for plan in batch if plan.request.query is not None]
-        embedded = np.empty((0, self.catalogue.dim), np.float32)
+    async def _vectors(self, batch: list[_Job]) -> list[np.ndarray]:
+        texts = [job.plan.request for job in batch if job.vector is None]
+        embedded = np.empty((0, self._embedder.dim), np.float32)
         if texts:
             self.counts["embed_calls"] += 1
             self.counts["embedded"] += len(texts)
-            with self._waiting("the query embedder"):
+            queries = [request.query or "" for request in texts]
+            self._is_embedding = True
+            try:
                 embedded = await asyncio.get_running_loop().run_in_executor(
-                    self._thread, self._embedder.embed_queries, texts, soft
+                    self._thread, self._embedder.embed_queries, queries, [request.soft_tokens for request in texts]
                 )
-        if embedded.shape != (len(texts), self.catalogue.dim):
+            finally:
+                self._is_embedding = False
+        if embedded.shape != (len(texts), self._embedder.dim):
             raise RetrievalError(
                 f"the embedder gave an array {embedded.shape} for {len(texts)} queries, not "
-                f"({len(texts)}, {self.catalogue.dim})"
+                f"({len(texts)}, {self._embedder.dim})"
             )
         fresh = iter(embedded.astype(np.float32))
-        return [next(fresh) if plan.vector is None else plan.vector for plan in batch]
+        return [next(fresh) if job.vector is None else job.vector for job in batch]
 
-    async def _answer(self, searches: list[_Embedded]) -> list[SearchResult]:
-        """Two scatters; `parts[shard][search]` is what a shard found for a search."""
-        owners = [np.searchsorted(self._starts, item.plan.probes, side="right") - 1 for item in searches]
+    async def _answer(self, jobs: list[_Job]) -> list[SearchResult | _Incomplete | BaseException]:
+        """Two scatters over one version; a shard that is missing gives no part."""
+        catalogue = jobs[0].catalogue
+        bounds = catalogue.bounds(len(self._shards))
+        starts = np.array([first for first, _ in bounds])
+        owners = [np.searchsorted(starts, job.plan.probes, side="right") - 1 for job in jobs]
 
         def queries(shard: int) -> list[ShardQuery]:
             return [
-                ShardQuery(item.vector, item.plan.request.k, item.plan.exclude, item.plan.probes[owner == shard])
-                for item, owner in zip(searches, owners, strict=True)
+                ShardQuery(_vector(job), job.plan.request.k, job.plan.exclude, job.plan.probes[owner == shard])
+                for job, owner in zip(jobs, owners, strict=True)
             ]
 
-        parts = await self._scatter(lambda i: self._shards[i].search(queries(i)))
-        hits = list(zip(*parts, strict=True))
-        scores = [_probe_scores(item.plan, found) for item, found in zip(searches, hits, strict=True)]
+        parts, missing = await self._scatter(lambda i: lambda client: client.search(catalogue.version, queries(i)))
+        scores = [
+            {
+                row: float(score)
+                for i, hits in parts.items()
+                for row, score in zip(job.plan.probes[owner == i].tolist(), hits[j].probe_scores, strict=True)
+            }
+            for j, (job, owner) in enumerate(zip(jobs, owners, strict=True))
+        ]
         targets = {
-            i: RankTarget(item.vector, scores[i][item.plan.rank_row], item.plan.rank_row)
-            for i, item in enumerate(searches)
-            if item.plan.rank_row is not None
+            j: RankTarget(_vector(job), scores[j][job.plan.rank_row], job.plan.rank_row)
+            for j, job in enumerate(jobs)
+            if job.plan.rank_row is not None and not missing
         }
         ranks: dict[int, int] = {}
         if targets:
-            counts = await self._scatter(lambda i: self._shards[i].count_above(list(targets.values())))
-            ranks = dict(zip(targets, map(merge_rank, zip(*counts, strict=True)), strict=True))
-        return [self._result(item, hits[i], scores[i], ranks.get(i)) for i, item in enumerate(searches)]
+            counts, missing = await self._scatter(
+                lambda _: lambda client: client.count_above(catalogue.version, list(targets.values()))
+            )
+            if not missing:
+                ranks = dict(zip(targets, map(merge_rank, zip(*counts.values(), strict=True)), strict=True))
+        present = [bounds[i] for i in parts]
+        outcomes: list[SearchResult | _Incomplete | BaseException] = []
+        for j, job in enumerate(jobs):
+            hits = [part[j] for part in parts.values()]
+            is_touched = len(parts) < len(bounds) or j in targets
+            names = [self._shards[i].name for i in missing] if is_touched else []
+            result = _result(job, hits, present, scores[j], ranks.get(j), names)
+            if isinstance(result, SearchResult) and names:
+                outcomes.append(_Incomplete(job, result, list(missing.values())))
+            else:
+                outcomes.append(result)
+        return outcomes
 
-    def _result(
-        self, item: _Embedded, hits: Sequence[ShardHits], scores: dict[int, float], rank: int | None
-    ) -> SearchResult:
-        ids, request = self.catalogue.video_ids, item.plan.request
-        retrieved = [(ids[row], score) for row, score in merge_hits(hits, request.k)]
-        due = min(request.k, len(ids) - len(item.plan.exclude))
-        if len(retrieved) != due:
-            raise RetrievalError(f"the shards gave {len(retrieved)} videos where {due} were due; rebuild the index")
-        by_id = {ids[row]: score for row, score in scores.items()}
-        wanted = {video_id: by_id[video_id] for video_id in request.scores_of}
-        return SearchResult(retrieved, due == 0, rank, wanted, self.catalogue.version, item.vector)
-
-    async def _scatter(self, call: Callable[[int], Coroutine[Any, Any, list[Answer]]]) -> list[list[Answer]]:
-        async def ask(i: int) -> list[Answer]:
-            name = self._shards[i].name
-            try:
-                with self._waiting(name):
-                    async with asyncio.timeout(self._deadline_s):
-                        return await call(i)
-            except TimeoutError as error:
-                raise RetrievalError(f"{name} gave no answer within {self._deadline_s:g} s") from error
-
-        return list(await asyncio.gather(*(ask(i) for i in range(len(self._shards)))))
-
-    @contextmanager
-    def _waiting(self, part: str) -> Iterator[None]:
-        self._waiting_for.add(part)
-        try:
-            yield
-        finally:
-            self._waiting_for.discard(part)
+    async def _scatter(
+        self, ask: Callable[[int], Callable[[ShardClient], Coroutine[Any, Any, list[Answer]]]]
+    ) -> tuple[dict[int, list[Answer]], dict[int, str]]:
+        """Answers by shard, and the reasons of those that are missing."""
+        calls = [shard.call(ask(i)) for i, shard in enumerate(self._shards)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        given: dict[int, list[Answer]] = {}
+        missing: dict[int, str] = {}
+        for i, answer in enumerate(answers):
+            if isinstance(answer, ShardUnavailableError):
+                missing[i] = str(answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                given[i] = answer
+        return given, missing
 
 
-def _probe_scores(plan: SearchPlan, hits: Sequence[ShardHits]) -> dict[int, float]:
-    """Scores by row. Probes are sorted and shards hold consecutive rows, so shard order is probe order."""
-    joined = np.concatenate([part.probe_scores for part in hits])
-    return dict(zip(plan.probes.tolist(), joined.tolist(), strict=True))
+def _vector(job: _Job) -> np.ndarray:
+    if job.vector is None:
+        raise ValueError("a job is searched before it is embedded")
+    return job.vector
+
+
+def _result(
+    job: _Job,
+    hits: Sequence[ShardHits],
+    present: Sequence[tuple[int, int]],
+    scores: dict[int, float],
+    rank: int | None,
+    missing: list[str],
+) -> SearchResult | RetrievalError:
+    ids, request, exclude = job.catalogue.video_ids, job.plan.request, job.plan.exclude
+    retrieved = [(ids[row], score) for row, score in merge_hits(hits, request.k)]
+    available = sum(end - first - int(((exclude >= first) & (exclude < end)).sum()) for first, end in present)
+    due = min(request.k, available)
+    if len(retrieved) != due:
+        return RetrievalError(f"the shards gave {len(retrieved)} videos where {due} were due; rebuild the index")
+    by_id = {ids[row]: score for row, score in scores.items()}
+    wanted = {video_id: by_id[video_id] for video_id in request.scores_of if video_id in by_id}
+    exhausted = due == 0 and not missing
+    return SearchResult(retrieved, exhausted, rank, wanted, job.catalogue.version, _vector(job), missing)
