@@ -1,4 +1,4 @@
-"""The clip store: one per node, reads each clip once and hands out references to it in the object store.
+"""The clip stores: one per node, which reads each clip once and hands out references to it in the object store.
 
 A clip that is evicted lives on while somebody holds its reference; the budget counts what the store itself keeps alive.
 The references belong to this actor: when it dies, they are lost with it and reading one raises `OwnerDiedError`.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vsr1.formats.clip_cache import ClipCache
 
@@ -60,3 +61,33 @@ class ClipStoreActor:
 
 
 ClipStore: Any = ray.remote(ClipStoreActor)  # Any: the stubs of Ray give a handle no `.remote`
+
+
+class ClipStores:
+    """One store for each node that is asked for, held by the driver.
+
+    Args:
+        reader: of the clip folder, which every node must see.
+        budget_bytes: of each store.
+        options: Ray options of each store.
+    """
+
+    def __init__(self, reader: ClipReader, budget_bytes: int, options: dict[str, Any]) -> None:
+        self._reader, self._budget_bytes, self._options = reader, budget_bytes, options
+        self._by_node: dict[str, Any] = {}
+
+    def on(self, node_id: str) -> Any:
+        """Handle of the node's store, started at the first call."""
+        if node_id not in self._by_node:
+            there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            self._by_node[node_id] = ClipStore.options(**self._options, scheduling_strategy=there).remote(
+                self._reader, self._budget_bytes
+            )
+        return self._by_node[node_id]
+
+    def here(self) -> Any:
+        """Handle of the store on this process's node."""
+        return self.on(ray.get_runtime_context().get_node_id())
+
+    def actors(self) -> list[Any]:
+        return list(self._by_node.values())

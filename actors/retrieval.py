@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError
 from vsr1.config import Config, ModelConfig, RetrievalConfig
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.corpus import Catalogue
-from vsr1.retrieval.index import RankTarget, Shard, ShardHits, ShardQuery
+from vsr1.retrieval.index import RankTarget, Shard, ShardHits, ShardQueries
 from vsr1.retrieval.replicas import ReplicaSet, ShardUnavailableError
 from vsr1.retrieval.request import QueryEmbedder, RetrievalError, SearchRequest, SearchResult
 from vsr1.retrieval.searcher import Searcher, ShardClient
@@ -50,7 +50,7 @@ class IndexShardActor:
     def unload(self, version: str) -> None:
         self._versions.pop(version, None)
 
-    def search(self, version: str, queries: list[ShardQuery]) -> list[ShardHits]:
+    def search(self, version: str, queries: ShardQueries) -> ShardHits:
         return self._version(version).search(queries)
 
     def count_above(self, version: str, targets: list[RankTarget]) -> list[int]:
@@ -72,7 +72,7 @@ class RemoteShard:
     def __init__(self, name: str, actor: Any, parts: dict[str, tuple[np.ndarray, ray.ObjectRef]]) -> None:
         self.name, self.actor, self._parts = name, actor, parts
 
-    async def search(self, version: str, queries: list[ShardQuery]) -> list[ShardHits]:
+    async def search(self, version: str, queries: ShardQueries) -> ShardHits:
         return await self._answer(self.actor.search.remote(version, queries))
 
     async def count_above(self, version: str, targets: list[RankTarget]) -> list[int]:

@@ -25,10 +25,10 @@ from vsr1.retrieval.request import SearchRequest, SearchResult
 
 
 class RolloutWorkerActor:
-    """`retrieval` is a `RetrievalService` handle, `clips` a `ClipStore` handle."""
+    """`retrieval` is a `RetrievalService` handle."""
 
-    def __init__(self, config: Config, retrieval: Any, clips: Any) -> None:
-        self._config, self._retrieval, self._clips = config, retrieval, clips
+    def __init__(self, config: Config, retrieval: Any) -> None:
+        self._config, self._retrieval = config, retrieval
         agent = config.agent
         self._settings = SearchSettings(
             max_turns=agent.max_turns,
@@ -38,8 +38,17 @@ class RolloutWorkerActor:
         )
         self._engine: PolicyEngine | None = None
 
-    async def start(self) -> None:
-        """Load the policy into the engine; await it once before the first rollout."""
+    async def node(self) -> str:
+        """Id of the Ray node that this worker is on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    async def start(self, clips: Any) -> None:
+        """Load the policy into the engine; await it once before the first rollout.
+
+        Args:
+            clips: handle of the `ClipStore` on this worker's node.
+        """
+        self._clips = clips
         model = self._config.model
         self._engine = await PolicyEngine.start(
             model.policy,

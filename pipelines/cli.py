@@ -77,6 +77,21 @@ def eval_command(overrides: Overrides = None, config: ConfigFile = None, dry_run
     console.print(metric_table({settings.eval.split: summary.to_json()}))
 
 
+@app.command("retriever")
+def retriever_command(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    split: Annotated[str, typer.Option(help="Whose corpus is searched.")] = "test",
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option()] = 8000,
+) -> None:
+    """Serve the search over a split as POST /retrieve, until interrupted."""
+    settings = _settings(config, overrides, False)
+    from pipelines.retriever import serve_retriever
+
+    _guarded(serve_retriever, settings, split, host, port)
+
+
 @data_app.command("toy")
 def data_toy(
     out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
@@ -155,6 +170,34 @@ def bench_weights_command(
     from pipelines.bench import bench_weights
 
     print(json.dumps(_guarded(bench_weights, shape, way, rounds)))
+
+
+@bench_app.command("retrieval")
+def bench_retrieval_command(
+    videos: Annotated[int, typer.Option(help="Vectors in the corpus.")] = 100_000,
+    dim: Annotated[int, typer.Option(help="Numbers in a vector.")] = 2048,
+    batch: Annotated[int, typer.Option(help="Queries in one call.")] = 256,
+    shards: Annotated[int, typer.Option(help="Shard actors, one thread each.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Measured batches; medians count.")] = 7,
+) -> None:
+    """The search service beside one plain FAISS index on the same vectors."""
+    from pipelines.bench_retrieval import bench_retrieval
+
+    print(json.dumps(_guarded(bench_retrieval, videos, dim, batch, shards, rounds)))
+
+
+@bench_app.command("kills")
+def bench_kills_command(
+    videos: Annotated[int, typer.Option(help="Vectors in the corpus.")] = 10_000,
+    dim: Annotated[int, typer.Option(help="Numbers in a vector.")] = 256,
+    searches: Annotated[int, typer.Option(help="Searches that are checked.")] = 10_000,
+    shards: Annotated[int, typer.Option(help="Shards, of two replicas each.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Kills whose recovery is timed; medians count.")] = 5,
+) -> None:
+    """Searches while shards are killed, every answer checked; seconds until a search is answered after a kill."""
+    from pipelines.bench_retrieval import bench_kills
+
+    print(json.dumps(_guarded(bench_kills, videos, dim, searches, shards, rounds)))
 
 
 def run_job(job: Callable[..., Any]) -> None:

@@ -151,7 +151,13 @@ def placement_plan(config: Config, available: Capacity | None = None) -> Plan:
         roles=(
             Role("rollout worker", config.rollout.workers, "rollout.workers", "cluster.rollout", cluster.rollout),
             Role("learner rank", config.grpo.learner.ranks, "grpo.learner.ranks", "cluster.learner", cluster.learner),
-            Role("retrieval shard", config.retrieval.shards, "retrieval.shards", "cluster.shard", cluster.shard),
+            Role(
+                "retrieval shard",
+                config.retrieval.shards * config.retrieval.replicas,
+                "retrieval.shards",
+                "cluster.shard",
+                cluster.shard,
+            ),
             Role("retrieval service", 1, "", "cluster.retrieval", cluster.retrieval),
             Role("reward worker", cluster.reward_workers, "cluster.reward_workers", "cluster.reward", cluster.reward),
             Role("clip store", nodes, "", "cluster.clips", cluster.clips),

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 import ray.data
 
-from actors.clips import ClipStore
+from actors.clips import ClipStores
 from actors.learner import LearnerGroup
 from actors.retrieval import RetrievalService
 from actors.rewards import RewardWorker
@@ -81,21 +81,22 @@ def services(config: Config, split: str) -> Iterator[Services]:
     need = config.cluster
     reader = ClipFolder(DatasetFolder(config.data.root).clips(split), config.data.timestamps)
     retrieval = RetrievalService.options(**resources(need.retrieval), name=f"retrieval-{split}").remote(config, split)
-    clips = ClipStore.options(**resources(need.clips)).remote(
-        reader, int(need.object_store_gib * 2**30 * CLIP_BUDGET_SHARE)
-    )
+    budget = int(need.object_store_gib * 2**30 * CLIP_BUDGET_SHARE)
+    clips = ClipStores(reader, budget, resources(need.clips))
     rewards = [
         RewardWorker.options(**resources(need.reward)).remote(config.rewards) for _ in range(need.reward_workers)
     ]
     rollouts = [
-        RolloutWorker.options(**resources(need.rollout)).remote(config, retrieval, clips)
+        RolloutWorker.options(**resources(need.rollout)).remote(config, retrieval)
         for _ in range(config.rollout.workers)
     ]
     try:
-        ray.get([retrieval.ready.remote(), *[worker.start.remote() for worker in rollouts]])
-        yield Services(retrieval, clips, rewards, rollouts, config.rollout.transfer)
+        nodes = ray.get([worker.node.remote() for worker in rollouts])
+        started = [worker.start.remote(clips.on(node)) for worker, node in zip(rollouts, nodes, strict=True)]
+        ray.get([retrieval.ready.remote(), *started])
+        yield Services(retrieval, clips.here(), rewards, rollouts, config.rollout.transfer)
     finally:
-        _stop(rollouts, [retrieval, clips, *rewards])
+        _stop(rollouts, [retrieval, *clips.actors(), *rewards])
 
 
 def _stop(rollouts: list[Any], others: list[Any]) -> None:

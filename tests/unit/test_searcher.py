@@ -9,7 +9,7 @@ import pytest
 
 from vsr1.config import RetrievalConfig
 from vsr1.retrieval.corpus import Catalogue
-from vsr1.retrieval.index import RankTarget, Shard, ShardHits, ShardQuery
+from vsr1.retrieval.index import Ragged, RankTarget, Shard, ShardHits, ShardQueries
 from vsr1.retrieval.replicas import ReplicaSet, ShardUnavailableError
 from vsr1.retrieval.request import RetrievalError, SearchRequest
 from vsr1.retrieval.searcher import Searcher
@@ -56,12 +56,12 @@ class LocalShard:
         self.scatters: list[int] = []
         self._shard = Shard(name, np.arange(first, end), VECTORS[first:end])
 
-    async def search(self, version: str, queries: list[ShardQuery]) -> list[ShardHits]:
-        self.scatters.append(len(queries))
+    async def search(self, version: str, queries: ShardQueries) -> ShardHits:
+        self.scatters.append(len(queries.k))
         await self._suffer()
         hits = self._shard.search(queries)
         if self.fault == "forgets":
-            return [ShardHits(hit.rows[1:], hit.scores[1:], hit.probe_scores) for hit in hits]
+            return ShardHits(Ragged(hits.rows.values[:-1], hits.rows.ends - 1), hits.scores[:-1], hits.probe_scores)
         return hits
 
     async def count_above(self, version: str, targets: list[RankTarget]) -> list[int]:

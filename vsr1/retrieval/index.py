@@ -8,6 +8,7 @@ them, so a result is taken when its last score lies further above what the propo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import faiss
@@ -22,28 +23,47 @@ BLOCK = 4096  # rows in one matrix product of a rank count
 FLAT = "Flat"
 
 
-@dataclass(frozen=True)
-class ShardQuery:
-    """One query, as a shard sees it."""
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Arrays of any lengths in one piece, so that a batch travels as a few arrays and not as thousands."""
 
-    vector: np.ndarray  # [dim] float32
-    k: int
-    exclude: np.ndarray  # int64 rows of the whole corpus
-    probes: np.ndarray  # int64 rows of this shard whose scores are wanted
+    values: np.ndarray
+    ends: np.ndarray  # int64; part i is values[ends[i - 1] : ends[i]]
 
+    @classmethod
+    def of(cls, parts: Sequence[np.ndarray]) -> Ragged:
+        """At least one array, all of one dtype."""
+        return cls(np.concatenate(parts), np.cumsum([len(part) for part in parts]))
 
-@dataclass(frozen=True)
-class ShardHits:
-    """The best rows of a shard by (-score, row), and the scores of the probes in the order asked."""
+    def __len__(self) -> int:
+        return len(self.ends)
 
-    rows: np.ndarray  # int64
-    scores: np.ndarray  # float32
-    probe_scores: np.ndarray  # float32
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.values[self.ends[i - 1] if i else 0 : self.ends[i]]
 
     @property
-    def exhausted(self) -> bool:
-        """Every row of the shard was excluded; the only way to get no rows."""
-        return len(self.rows) == 0
+    def owners(self) -> np.ndarray:
+        """The part that each value belongs to, int64."""
+        return np.repeat(np.arange(len(self)), np.diff(self.ends, prepend=0))
+
+
+@dataclass(frozen=True, eq=False)
+class ShardQueries:
+    """A batch of queries, as a shard sees it."""
+
+    vectors: np.ndarray  # [q, dim] float32
+    k: np.ndarray  # [q] int64
+    exclude: Ragged  # int64 rows of the whole corpus
+    probes: Ragged  # int64 rows of this shard whose scores are wanted
+
+
+@dataclass(frozen=True, eq=False)
+class ShardHits:
+    """For each query the best rows of a shard by (-score, row), and the scores of the probes in the order asked."""
+
+    rows: Ragged  # int64
+    scores: np.ndarray  # float32, beside `rows.values`
+    probe_scores: np.ndarray  # float32, beside `probes.values`
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,7 @@ class RankTarget:
 
 @dataclass(frozen=True)
 class _Candidates:
-    positions: np.ndarray  # int64 [n], in the shard
+    positions: np.ndarray  # int64 [n], in the shard, best first
     scores: np.ndarray  # float32 [n], exact
     rest: np.float32 | None  # FAISS scores what it left out no higher; None: nothing that counts was left out
 
@@ -110,34 +130,31 @@ class Shard:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def search(self, queries: list[ShardQuery]) -> list[ShardHits]:
+    def search(self, queries: ShardQueries) -> ShardHits:
         """For each query the best `k` rows that are not excluded, all of them if there are fewer.
 
         Raises:
             RetrievalError: a bad query vector, k below 1, or a probe that is not in this shard.
         """
-        for query in queries:
-            if query.k < 1:
-                raise RetrievalError(f"{self.name}: k={query.k} must be at least 1")
-        vectors = self._stacked([query.vector for query in queries])
+        if (queries.k < 1).any():
+            raise RetrievalError(f"{self.name}: k={queries.k.min()} must be at least 1")
+        vectors = self._checked(queries.vectors)
         bounds = self._error_bound * np.linalg.norm(vectors, axis=1)
-        excluded = [self._held(query.exclude) for query in queries]
-        due = [min(query.k, len(self) - len(gone)) for query, gone in zip(queries, excluded, strict=True)]
-        best = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
-        width = {i: self._width(count, excluded[i]) for i, count in enumerate(due) if count}
+        excluded = self._excluded(queries.exclude)
+        due = np.minimum(queries.k, len(self) - np.array([len(gone) for gone in excluded]))
+        rows: list[np.ndarray] = [np.empty(0, np.int64)] * len(vectors)
+        scores: list[np.ndarray] = [np.empty(0, np.float32)] * len(vectors)
+        width = {i: self._width(count, excluded[i]) for i, count in enumerate(due.tolist()) if count}
         while width:
             for i, found in self._propose(vectors, width, excluded).items():
-                order = np.lexsort((found.positions, -found.scores))[: due[i]]
-                short = len(order) < due[i]
-                if not short and (found.rest is None or found.scores[order[-1]] > found.rest + bounds[i]):
-                    best[i] = self._rows[found.positions[order]], found.scores[order]
+                is_short = len(found.scores) < due[i]
+                last = None if is_short else found.scores[due[i] - 1]
+                if last is not None and (found.rest is None or last > found.rest + bounds[i]):
+                    rows[i], scores[i] = self._rows[found.positions[: due[i]]], found.scores[: due[i]]
                     del width[i]
                 else:
-                    width[i] = len(self) if short else self._wider(width[i])
-        return [
-            ShardHits(*hits, self.scores_of(query.vector, query.probes))
-            for hits, query in zip(best, queries, strict=True)
-        ]
+                    width[i] = len(self) if is_short else self._wider(width[i])
+        return ShardHits(Ragged.of(rows), np.concatenate(scores), self._probe_scores(vectors, queries.probes))
 
     def scores_of(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Scores of some rows of this shard, float32 [n], in the order given.
@@ -145,10 +162,7 @@ class Shard:
         Raises:
             RetrievalError: bad query vector, or a row that is not in this shard.
         """
-        positions, is_held = self._find(rows)
-        if not is_held.all():
-            raise RetrievalError(f"{self.name}: rows {rows[~is_held][:5].tolist()} are not in this shard")
-        return self._pair_scores(self._stacked([vector]), positions[None])[0]
+        return self._probe_scores(self._checked(vector[None]), Ragged.of([rows]))
 
     def count_above(self, targets: list[RankTarget]) -> list[int]:
         """For each target how many rows of this shard come before it by (-score, row); nothing is excluded.
@@ -156,7 +170,7 @@ class Shard:
         Raises:
             RetrievalError: bad query vector.
         """
-        vectors = self._stacked([target.vector for target in targets])
+        vectors = self._checked(np.stack([target.vector for target in targets]))
         bounds = (self._error_bound * np.linalg.norm(vectors, axis=1))[:, None]
         scores = np.array([target.score for target in targets], np.float32)
         counts = np.zeros(len(targets), np.int64)
@@ -208,12 +222,22 @@ class Shard:
                 proposed, positions_QK = self._index.search(asked, count)
                 rest = list(proposed[:, -1])
             scores_QK = self._pair_scores(asked, positions_QK)
+            order = np.lexsort((positions_QK, -scores_QK), axis=1)
+            positions_QK = np.take_along_axis(positions_QK, order, axis=1)
+            scores_QK = np.take_along_axis(scores_QK, order, axis=1)
+            is_padded = bool((positions_QK < 0).any())
             for i, positions, scores, floor in zip(members, positions_QK, scores_QK, rest, strict=True):
-                kept = positions >= 0
-                if len(excluded[i]):
-                    kept &= ~np.isin(positions, excluded[i])
-                found[i] = _Candidates(positions[kept], scores[kept], floor if self._is_exact else None)
+                if is_padded or len(excluded[i]):
+                    kept = (positions >= 0) & ~np.isin(positions, excluded[i])
+                    positions, scores = positions[kept], scores[kept]
+                found[i] = _Candidates(positions, scores, floor if self._is_exact else None)
         return found
+
+    def _probe_scores(self, vectors: np.ndarray, probes: Ragged) -> np.ndarray:
+        positions, is_held = self._find(probes.values)
+        if not is_held.all():
+            raise RetrievalError(f"{self.name}: rows {probes.values[~is_held][:5].tolist()} are not in this shard")
+        return self._pair_scores(vectors[probes.owners], positions[:, None])[:, 0]
 
     def _pair_scores(self, vectors: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Scores of positions [q, n] for queries [q, dim], pair by pair; -inf where a position is -1."""
@@ -229,15 +253,21 @@ class Shard:
         positions = np.searchsorted(self._rows, rows).clip(max=len(self) - 1)
         return positions, self._rows[positions] == rows
 
-    def _held(self, rows: np.ndarray) -> np.ndarray:
-        positions, is_held = self._find(rows)
-        return positions[is_held]
+    def _excluded(self, exclude: Ragged) -> list[np.ndarray]:
+        """For each query the positions in this shard that it excludes."""
+        positions, is_held = self._find(exclude.values)
+        owners = exclude.owners
+        return (
+            [np.empty(0, np.int64)] * len(exclude)
+            if not is_held.any()
+            else [np.unique(positions[is_held & (owners == i)]) for i in range(len(exclude))]
+        )
 
-    def _stacked(self, vectors: list[np.ndarray]) -> np.ndarray:
-        for vector in vectors:
-            if problem := vector_problem(vector, self.dim):
-                raise RetrievalError(f"{self.name}: the query vector {problem}")
-        return np.ascontiguousarray(np.stack(vectors), np.float32)
+    def _checked(self, vectors: np.ndarray) -> np.ndarray:
+        if vectors.shape[1] != self.dim or not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
+            problems = (vector_problem(vector, self.dim) for vector in vectors)
+            raise RetrievalError(f"{self.name}: the query vector {next(filter(None, problems))}")
+        return np.ascontiguousarray(vectors, np.float32)
 
 
 def _build(name: str, vectors: np.ndarray, factory: str, search_params: str, gpu: bool) -> faiss.Index:

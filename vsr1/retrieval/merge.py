@@ -6,15 +6,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vsr1.retrieval.index import ShardHits
+from vsr1.retrieval.index import Ragged, ShardHits
 
 
-def merge_hits(parts: Sequence[ShardHits], k: int) -> list[tuple[int, float]]:
-    """The best k (row, score) of all shards by (-score, row), fewer only if the shards hold fewer."""
-    rows = np.concatenate([np.empty(0, np.int64), *[part.rows for part in parts]])
-    scores = np.concatenate([np.empty(0, np.float32), *[part.scores for part in parts]])
-    order = np.lexsort((rows, -scores))[:k]
-    return list(zip(rows[order].tolist(), scores[order].tolist(), strict=True))
+def merge_hits(parts: Sequence[ShardHits], k: np.ndarray) -> tuple[Ragged, np.ndarray]:
+    """For each query the best k of all shards by (-score, row), fewer only if the shards hold fewer.
+
+    Args:
+        parts: of at least one shard, all for the same queries. k: [q] int64.
+
+    Returns:
+        rows, int64, and beside their values the scores, float32.
+    """
+    owners = np.concatenate([part.rows.owners for part in parts])
+    rows = np.concatenate([part.rows.values for part in parts])
+    scores = np.concatenate([part.scores for part in parts])
+    order = np.lexsort((rows, -scores, owners))
+    counts = np.bincount(owners, minlength=len(k))
+    starts = np.cumsum(counts) - counts
+    is_kept = np.arange(len(order)) - starts[owners[order]] < k[owners[order]]
+    order = order[is_kept]
+    return Ragged(rows[order], np.cumsum(np.minimum(counts, k))), scores[order]
 
 
 def merge_rank(counts: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ def plan_search(request: SearchRequest, catalogue: Catalogue) -> SearchPlan:
     Raises:
         RetrievalError: unknown ids, or soft tokens or a vector that do not fit the corpus.
     """
-    exclude = np.unique(catalogue.rows(request.exclude, "exclude"))
+    exclude = _sorted(catalogue.rows(request.exclude, "exclude"))
     probes = catalogue.rows(request.scores_of, "scores_of")
     rank_row = None
     if request.rank_of is not None:
@@ -43,5 +44,9 @@ def plan_search(request: SearchRequest, catalogue: Catalogue) -> SearchPlan:
         if problem := vector_problem(request.vector, catalogue.dim):
             raise RetrievalError(f"the query vector {problem}")
         wide = request.vector.astype(np.float64)
-        vector = (wide / np.linalg.norm(wide)).astype(np.float32)
-    return SearchPlan(request, exclude, np.unique(probes), rank_row, vector)
+        vector = (wide / math.sqrt(wide @ wide)).astype(np.float32)
+    return SearchPlan(request, exclude, _sorted(probes), rank_row, vector)
+
+
+def _sorted(rows: np.ndarray) -> np.ndarray:
+    return np.unique(rows) if len(rows) > 1 else rows

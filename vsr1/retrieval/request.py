@@ -17,6 +17,10 @@ class RetrievalError(RuntimeError):
     """A search, or a corpus, that cannot be answered or served; the message names the part at fault."""
 
 
+class SearchTimeoutError(RetrievalError):
+    """A search got no answer before its deadline."""
+
+
 class QueryEmbedder(Protocol):
     """What the search needs of an embedder; `vsr1.model.embedder.Embedder` is the one in use."""
 

@@ -10,6 +10,7 @@ version of the corpus, and the current one changes between searches.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,11 +21,18 @@ import numpy as np
 from vsr1.config import RetrievalConfig
 from vsr1.retrieval.batching import Batcher
 from vsr1.retrieval.corpus import Catalogue
-from vsr1.retrieval.index import RankTarget, ShardHits, ShardQuery
+from vsr1.retrieval.index import Ragged, RankTarget, ShardHits, ShardQueries
 from vsr1.retrieval.merge import merge_hits, merge_rank
 from vsr1.retrieval.plan import SearchPlan, plan_search
 from vsr1.retrieval.replicas import ReplicaClient, ReplicaSet, ShardUnavailableError
-from vsr1.retrieval.request import QueryEmbedder, RetrievalError, SearchRequest, SearchResult, vector_problem
+from vsr1.retrieval.request import (
+    QueryEmbedder,
+    RetrievalError,
+    SearchRequest,
+    SearchResult,
+    SearchTimeoutError,
+    vector_problem,
+)
 
 Answer = TypeVar("Answer")
 
@@ -32,7 +40,7 @@ Answer = TypeVar("Answer")
 class ShardClient(ReplicaClient, Protocol):
     """How to reach a replica of a shard, which holds its part of every version that the searcher serves."""
 
-    async def search(self, version: str, queries: list[ShardQuery]) -> list[ShardHits]: ...
+    async def search(self, version: str, queries: ShardQueries) -> ShardHits: ...
 
     async def count_above(self, version: str, targets: list[RankTarget]) -> list[int]: ...
 
@@ -108,8 +116,8 @@ class Searcher:
         """Answer one request.
 
         Raises:
-            RetrievalError: a request that does not fit the corpus, a version that is not served, a fault of a shard,
-                or no answer within `retrieval.deadline_s` of its arrival.
+            SearchTimeoutError: no answer within `retrieval.deadline_s` of its arrival.
+            RetrievalError: a request that does not fit the corpus, a version that is not served, or a fault of a shard.
         """
         catalogue = self._catalogue(request.index_version)
         plan = plan_search(request, catalogue)
@@ -130,7 +138,7 @@ class Searcher:
                     waits_for = ""
         except TimeoutError as error:
             waits_for = waits_for or ("the query embedder" if self._is_embedding else "the shards")
-            raise RetrievalError(
+            raise SearchTimeoutError(
                 f"search got no answer within retrieval.deadline_s={self._deadline_s:g} s; waiting for {waits_for}"
             ) from error
 
@@ -186,26 +194,28 @@ class Searcher:
         """Two scatters over one version; a shard that is missing gives no part."""
         catalogue = jobs[0].catalogue
         bounds = catalogue.bounds(len(self._shards))
+        vectors = np.stack([_vector(job) for job in jobs])
+        k = np.array([job.plan.request.k for job in jobs])
+        exclude = Ragged.of([job.plan.exclude for job in jobs])
+        probes = Ragged.of([job.plan.probes for job in jobs])
         starts = np.array([first for first, _ in bounds])
-        owners = [np.searchsorted(starts, job.plan.probes, side="right") - 1 for job in jobs]
+        shard_of = np.searchsorted(starts, probes.values, side="right") - 1
 
-        def queries(shard: int) -> list[ShardQuery]:
-            return [
-                ShardQuery(_vector(job), job.plan.request.k, job.plan.exclude, job.plan.probes[owner == shard])
-                for job, owner in zip(jobs, owners, strict=True)
-            ]
+        def queries(shard: int) -> ShardQueries:
+            mine = shard_of == shard
+            ends = np.cumsum(np.bincount(probes.owners[mine], minlength=len(jobs)))
+            return ShardQueries(vectors, k, exclude, Ragged(probes.values[mine], ends))
 
         parts, missing = await self._scatter(lambda i: lambda client: client.search(catalogue.version, queries(i)))
+        probe_scores = np.full(len(probes.values), np.nan, np.float32)
+        for i, part in parts.items():
+            probe_scores[shard_of == i] = part.probe_scores
         scores = [
-            {
-                row: float(score)
-                for i, hits in parts.items()
-                for row, score in zip(job.plan.probes[owner == i].tolist(), hits[j].probe_scores, strict=True)
-            }
-            for j, (job, owner) in enumerate(zip(jobs, owners, strict=True))
+            dict(zip(job.plan.probes.tolist(), Ragged(probe_scores, probes.ends)[j].tolist(), strict=True))
+            for j, job in enumerate(jobs)
         ]
         targets = {
-            j: RankTarget(_vector(job), scores[j][job.plan.rank_row], job.plan.rank_row)
+            j: RankTarget(vectors[j], scores[j][job.plan.rank_row], job.plan.rank_row)
             for j, job in enumerate(jobs)
             if job.plan.rank_row is not None and not missing
         }
@@ -216,13 +226,18 @@ class Searcher:
             )
             if not missing:
                 ranks = dict(zip(targets, map(merge_rank, zip(*counts.values(), strict=True)), strict=True))
-        present = [bounds[i] for i in parts]
+        if not parts:
+            names = [self._shards[i].name for i in missing]
+            none = [SearchResult([], False, None, {}, catalogue.version, vector, names) for vector in vectors]
+            return [_Incomplete(job, result, list(missing.values())) for job, result in zip(jobs, none, strict=True)]
+        rows, row_scores = merge_hits(list(parts.values()), k)
+        found = Ragged(row_scores, rows.ends)
         outcomes: list[SearchResult | _Incomplete | BaseException] = []
         for j, job in enumerate(jobs):
-            hits = [part[j] for part in parts.values()]
             is_touched = len(parts) < len(bounds) or j in targets
             names = [self._shards[i].name for i in missing] if is_touched else []
-            result = _result(job, hits, present, scores[j], ranks.get(j), names)
+            retrieved = list(zip(rows[j].tolist(), found[j].tolist(), strict=True))
+            result = _result(job, retrieved, [bounds[i] for i in parts], scores[j], ranks.get(j), names)
             if isinstance(result, SearchResult) and names:
                 outcomes.append(_Incomplete(job, result, list(missing.values())))
             else:
@@ -230,12 +245,12 @@ class Searcher:
         return outcomes
 
     async def _scatter(
-        self, ask: Callable[[int], Callable[[ShardClient], Coroutine[Any, Any, list[Answer]]]]
-    ) -> tuple[dict[int, list[Answer]], dict[int, str]]:
+        self, ask: Callable[[int], Callable[[ShardClient], Coroutine[Any, Any, Answer]]]
+    ) -> tuple[dict[int, Answer], dict[int, str]]:
         """Answers by shard, and the reasons of those that are missing."""
         calls = [shard.call(ask(i)) for i, shard in enumerate(self._shards)]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        given: dict[int, list[Answer]] = {}
+        given: dict[int, Answer] = {}
         missing: dict[int, str] = {}
         for i, answer in enumerate(answers):
             if isinstance(answer, ShardUnavailableError):
@@ -255,19 +270,21 @@ def _vector(job: _Job) -> np.ndarray:
 
 def _result(
     job: _Job,
-    hits: Sequence[ShardHits],
+    found: list[tuple[int, float]],
     present: Sequence[tuple[int, int]],
     scores: dict[int, float],
     rank: int | None,
     missing: list[str],
 ) -> SearchResult | RetrievalError:
     ids, request, exclude = job.catalogue.video_ids, job.plan.request, job.plan.exclude
-    retrieved = [(ids[row], score) for row, score in merge_hits(hits, request.k)]
-    available = sum(end - first - int(((exclude >= first) & (exclude < end)).sum()) for first, end in present)
+    available = sum(end - first for first, end in present)
+    if len(exclude):
+        available -= sum(int(((exclude >= first) & (exclude < end)).sum()) for first, end in present)
     due = min(request.k, available)
-    if len(retrieved) != due:
-        return RetrievalError(f"the shards gave {len(retrieved)} videos where {due} were due; rebuild the index")
-    by_id = {ids[row]: score for row, score in scores.items()}
+    if len(found) != due:
+        return RetrievalError(f"the shards gave {len(found)} videos where {due} were due; rebuild the index")
+    by_id = {ids[row]: score for row, score in scores.items() if not math.isnan(score)}  # NaN: its shard is missing
     wanted = {video_id: by_id[video_id] for video_id in request.scores_of if video_id in by_id}
+    retrieved = [(ids[row], score) for row, score in found]
     exhausted = due == 0 and not missing
     return SearchResult(retrieved, exhausted, rank, wanted, job.catalogue.version, _vector(job), missing)

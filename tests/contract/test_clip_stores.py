@@ -1,0 +1,74 @@
+"""Clip stores on a cluster of two nodes: each node reads a clip once, however many samples need it."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray.cloudpickle import register_pickle_by_value
+from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.clips import ClipStores
+
+register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
+
+
+@dataclass
+class NotingFolder:
+    """Writes a line for each read."""
+
+    notes: Path
+
+    def read(self, video_id: str) -> "NotedClip":
+        with self.notes.open("a") as notes:
+            notes.write(f"{video_id} {ray.get_runtime_context().get_node_id()}\n")
+        return NotedClip(np.full((4, 8, 8, 3), 7, np.uint8), np.arange(4.0))
+
+
+@dataclass
+class NotedClip:
+    frames: np.ndarray
+    timestamps: np.ndarray
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[str]]:
+    """A driver on a cluster of two nodes; yields their ids."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 * 2**20})
+    cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        yield sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@ray.remote(num_cpus=0)
+def a_sample(store: object, video_id: str) -> int:
+    return int(ray.get(ray.get(store.get.remote(video_id))).frames[0, 0, 0, 0])  # type: ignore[attr-defined]
+
+
+def test_each_node_reads_a_clip_once(nodes: list[str], tmp_path: Path) -> None:
+    folder = NotingFolder(tmp_path / "notes")
+    stores = ClipStores(folder, 10**6, {"num_cpus": 0})
+    group = 8
+    samples = [
+        a_sample.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            stores.on(node), video
+        )
+        for node in nodes
+        for video in ("v1", "v2")
+        for _ in range(group)
+    ]
+    assert ray.get(samples) == [7] * (2 * 2 * group)
+    assert sorted(folder.notes.read_text().split("\n")) == [
+        "",
+        *sorted(f"v{i} {node}" for node in nodes for i in (1, 2)),
+    ]
+    assert len(stores.actors()) == 2
+    assert ray.get(stores.here().stats.remote())["loads"] == 2
