@@ -1,7 +1,7 @@
 """Says whether a dataset folder has what training and evaluation read, and names what it lacks.
 
-Every count is taken from the files themselves: rows of arrays and of the index from their headers, clips from their rows
-and their files. Pixels and vectors are not read.
+Every count is taken from the files themselves: rows of arrays and of the index from their headers, clips from their
+metadata rows and their files. Pixels and vectors are not read.
 """
 
 from __future__ import annotations

@@ -8,19 +8,17 @@ agrees, or where the shard is gone and cannot be asked.
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, ValidationError
 
-from vsr1.formats.shards import MARKERS, Piece, Shard, ShardError, in_place, members, read_marker, unpack, write_marker
+from vsr1.formats.shards import Piece, Shard, ShardError, in_place, members, read_marker, unpack, write_marker
 
 MANIFEST = "manifest.json"
 GIB = 1 << 30
@@ -105,39 +103,39 @@ def unpack_dataset(source: Path, root: Path, workers: int, progress: Callable[[s
         root: dataset folder to fill; may be `source` itself.
 
     Raises:
-        PreparedError: missing or damaged shards (all of them are named, the others are unpacked), too little disk, or
-            another run at work in `root`.
+        PreparedError: missing or damaged shards, or ones that another process is unpacking (all of them are named, the
+            others are unpacked), or too little disk.
     """
     shards = read_manifest(source)
-    with _alone(root):
-        report = Unpacked()
-        pending: list[Shard] = []
-        for shard in shards:
-            state = _state(shard, root)
-            if state == "kept":
-                report.kept.append(shard.name)
-            elif state == "trusted":
-                report.trusted.append(shard.name)
-            else:
-                pending.append(shard)
-        faults = {shard.name: "; ".join(shard.faults()) for shard in pending if shard.faults()}
-        pending = [shard for shard in pending if shard.name not in faults]
-        _check_disk(root, sum(shard.stored_bytes() for shard in pending))
-        # A fresh interpreter a worker: a forked one would inherit threads of whoever calls this.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(max(1, min(workers, len(pending))), mp_context=context) as pool:
-            running = {pool.submit(unpack, shard, root): shard.name for shard in pending}
-            for done in as_completed(running):
-                name = running[done]
-                try:
-                    files = done.result()
-                except ShardError as error:
-                    faults[name] = str(error)
-                    continue
-                report.unpacked.append(name)
-                report.files += len(files)
-                report.bytes += sum(files.values())
-                progress(f"{name}: {len(files)} files ({len(report.unpacked)} of {len(pending)} shards)")
+    root.mkdir(parents=True, exist_ok=True)
+    report = Unpacked()
+    pending: list[Shard] = []
+    for shard in shards:
+        state = _state(shard, root)
+        if state == "kept":
+            report.kept.append(shard.name)
+        elif state == "trusted":
+            report.trusted.append(shard.name)
+        else:
+            pending.append(shard)
+    faults = {shard.name: "; ".join(shard.faults()) for shard in pending if shard.faults()}
+    pending = [shard for shard in pending if shard.name not in faults]
+    _check_disk(root, sum(shard.stored_bytes() for shard in pending))
+    # A fresh interpreter a worker: a forked one would inherit threads of whoever calls this.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max(1, min(workers, len(pending))), mp_context=context) as pool:
+        running = {pool.submit(unpack, shard, root): shard.name for shard in pending}
+        for done in as_completed(running):
+            name = running[done]
+            try:
+                files = done.result()
+            except ShardError as error:
+                faults[name] = str(error)
+                continue
+            report.unpacked.append(name)
+            report.files += len(files)
+            report.bytes += sum(files.values())
+            progress(f"{name}: {len(files)} files ({len(report.unpacked)} of {len(pending)} shards)")
     if faults:
         listing = "\n  ".join(f"{name}: {reason}" for name, reason in sorted(faults.items()))
         raise PreparedError(
@@ -183,15 +181,3 @@ def _check_disk(root: Path, needed: int) -> None:
             f"{root}: {needed / GIB:.1f} GiB are needed and {free / GIB:.1f} GiB are free; free some space, or unpack "
             "onto another disk with --out"
         )
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Keep a second run out of a folder; the lock goes with the process that holds it."""
-    (root / MARKERS).mkdir(parents=True, exist_ok=True)
-    with (root / MARKERS / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PreparedError(f"{root} is being unpacked by another process; wait until it has ended") from error
-        yield

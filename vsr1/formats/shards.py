@@ -8,6 +8,7 @@ gets its name only when all of it is there.
 from __future__ import annotations
 
 import bisect
+import fcntl
 import hashlib
 import io
 import json
@@ -115,7 +116,7 @@ class _StrictMember(tarfile.TarInfo):
     def fromtarfile(cls, tar: tarfile.TarFile) -> _StrictMember:
         try:
             return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # the zero block that ends every archive
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the zero block that ends every archive
             raise
         except tarfile.HeaderError as error:
             raise ShardError(f"no sound header at byte {tar.offset} ({error})") from error
@@ -138,25 +139,26 @@ def unpack(shard: Shard, root: Path) -> dict[str, int]:
         As `members`.
 
     Raises:
-        ShardError: as `members`, or a hash is not the manifest's.
+        ShardError: as `members`, or a hash is not the manifest's, or another process is unpacking this shard.
     """
     _check_hashes(shard)
     files = members(shard)
     stage = shard.marker(root).with_suffix(".unpacking")
-    if stage.exists():  # of a run that was killed
+    with _alone(shard, root):
+        if stage.exists():  # of a run that was killed
+            shutil.rmtree(stage)
+        stage.mkdir(parents=True)
+        with _opened(shard) as tar:
+            for member in tar:
+                place = _place(member)
+                if member.isdir():
+                    (root / place).mkdir(parents=True, exist_ok=True)
+                    continue
+                tar.extract(member, stage, filter="data")
+                (root / place).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(stage / place, root / place)
         shutil.rmtree(stage)
-    stage.mkdir(parents=True)
-    with _opened(shard) as tar:
-        for member in tar:
-            place = _place(member)
-            if member.isdir():
-                (root / place).mkdir(parents=True, exist_ok=True)
-                continue
-            tar.extract(member, stage, filter="data")
-            (root / place).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(stage / place, root / place)
-    shutil.rmtree(stage)
-    write_marker(shard, root, files)
+        write_marker(shard, root, files)
     return files
 
 
@@ -177,6 +179,21 @@ def read_marker(shard: Shard, root: Path) -> dict[str, Any] | None:
 def in_place(files: dict[str, int], root: Path) -> bool:
     """Whether each file is there with its size."""
     return all((root / name).is_file() and (root / name).stat().st_size == size for name, size in files.items())
+
+
+@contextmanager
+def _alone(shard: Shard, root: Path) -> Iterator[None]:
+    """Keep every other process off a shard, the workers of a run that was killed included; the lock ends with us."""
+    path = shard.marker(root).with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ShardError(
+                f"shard {shard.name}: another process is unpacking it into {root}; wait until that has ended"
+            ) from error
+        yield
 
 
 @contextmanager
