@@ -53,9 +53,7 @@ def _examples(folder, clips) -> list[Example]:
     return examples
 
 
-def _step(
-    folder, clips, zero_stage: int, dtype: str = "float32"
-) -> tuple[dict[str, torch.Tensor], dict, dict[str, float]]:
+def _step(folder, clips, zero_stage: int, dtype: str = "float32") -> tuple[dict[str, torch.Tensor], dict, dict[str, float]]:
     """Weights, manifest and numbers of one step; the saved folder is `folder/zero<stage>`."""
     config = Config.model_validate(
         {
