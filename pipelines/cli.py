@@ -117,6 +117,19 @@ def data_build(overrides: Overrides = None, config: ConfigFile = None) -> None:
     console.print(_guarded(build_dataset, settings, progress=console.print).line())
 
 
+@data_app.command("unpack")
+def data_unpack(
+    source: Annotated[Path, typer.Argument(help="Downloaded folder: manifest.json, shards and parts.")],
+    out: Annotated[Path, typer.Option(help="Dataset folder to fill.")],
+    split: Annotated[list[str], typer.Option(help="A split it must have; repeat for more.")] = ["train", "test"],  # noqa: B006
+    workers: Annotated[int, typer.Option(help="Shards unpacked at one time.")] = 4,
+) -> None:
+    """Unpack published data and check that the dataset folder is complete; a repeated call goes on from there."""
+    from pipelines.data_prepared import unpack_prepared
+
+    _guarded(unpack_prepared, source, out, split, workers, console.print)
+
+
 @toy_app.command("pretrain")
 def toy_pretrain(
     out: Annotated[Path, typer.Option(help="Folder for policy/ and embedder/.")],
@@ -198,6 +211,19 @@ def bench_kills_command(
     from pipelines.bench_retrieval import bench_kills
 
     print(json.dumps(_guarded(bench_kills, videos, dim, searches, shards, rounds)))
+
+
+@bench_app.command("clips")
+def bench_clips_command(
+    videos: Annotated[Path | None, typer.Option(help="Folder of video files to measure besides the toy ones.")] = None,
+    toy_videos: Annotated[int, typer.Option(help="Toy videos rendered and measured.")] = 16,
+    fps: Annotated[float, typer.Option(help="Frames per second kept of a video.")] = 1.0,
+    max_frames: Annotated[int, typer.Option(help="Most frames in a clip.")] = 64,
+) -> None:
+    """Raw against compact clip storage: bytes, exactness, seconds."""
+    from pipelines.bench_clips import bench_clips
+
+    print(json.dumps(_guarded(bench_clips, toy_videos, videos, fps, max_frames)))
 
 
 def run_job(job: Callable[..., Any]) -> None:

@@ -19,7 +19,7 @@ import ray.data
 from pipelines.data_manifest import Manifest, Video
 from vsr1.config import DataConfig
 from vsr1.formats.atomic import write_lines
-from vsr1.formats.clips import META, read_meta, write_clip, write_meta
+from vsr1.formats.clips import META, clip_file, clip_storage, read_meta, write_clip, write_meta
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.video.decode import VideoError, sample_video
 
@@ -102,9 +102,15 @@ def _decode(row: dict[str, str], *, root: Path, clips: Path, data: DataConfig) -
     except VideoError as error:
         return {"video_id": row["video_id"], "meta": "", "error": error.reason}
     meta = write_clip(
-        clips, row["video_id"], sampled, source=source, target_fps=data.sample_fps, max_frames=data.max_frames
+        clips,
+        row["video_id"],
+        sampled,
+        source=source,
+        target_fps=data.sample_fps,
+        max_frames=data.max_frames,
+        storage=data.clip_storage,
     )
-    for name in ("source_video_path", "output_npy_path"):
+    for name in ("source_video_path", f"output_{data.clip_storage}_path"):
         meta[name] = Path(meta[name]).relative_to(root).as_posix()
     return {"video_id": row["video_id"], "meta": json.dumps(meta, ensure_ascii=False), "error": ""}
 
@@ -124,7 +130,8 @@ def _earlier_rows(clips: Path) -> dict[str, dict[str, Any]]:
 def _usable(clips: Path, video_id: str, row: dict[str, Any], data: DataConfig) -> bool:
     same_sampling = (row.get("target_sample_fps"), row.get("target_max_frames")) == (data.sample_fps, data.max_frames)
     small_enough = row.get("output_height", math.inf) * row.get("output_width", math.inf) <= data.max_pixels
-    return same_sampling and small_enough and (clips / f"{video_id}.npy").is_file()
+    same_storage = clip_storage(row) == data.clip_storage
+    return same_sampling and same_storage and small_enough and clip_file(clips, video_id, row).is_file()
 
 
 def _failure_rows(folder: DatasetFolder, manifest: Manifest, outcome: ClipOutcome) -> Iterator[dict[str, str]]:

@@ -36,6 +36,9 @@ class DataConfig(Section):
     sample_fps: float = Field(1.0, gt=0, description="frames per second kept from a video")
     max_frames: int = Field(64, ge=2, description="most frames in a clip; a longer video is spread over them")
     max_pixels: int = Field(200_704, ge=1024, description="most pixels in a frame, before rounding to the patch grid")
+    clip_storage: Literal["npy", "compact"] = Field(
+        "npy", description="raw frames as published, or H.264 of about a tenth of the bytes that loses a little"
+    )
     timestamps: Literal["true_seconds", "legacy_index"] = "true_seconds"
     beyond_duration: Literal["error", "keep"] = Field(
         "error", description="moments that end after their video: refuse them, or keep them as published"

@@ -177,3 +177,19 @@ def test_vectors_that_are_not_unit_vectors_are_refused(fresh: DatasetFolder) -> 
 
     with pytest.raises(BuildError, match="vector of video 'test_0000' has length 2"):
         build(fresh.root, Long, splits=["test"])
+
+
+def test_compact_clips_are_built_kept_and_replaced_when_the_storage_changes(fresh: DatasetFolder) -> None:
+    first = build(fresh.root, clip_storage="compact")
+    assert [split.decoded for split in first.splits] == [TRAIN, TEST]
+    for row in rows_of(fresh.clips("test") / "meta.jsonl"):
+        assert row["output_compact_path"] == f"test/video_npy_with_meta/{row['video_id']}.mkv"
+        assert "output_npy_path" not in row
+    clips = ClipFolder(fresh.clips("test"))
+    hashes = [clips.read(video_id).content_hash for video_id in clips.video_ids()]
+    again = build(fresh.root, clip_storage="compact")
+    assert [(split.decoded, split.reused) for split in again.splits] == [(0, TRAIN), (0, TEST)]
+    assert [clips.read(video_id).content_hash for video_id in clips.video_ids()] == hashes
+    raw = build(fresh.root)
+    assert [split.decoded for split in raw.splits] == [TRAIN, TEST]
+    assert {path.suffix for path in fresh.clips("test").iterdir()} == {".npy", ".jsonl"}

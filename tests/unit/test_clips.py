@@ -191,3 +191,67 @@ def test_a_folder_travels_and_its_clips_fit_the_cache(tmp_path: Path) -> None:
     cache.make_room("a", clip.frames.nbytes + clip.timestamps.nbytes)
     cache.put("a", clip, clip.nbytes)
     assert cache.held_bytes == clip.nbytes
+
+
+def film(height: int, width: int, count: int = 6) -> SampledVideo:
+    """A bright square that moves over a smooth background."""
+    rows, columns = np.mgrid[:height, :width]
+    ground = np.stack([rows * 2, columns * 2, rows + columns], axis=-1) % 200
+    frames = np.repeat(ground[None], count, axis=0).astype(np.uint8)
+    for index in range(count):
+        frames[index, index : index + height // 3, index : index + width // 3] = (230, 60, 20)
+    times = np.arange(count, dtype=np.float64)
+    indices = list(range(count))
+    return SampledVideo(frames, times, indices, count, float(count), 1.0, indices, False, count)
+
+
+def compact(folder: Path, sampled: SampledVideo, storage: Any = "compact") -> dict[str, Any]:
+    row = write_clip(folder, "a", sampled, source=Path("a.mp4"), target_fps=1.0, max_frames=64, storage=storage)
+    write_meta(folder, [row])
+    return row
+
+
+@pytest.mark.parametrize(("height", "width"), [(65, 47), (96, 128), (1, 1), (3, 200)])
+def test_a_compact_clip_keeps_size_order_and_times_and_nearly_the_pixels(
+    tmp_path: Path, height: int, width: int
+) -> None:
+    want = film(height, width)
+    row = compact(tmp_path, want)
+    assert [key for key in row if "compact" not in key] == META_FIELDS[:-1]
+    assert row["output_compact_path"] == str(tmp_path / "a.mkv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "meta.jsonl"]
+    clip = ClipFolder(tmp_path).read("a")
+    assert clip.frames.shape == want.frames.shape and clip.timestamps.tolist() == want.timestamps.tolist()
+    difference = clip.frames.astype(int) - want.frames
+    assert 10 * np.log10(255**2 / max(1e-9, (difference**2).mean())) > 35
+    assert clip.content_hash == Clip.make("a", clip.frames, clip.timestamps).content_hash
+    assert ClipFolder(tmp_path).read("a").content_hash == clip.content_hash
+
+
+def test_the_same_frames_give_the_same_compact_file(tmp_path: Path) -> None:
+    rows = [compact(tmp_path / name, film(65, 47, 24)) for name in ("one", "two", "three")]
+    assert len({row["output_compact_sha256"] for row in rows}) == 1
+    assert len({(tmp_path / name / "a.mkv").read_bytes() for name in ("one", "two", "three")}) == 1
+
+
+def test_a_clip_has_one_file_whatever_its_storage_was_before(tmp_path: Path) -> None:
+    for storage, suffix in (("npy", "npy"), ("compact", "mkv"), ("npy", "npy")):
+        compact(tmp_path, film(32, 32), storage)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.{suffix}", "meta.jsonl"]
+        assert len(ClipFolder(tmp_path).read("a").frames) == 6
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "flip", "other"])
+def test_a_damaged_compact_clip_is_refused(tmp_path: Path, damage: str) -> None:
+    compact(tmp_path, film(96, 128, 24))
+    path = tmp_path / "a.mkv"
+    whole = path.read_bytes()
+    if damage == "other":
+        compact(tmp_path / "other", film(96, 128, 26))
+        path.write_bytes((tmp_path / "other" / "a.mkv").read_bytes())
+    else:
+        half = len(whole) // 2
+        flipped = whole[:half] + bytes(255 - byte for byte in whole[half : half + 64]) + whole[half + 64 :]
+        path.write_bytes({"cut": whole[:half], "empty": b"", "text": b"no clip\n" * 99, "flip": flipped}[damage])
+    with pytest.raises(ClipError, match=r"'a': .*a\.mkv is not a whole array .* delete and rebuild it"):
+        ClipFolder(tmp_path).read("a")

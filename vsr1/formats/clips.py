@@ -1,4 +1,5 @@
-"""Clips on disk: `<video id>.npy` and its row in `meta.jsonl`, as the published data has them (data-eval.md §1.5).
+"""Clips on disk: `<video id>.npy` and its row in `meta.jsonl`, as the published data has them (data-eval.md §1.5), or
+`<video id>.mkv` of a tenth of the size, whose row names it under `output_compact_path` with the hash of its frames.
 
 A clip file appears whole or not at all. A clip that is read has uint8 frames, an even number of them, and one time for
 each; anything else is a `ClipError`, never a shorter clip.
@@ -17,9 +18,12 @@ from typing import Any, Literal
 import numpy as np
 
 from vsr1.formats.atomic import replacing, write_lines
+from vsr1.formats.compact import read_frames, write_frames
 from vsr1.video.decode import SampledVideo
 
 META = "meta.jsonl"
+Storage = Literal["npy", "compact"]
+_SUFFIX: dict[Storage, str] = {"npy": ".npy", "compact": ".mkv"}
 
 
 class ClipError(ValueError):
@@ -64,12 +68,20 @@ class Clip:
 
 
 def write_clip(
-    folder: Path, video_id: str, sampled: SampledVideo, *, source: Path, target_fps: float, max_frames: int
+    folder: Path,
+    video_id: str,
+    sampled: SampledVideo,
+    *,
+    source: Path,
+    target_fps: float,
+    max_frames: int,
+    storage: Storage = "npy",
 ) -> dict[str, Any]:
-    """Write `<video id>.npy` atomically and return its row for `write_meta`.
+    """Write the clip's file atomically and return its row for `write_meta`; a file of the other storage is removed.
 
     Args:
         source: the video file that was sampled, with `target_fps` frames per second and at most `max_frames`.
+        storage: "npy" keeps the frames as they are, "compact" loses a little (vsr1/formats/compact.py).
 
     Raises:
         ClipError: the id cannot be a file's stem.
@@ -77,9 +89,15 @@ def write_clip(
     if not video_id or PurePath(video_id).name != video_id:
         raise ClipError(f"video id {video_id!r} cannot name a file in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{video_id}.npy"
+    target = folder / f"{video_id}{_SUFFIX[storage]}"
+    stored: dict[str, Any] = {f"output_{storage}_path": str(target)}
     with replacing(target) as part:
-        np.save(part, sampled.frames, allow_pickle=False)
+        if storage == "npy":
+            np.save(part, sampled.frames, allow_pickle=False)
+        else:
+            stored["output_compact_sha256"] = write_frames(part, sampled.frames)
+    for suffix in set(_SUFFIX.values()) - {target.suffix}:
+        (folder / f"{video_id}{suffix}").unlink(missing_ok=True)
     count = len(sampled.indices)
     return {
         "source_video_path": str(source),
@@ -99,8 +117,18 @@ def write_clip(
         "output_dtype": str(sampled.frames.dtype),
         "extract_utc": datetime.now(UTC).isoformat(),
         "video_id": video_id,
-        "output_npy_path": str(target),
+        **stored,
     }
+
+
+def clip_storage(row: dict[str, Any]) -> Storage:
+    """How the clip of a metadata row is stored; published rows need not say it and mean npy."""
+    return "compact" if "output_compact_path" in row else "npy"
+
+
+def clip_file(folder: Path, video_id: str, row: dict[str, Any]) -> Path:
+    """Where the clip of a metadata row lies: in its folder, whatever the folder that the row names."""
+    return folder / f"{video_id}{_SUFFIX[clip_storage(row)]}"
 
 
 def write_meta(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -134,18 +162,18 @@ class ClipFolder:
             raise ClipError(
                 f"clip {video_id!r} has no row in {self.folder / META}; build the clips of this split again"
             )
-        path = self.folder / f"{video_id}.npy"
+        row = self._rows[video_id]
+        path = clip_file(self.folder, video_id, row)
         if not path.is_file():
             raise ClipError(f"clip {video_id!r} has a row but no file {path}; build the clips of this split again")
         try:
-            with path.open("rb") as handle:
-                frames = np.lib.format.read_array(handle, allow_pickle=False)
+            frames = _frames(path, row)
         except ValueError as error:
             raise ClipError(
                 f"clip {video_id!r}: {path} is not a whole array ({error}); delete and rebuild it"
             ) from error
         try:
-            return Clip.make(video_id, frames, self._times(self._rows[video_id], len(frames) if frames.ndim else 0))
+            return Clip.make(video_id, frames, self._times(row, len(frames) if frames.ndim else 0))
         except KeyError as error:
             raise ClipError(f"clip {video_id!r}: its row in {self.folder / META} has no {error}; rebuild it") from error
         except ClipError as error:
@@ -158,6 +186,13 @@ class ClipFolder:
         times = row["sampled_timestamps_sec"]
         padded = row["even_pad_applied"] and len(times) == count - 1
         return np.array(times + times[-1:] * padded, np.float64)
+
+
+def _frames(path: Path, row: dict[str, Any]) -> np.ndarray:
+    if clip_storage(row) == "compact":
+        return read_frames(path, row.get("output_compact_sha256"))
+    with path.open("rb") as handle:
+        return np.lib.format.read_array(handle, allow_pickle=False)
 
 
 def read_meta(folder: Path) -> dict[str, dict[str, Any]]:
@@ -175,7 +210,9 @@ def read_meta(folder: Path) -> dict[str, dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            stem = PurePath(row.get("output_npy_path") or row["source_video_path"]).stem
+            stem = PurePath(
+                row.get("output_npy_path") or row.get("output_compact_path") or row["source_video_path"]
+            ).stem
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ClipError(f"{path} line {number} is not a clip's row ({error}); build the clips again") from error
         if row.get("status") != "skip_exists":

@@ -2,7 +2,8 @@
 
 Frame count, frame choice and size follow the published extraction (data-eval.md §1.5). Two things differ: a container
 that reports no frame count, or a wrong one, is counted by decoding, so that the sample spans the whole video; and the
-timestamps are the frames' own, so that variable frame rate is right.
+timestamps are the frames' own, so that variable frame rate is right. A file is decoded once, and a second time only
+where what decodes is not what the container or its packets had promised.
 """
 
 from __future__ import annotations
@@ -80,17 +81,13 @@ def sample_video(path: Path, *, fps: float, max_frames: int, max_pixels: int) ->
         raise VideoError(path, "the file does not exist")
     if path.stat().st_size == 0:
         raise VideoError(path, "the file is empty (0 bytes); fetch it again")
-    reported, duration = _reported(path)
-    if not reported or duration is None:
-        counted = _decode(path, frozenset(), max_pixels)
-        expected, duration = counted.total_frames, counted.duration
-    else:
-        expected = reported
-    indices = frame_indices(expected, duration, fps, max_frames)
-    decoded = _decode(path, frozenset(indices), max_pixels)
-    if decoded.total_frames != expected:
-        duration = decoded.duration
-        indices = frame_indices(decoded.total_frames, duration, fps, max_frames)
+    reported, stated = _reported(path)
+    expected = (reported, stated) if reported and stated is not None else _counted(path)
+    guess = frame_indices(*expected, fps, max_frames)
+    decoded = _decode(path, frozenset(guess), max_pixels)
+    duration = stated if stated is not None and decoded.total_frames == reported else decoded.duration
+    indices = frame_indices(decoded.total_frames, duration, fps, max_frames)
+    if indices != guess:
         decoded = _decode(path, frozenset(indices), max_pixels)
     pad = len(indices) % 2
     return SampledVideo(
@@ -133,6 +130,19 @@ def _reported(path: Path) -> tuple[int, Fraction | None]:
         return stream.frames, None
 
 
+def _counted(path: Path) -> tuple[int, Fraction]:
+    """Packets, and seconds that they span: what decoding will most likely give, without its cost."""
+    container, stream = _open(path)
+    count, first, end = 0, math.inf, -math.inf
+    with container:
+        for packet in container.demux(stream):
+            if packet.size and packet.pts is not None:
+                count += 1
+                first = min(first, packet.pts)
+                end = max(end, packet.pts + (packet.duration or 0))
+    return count, Fraction(end - first) * Fraction(stream.time_base or 0) if count else Fraction(0)
+
+
 def _decoded(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """Every frame that decodes, in presentation order; a damaged packet gives none."""
     packets = container.demux(stream)
@@ -154,13 +164,19 @@ def _decode(path: Path, wanted: frozenset[int], max_pixels: int) -> _Pass:
     images: list[np.ndarray] = []
     times: list[Fraction] = []
     size: tuple[int, int] | None = None
-    total, end = 0, Fraction(0)
+    total, untimed, end = 0, False, Fraction(0)
     first: Fraction | None = None
     container, stream = _open(path)
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     with container:
         for frame in _decoded(path, container, stream):
-            begin = _seconds(frame, total / Fraction(rate))
+            begin = _seconds(frame)
+            if total and (begin is None) != untimed:
+                raise VideoError(
+                    path, f"some of its frames carry a time and some, around {total}, none; encode it again"
+                )
+            untimed = begin is None
+            begin = total / Fraction(rate) if begin is None else begin
             first = begin if first is None else first
             time = begin - first
             shown = frame.duration * frame.time_base if frame.duration and frame.time_base else 1 / Fraction(rate)
@@ -170,7 +186,9 @@ def _decode(path: Path, wanted: frozenset[int], max_pixels: int) -> _Pass:
                 size = size or _size(image.width, image.height, max_pixels)
                 images.append(np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)))
                 if times and time < times[-1]:
-                    raise VideoError(path, f"frame {total} lies {float(times[-1] - time)} s before one shown earlier")
+                    raise VideoError(
+                        path, f"frame {total} lies {float(times[-1] - time)} s before an earlier one; encode it again"
+                    )
                 times.append(time)
             total += 1
     if not total:
@@ -178,11 +196,9 @@ def _decode(path: Path, wanted: frozenset[int], max_pixels: int) -> _Pass:
     return _Pass(images, times, total, end)
 
 
-def _seconds(frame: VideoFrame, otherwise: Fraction) -> Fraction:
-    """When a frame is shown; formats that carry no times (raw streams) are shown at their constant rate."""
-    if frame.pts is None or frame.time_base is None:
-        return otherwise
-    return frame.pts * frame.time_base
+def _seconds(frame: VideoFrame) -> Fraction | None:
+    """When a frame is shown; None in formats that carry no times (raw streams), shown at their constant rate."""
+    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
 
 
 def _size(width: int, height: int, max_pixels: int) -> tuple[int, int]:
