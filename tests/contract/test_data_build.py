@@ -165,7 +165,7 @@ def test_clips_without_source_videos_are_enough(fresh: DatasetFolder) -> None:
 
 def test_training_records_need_a_teacher(fresh: DatasetFolder) -> None:
     fresh.events("train").unlink()
-    with pytest.raises(BuildError, match="reasoning teacher for real corpora is not available yet"):
+    with pytest.raises(BuildError, match="kind=rules knows the toy corpus only"):
         build(fresh.root)
     assert build(fresh.root, splits=["test"]).sft_records == 0
 

@@ -14,8 +14,8 @@ MATCH_PROMPT = (
     "You annotate a video search data set. The video you are shown does contain the moment that the query describes, "
     "and you get the seconds where that moment begins and ends. Write one to three sentences of plain fact: what is "
     "seen when the moment begins, so that it could not begin earlier or later, and what is seen when it ends. Describe "
-    "the picture only; do not say that the seconds were given to you. Close your reply with one single line that starts "
-    "with `Reasoning:` and goes on with these sentences."
+    "the picture only; do not say that the seconds were given to you. Close your reply with one single line that "
+    "starts with `Reasoning:` and goes on with these sentences."
 )
 WRONG_PROMPT = (
     "You annotate a video search data set. The video you are shown does not contain the moment that the query "

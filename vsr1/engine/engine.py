@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vsr1 import compat
 from vsr1.config import EngineConfig

@@ -65,7 +65,9 @@ class OfflineEngine:
         ]
         outputs = self._llm.generate(requests, params, use_tqdm=False)
         return [
-            OfflineReply(output.outputs[0].text, str(output.outputs[0].finish_reason), text.rstrip().endswith("<think>"))
+            OfflineReply(
+                output.outputs[0].text, str(output.outputs[0].finish_reason), text.rstrip().endswith("<think>")
+            )
             for text, output in zip(texts, outputs, strict=True)
         ]
 
