@@ -38,7 +38,11 @@ class OfflineEngine:
     def __init__(self, folder: Path, config: EngineConfig, *, device: str = "cpu", dtype: str = "auto") -> None:
         set_environment(config, device)
         register()
-        from vllm import LLM
+        from vllm import LLM, ModelRegistry
+        from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
+
+        if device == "cpu":  # the class itself, not its name, for the reason given in `register`
+            ModelRegistry.register_model("Qwen3VLForConditionalGeneration", Qwen3VLForConditionalGeneration)
 
         with compat.prepared_children():
             self._llm = LLM(str(folder), dtype=dtype, **engine_options(config, device))
