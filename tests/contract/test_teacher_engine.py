@@ -1,4 +1,4 @@
-"""The teacher in vLLM engines of a Ray Data pool: tiny models on real vLLM, one that babbles and one that can spell."""
+"""The teacher in vLLM engines of a Ray Data pool: real vLLM on a tiny model that spells one sentence, or babbles."""
 
 import json
 import shutil
@@ -30,35 +30,35 @@ def folder(tmp_path: Path, clip_rows: Callable[[Path], list[dict[str, Any]]]) ->
 
 
 @pytest.fixture
-def babbler(policy_folder: Path, tmp_path: Path) -> Path:
-    """The random policy without its heads: an ordinary Qwen3-VL."""
-    target = Path(shutil.copytree(policy_folder, tmp_path / "babbler", ignore=shutil.ignore_patterns("*.part")))
-    weights = load_file(target / "model.safetensors")
-    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("refine_")}
-    save_file(kept, target / "model.safetensors", metadata={"format": "pt"})
-    return target
+def model(policy_folder: Path, tmp_path: Path) -> Path:
+    """An ordinary Qwen3-VL, the policy without its heads, whose next token depends on the last one alone.
 
-
-@pytest.fixture
-def speller(babbler: Path) -> Path:
-    """Its blocks add nothing to the words, and its output table takes each token of `SPELT` to the next one."""
-    tokenizer = ClipProcessor(babbler).tokenizer
+    After the line break that opens a reply it spells `SPELT`. Its chat markup has query 2 open with a word, from which
+    it babbles, and query 4 with a thought.
+    """
+    folder = Path(shutil.copytree(policy_folder, tmp_path / "model", ignore=shutil.ignore_patterns("*.part")))
+    tokenizer = ClipProcessor(folder).tokenizer
     chain = [*tokenizer.encode("\n" + SPELT, add_special_tokens=False), tokenizer.eos_token_id]
     assert len(set(chain)) == len(chain)
-    weights = load_file(babbler / "model.safetensors")
+    read = load_file(folder / "model.safetensors")
+    weights = {name: tensor for name, tensor in read.items() if not name.startswith("refine_")}
     words = weights["model.language_model.embed_tokens.weight"]
     words[chain] = torch.eye(len(chain), words.shape[1])
     output = torch.zeros_like(words)
     for token, following in pairwise(chain):
-        output[following] = words[token]
+        output[following] = 10 * words[token]
     for name, tensor in weights.items():
         if "language_model" in name and ("o_proj" in name or "down_proj" in name):
             tensor.zero_()
-    save_file(weights | {"lm_head.weight": output}, babbler / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((babbler / "config.json").read_text())
+    save_file(weights | {"lm_head.weight": output}, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
     config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
-    (babbler / "config.json").write_text(json.dumps(config))
-    return babbler
+    (folder / "config.json").write_text(json.dumps(config))
+    opening = "{% set asked = messages[1].content[0].text %}<|im_start|>assistant\n"
+    opening += "{% if 'query 2' in asked %} left{% elif 'query 4' in asked %}<think>\n{% endif %}"
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>assistant\n", opening)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def ask(folder: DatasetFolder, pool: list[dict[str, Any]], model: Path, **teacher: Any) -> TeacherOutcome:
@@ -72,29 +72,24 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_babble_is_listed_and_never_a_row(folder: DatasetFolder, pool: list[dict[str, Any]], babbler: Path) -> None:
-    outcome = ask(folder, pool, babbler, temperature=1.0, max_failed_fraction=1.0)
-    assert outcome.rows == rows_of(folder.reasoning()) == rows_of(log_file(folder)) == []
-    listed = rows_of(failures_file(folder))
-    assert [row["pair_id"] for row in listed] == list(outcome.failed) == [pair["pair_id"] for pair in pool]
-    for row in listed:
-        assert "Reasoning:" in row["error"] or "finish reason" in row["error"]
-        assert row["model_finish_reason"] in ("stop", "length")
-    assert len({row["model_raw_response"] for row in listed}) > 1, "other prompts and clips, the same babble"
-
-
-def test_a_good_reply_becomes_the_row_of_its_pair(
-    folder: DatasetFolder, pool: list[dict[str, Any]], speller: Path
+def test_good_replies_become_rows_and_others_are_listed(
+    folder: DatasetFolder, pool: list[dict[str, Any]], model: Path
 ) -> None:
-    outcome = ask(folder, pool, speller, temperature=0.0)
-    assert not outcome.failed
-    assert [row["pair_id"] for row in outcome.rows] == [pair["pair_id"] for pair in pool]
-    for pair, row in zip(pool, outcome.rows, strict=True):
+    outcome = ask(folder, pool, model, temperature=1.0, max_failed_fraction=0.5)
+    good = [pair for i, pair in enumerate(pool) if i not in (2, 4)]
+    assert outcome.rows == rows_of(folder.reasoning())
+    assert len(rows_of(log_file(folder))) == len(good)
+    for pair, row in zip(good, outcome.rows, strict=True):
+        assert (row["pair_id"], row["model_label"]) == (pair["pair_id"], pair["gold_label"])
         assert row["model_reasoning"] == SPELT.removeprefix("Reasoning: ")
         assert (row["model_raw_response"], row["model_finish_reason"]) == (SPELT, "stop")
-        assert row["model_label"] == pair["gold_label"]
-    (speller / "model.safetensors").unlink()  # an engine could not start: nothing is asked again
-    assert ask(folder, pool, speller, temperature=0.0) == outcome
+    babble, thought = rows_of(failures_file(folder))
+    assert (babble["pair_id"], thought["pair_id"]) == ("p2", "p4") == tuple(outcome.failed)
+    assert "Reasoning:" in babble["error"] or "finish reason" in babble["error"]
+    assert babble["model_raw_response"]
+    assert (thought["model_raw_response"], thought["error"]) == (SPELT, "the reply ends inside its thinking")
+    (model / "model.safetensors").unlink()  # no engine can start: what is finished is not asked again
+    assert ask(folder, good, model, temperature=1.0).rows == outcome.rows
 
 
 def test_a_folder_without_a_checkpoint_is_refused_at_once(folder: DatasetFolder, tmp_path: Path) -> None:
