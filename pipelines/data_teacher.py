@@ -52,8 +52,11 @@ def check_teacher(folder: DatasetFolder, teacher: TeacherConfig) -> None:
         )
     if teacher.kind == "vllm" and not (teacher.folder and (teacher.folder / "config.json").is_file()):
         raise BuildError(f"data.teacher.folder={teacher.folder} is no checkpoint folder: it has no config.json")
-    if teacher.kind == "openai" and teacher.key_file and not teacher.key_file.is_file():
-        raise BuildError(f"data.teacher.key_file={teacher.key_file} does not exist; put the API key there")
+    if teacher.kind == "openai" and teacher.key_file:
+        if not teacher.key_file.is_file():
+            raise BuildError(f"data.teacher.key_file={teacher.key_file} does not exist; put the API key there")
+        if not teacher.key_file.read_text(encoding="utf-8").strip():
+            raise BuildError(f"data.teacher.key_file={teacher.key_file} is empty; put the API key there")
 
 
 def write_reasoning(

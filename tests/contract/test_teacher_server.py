@@ -221,6 +221,9 @@ def test_a_server_that_refuses_or_is_not_there_stops_the_build(
         ask(folder, server, pool, url="http://127.0.0.1:9/v1", retries=0)
     with pytest.raises(BuildError, match=r"key_file=.*missing does not exist"):
         ask(folder, server, pool, key_file=folder.root / "missing")
+    (folder.root.parent / "key").write_text("\n")
+    with pytest.raises(BuildError, match=r"key_file=.*key is empty"):
+        ask(folder, server, pool)
 
 
 def test_a_teacher_that_lacks_its_settings_is_a_config_error() -> None:
