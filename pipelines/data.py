@@ -17,13 +17,13 @@ from pipelines.data_clips import ClipOutcome, build_clips, failures_file
 from pipelines.data_embed import embed, write_vectors
 from pipelines.data_manifest import BuildError, Manifest, corpus_row, load_manifest, query_row
 from pipelines.data_ranking import Ranking, rank_videos, recall_at_1
-from pipelines.data_records import grpo_records, hard_negatives, pool_rows, reasoned_rows, sft_records
+from pipelines.data_records import grpo_records, hard_negatives, pool_rows, sft_records
+from pipelines.data_teacher import check_teacher, write_reasoning
 from vsr1.agent.prompts import system_prompt
 from vsr1.config import Config
 from vsr1.formats.atomic import write_json, write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.corpus import write_toy_corpus
-from vsr1.toy.teacher import load_events
 
 __all__ = ["BuildError", "BuildReport", "SplitReport", "build_dataset", "ensure_dataset"]
 
@@ -80,19 +80,16 @@ def build_dataset(config: Config, progress: Progress | None = None, embedder_cla
 
     Raises:
         AnnotationError: missing or faulty annotations.
-        BuildError: no events file for the reasoning teacher, two files of one video, a corpus of one video, or too many
-            failed videos. The clips that were made are kept.
+        BuildError: a file of the reasoning teacher's is missing or it fails too often, two files of one video, a corpus
+            of one video, or too many failed videos. The clips that were made are kept.
     """
     say = progress or (lambda text: None)
     folder = DatasetFolder(config.data.root.resolve())
     if not config.data.splits:
         raise BuildError("data.splits is empty; name at least one split, as in data.splits=[train,test]")
     manifests = [load_manifest(folder, split, config.data.beyond_duration) for split in config.data.splits]
-    if TRAIN in config.data.splits and not folder.events(TRAIN).is_file():
-        raise BuildError(
-            f"{folder.events(TRAIN)} does not exist: a reasoning teacher for real corpora is not available yet, "
-            "only the toy corpus has one; leave 'train' out of data.splits, or bring prepared sft_data/ and grpo_data/"
-        )
+    if TRAIN in config.data.splits:
+        check_teacher(folder, config.data.teacher)
     began = time.monotonic()
     outcomes = [build_clips(folder, manifest, config.data, say) for manifest in manifests]
     decode_seconds = time.monotonic() - began
@@ -113,7 +110,7 @@ def build_dataset(config: Config, progress: Progress | None = None, embedder_cla
             manifest, vectors[manifest.split], max(config.data.hard_negatives, config.data.grpo_negatives)
         )
         if manifest.split == TRAIN:
-            records = _write_records(folder, manifest, rankings, config)
+            records = _write_records(folder, manifest, rankings, config, say)
         reports.append(_split_report(manifest, whole, outcome, rankings))
     return BuildReport(reports, *records, vectors[built[0].split].fingerprint, decode_seconds, embed_seconds)
 
@@ -127,22 +124,20 @@ def ensure_dataset(config: Config, progress: Progress | None = None) -> None:
 
 
 def _write_records(
-    folder: DatasetFolder, manifest: Manifest, rankings: list[Ranking], config: Config
+    folder: DatasetFolder, manifest: Manifest, rankings: list[Ranking], config: Config, progress: Progress
 ) -> tuple[int, int, int]:
     """SFT records, GRPO records and pairs left out."""
     system = system_prompt(config.agent.system_prompt)
-    events = {video_id: shown for video_id, (shown, _) in load_events(folder.events(TRAIN)).items()}
     pool = pool_rows(folder, manifest, rankings)
-    reasoned, ambiguous = reasoned_rows(pool, events, folder.events(TRAIN))
-    conversations = sft_records(reasoned, rankings, system)
+    outcome = write_reasoning(folder, pool, config, progress)
+    conversations = sft_records(outcome.rows, rankings, system)
     prompts, stats = grpo_records(manifest, rankings, system, config.data.grpo_negatives)
     write_json(folder.hard_negatives(), hard_negatives(manifest, rankings, config.data.hard_negatives))
     write_lines(folder.top1_pool(), pool)
-    write_lines(folder.reasoning(), reasoned)
     write_json(folder.sft_records(), conversations)
     write_lines(folder.grpo_records(), prompts)
     write_json(folder.grpo_stats(), stats)
-    return len(conversations), len(prompts), ambiguous
+    return len(conversations), len(prompts), outcome.ambiguous
 
 
 def _check_failures(

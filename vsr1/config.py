@@ -28,6 +28,58 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
 
 
+class EngineConfig(Section):
+    """One vLLM engine, as a rollout actor or a teacher holds it."""
+
+    max_model_len: int = Field(1024, ge=128)
+    max_num_seqs: int = Field(32, ge=1)
+    latent_slots: int = Field(64, ge=1, description="requests that may hold latents at one time")
+    max_num_batched_tokens: int | None = Field(None, ge=1, description="prompt tokens of a step; empty: vLLM's choice")
+    chunked_prefill: bool | None = Field(
+        None,
+        description="prompts over several steps; empty: on a GPU (on CPU vLLM 0.32 fails with seeds)",
+    )
+    kv_cache_gib: int = Field(1, ge=1, description="CPU: size of the key-value cache")
+    kv_blocks: int | None = Field(None, ge=1, description="size of the key-value cache in blocks, instead of bytes")
+    gpu_memory_utilization: float = Field(0.6, gt=0, le=1)
+    enforce_eager: bool | None = Field(None, description="no CUDA graphs; empty: graphs on a GPU, none on CPU")
+    log_stats: bool = False
+    seed: int = 0
+
+
+class TeacherConfig(Section):
+    """Who writes the reasoning of SFT records, and how it is asked."""
+
+    kind: Literal["rules", "vllm", "openai"] = Field(
+        "rules", description="rules: toy corpus only; vllm: engines of our own; openai: an OpenAI-compatible server"
+    )
+    folder: AbsolutePath | None = Field(None, description="vllm: checkpoint folder of a Qwen3-VL model")
+    model: str | None = Field(None, description="openai: name of the model at the server")
+    url: str | None = Field(None, description="openai: base URL of the server, as in http://host:8000/v1")
+    key_file: AbsolutePath | None = Field(None, description="openai: file that holds the API key and nothing else")
+    max_tokens: int = Field(4096, ge=1, description="most tokens of a reply, its thinking included")
+    temperature: float = Field(0.4, ge=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    seed: int = Field(42, description="of a pair's first reply; each further attempt takes the next number")
+    attempts: int = Field(3, ge=1, description="replies asked for until one can be used")
+    max_failed_fraction: float = Field(0.02, ge=0, le=1, description="share of pairs without reasoning tolerated")
+    concurrency: int = Field(8, ge=1, description="openai: requests at one time")
+    timeout_s: float = Field(120.0, gt=0, description="openai: longest wait for a reply")
+    retries: int = Field(5, ge=0, description="openai: of one request, on 429, 5xx or no answer, waiting longer each")
+    engines: int = Field(1, ge=1, description="vllm: engines at one time, on CUDA each on a GPU of its own")
+    batch: int = Field(16, ge=1, description="vllm: pairs given to an engine at one time")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="vllm; auto: the checkpoint's own")
+    engine: EngineConfig = EngineConfig(max_model_len=32_768, gpu_memory_utilization=0.9)
+
+    @model_validator(mode="after")
+    def _teacher_can_be_reached(self) -> TeacherConfig:
+        needed = {"rules": (), "vllm": ("folder",), "openai": ("model", "url")}[self.kind]
+        missing = [f"data.teacher.{name}" for name in needed if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"data.teacher.kind={self.kind} needs {' and '.join(missing)}")
+        return self
+
+
 class DataConfig(Section):
     """The dataset folder and how raw videos become clips."""
 
@@ -49,6 +101,7 @@ class DataConfig(Section):
     decode_workers: int = Field(2, ge=1)
     embed_workers: int = Field(1, ge=1)
     embed_batch: int = Field(32, ge=1)
+    teacher: TeacherConfig = TeacherConfig()
 
 
 class ModelConfig(Section):
@@ -125,25 +178,6 @@ class AgentConfig(Section):
     exclude_rejected: bool = True
     system_prompt: AbsolutePath | None = Field(None, description="file that replaces the default system prompt")
     max_new_tokens: int = Field(96, ge=16, description="most tokens of one reply, the refine token included")
-
-
-class EngineConfig(Section):
-    """One vLLM engine, as each rollout actor holds it."""
-
-    max_model_len: int = Field(1024, ge=128)
-    max_num_seqs: int = Field(32, ge=1)
-    latent_slots: int = Field(64, ge=1, description="requests that may hold latents at one time")
-    max_num_batched_tokens: int | None = Field(None, ge=1, description="prompt tokens of a step; empty: vLLM's choice")
-    chunked_prefill: bool | None = Field(
-        None,
-        description="prompts over several steps; empty: on a GPU (on CPU vLLM 0.32 fails with seeds)",
-    )
-    kv_cache_gib: int = Field(1, ge=1, description="CPU: size of the key-value cache")
-    kv_blocks: int | None = Field(None, ge=1, description="size of the key-value cache in blocks, instead of bytes")
-    gpu_memory_utilization: float = Field(0.6, gt=0, le=1)
-    enforce_eager: bool | None = Field(None, description="no CUDA graphs; empty: graphs on a GPU, none on CPU")
-    log_stats: bool = False
-    seed: int = 0
 
 
 class RolloutConfig(Section):

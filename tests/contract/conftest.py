@@ -5,10 +5,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from vsr1.formats.checkpoint import refine_token_id
-from vsr1.formats.clips import Clip
+from vsr1.formats.clips import Clip, write_clip
 from vsr1.toy.models import write_random_models
 from vsr1.toy.tokenizer import train_tokenizer
 from vsr1.toy.world import vocabulary_texts
+from vsr1.video.decode import SampledVideo
 from vsr1.video.processor import ClipProcessor
 
 
@@ -34,3 +35,32 @@ def clips():
         Clip.make(f"v{i}", rng.integers(0, 255, (count, side, 64, 3), dtype=np.uint8), np.arange(count) * 1.3)
         for i, (count, side) in enumerate([(16, 64), (24, 64), (10, 96)])
     ]
+
+
+@pytest.fixture(scope="session")
+def pool():
+    """Seven pairs of a pool, right and wrong in turn, of queries `query 0` to `query 6`."""
+    return [
+        {
+            "pair_id": f"p{i}", "query": f"query {i}", "gold_label": "not_match" if i % 2 else "match",
+            "top1_video_id": f"v{i % 3}", "gt_start": 1.0, "gt_end": 4.0,
+        }
+        for i in range(7)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def clip_rows():
+    """Writes the three clips that `pool` shows into a folder and returns their rows of `meta.jsonl`."""
+
+    def write(folder):
+        rows = []
+        for i in range(3):
+            frames = np.random.default_rng(i).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
+            times = np.arange(4) * 1.3
+            sampled = SampledVideo(frames, times, [0, 1, 2, 3], 4, 5.2, 0.77, [0, 1, 2, 3], False, 4)
+            source = folder / f"v{i}.mp4"
+            rows.append(write_clip(folder, f"v{i}", sampled, source=source, target_fps=1.0, max_frames=4))
+        return rows
+
+    return write

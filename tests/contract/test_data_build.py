@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +167,44 @@ def test_clips_without_source_videos_are_enough(fresh: DatasetFolder) -> None:
 
 def test_training_records_need_a_teacher(fresh: DatasetFolder) -> None:
     fresh.events("train").unlink()
-    with pytest.raises(BuildError, match="reasoning teacher for real corpora is not available yet"):
+    with pytest.raises(BuildError, match="kind=rules knows the toy corpus only"):
         build(fresh.root)
     assert build(fresh.root, splits=["test"]).sft_records == 0
+
+
+class Teacher(BaseHTTPRequestHandler):
+    """An OpenAI-compatible server with one answer for right videos and none for wrong ones."""
+
+    def do_POST(self) -> None:
+        words = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][1]["content"][0]["text"]
+        message = {"role": "assistant", "content": "Reasoning: as it is" if "begins at" in words else "Reasoning:"}
+        choices = [{"index": 0, "finish_reason": "stop", "message": message}]
+        payload = json.dumps({"id": "", "object": "chat.completion", "created": 0, "model": "", "choices": choices})
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(payload.encode())
+
+    def log_message(self, *args: Any) -> None:
+        """Quiet."""
+
+
+def test_a_corpus_without_events_is_built_with_a_model_as_teacher(fresh: DatasetFolder) -> None:
+    fresh.events("train").unlink()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Teacher) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        teacher = {"kind": "openai", "model": "m", "url": f"http://127.0.0.1:{server.server_port}", "attempts": 1}
+        with pytest.raises(BuildError, match=rf"for {TRAIN} of {2 * TRAIN} pairs .*the reasoning is empty"):
+            build(fresh.root, splits=["train"], teacher=teacher)
+        report = build(fresh.root, splits=["train"], teacher=teacher | {"max_failed_fraction": 0.5})
+        server.shutdown()
+        thread.join()
+    assert report.sft_records == TRAIN
+    records = json.loads(fresh.sft_records().read_text())
+    assert {record["meta"]["gold_label"] for record in records} == {"pos"}
+    assert records[0]["messages"][2]["content"].startswith("<think> as it is </think> <answer>matched</answer>")
+    assert len(rows_of(fresh.top1_pool())) == 2 * TRAIN
 
 
 def test_vectors_that_are_not_unit_vectors_are_refused(fresh: DatasetFolder) -> None:

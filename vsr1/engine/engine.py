@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vsr1 import compat
 from vsr1.config import EngineConfig
+from vsr1.engine.options import engine_options, set_environment
 from vsr1.engine.plugin import ENGINE_ARCHITECTURE, register
 from vsr1.formats.checkpoint import policy_sizes, refine_token_id
 from vsr1.formats.clips import Clip
 from vsr1.model.manifest import Manifest
-from vsr1.video.processor import PROCESSOR_KWARGS, ClipProcessor, engine_metadata
+from vsr1.video.processor import ClipProcessor, engine_metadata
 
 
 class PushError(RuntimeError):
@@ -80,7 +79,7 @@ class PolicyEngine:
         Raises:
             CheckpointError: the folder is not a policy checkpoint.
         """
-        _environment(config, device)
+        set_environment(config, device)
         register()
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -96,30 +95,16 @@ class PolicyEngine:
             "latent_slots": config.latent_slots,
             "text_config": {"vocab_size": sizes.vocabulary + config.latent_slots * MAX_DEPTH},
         }
-        options: dict[str, Any] = {} if device == "cpu" else {"gpu_memory_utilization": config.gpu_memory_utilization}
-        if "mm_device_do_normalize" in AsyncEngineArgs.__dataclass_fields__:
-            # vLLM's device-side normalisation takes the image processor's mean and deviation for videos too.
-            options["mm_device_do_normalize"] = False
         args = AsyncEngineArgs(
             model=str(folder),
             hf_overrides=overrides,
             dtype=dtype,
-            seed=config.seed,
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            num_gpu_blocks_override=config.kv_blocks,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            enable_chunked_prefill=device != "cpu" if config.chunked_prefill is None else config.chunked_prefill,
-            enforce_eager=device == "cpu" if config.enforce_eager is None else config.enforce_eager,
-            limit_mm_per_prompt={"video": 1, "image": 0},
-            mm_processor_kwargs=PROCESSOR_KWARGS,
             logits_processors=["vsr1.engine.latents:LatentLogitsProcessor"],
             worker_extension_cls="vsr1.engine.worker.LatentWorkerExtension",
             logprobs_mode="processed_logprobs",
             async_scheduling=False,  # the logits processor needs the newest token
             enable_log_requests=False,
-            disable_log_stats=not config.log_stats,
-            **options,
+            **engine_options(config, device),
         )
         with compat.prepared_children():
             llm = AsyncLLM.from_engine_args(args)
@@ -286,18 +271,3 @@ def engine_version() -> str:
     from vllm import __version__
 
     return str(__version__)
-
-
-def _environment(config: EngineConfig, device: str) -> None:
-    """vLLM's own switches; set before it is imported, inherited by its engine process."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the V2 runner ignores logits processors
-    os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # this process may hold a GPU, which a fork cannot share
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    if device == "cpu":
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
-        if torch.version.cuda is not None:
-            os.environ["VLLM_TARGET_DEVICE"] = "cpu"

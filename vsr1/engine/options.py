@@ -1,0 +1,54 @@
+"""What every vLLM engine of ours is started with, whether it serves the policy or a teacher."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from vsr1.config import EngineConfig
+from vsr1.video.processor import PROCESSOR_KWARGS
+
+
+def set_environment(config: EngineConfig, device: str) -> None:
+    """vLLM's own switches; set before it is imported, inherited by its engine process."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the V2 runner ignores logits processors
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # this process may hold a GPU, which a fork cannot share
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    if device == "cpu":
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
+        if torch.version.cuda is not None:
+            os.environ["VLLM_TARGET_DEVICE"] = "cpu"
+
+
+def engine_options(config: EngineConfig, device: str) -> dict[str, Any]:
+    """Arguments of an engine that takes one video a prompt; call `set_environment` first.
+
+    Args:
+        device: `cpu` or `cuda`.
+    """
+    from vllm import EngineArgs
+
+    options: dict[str, Any] = {
+        "seed": config.seed,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "num_gpu_blocks_override": config.kv_blocks,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "enable_chunked_prefill": device != "cpu" if config.chunked_prefill is None else config.chunked_prefill,
+        "enforce_eager": device == "cpu" if config.enforce_eager is None else config.enforce_eager,
+        "limit_mm_per_prompt": {"video": 1, "image": 0},
+        "mm_processor_kwargs": PROCESSOR_KWARGS,
+        "disable_log_stats": not config.log_stats,
+    }
+    if device != "cpu":
+        options["gpu_memory_utilization"] = config.gpu_memory_utilization
+    if "mm_device_do_normalize" in EngineArgs.__dataclass_fields__:
+        # vLLM's device-side normalisation takes the image processor's mean and deviation for videos too.
+        options["mm_device_do_normalize"] = False
+    return options
