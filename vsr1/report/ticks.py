@@ -16,9 +16,9 @@ def round_ticks(low: float, high: float, most: int = 5, whole: bool = False) -> 
     """
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise ValueError(f"round_ticks: bounds {low} and {high} must be finite and in order")
-    if low == high:
-        return [(low, f"{low:.6g}")]
     raw = (high - low) / most
+    if raw == 0:  # also where the bounds are nearer than floats can divide
+        return [(low, f"{low:.6g}")]
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
     if whole:
