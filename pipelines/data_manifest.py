@@ -76,7 +76,7 @@ def load_manifest(folder: DatasetFolder, split: str, data: DataConfig) -> Manife
         durations = {}
         for row in annotations:
             durations.setdefault(row.video, row.duration)
-    found = {name: files.get(_normal(name), []) for name in sorted(durations)}
+    found = {name: files.get(id_of(name), []) for name in sorted(durations)}
     twice = [f"{name!r} ({', '.join(map(str, paths))})" for name, paths in found.items() if len(paths) > 1]
     if twice:
         more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
@@ -140,11 +140,12 @@ def video_files(folder: Path) -> dict[str, list[Path]]:
         for name in sorted(names):
             path = Path(parent) / name
             if path.suffix.lower() in VIDEO_EXTENSIONS and not name.startswith("."):
-                files.setdefault(_normal(path.stem), []).append(path)
+                files.setdefault(id_of(path.stem), []).append(path)
     return files
 
 
-def _normal(name: str) -> str:
+def id_of(name: str) -> str:
+    """A video id in the form that `video_files` has them."""
     return unicodedata.normalize("NFC", name)
 
 

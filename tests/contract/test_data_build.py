@@ -1,7 +1,7 @@
 """Dataset construction on a real Ray: the folder it leaves, what it does with bad videos, and what it keeps."""
 
-import hashlib
 import json
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from pipelines.data import BuildError, BuildReport, build_dataset
 from vsr1.config import Config
 from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.formats.digest import weights_fingerprint
 from vsr1.retrieval.corpus import load_corpus
 from vsr1.toy.corpus import write_toy_corpus
 
@@ -22,30 +21,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 TRAIN, TEST = 6, 4
 
 
-def stand_in() -> Any:
-    """An embedder without weights, made here so that it travels to the workers by value."""
-
-    class StandIn:
-        fingerprint: str
-
-        @classmethod
-        def load(cls, folder: Path, *, device: str, dtype: str) -> Any:
-            loaded = cls()
-            loaded.fingerprint = weights_fingerprint(folder)
-            return loaded
-
-        def embed_queries(self, queries: list[str]) -> np.ndarray:
-            return np.stack([self._vector(query) for query in queries])
-
-        def embed_clips(self, clips: list[Any]) -> np.ndarray:
-            return np.stack([self._vector(clip.content_hash) for clip in clips])
-
-        def _vector(self, text: str) -> np.ndarray:
-            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-            vector = np.random.default_rng(seed).normal(size=16)
-            return vector / np.linalg.norm(vector)
-
-    return StandIn
+stand_in = runpy.run_path(str(Path(__file__).parent / "stand_in_embedder.py"))["stand_in"]
 
 
 @pytest.fixture(scope="module")
