@@ -129,13 +129,19 @@ def test_clips_without_source_videos_are_enough(fresh: DatasetFolder) -> None:
     build(fresh.root, splits=["test"])
     shutil.rmtree(fresh.raw_videos("test"))
     assert build(fresh.root, splits=["test"]).splits[0].reused == TEST
+    meta = (fresh.clips("test") / "meta.jsonl").read_bytes()
+    shutil.rmtree(fresh.root / ".vsr1")  # as in a folder that was prepared elsewhere
+    assert build(fresh.root, splits=["test"]).splits[0].reused == TEST
+    assert (fresh.clips("test") / "meta.jsonl").read_bytes() == meta
     assert rows_of(fresh.corpus("test"))[0]["video_path"].endswith("test_0000.npy")
 
 
-def test_training_records_need_a_teacher(fresh: DatasetFolder) -> None:
+def test_training_records_need_a_teacher_and_the_rest_is_there(fresh: DatasetFolder) -> None:
     fresh.events("train").unlink()
     with pytest.raises(BuildError, match="reasoning teacher for real corpora is not available yet"):
         build(fresh.root)
+    assert fresh.index("test").is_file()
+    assert fresh.grpo_records().is_file()
     assert build(fresh.root, splits=["test"]).sft_records == 0
 
 
