@@ -54,11 +54,11 @@ class Batch:
 class EmbedderActor:
     """One batch a call; made by Ray Data, once in each worker of the pool."""
 
-    def __init__(self, model: ModelConfig, readers: dict[str, ClipFolder], embedder_class: Any) -> None:
+    def __init__(self, model: ModelConfig, clips: dict[str, Path], timestamps: Any, embedder_class: Any) -> None:
         if embedder_class is None:
             from vsr1.model.embedder import Embedder as embedder_class  # noqa: N813  # torch stays out of the driver
         self._embedder: EmbedderLike = embedder_class.load(model.embedder, device=model.device, dtype=model.dtype)
-        self._readers = readers
+        self._readers = {split: ClipFolder(folder, timestamps) for split, folder in clips.items()}
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         items = [str(item) for item in row["items"]]
@@ -136,15 +136,17 @@ def embed(
     if not missing:
         return
     model = config.model.model_copy(update={"embedder": config.model.embedder.resolve()})
-    readers = {
-        split: ClipFolder(folder.clips(split), config.data.timestamps)
-        for split in {batch.split for batch in missing if batch.kind == "video"}
-    }
+    clips = {batch.split: folder.clips(batch.split) for batch in missing if batch.kind == "video"}
     progress(f"{len(missing)} of {len(batches)} batches to embed")
     rows = [{"split": b.split, "kind": b.kind, "items": b.items, "part": str(b.part)} for b in missing]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         EmbedderActor,
-        fn_constructor_kwargs={"model": model, "readers": readers, "embedder_class": embedder_class},
+        fn_constructor_kwargs={
+            "model": model,
+            "clips": clips,
+            "timestamps": config.data.timestamps,
+            "embedder_class": embedder_class,
+        },
         compute=ray.data.ActorPoolStrategy(size=min(config.data.embed_workers, len(rows))),
         num_cpus=1,
         num_gpus=1 if model.device == "cuda" else 0,
