@@ -17,8 +17,8 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.data_clips import read_journal
 from pipelines.data_embed import embed, embedder_key
+from pipelines.data_journal import read_journal
 from pipelines.data_manifest import BuildError, Manifest, load_manifest, with_durations
 from pipelines.data_split import SplitSteps, annotations_step, clips_journal, clips_step
 from pipelines.data_steps import Facts, StepLog, StepReport
@@ -168,7 +168,12 @@ def _embed(
     began = time.monotonic()
     steps = [pair for split in built for pair in split.embeddings()]
     wanted = [batch for step, batches in steps if log.current(step) is None for batch in batches]
-    embed(folder, wanted, config, built[0].embedder["weights"], say, embedder_class)
+    try:
+        embed(folder, wanted, config, built[0].embedder["weights"], say, embedder_class)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise log.unwritten("embedding", error) from error
     items = sum(len(batch.items) for batch in wanted)
     seconds = time.monotonic() - began
     log.reports.append(StepReport("all", "embedding", "built" if wanted else "kept", seconds, items))

@@ -1,8 +1,8 @@
 """Videos to clips with Ray Data: every video of a split ends as a clip with a metadata row or as a named failure.
 
-A journal, one row a finished clip, says from which content of which source and with which sampling it was made. A clip
-whose source, sampling and file are those of its row is not made again; rows are appended as the tasks finish, so that a
-build that is killed goes on from there. A task holds one video's frames; only rows of text come back to the driver.
+A clip whose source, sampling and file are those of its row in the journal is not made again; rows are appended as the
+tasks finish, so that a build that is killed goes on from there. A task holds one video's frames; only rows of text come
+back to the driver.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from typing import Any
 
 import ray.data
 
+from pipelines.data_journal import Row, read_journal
 from pipelines.data_manifest import BuildError, Manifest, Video, portable, video_path
 from vsr1.config import DataConfig
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.clips import META, read_meta, write_clip, write_meta
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.formats.digest import file_sha256, value_sha256
+from vsr1.formats.digest import file_sha256
 from vsr1.video.decode import VideoError, sample_video
 
 VIDEOS_A_TASK = 8  # at most
-Row = dict[
-    str, Any
-]  # of the journal: `meta` the row of meta.jsonl, `sampling`, `source` and `clip` [bytes, ns, sha256]
 
 
 @dataclass
@@ -55,7 +53,8 @@ def build_clips(
 
     Raises:
         ClipError: `meta.jsonl` of an earlier build is malformed.
-        BuildError: a task could not write its clip, as on a full disk; or too many videos failed.
+        OSError: a task could not write its clip, as on a full disk.
+        BuildError: too many videos failed.
     """
     clips, split = folder.clips(manifest.split), manifest.split
     clips.mkdir(parents=True, exist_ok=True)
@@ -77,7 +76,7 @@ def build_clips(
     with journal.open("a", encoding="utf-8") as log:
         for done in _made(folder, split, pending, data):
             if done["stop"]:
-                raise BuildError(f"clip of {done['video_id']!r}: {done['stop']}")
+                raise OSError(f"clip of {done['video_id']!r}: {done['stop']}")
             if done["error"]:
                 outcome.failed[done["video_id"]] = done["error"]
                 continue
@@ -97,23 +96,6 @@ def build_clips(
     write_lines(journal, kept.values())
     _check_failures(folder, manifest, outcome, data.max_failed_fraction)
     return outcome
-
-
-def clip_keys(journal: Path, timestamps: str) -> dict[str, str]:
-    """Per video id what a model is given of its clip: frames and the clock they are shown with, as one digest."""
-    timing = ("sampled_timestamps_sec", "even_pad_applied", "target_sample_fps")
-    return {
-        name: value_sha256([row["clip"][2], timestamps, [row["meta"].get(key) for key in timing]])
-        for name, row in read_journal(journal).items()
-    }
-
-
-def read_journal(path: Path) -> dict[str, Row]:
-    """Rows by video id, the last of each; a line that was cut off by a kill is passed over."""
-    if not path.is_file():
-        return {}
-    whole = path.read_bytes().split(b"\n")[:-1]
-    return {row["video_id"]: row for row in map(json.loads, whole)}
 
 
 def failures_file(folder: DatasetFolder, split: str) -> Path:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import ray.data
 
-from pipelines.data_clips import clip_keys, read_journal
+from pipelines.data_journal import clip_key, read_journal
 from pipelines.data_manifest import BuildError, Manifest
 from vsr1.config import Config, DataConfig, ModelConfig
 from vsr1.formats.atomic import replacing
@@ -106,11 +106,11 @@ def video_batches(
     manifest: Manifest, embedder: dict[str, Any], data: DataConfig, journal: Path, parts: Path
 ) -> list[Batch]:
     """The clips of a split by sorted id, as many in a batch as its bytes allow."""
-    keys = clip_keys(journal, data.timestamps)
-    sizes = {name: row["clip"][0] for name, row in read_journal(journal).items()}
+    rows = read_journal(journal)
+    sizes = {name: row["clip"][0] for name, row in rows.items()}
     folder = parts / f"{manifest.split}.video"
     return [
-        Batch(manifest.split, "video", ids, _part(folder, embedder, [keys[name] for name in ids]))
+        Batch(manifest.split, "video", ids, _part(folder, embedder, [clip_key(rows[i], data.timestamps) for i in ids]))
         for ids in _cut(list(manifest.videos), sizes, data.embed_batch, data.embed_batch_mib * 2**20)
     ]
 
@@ -129,8 +129,9 @@ def embed(
         fingerprint: of the weights, as `embedder_key` read them.
 
     Raises:
-        BuildError: the embedder gives vectors of another number, or one that is not of length 1; a part could not be
-            written; or the weights changed since they were read.
+        BuildError: the embedder gives vectors of another number, or one that is not of length 1; or the weights changed
+            since they were read.
+        OSError: a part could not be written, as on a full disk.
     """
     missing = [batch for batch in batches if not batch.part.is_file()]
     if not missing:
@@ -155,7 +156,7 @@ def embed(
         if row["fault"]:
             raise BuildError(row["fault"])
         if row["stop"]:
-            raise BuildError(f"vectors cannot be kept in {missing[0].part.parent.parent}: {row['stop']}")
+            raise OSError(f"vectors of a batch: {row['stop']}")
         if row["fingerprint"] != fingerprint:
             raise BuildError(f"the weights in {model.embedder} changed during the build; start it again")
         if done % 50 == 0:

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines import data_clips
 from pipelines.data_embed import _cut
+from pipelines.data_journal import read_journal
 from vsr1.config import DataConfig
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.corpus import write_toy_corpus
@@ -53,8 +54,8 @@ def test_a_touched_source_is_hashed_and_its_clip_kept(item: dict[str, str]) -> N
 def test_a_line_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     journal = tmp_path / "rows.jsonl"
     journal.write_text('{"video_id": "a", "n": 1}\n{"video_id": "a", "n": 2}\n{"video_id": "b"')
-    assert data_clips.read_journal(journal) == {"a": {"video_id": "a", "n": 2}}
-    assert data_clips.read_journal(tmp_path / "none.jsonl") == {}
+    assert read_journal(journal) == {"a": {"video_id": "a", "n": 2}}
+    assert read_journal(tmp_path / "none.jsonl") == {}
 
 
 def test_batches_are_bounded_by_count_and_by_bytes() -> None:

@@ -112,8 +112,11 @@ def probe_video(path: Path) -> float | None:
     _check_file(path)
     container, stream = _open(path)
     with container:
-        stated = stream.duration and stream.time_base and float(stream.duration * stream.time_base)
-        seconds = stated if stated is not None else container.duration and container.duration / av.time_base
+        seconds = None
+        if stream.duration is not None and stream.time_base:
+            seconds = float(stream.duration * stream.time_base)
+        elif container.duration is not None:
+            seconds = container.duration / av.time_base
         if next(_decoded(path, container, stream), None) is None:
             raise VideoError(path, "not one frame of it decodes; the file is truncated or damaged, fetch it again")
     if seconds is not None and seconds <= 0:
