@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.data_clips import build_clips, clips_options, failures_file
 from pipelines.data_embed import Batch, joined, query_batches, video_batches
-from pipelines.data_manifest import Manifest, corpus_row, query_row
+from pipelines.data_manifest import BuildError, Manifest, corpus_row, query_row
 from pipelines.data_ranking import Ranking, rank_videos, recall_at_1
 from pipelines.data_reasoning import reasoning_inputs, write_reasoning
 from pipelines.data_records import grpo_records, hard_negatives, pool_rows, sft_records
@@ -26,8 +26,14 @@ from vsr1.formats.digest import lines_sha256
 
 
 def annotations_step(folder: DatasetFolder, split: str, source: Path) -> Step:
-    """The annotation file of a split, copied as it is."""
+    """The annotation file of a split, copied as it is.
+
+    Raises:
+        BuildError: it does not exist.
+    """
     target = folder.annotations(split)
+    if not source.is_file():
+        raise BuildError(f"annotation file {source} does not exist; correct data.annotations.{split}")
 
     def run() -> Facts:
         with replacing(target) as part:

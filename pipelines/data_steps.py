@@ -123,7 +123,7 @@ class StepLog:
         free = shutil.disk_usage(self.root).free / 2**30
         return BuildError(
             f"{what} stopped: {error}; {free:.1f} GiB are free on the disk of {self.root}. Files of earlier builds are "
-            "whole; make room and start the build again, it goes on from here"
+            "whole; mend that and start the build again, it goes on from here"
         )
 
     def name(self, path: Path) -> str:

@@ -71,6 +71,11 @@ def test_four_keys_and_videos_elsewhere_are_enough(videos: Path, tmp_path: Path)
     assert {step.status for step in again.steps} == {"kept"}
 
 
+def test_an_annotation_file_that_is_not_there_is_named(videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"none\.jsonl does not exist; correct data\.annotations\.test"):
+        build(tmp_path / "data", videos=videos, annotations={"test": tmp_path / "none.jsonl"})
+
+
 def test_videos_alone_become_a_corpus_to_search(videos: Path, tmp_path: Path) -> None:
     folder = DatasetFolder(tmp_path / "data")
     report = build(folder.root, videos=videos, search_only=True)
