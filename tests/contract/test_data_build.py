@@ -82,6 +82,8 @@ def test_the_parts_of_a_built_folder_agree(built: tuple[DatasetFolder, BuildRepo
     assert {len(ids) for ids in json.loads(folder.hard_negatives().read_text()).values()} == {TRAIN - 1}
     assert len(rows_of(folder.top1_pool())) == len(rows_of(folder.reasoning())) == 2 * TRAIN
     assert "train: 6 videos" in report.line()
+    assert "16 steps built, 0 kept" in report.line()
+    assert report.table().row_count == len(report.steps) == 16
     assert not [path for path in folder.root.rglob("*") if ".part-" in path.name]
 
 
