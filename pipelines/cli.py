@@ -130,6 +130,26 @@ def data_unpack(
     _guarded(unpack_prepared, source, out, split, workers, console.print)
 
 
+@data_app.command("check")
+def data_check(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Before a build: which videos are missing, do not decode, or are not as long as annotated. Exit code 1 if any."""
+    settings = _settings(config, overrides, False)
+    from pipelines.data_check import check_dataset, check_table
+
+    checks = _guarded(check_dataset, settings, console.print if not as_json else None)
+    if as_json:
+        print(json.dumps({check.split: check.to_json() for check in checks}, ensure_ascii=False, indent=2))
+    else:
+        console.print(check_table(checks))
+        for line in (line for check in checks for line in check.lines()):
+            console.print(line, markup=False, soft_wrap=True)
+    raise typer.Exit(int(any(check.wrong for check in checks)))
+
+
 @toy_app.command("pretrain")
 def toy_pretrain(
     out: Annotated[Path, typer.Option(help="Folder for policy/ and embedder/.")],

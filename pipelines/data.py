@@ -1,9 +1,11 @@
-"""Builds a dataset folder from videos and annotations: clips, vectors, index and training records.
+"""Builds a dataset folder from videos and annotations, in steps that can be resumed.
 
-The same videos, annotations and embedder give the same files, times of extraction apart. Every video ends as a clip or
-as a named failure; a build with a larger share of failures than `data.max_failed_fraction` stops with an error before
-anything is embedded. Every file is written whole or not at all, and clips that are there are kept, so a build can
-simply be started again.
+annotations, clips, query and video vectors, index; of the training split also the top-1 pool, hard negatives, GRPO
+records, reasoning and SFT records. What does not need a teacher comes before what does. The same videos, annotations
+and embedder give the same files, times of extraction apart, in one go or resumed after a kill; a changed input or
+option rebuilds what depends on it and nothing else. Every video ends as a clip or as a named failure; a build with a
+larger share of failures than `data.max_failed_fraction` stops before anything is embedded. Every file is written whole
+or not at all.
 """
 
 from __future__ import annotations
@@ -13,15 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.data_clips import ClipOutcome, build_clips, failures_file
-from pipelines.data_embed import embed, write_vectors
-from pipelines.data_manifest import BuildError, Manifest, corpus_row, load_manifest, query_row
-from pipelines.data_ranking import Ranking, rank_videos, recall_at_1
-from pipelines.data_records import grpo_records, hard_negatives, pool_rows, sft_records
-from pipelines.data_teacher import check_teacher, write_reasoning
-from vsr1.agent.prompts import system_prompt
+from rich.table import Table
+
+from pipelines.data_embed import embed, embedder_key
+from pipelines.data_journal import read_journal
+from pipelines.data_manifest import BuildError, Manifest, load_manifest, with_durations
+from pipelines.data_split import SplitSteps, annotations_step, clips_journal, clips_step
+from pipelines.data_steps import Facts, StepLog, StepReport
+from pipelines.data_teacher import check_teacher
 from vsr1.config import Config
-from vsr1.formats.atomic import write_json, write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.corpus import write_toy_corpus
 
@@ -42,7 +44,7 @@ class SplitReport:
     failed: int
     queries: int
     dropped_queries: int  # of failed videos
-    recall_at_1: float
+    recall_at_1: float | None  # None of a split that is only searched
 
 
 @dataclass(frozen=True)
@@ -50,119 +52,154 @@ class BuildReport:
     """What was built; seconds are wall-clock time of the whole stage."""
 
     splits: list[SplitReport]
+    steps: list[StepReport]
     sft_records: int
     grpo_records: int
-    ambiguous_pairs: int  # left out: the wrong video shows the queried events too
+    left_out_pairs: int  # for the toy corpus: the wrong video shows the queried events too
     embedder: str  # fingerprint
-    decode_seconds: float
-    embed_seconds: float
+
+    @property
+    def decode_seconds(self) -> float:
+        return sum(step.seconds for step in self.steps if step.name == "clips")
+
+    @property
+    def embed_seconds(self) -> float:
+        return sum(step.seconds for step in self.steps if step.name == "embedding")
 
     def line(self) -> str:
         """One line for a person."""
-        parts = [
-            f"{s.split}: {s.videos} videos ({s.decoded} decoded, {s.reused} kept, {s.failed} failed), "
-            f"{s.queries} queries ({s.dropped_queries} dropped), R@1 {100 * s.recall_at_1:.1f} %"
-            for s in self.splits
-        ]
+        parts = [_split_line(split) for split in self.splits]
         records = f"{self.sft_records} SFT and {self.grpo_records} GRPO records"
-        if self.ambiguous_pairs:
-            records += f", {self.ambiguous_pairs} ambiguous pairs left out"
+        if self.left_out_pairs:
+            records += f", {self.left_out_pairs} pairs left out"
+        kept = sum(step.status == "kept" for step in self.steps)
         seconds = f"decoding {self.decode_seconds:.1f} s, embedding {self.embed_seconds:.1f} s"
-        return "; ".join([*parts, records, seconds])
+        return "; ".join([*parts, records, f"{len(self.steps) - kept} steps built, {kept} kept", seconds])
+
+    def table(self) -> Table:
+        """One row a step."""
+        table = Table("split", "step", "status", "rows", "seconds", "rows/s")
+        for step in self.steps:
+            rate = f"{step.rows / step.seconds:.1f}" if step.status == "built" and step.seconds else ""
+            table.add_row(step.split, step.name, step.status, str(step.rows), f"{step.seconds:.1f}", rate)
+        return table
 
 
 def build_dataset(config: Config, progress: Progress | None = None, embedder_class: Any = None) -> BuildReport:
     """Build every split of `config.data.splits` in `config.data.root`; Ray must be running.
 
     Args:
-        progress: called with a line when a stage begins or moves on.
+        progress: called with a line when a step begins or moves on.
         embedder_class: stands in for `vsr1.model.embedder.Embedder` in tests.
 
     Raises:
         AnnotationError: missing or faulty annotations.
-        BuildError: a file of the reasoning teacher's is missing or it fails too often, two files of one video, a corpus
-            of one video, or too many failed videos. The clips that were made are kept.
+        FileNotFoundError: no embedder checkpoint.
+        BuildError: two files of one video, a corpus of one video, too many failed videos, a file that could not be
+            written, another build in the same folder, or a reasoning teacher that lacks a file or fails too often.
+            Finished steps, and finished clips, batches and rows of the one that stopped, are kept.
     """
-    say = progress or (lambda text: None)
-    folder = DatasetFolder(config.data.root.resolve())
     if not config.data.splits:
         raise BuildError("data.splits is empty; name at least one split, as in data.splits=[train,test]")
-    manifests = [load_manifest(folder, split, config.data.beyond_duration) for split in config.data.splits]
-    if TRAIN in config.data.splits:
-        check_teacher(folder, config.data.teacher)
-    began = time.monotonic()
-    outcomes = [build_clips(folder, manifest, config.data, say) for manifest in manifests]
-    decode_seconds = time.monotonic() - began
-    _check_failures(folder, manifests, outcomes, config.data.max_failed_fraction)
-    built = [m.without(set(o.failed)) for m, o in zip(manifests, outcomes, strict=True)]
-    began = time.monotonic()
-    vectors = embed(folder, built, config, say, embedder_class)
-    embed_seconds = time.monotonic() - began
-    reports, records = [], (0, 0, 0)
-    for manifest, whole, outcome in zip(built, manifests, outcomes, strict=True):
-        say(f"{manifest.split}: index and records")
-        write_lines(
-            folder.corpus(manifest.split), [corpus_row(folder, manifest.split, v) for v in manifest.videos.values()]
+    say = progress or (lambda text: None)
+    folder = DatasetFolder(config.data.root.resolve())
+    log = StepLog(folder.root, say)
+    with log.only_build():
+        embedder = embedder_key(config.model)
+        manifests = [_manifest(folder, split, config, log) for split in config.data.splits]
+        if TRAIN in config.data.splits and not config.data.search_only:
+            check_teacher(folder, config.data.teacher)
+        clips = [_facts_of_clips(folder, manifest, config, log, say) for manifest in manifests]
+        built = [
+            SplitSteps(folder, _with_clips(manifest, facts, config, log), config, embedder, log, say)
+            for manifest, facts in zip(manifests, clips, strict=True)
+        ]
+        _embed(folder, built, config, log, say, embedder_class)
+        for split in built:
+            log.run(split.index())
+        recall = [None if config.data.search_only else log.run(split.recall())["recall_at_1"] for split in built]
+        records = _records(built, config, log)
+    splits = [
+        SplitReport(
+            split=whole.split,
+            videos=facts["rows"],
+            decoded=facts["decoded"],
+            reused=facts["rows"] - facts["decoded"],
+            failed=len(facts["failed"]),
+            queries=len(made.manifest.annotations),
+            dropped_queries=len(whole.annotations) - len(made.manifest.annotations),
+            recall_at_1=share,
         )
-        write_lines(folder.queries(manifest.split), [query_row(row) for row in manifest.annotations])
-        write_vectors(folder, manifest, vectors[manifest.split], config.data)
-        rankings = rank_videos(
-            manifest, vectors[manifest.split], max(config.data.hard_negatives, config.data.grpo_negatives)
-        )
-        if manifest.split == TRAIN:
-            records = _write_records(folder, manifest, rankings, config, say)
-        reports.append(_split_report(manifest, whole, outcome, rankings))
-    return BuildReport(reports, *records, vectors[built[0].split].fingerprint, decode_seconds, embed_seconds)
+        for whole, facts, made, share in zip(manifests, clips, built, recall, strict=True)
+    ]
+    return BuildReport(splits, log.reports, *records, embedder["weights"])
 
 
 def ensure_dataset(config: Config, progress: Progress | None = None) -> None:
     """Render and build the toy corpus if `toy.create` says so and `data.root` holds no dataset; Ray must be running."""
     folder = DatasetFolder(config.data.root)
-    if config.toy.create and not folder.grpo_records().is_file():
-        write_toy_corpus(folder.root, config.toy.train, config.toy.test, config.seed)
+    if config.toy.create and not folder.sft_records().is_file():
+        if not folder.events("test").is_file():
+            write_toy_corpus(folder.root, config.toy.train, config.toy.test, config.seed)
         build_dataset(config, progress)
 
 
-def _write_records(
-    folder: DatasetFolder, manifest: Manifest, rankings: list[Ranking], config: Config, progress: Progress
-) -> tuple[int, int, int]:
-    """SFT records, GRPO records and pairs left out."""
-    system = system_prompt(config.agent.system_prompt)
-    pool = pool_rows(folder, manifest, rankings)
-    outcome = write_reasoning(folder, pool, config, progress)
-    conversations = sft_records(outcome.rows, rankings, system)
-    prompts, stats = grpo_records(manifest, rankings, system, config.data.grpo_negatives)
-    write_json(folder.hard_negatives(), hard_negatives(manifest, rankings, config.data.hard_negatives))
-    write_lines(folder.top1_pool(), pool)
-    write_json(folder.sft_records(), conversations)
-    write_lines(folder.grpo_records(), prompts)
-    write_json(folder.grpo_stats(), stats)
-    return len(conversations), len(prompts), outcome.ambiguous
+def _manifest(folder: DatasetFolder, split: str, config: Config, log: StepLog) -> Manifest:
+    if split in config.data.annotations:
+        log.run(annotations_step(folder, split, config.data.annotations[split]))
+    return load_manifest(folder, split, config.data)
 
 
-def _check_failures(
-    folder: DatasetFolder, manifests: list[Manifest], outcomes: list[ClipOutcome], tolerated: float
+def _facts_of_clips(folder: DatasetFolder, manifest: Manifest, config: Config, log: StepLog, say: Progress) -> Facts:
+    facts = log.run(clips_step(folder, manifest, config, log, say))
+    return facts | {"decoded": facts["decoded"] if log.reports[-1].status == "built" else 0}
+
+
+def _with_clips(manifest: Manifest, facts: Facts, config: Config, log: StepLog) -> Manifest:
+    """The videos that gave a clip; without annotations they are as long as the decoder found."""
+    left = manifest.without(set(facts["failed"]))
+    if not config.data.search_only:
+        return left
+    rows = read_journal(clips_journal(log, manifest.split))
+    return with_durations(left, {name: row["meta"]["source_duration_sec"] for name, row in rows.items()})
+
+
+def _embed(
+    folder: DatasetFolder, built: list[SplitSteps], config: Config, log: StepLog, say: Progress, embedder_class: Any
 ) -> None:
-    for manifest, outcome in zip(manifests, outcomes, strict=True):
-        failed, total = outcome.failed, len(manifest.videos)
-        if len(failed) <= tolerated * total:
+    """Vectors of all splits from one pool of actors, because a checkpoint takes long to load."""
+    began = time.monotonic()
+    steps = [pair for split in built for pair in split.embeddings()]
+    wanted = [batch for step, batches in steps if log.current(step) is None for batch in batches]
+    try:
+        embed(folder, wanted, config, built[0].embedder["weights"], say, embedder_class)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise log.unwritten("embedding", error) from error
+    items = sum(len(batch.items) for batch in wanted)
+    seconds = time.monotonic() - began
+    log.reports.append(StepReport("all", "embedding", "built" if wanted else "kept", seconds, items))
+    for step, _ in steps:
+        log.run(step)
+
+
+def _records(built: list[SplitSteps], config: Config, log: StepLog) -> tuple[int, int, int]:
+    """SFT records, GRPO records and pairs left out."""
+    for split in built:
+        if split.manifest.split != TRAIN or config.data.search_only:
             continue
-        named = "; ".join(f"{video_id}: {failed[video_id]}" for video_id in sorted(failed)[:3])
-        raise BuildError(
-            f"split {manifest.split!r}: {len(failed)} of {total} videos gave no clip ({named}), all of them in "
-            f"{failures_file(folder, manifest.split)}; replace these files, or raise "
-            f"data.max_failed_fraction={tolerated}"
-        )
+        log.run(split.pool())
+        log.run(split.hard_negatives())
+        grpo = log.run(split.grpo())
+        reasoned = log.run(split.reasoning())
+        return log.run(split.sft())["rows"], grpo["rows"], reasoned["left_out"]
+    return 0, 0, 0
 
 
-def _split_report(manifest: Manifest, whole: Manifest, outcome: ClipOutcome, rankings: list[Ranking]) -> SplitReport:
-    return SplitReport(
-        split=manifest.split,
-        videos=len(manifest.videos),
-        decoded=outcome.decoded,
-        reused=outcome.reused,
-        failed=len(outcome.failed),
-        queries=len(manifest.annotations),
-        dropped_queries=len(whole.annotations) - len(manifest.annotations),
-        recall_at_1=recall_at_1(rankings),
+def _split_line(split: SplitReport) -> str:
+    recall = "" if split.recall_at_1 is None else f", R@1 {100 * split.recall_at_1:.1f} %"
+    return (
+        f"{split.split}: {split.videos} videos ({split.decoded} decoded, {split.reused} kept, {split.failed} failed), "
+        f"{split.queries} queries ({split.dropped_queries} dropped){recall}"
     )

@@ -1,7 +1,8 @@
 """Videos to clips with Ray Data: every video of a split ends as a clip with a metadata row or as a named failure.
 
-A clip that is there with its row, sampled with the same settings, is not decoded again. Rows are appended as the tasks
-finish, so that a build that is killed goes on from there.
+A clip whose source, sampling and file are those of its row in the journal is not made again; rows are appended as the
+tasks finish, so that a build that is killed goes on from there. A task holds one video's frames; only rows of text come
+back to the driver.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any
 
 import ray.data
 
-from pipelines.data_manifest import Manifest, Video
+from pipelines.data_journal import Row, read_journal
+from pipelines.data_manifest import BuildError, Manifest, Video, portable, video_path
 from vsr1.config import DataConfig
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.clips import META, clip_file, clip_storage, read_meta, write_clip, write_meta
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.formats.digest import file_sha256
 from vsr1.video.decode import VideoError, sample_video
 
 VIDEOS_A_TASK = 8  # at most
@@ -35,42 +38,67 @@ class ClipOutcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+def clips_options(folder: DatasetFolder, manifest: Manifest, data: DataConfig) -> dict[str, Any]:
+    """What the clips of a split depend on: the sampling, and size and time of change of every source."""
+    sources = [[v.video_id, v.path and [portable(folder, v.path), *_stat(v.path)]] for v in manifest.videos.values()]
+    return {
+        "sampling": [*_sampling(data), data.clip_storage],
+        "sources": sources,
+        "max_failed_fraction": data.max_failed_fraction,
+    }
+
+
 def build_clips(
-    folder: DatasetFolder, manifest: Manifest, data: DataConfig, progress: Callable[[str], None]
+    folder: DatasetFolder, manifest: Manifest, data: DataConfig, journal: Path, progress: Callable[[str], None]
 ) -> ClipOutcome:
     """Write the clips of a split, `meta.jsonl` and `failed_videos.jsonl`; a failure stops nothing.
 
+    Clips in the journal that the split does not name any more are deleted; what came prepared is left.
+
     Raises:
         ClipError: `meta.jsonl` of an earlier build is malformed.
+        OSError: a task could not write its clip, as on a full disk.
+        BuildError: too many videos failed.
     """
     clips, split = folder.clips(manifest.split), manifest.split
     clips.mkdir(parents=True, exist_ok=True)
-    earlier = _earlier_rows(clips)
-    others = [row for name, row in earlier.items() if name not in manifest.videos]
-    kept = {name: row for name, row in earlier.items() if name in manifest.videos and _usable(clips, name, row, data)}
-    outcome = ClipOutcome(reused=len(kept))
-    pending = []
-    for video in manifest.videos.values():
-        if video.video_id in kept:
-            continue
-        if video.path is None:
-            outcome.failed[video.video_id] = f"no video file of this name in {folder.raw_videos(split).name}/"
+    prepared = read_meta(clips) if (clips / META).is_file() else {}
+    rows = read_journal(journal)
+    write_lines(journal, rows.values())  # without a last line that was cut off
+    kept: dict[str, Row] = {}
+    outcome, pending = ClipOutcome(), []
+    for name, video in manifest.videos.items():
+        row = _earlier(clips, video, rows.get(name), prepared.get(name), data)
+        if row and _untouched(clips, video, row):
+            kept[name] = row
+        elif video.path is None and not (row and clip_file(clips, name, row["meta"]).is_file()):
+            outcome.failed[name] = f"no video file of this name in {data.videos or folder.raw_videos(split)}"
         else:
-            pending.append(video)
+            pending.append({"video_id": name, "path": str(video.path or ""), "earlier": json.dumps(row)})
+    outcome.reused = len(kept)
     progress(f"{split}: {len(pending)} videos to decode, {len(kept)} clips kept")
-    with (clips / META).open("a", encoding="utf-8") as log:
-        for done in _decoded(folder, split, pending, data):
+    with journal.open("a", encoding="utf-8") as log:
+        for done in _made(folder, split, pending, data):
+            if done["stop"]:
+                raise OSError(f"clip of {done['video_id']!r}: {done['stop']}")
             if done["error"]:
                 outcome.failed[done["video_id"]] = done["error"]
                 continue
-            kept[done["video_id"]] = json.loads(done["meta"])
-            log.write(done["meta"] + "\n")
+            log.write(done["row"] + "\n")
             log.flush()
-            outcome.decoded += 1
-            if outcome.decoded % 100 == 0:
-                progress(f"{split}: {outcome.decoded} of {len(pending)} videos decoded")
-    write_meta(clips, [*others, *kept.values()])
+            kept[done["video_id"]] = json.loads(done["row"])
+            outcome.decoded += done["decoded"]
+            outcome.reused += not done["decoded"]
+            if outcome.decoded % 100 == 99:
+                progress(f"{split}: {len(kept)} of {len(manifest.videos)} clips")
+    kept = {name: _at_its_source(folder, split, manifest.videos[name], kept[name]) for name in sorted(kept)}
+    write_meta(clips, [row["meta"] for row in kept.values()])
     write_lines(failures_file(folder, split), _failure_rows(folder, manifest, outcome))
+    for name in rows.keys() - kept.keys():
+        if rows[name]["source"]:
+            clip_file(clips, name, rows[name]["meta"]).unlink(missing_ok=True)
+    write_lines(journal, kept.values())
+    _check_failures(folder, manifest, outcome, data.max_failed_fraction)
     return outcome
 
 
@@ -79,14 +107,13 @@ def failures_file(folder: DatasetFolder, split: str) -> Path:
     return folder.clips(split) / "failed_videos.jsonl"
 
 
-def _decoded(folder: DatasetFolder, split: str, videos: list[Video], data: DataConfig) -> Iterator[dict[str, str]]:
-    """Rows of `_decode`, in the order in which the tasks finish."""
-    if not videos:
+def _made(folder: DatasetFolder, split: str, pending: list[dict[str, str]], data: DataConfig) -> Iterator[Row]:
+    """Rows of `_make_clip`, in the order in which the tasks finish."""
+    if not pending:
         return
-    manifest = [{"video_id": video.video_id, "path": str(video.path)} for video in videos]
-    blocks = max(math.ceil(len(manifest) / VIDEOS_A_TASK), min(len(manifest), data.decode_workers))
-    dataset = ray.data.from_items(manifest, override_num_blocks=blocks).map(
-        _decode,
+    blocks = max(math.ceil(len(pending) / VIDEOS_A_TASK), min(len(pending), data.decode_workers))
+    dataset = ray.data.from_items(pending, override_num_blocks=blocks).map(
+        _make_clip,
         fn_kwargs={"root": folder.root, "clips": folder.clips(split), "data": data},
         compute=ray.data.TaskPoolStrategy(size=min(blocks, data.decode_workers)),
         num_cpus=1,
@@ -94,54 +121,104 @@ def _decoded(folder: DatasetFolder, split: str, videos: list[Video], data: DataC
     yield from dataset.iter_rows()
 
 
-def _decode(row: dict[str, str], *, root: Path, clips: Path, data: DataConfig) -> dict[str, str]:
-    """One video in a task: its metadata row as JSON, or why it has none."""
-    source = Path(row["path"])
+def _make_clip(item: dict[str, str], *, root: Path, clips: Path, data: DataConfig) -> Row:
+    """One video in a task: its journal row as JSON, or why it has none; `stop` where no video can be written."""
+    name, source, earlier = item["video_id"], Path(item["path"]), json.loads(item["earlier"])
+    result = {"video_id": name, "row": "", "error": "", "stop": "", "decoded": False}
+    try:
+        before = _state(source) if item["path"] else None
+    except OSError as error:
+        return result | {"error": f"cannot be read ({error.strerror})"}
+    row: Row = {"video_id": name, "sampling": _sampling(data), "source": before}
+    if earlier and clip_file(clips, name, earlier["meta"]).is_file():
+        now = _state(clip_file(clips, name, earlier["meta"]))
+        if before is None or (_content(before) == _content(earlier["source"]) and now[2] == _content(earlier["clip"])):
+            source_of = before or earlier["source"]
+            row |= {"source": source_of, "clip": now, "meta": earlier["meta"]}
+            return result | {"row": json.dumps(row, ensure_ascii=False)}
     try:
         sampled = sample_video(source, fps=data.sample_fps, max_frames=data.max_frames, max_pixels=data.max_pixels)
     except VideoError as error:
-        return {"video_id": row["video_id"], "meta": "", "error": error.reason}
-    meta = write_clip(
-        clips,
-        row["video_id"],
-        sampled,
-        source=source,
-        target_fps=data.sample_fps,
-        max_frames=data.max_frames,
-        storage=data.clip_storage,
+        return result | {"error": error.reason}
+    try:
+        meta = write_clip(
+            clips, name, sampled, source=source, target_fps=data.sample_fps, max_frames=data.max_frames,
+            storage=data.clip_storage,
+        )  # fmt: skip
+    except OSError as error:
+        return result | {"stop": str(error)}
+    folder = DatasetFolder(root)
+    for key in ("source_video_path", f"output_{data.clip_storage}_path"):
+        meta[key] = portable(folder, Path(meta[key]))
+    row |= {"clip": _state(clip_file(clips, name, meta)), "meta": meta}
+    return result | {"row": json.dumps(row, ensure_ascii=False), "decoded": True}
+
+
+def _earlier(clips: Path, video: Video, row: Row | None, prepared: Row | None, data: DataConfig) -> Row | None:
+    """The row of a clip that may be kept: sampled as now, made by a build or prepared elsewhere without a source."""
+    if video.path is None and prepared and not (row and _untouched(clips, video, row)):
+        row = {"video_id": video.video_id, "sampling": None, "source": None, "clip": None, "meta": prepared}
+    if row is None:
+        return None
+    meta = row["meta"]
+    same_sampling = (meta.get("target_sample_fps"), meta.get("target_max_frames")) == (data.sample_fps, data.max_frames)
+    small_enough = meta.get("output_height", math.inf) * meta.get("output_width", math.inf) <= data.max_pixels
+    if row["source"] and row["sampling"] != _sampling(data):
+        return None
+    same_storage = clip_storage(meta) == data.clip_storage
+    return row if same_sampling and same_storage and small_enough else None
+
+
+def _untouched(clips: Path, video: Video, row: Row) -> bool:
+    clip = clip_file(clips, video.video_id, row["meta"])
+    if not clip.is_file() or not row["clip"] or _stat(clip) != row["clip"][:2]:
+        return False
+    return video.path is None or bool(row["source"] and _stat(video.path) == row["source"][:2])
+
+
+def _at_its_source(folder: DatasetFolder, split: str, video: Video, row: Row) -> Row:
+    """The row with the place where the source is now."""
+    if video.path is None:
+        return row
+    return row | {"meta": row["meta"] | {"source_video_path": video_path(folder, split, video)}}
+
+
+def _sampling(data: DataConfig) -> list[float]:
+    return [data.sample_fps, data.max_frames, data.max_pixels]
+
+
+def _stat(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _state(path: Path) -> list[Any]:
+    """Size, time of change and content of a file."""
+    return [*_stat(path), file_sha256(path)]
+
+
+def _content(state: list[Any] | None) -> str | None:
+    return state[2] if state else None
+
+
+def _check_failures(folder: DatasetFolder, manifest: Manifest, outcome: ClipOutcome, tolerated: float) -> None:
+    failed, total = outcome.failed, len(manifest.videos)
+    if len(failed) <= tolerated * total:
+        return
+    named = "; ".join(f"{video_id}: {failed[video_id]}" for video_id in sorted(failed)[:3])
+    raise BuildError(
+        f"split {manifest.split!r}: {len(failed)} of {total} videos gave no clip ({named}), all of them in "
+        f"{failures_file(folder, manifest.split)}; replace these files, or raise data.max_failed_fraction={tolerated}"
     )
-    for name in ("source_video_path", f"output_{data.clip_storage}_path"):
-        meta[name] = Path(meta[name]).relative_to(root).as_posix()
-    return {"video_id": row["video_id"], "meta": json.dumps(meta, ensure_ascii=False), "error": ""}
-
-
-def _earlier_rows(clips: Path) -> dict[str, dict[str, Any]]:
-    """Rows of an earlier build by video id; a last line that was cut off when it was killed is removed."""
-    path = clips / META
-    if not path.is_file():
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        path.write_bytes(whole)
-    return read_meta(clips)
-
-
-def _usable(clips: Path, video_id: str, row: dict[str, Any], data: DataConfig) -> bool:
-    same_sampling = (row.get("target_sample_fps"), row.get("target_max_frames")) == (data.sample_fps, data.max_frames)
-    small_enough = row.get("output_height", math.inf) * row.get("output_width", math.inf) <= data.max_pixels
-    same_storage = clip_storage(row) == data.clip_storage
-    return same_sampling and same_storage and small_enough and clip_file(clips, video_id, row).is_file()
 
 
 def _failure_rows(folder: DatasetFolder, manifest: Manifest, outcome: ClipOutcome) -> Iterator[dict[str, str]]:
     now = datetime.now(UTC).isoformat()
     for video_id in sorted(outcome.failed):
         path = manifest.videos[video_id].path or folder.raw_videos(manifest.split) / video_id
-        source = path.relative_to(folder.root).as_posix()
         yield {
             "video_id": video_id,
-            "source_video_path": source,
+            "source_video_path": portable(folder, path),
             "error": outcome.failed[video_id],
             "extract_utc": now,
         }

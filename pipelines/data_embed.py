@@ -1,7 +1,10 @@
-"""Query and video vectors from a Ray Data actor pool, and the files that hold them (data-eval.md §1.3, §1.4, §1.6).
+"""Query and video vectors from a Ray Data actor pool, kept batch by batch.
 
-Each actor loads the embedder once and takes whole batches that were cut beforehand, because the batch that a text is
-padded in moves the last bits of its vector: the same dataset gives the same vectors with any number of actors.
+Batches are cut beforehand, because the batch that a text is padded in moves the last bits of its vector: the same
+dataset gives the same vectors with any number of actors. The vectors of a batch are a file named by all that decides
+them, so a build that is killed embeds only what is missing, and one changed clip costs its batch. Only ids and texts
+flow through Ray; an actor reads the clips of one batch at a time, at most `data.embed_batch_mib` of frames, and writes
+its vectors itself, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -11,18 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import faiss
 import numpy as np
 import ray.data
 
-from pipelines.data_manifest import BuildError, Manifest, corpus_row, query_row
+from pipelines.data_journal import clip_key, read_journal
+from pipelines.data_manifest import BuildError, Manifest
 from vsr1.config import Config, DataConfig, ModelConfig
-from vsr1.formats.atomic import replacing, write_json, write_lines
-from vsr1.formats.clips import Clip, ClipFolder, read_meta
+from vsr1.formats.atomic import replacing
+from vsr1.formats.clips import Clip, ClipFolder
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.formats.digest import file_sha256, value_sha256, weights_fingerprint
 
 Kind = Literal["query", "video"]
 UNIT_TOLERANCE = 1e-3  # of a vector's length
+EMBED_VERSION = 1  # rises when the code gives other vectors for the same inputs
+SETTINGS = (".json", ".jinja", ".txt", ".model")  # files of a checkpoint that decide what the model is given
 
 
 class EmbedderLike(Protocol):
@@ -36,132 +42,164 @@ class EmbedderLike(Protocol):
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """Unit vectors of a split, float32: `queries` [Nq, dim] in annotation order, `videos` [Nv, dim] by sorted id."""
+class Batch:
+    """Texts of queries or ids of videos that are embedded together, and the file their vectors go to."""
 
-    queries: np.ndarray
-    videos: np.ndarray
-    fingerprint: str
+    split: str
+    kind: Kind
+    items: list[str]
+    part: Path
 
 
 class EmbedderActor:
     """One batch a call; made by Ray Data, once in each worker of the pool."""
 
-    def __init__(self, model: ModelConfig, readers: dict[str, ClipFolder], embedder_class: Any) -> None:
+    def __init__(self, model: ModelConfig, clips: dict[str, Path], timestamps: Any, embedder_class: Any) -> None:
         if embedder_class is None:
             from vsr1.model.embedder import Embedder as embedder_class  # noqa: N813  # torch stays out of the driver
         self._embedder: EmbedderLike = embedder_class.load(model.embedder, device=model.device, dtype=model.dtype)
-        self._readers = readers
+        self._readers = {split: ClipFolder(folder, timestamps) for split, folder in clips.items()}
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        items = [str(item) for item in batch["items"]]
-        if batch["kind"] == "query":
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        items = [str(item) for item in row["items"]]
+        if row["kind"] == "query":
             vectors = self._embedder.embed_queries(items)
         else:
-            vectors = self._embedder.embed_clips([self._readers[batch["split"]].read(item) for item in items])
-        key = {name: batch[name] for name in ("split", "kind", "first")}
-        return key | {"vectors": np.asarray(vectors, np.float32), "fingerprint": self._embedder.fingerprint}
+            vectors = self._embedder.embed_clips([self._readers[row["split"]].read(item) for item in items])
+        vectors = np.asarray(vectors, np.float32)
+        fault, stop = _fault(row["kind"], items, vectors), ""
+        if not fault:
+            try:
+                with replacing(Path(row["part"])) as part:
+                    np.save(part, vectors, allow_pickle=False)
+            except OSError as error:
+                stop = str(error)
+        return {"fault": fault, "stop": stop, "fingerprint": self._embedder.fingerprint}
+
+
+def embedder_key(model: ModelConfig) -> dict[str, Any]:
+    """What an embedder's vectors depend on, read from its folder without loading it.
+
+    Raises:
+        FileNotFoundError: the folder or its weights are missing.
+    """
+    folder = model.embedder
+    settings = sorted(path for path in folder.glob("*") if path.suffix in SETTINGS)
+    return {
+        "weights": weights_fingerprint(folder),
+        "settings": {path.name: file_sha256(path) for path in settings},
+        "dtype": model.dtype,
+        "device": model.device,
+        "version": EMBED_VERSION,
+    }
+
+
+def query_batches(manifest: Manifest, embedder: dict[str, Any], data: DataConfig, parts: Path) -> list[Batch]:
+    """The queries of a split in annotation order."""
+    texts = [row.fig_desc for row in manifest.annotations]
+    cut = [texts[first : first + data.embed_batch] for first in range(0, len(texts), data.embed_batch)]
+    folder = parts / f"{manifest.split}.query"
+    return [Batch(manifest.split, "query", batch, _part(folder, embedder, batch)) for batch in cut]
+
+
+def video_batches(
+    manifest: Manifest, embedder: dict[str, Any], data: DataConfig, journal: Path, parts: Path
+) -> list[Batch]:
+    """The clips of a split by sorted id, as many in a batch as its bytes allow."""
+    rows = read_journal(journal)
+    sizes = {name: row["clip"][0] for name, row in rows.items()}
+    folder = parts / f"{manifest.split}.video"
+    return [
+        Batch(manifest.split, "video", ids, _part(folder, embedder, [clip_key(rows[i], data.timestamps) for i in ids]))
+        for ids in _cut(list(manifest.videos), sizes, data.embed_batch, data.embed_batch_mib * 2**20)
+    ]
 
 
 def embed(
     folder: DatasetFolder,
-    manifests: list[Manifest],
+    batches: list[Batch],
     config: Config,
+    fingerprint: str,
     progress: Callable[[str], None],
     embedder_class: Any,
-) -> dict[str, Vectors]:
-    """Vectors of every query and video of some splits, by split.
+) -> None:
+    """Write the parts that are not there yet.
+
+    Args:
+        fingerprint: of the weights, as `embedder_key` read them.
 
     Raises:
-        BuildError: the embedder gives vectors of another number, or one that is not of length 1.
+        BuildError: the embedder gives vectors of another number, or one that is not of length 1; or the weights changed
+            since they were read.
+        OSError: a part could not be written, as on a full disk.
     """
+    missing = [batch for batch in batches if not batch.part.is_file()]
+    if not missing:
+        return
     model = config.model.model_copy(update={"embedder": config.model.embedder.resolve()})
-    readers = {m.split: ClipFolder(folder.clips(m.split), config.data.timestamps) for m in manifests}
-    batches = [batch for manifest in manifests for batch in _batches(manifest, config.data.embed_batch)]
-    progress(f"{len(batches)} batches to embed")
-    dataset = ray.data.from_items(batches, override_num_blocks=len(batches)).map(
+    clips = {batch.split: folder.clips(batch.split) for batch in missing if batch.kind == "video"}
+    progress(f"{len(missing)} of {len(batches)} batches to embed")
+    rows = [{"split": b.split, "kind": b.kind, "items": b.items, "part": str(b.part)} for b in missing]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         EmbedderActor,
-        fn_constructor_kwargs={"model": model, "readers": readers, "embedder_class": embedder_class},
-        compute=ray.data.ActorPoolStrategy(size=min(config.data.embed_workers, len(batches))),
+        fn_constructor_kwargs={
+            "model": model,
+            "clips": clips,
+            "timestamps": config.data.timestamps,
+            "embedder_class": embedder_class,
+        },
+        compute=ray.data.ActorPoolStrategy(size=min(config.data.embed_workers, len(rows))),
         num_cpus=1,
         num_gpus=1 if model.device == "cuda" else 0,
     )
-    parts = {(row["split"], row["kind"], int(row["first"])): row for row in dataset.iter_rows()}
-    vectors = {}
-    for manifest in manifests:
-        mine = [row for (split, _, _), row in sorted(parts.items()) if split == manifest.split]
-        vectors[manifest.split] = Vectors(
-            _joined(mine, "query", [row.qid for row in manifest.annotations]),
-            _joined(mine, "video", list(manifest.videos)),
-            mine[0]["fingerprint"],
-        )
+    for done, row in enumerate(dataset.iter_rows(), start=1):
+        if row["fault"]:
+            raise BuildError(row["fault"])
+        if row["stop"]:
+            raise OSError(f"vectors of a batch: {row['stop']}")
+        if row["fingerprint"] != fingerprint:
+            raise BuildError(f"the weights in {model.embedder} changed during the build; start it again")
+        if done % 50 == 0:
+            progress(f"{done} of {len(missing)} batches embedded")
+
+
+def joined(batches: list[Batch]) -> np.ndarray:
+    """The vectors of batches in their order, float32 [n, dim]; parts of other batches of their kind are deleted."""
+    vectors = np.concatenate([np.load(batch.part, allow_pickle=False) for batch in batches])
+    needed = {batch.part.name for batch in batches}
+    for path in batches[0].part.parent.iterdir():
+        if path.name not in needed:
+            path.unlink()
     return vectors
 
 
-def write_vectors(folder: DatasetFolder, manifest: Manifest, vectors: Vectors, data: DataConfig) -> None:
-    """Write the vectors of a split, what their rows mean, and the FAISS index; row i of one is row i of the other."""
-    split, ids = manifest.split, list(manifest.videos)
-    queries = [query_row(annotation) for annotation in manifest.annotations]
-    corpus = [corpus_row(folder, split, video) for video in manifest.videos.values()]
-    clips = read_meta(folder.clips(split))
-    _write_array(folder.query_embeddings(split), vectors.queries)
-    write_lines(folder.query_meta(split), queries)
-    _write_array(folder.video_embeddings(split), vectors.videos)
-    write_json(folder.docid2row(split), {video_id: row for row, video_id in enumerate(ids)})
-    write_lines(folder.video_meta(split), [row | {"info": _info(clips[row["doc_id"]])} for row in corpus])
-    settings = {"embedder": vectors.fingerprint, "num_rows": len(ids), "embed_dim": int(vectors.videos.shape[1])}
-    write_json(folder.video_meta(split).with_name("config.json"), settings | {"timestamps": data.timestamps})
-    index = faiss.IndexFlatIP(vectors.videos.shape[1])
-    index.add(vectors.videos)
-    with replacing(folder.index(split)) as part:
-        faiss.write_index(index, str(part))
-    write_json(folder.id_map(split), ids)
+def _part(folder: Path, embedder: dict[str, Any], contents: list[str]) -> Path:
+    return folder / f"{value_sha256([embedder, contents])}.npy"
 
 
-def _batches(manifest: Manifest, size: int) -> Iterator[dict[str, Any]]:
-    kinds: dict[Kind, list[str]] = {
-        "query": [row.fig_desc for row in manifest.annotations],
-        "video": list(manifest.videos),
-    }
-    for kind, items in kinds.items():
-        for first in range(0, len(items), size):
-            yield {"split": manifest.split, "kind": kind, "first": first, "items": items[first : first + size]}
+def _cut(ids: list[str], sizes: dict[str, int], count: int, budget: int) -> Iterator[list[str]]:
+    """Lists of at most `count` ids, of more than one only if they fit `budget` bytes."""
+    batch: list[str] = []
+    held = 0
+    for name in ids:
+        if batch and (len(batch) == count or held + sizes[name] > budget):
+            yield batch
+            batch, held = [], 0
+        batch.append(name)
+        held += sizes[name]
+    if batch:
+        yield batch
 
 
-def _joined(parts: list[dict[str, Any]], kind: Kind, names: list[str]) -> np.ndarray:
-    """The batches of a kind, which come in order, as one checked array."""
-    joined = np.concatenate([np.asarray(part["vectors"], np.float32) for part in parts if part["kind"] == kind])
-    if joined.ndim != 2 or len(joined) != len(names):
-        raise BuildError(
-            f"the embedder gave vectors {joined.shape} for {len(names)} {kind} inputs; use another checkpoint"
-        )
-    lengths = np.linalg.norm(joined, axis=1)
+def _fault(kind: Kind, items: list[str], vectors: np.ndarray) -> str:
+    """What is wrong with the vectors of a batch, empty if nothing is."""
+    if vectors.ndim != 2 or len(vectors) != len(items):
+        return f"the embedder gave vectors {vectors.shape} for {len(items)} {kind} inputs; use another checkpoint"
+    lengths = np.linalg.norm(vectors, axis=1)
     wrong = np.flatnonzero(~(np.abs(lengths - 1) < UNIT_TOLERANCE))  # written so that NaN counts as wrong
-    if len(wrong):
-        raise BuildError(
-            f"the vector of {kind} {names[wrong[0]]!r} has length {lengths[wrong[0]]}, not 1 ({len(wrong)} such); "
-            "check the embedder checkpoint"
-        )
-    return joined
-
-
-def _info(clip: dict[str, Any]) -> dict[str, Any]:
-    """How the embedded frames were sampled, from the clip's metadata."""
-    indices = clip["sampled_indices_src"]
-    return {
-        "backend": "pyav",
-        "fps": clip["raw_fps"],
-        "num_total": clip["source_total_frames"],
-        "start_idx": indices[0],
-        "end_idx": indices[-1],
-        "idxs": indices,
-        "frame_size": [clip["output_height"], clip["output_width"]],
-        "sample_fps": clip["target_sample_fps"],
-        "max_frames": clip["target_max_frames"],
-        "sampled_frames": clip["sampled_frames_before_even_pad"],
-    }
-
-
-def _write_array(target: Path, array: np.ndarray) -> None:
-    with replacing(target) as part:
-        np.save(part, array, allow_pickle=False)
+    if not len(wrong):
+        return ""
+    return (
+        f"the vector of {kind} {items[wrong[0]]!r} has length {lengths[wrong[0]]}, not 1 ({len(wrong)} such in its "
+        "batch); check the embedder checkpoint"
+    )

@@ -1,15 +1,19 @@
 """What a split is built from: its annotations, and the one video file of each video they name.
 
-The corpus is in the order of the video ids, the queries in the order of the annotation file. Paths are kept relative to
-the dataset folder, so that the folder can be moved.
+The corpus is in the order of the video ids, the queries in the order of the annotation file. A split that is only
+searched has no annotations: its corpus is every video file of its folder. Paths into the dataset folder are kept
+relative to it, so that it can be moved.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import unicodedata
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from vsr1.config import DataConfig
 from vsr1.formats.annotations import Annotation, read_annotations
 from vsr1.formats.dataset import DatasetFolder
 
@@ -22,7 +26,10 @@ class BuildError(ValueError):
 
 @dataclass(frozen=True)
 class Video:
-    """`path` is None where no file of that name exists; `duration` in seconds, as annotated."""
+    """`path` is None where no file of that name exists.
+
+    `duration` in seconds is the annotated one; without annotations it is 0 until the video is decoded.
+    """
 
     video_id: str
     path: Path | None
@@ -50,20 +57,43 @@ class Manifest:
         )
 
 
-def load_manifest(folder: DatasetFolder, split: str, beyond_duration: Literal["error", "keep"]) -> Manifest:
+def load_manifest(folder: DatasetFolder, split: str, data: DataConfig) -> Manifest:
     """Read the annotations of a split and find its video files.
 
     Raises:
         AnnotationError: missing or faulty annotations.
-        BuildError: two files of one video id, or fewer than two videos.
+        BuildError: two files of one video id, no video files where there is nothing else, or fewer than two videos.
     """
-    annotations = read_annotations(folder.annotations(split), beyond_duration)
-    files = _video_files(folder.raw_videos(split))
-    durations: dict[str, float] = {}
-    for row in annotations:
-        durations.setdefault(row.video, row.duration)
-    videos = {name: Video(name, files.get(name), durations[name]) for name in sorted(durations)}
+    source = videos_folder(folder, split, data)
+    files = video_files(source)
+    if data.search_only:
+        durations = dict.fromkeys(files, 0.0)
+        annotations = []
+        if not files:
+            raise BuildError(f"{source} has no video files ({', '.join(VIDEO_EXTENSIONS)}); set data.videos")
+    else:
+        annotations = read_annotations(folder.annotations(split), data.beyond_duration)
+        durations = {}
+        for row in annotations:
+            durations.setdefault(row.video, row.duration)
+    found = {name: files.get(id_of(name), []) for name in sorted(durations)}
+    twice = [f"{name!r} ({', '.join(map(str, paths))})" for name, paths in found.items() if len(paths) > 1]
+    if twice:
+        more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
+        raise BuildError(f"video ids with more than one file: {'; '.join(twice[:3])}{more}; keep one file of each")
+    videos = {name: Video(name, paths[0] if paths else None, durations[name]) for name, paths in found.items()}
     return _checked(split, videos, annotations)
+
+
+def videos_folder(folder: DatasetFolder, split: str, data: DataConfig) -> Path:
+    """Where the source videos of a split lie."""
+    return data.videos or folder.raw_videos(split)
+
+
+def with_durations(manifest: Manifest, seconds: dict[str, float]) -> Manifest:
+    """The split with durations by video id in place of its own."""
+    videos = {name: replace(video, duration=seconds[name]) for name, video in manifest.videos.items()}
+    return replace(manifest, videos=videos)
 
 
 def corpus_row(folder: DatasetFolder, split: str, video: Video) -> dict[str, Any]:
@@ -79,9 +109,13 @@ def corpus_row(folder: DatasetFolder, split: str, video: Video) -> dict[str, Any
 
 
 def video_path(folder: DatasetFolder, split: str, video: Video) -> str:
-    """The source file, or the clip where a prepared dataset brings no source; relative to the dataset folder."""
-    path = video.path or folder.clips(split) / f"{video.video_id}.npy"
-    return path.relative_to(folder.root).as_posix()
+    """The source file, or the clip where a prepared dataset brings no source."""
+    return portable(folder, video.path or folder.clips(split) / f"{video.video_id}.npy")
+
+
+def portable(folder: DatasetFolder, path: Path) -> str:
+    """A path relative to the dataset folder where it lies in it."""
+    return path.relative_to(folder.root).as_posix() if path.is_relative_to(folder.root) else path.as_posix()
 
 
 def query_row(annotation: Annotation) -> dict[str, Any]:
@@ -95,18 +129,24 @@ def query_row(annotation: Annotation) -> dict[str, Any]:
     }
 
 
-def _video_files(folder: Path) -> dict[str, Path]:
-    """Video files by stem; none where there is no folder, as in a dataset that brings clips only."""
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.suffix.lower() not in VIDEO_EXTENSIONS or path.name.startswith("."):
-            continue
-        if path.stem in files:
-            raise BuildError(
-                f"video id {path.stem!r} has two files in {folder}: {files[path.stem].name} and {path.name}; remove one"
-            )
-        files[path.stem] = path
+def video_files(folder: Path) -> dict[str, list[Path]]:
+    """Video files of a folder and its sub-folders by stem, hidden ones left out; none where there is no folder.
+
+    Stems are in Unicode's composed form, because some file systems take names apart (é as e and an accent).
+    """
+    files: dict[str, list[Path]] = {}
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(parent) / name
+            if path.suffix.lower() in VIDEO_EXTENSIONS and not name.startswith("."):
+                files.setdefault(id_of(path.stem), []).append(path)
     return files
+
+
+def id_of(name: str) -> str:
+    """A video id in the form that `video_files` has them."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _checked(split: str, videos: dict[str, Video], annotations: list[Annotation]) -> Manifest:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.data_embed import Vectors
 from pipelines.data_manifest import Manifest
+from pipelines.data_vectors import Vectors
 
 QUERIES_AT_ONCE = 1024
 
@@ -24,16 +24,26 @@ class Hit:
     rank: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ranking:
-    """One query: its best videos, best first, and the right one wherever it stands."""
+    """One query: its best videos, best first, and the right one wherever it stands.
 
-    best: list[Hit]
+    Held as rows int32 [k] of `ids` and scores float32 [k], because a corpus has many queries.
+    """
+
+    ids: list[str]
+    rows: np.ndarray
+    scores: np.ndarray
     truth: Hit
 
     @property
+    def best(self) -> list[Hit]:
+        found = zip(self.rows, self.scores, strict=True)
+        return [Hit(self.ids[row], float(score), rank) for rank, (row, score) in enumerate(found, start=1)]
+
+    @property
     def top1(self) -> Hit:
-        return self.best[0]
+        return Hit(self.ids[self.rows[0]], float(self.scores[0]), 1)
 
     def wrong(self, count: int) -> list[Hit]:
         """The `count` nearest wrong videos, or all wrong videos if there are fewer."""
@@ -47,13 +57,13 @@ def rank_videos(manifest: Manifest, vectors: Vectors, depth: int) -> list[Rankin
     rankings: list[Ranking] = []
     for first in range(0, len(manifest.annotations), QUERIES_AT_ONCE):
         scores_QV = vectors.queries[first : first + QUERIES_AT_ONCE] @ vectors.videos.T
-        order_QV = np.argsort(-scores_QV, axis=1, kind="stable")
+        order_QV = np.argsort(-scores_QV, axis=1, kind="stable").astype(np.int32)
         asked = manifest.annotations[first : first + QUERIES_AT_ONCE]
         for annotation, scores, order in zip(asked, scores_QV, order_QV, strict=True):
             truth = rows[annotation.video]
             place = int(np.flatnonzero(order == truth)[0])
-            hits = [Hit(ids[row], float(scores[row]), rank) for rank, row in enumerate(order[: depth + 1], start=1)]
-            rankings.append(Ranking(hits, Hit(annotation.video, float(scores[truth]), place + 1)))
+            best = order[: depth + 1].copy()  # a slice would hold the whole row
+            rankings.append(Ranking(ids, best, scores[best], Hit(annotation.video, float(scores[truth]), place + 1)))
     return rankings
 
 

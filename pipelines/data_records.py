@@ -85,9 +85,10 @@ def reasoned_rows(
     return rows, ambiguous
 
 
-def sft_records(reasoned: list[dict[str, Any]], rankings: list[Ranking], system: str) -> list[dict[str, Any]]:
-    """One conversation a reasoned pair, in its order; `rankings` are those of all queries."""
-    return [_sft_record(row, system, rankings[row["query_index"]].top1.video_id) for row in reasoned]
+def sft_records(reasoned: list[dict[str, Any]], pool: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:
+    """One conversation a reasoned pair, in its order; `pool` names the top-1 of each query, of left out pairs too."""
+    top1 = {row["query_index"]: row["top1_video_id"] for row in pool if row["top1_rank"] == 1}
+    return [_sft_record(row, system, top1[row["query_index"]]) for row in reasoned]
 
 
 def hard_negatives(manifest: Manifest, rankings: list[Ranking], count: int) -> dict[str, list[str]]:
@@ -127,7 +128,7 @@ def grpo_records(
         "augment_seed": BALANCE_SEED,
         "rows_augmented_gt_video_positive": len(added),
         "hard_negative_topk": negatives,
-        "hard_negative_depth": len(rankings[0].best),
+        "hard_negative_depth": min(negatives + 1, len(manifest.videos)),
         "hard_negative_avg_count": sum(len(row["hard_negative_ids"]) for row in rows) / len(rows),
     }
     return written, stats

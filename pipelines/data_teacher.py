@@ -20,7 +20,7 @@ from typing import Any
 from pipelines.data_manifest import BuildError
 from pipelines.data_records import reasoned_rows
 from pipelines.data_teacher_task import Answer, Task
-from vsr1.agent.teacher import teacher_prompt
+from vsr1.agent.teacher import MATCH_PROMPT, WRONG_PROMPT, teacher_prompt
 from vsr1.config import Config, TeacherConfig
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.clips import ClipFolder
@@ -92,6 +92,15 @@ def write_reasoning(
     return outcome
 
 
+def teacher_settings(teacher: TeacherConfig) -> list[Any]:
+    """What decides a teacher's words beside the pair and the prompts; not where it is, nor how patient we are."""
+    if teacher.kind == "rules":
+        return [teacher.kind]
+    prompts = [MATCH_PROMPT, WRONG_PROMPT]
+    sampling = [teacher.max_tokens, teacher.temperature, teacher.top_p, teacher.seed]
+    return [teacher.kind, str(teacher.folder), teacher.model, teacher.dtype, *sampling, *prompts]
+
+
 def failures_file(folder: DatasetFolder) -> Path:
     """`reasoning_failures.train.jsonl`: one row a pair that got no reasoning, empty if there is none."""
     return folder.reasoning().with_name("reasoning_failures.train.jsonl")
@@ -104,12 +113,7 @@ def log_file(folder: DatasetFolder) -> Path:
 
 def _tasks(pool: list[dict[str, Any]], clips: ClipFolder, config: Config) -> list[Task]:
     """What to ask about each pair, with a fingerprint over everything that its answer depends on."""
-    teacher = config.data.teacher
-    # Neither the server's address nor the limits of patience change what the model says.
-    settings = [
-        teacher.kind, str(teacher.folder), teacher.model, teacher.dtype, teacher.max_tokens, teacher.temperature,
-        teacher.top_p, teacher.seed,
-    ]  # fmt: skip
+    settings = teacher_settings(config.data.teacher)
     shown = sorted({pair["top1_video_id"] for pair in pool})
     with ThreadPoolExecutor(config.data.decode_workers) as readers:
         hashes = dict(zip(shown, readers.map(lambda name: clips.read(name).content_hash, shown), strict=True))

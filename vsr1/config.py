@@ -85,6 +85,16 @@ class DataConfig(Section):
 
     root: AbsolutePath = Path("runs/data")
     splits: tuple[str, ...] = ("train", "test")
+    videos: AbsolutePath | None = Field(
+        None,
+        description="folder of source videos, sub-folders too, named <video id>.<ext>; empty: root/raw_videos/SPLIT",
+    )
+    annotations: dict[str, AbsolutePath] = Field(
+        {}, description="annotation file of a split, copied to root/raw_annotation/; a split not named has it there"
+    )
+    search_only: bool = Field(
+        False, description="videos without annotations: a corpus to search, no queries or records"
+    )
     sample_fps: float = Field(1.0, gt=0, description="frames per second kept from a video")
     max_frames: int = Field(64, ge=2, description="most frames in a clip; a longer video is spread over them")
     max_pixels: int = Field(200_704, ge=1024, description="most pixels in a frame, before rounding to the patch grid")
@@ -100,8 +110,17 @@ class DataConfig(Section):
     grpo_negatives: int = Field(24, ge=1)
     decode_workers: int = Field(2, ge=1)
     embed_workers: int = Field(1, ge=1)
-    embed_batch: int = Field(32, ge=1)
+    embed_batch: int = Field(32, ge=1, description="most queries or clips embedded at one time")
+    embed_batch_mib: int = Field(
+        512, ge=1, description="most MiB of frames in one batch of clips, if it is not one clip"
+    )
     teacher: TeacherConfig = TeacherConfig()
+
+    @model_validator(mode="after")
+    def _search_only_has_no_annotations(self) -> DataConfig:
+        if self.search_only and self.annotations:
+            raise ValueError("data.search_only=true builds from videos alone; leave data.annotations out")
+        return self
 
 
 class ModelConfig(Section):

@@ -1,7 +1,7 @@
 """Dataset construction on a real Ray: the folder it leaves, what it does with bad videos, and what it keeps."""
 
-import hashlib
 import json
+import runpy
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,28 +23,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 TRAIN, TEST = 6, 4
 
 
-def stand_in() -> Any:
-    """An embedder without weights, made here so that it travels to the workers by value."""
-
-    class StandIn:
-        fingerprint = "stand-in"
-
-        @classmethod
-        def load(cls, folder: Path, *, device: str, dtype: str) -> Any:
-            return cls()
-
-        def embed_queries(self, queries: list[str]) -> np.ndarray:
-            return np.stack([self._vector(query) for query in queries])
-
-        def embed_clips(self, clips: list[Any]) -> np.ndarray:
-            return np.stack([self._vector(clip.content_hash) for clip in clips])
-
-        def _vector(self, text: str) -> np.ndarray:
-            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-            vector = np.random.default_rng(seed).normal(size=16)
-            return vector / np.linalg.norm(vector)
-
-    return StandIn
+stand_in = runpy.run_path(str(Path(__file__).parent / "stand_in_embedder.py"))["stand_in"]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +59,7 @@ def test_the_parts_of_a_built_folder_agree(built: tuple[DatasetFolder, BuildRepo
     assert [(s.split, s.videos, s.decoded, s.queries) for s in report.splits] == [
         ("train", TRAIN, TRAIN, TRAIN), ("test", TEST, TEST, TEST),
     ]  # fmt: skip
-    embedder = stand_in().load(Path(), device="cpu", dtype="float32")
+    embedder = stand_in().load(Config().model.embedder, device="cpu", dtype="float32")
     for split in ("train", "test"):
         annotations = rows_of(folder.annotations(split))
         queries = rows_of(folder.query_meta(split))
@@ -105,6 +84,8 @@ def test_the_parts_of_a_built_folder_agree(built: tuple[DatasetFolder, BuildRepo
     assert {len(ids) for ids in json.loads(folder.hard_negatives().read_text()).values()} == {TRAIN - 1}
     assert len(rows_of(folder.top1_pool())) == len(rows_of(folder.reasoning())) == 2 * TRAIN
     assert "train: 6 videos" in report.line()
+    assert "16 steps built, 0 kept" in report.line()
+    assert report.table().row_count == len(report.steps) == 16
     assert not [path for path in folder.root.rglob("*") if ".part-" in path.name]
 
 
@@ -148,27 +129,23 @@ def test_bad_videos_are_named_and_stop_the_build(fresh: DatasetFolder) -> None:
     assert set(json.loads(fresh.id_map("train").read_text())) == kept
 
 
-def test_a_build_that_was_killed_goes_on(fresh: DatasetFolder) -> None:
-    build(fresh.root, splits=["test"])
-    meta = fresh.clips("test") / "meta.jsonl"
-    lines = meta.read_bytes().splitlines(keepends=True)
-    meta.write_bytes(b"".join(lines[:2]) + lines[2][:40])
-    report = build(fresh.root, splits=["test"])
-    assert (report.splits[0].reused, report.splits[0].decoded) == (2, TEST - 2)
-    assert len(rows_of(meta)) == TEST
-
-
 def test_clips_without_source_videos_are_enough(fresh: DatasetFolder) -> None:
     build(fresh.root, splits=["test"])
     shutil.rmtree(fresh.raw_videos("test"))
     assert build(fresh.root, splits=["test"]).splits[0].reused == TEST
+    meta = (fresh.clips("test") / "meta.jsonl").read_bytes()
+    shutil.rmtree(fresh.root / ".vsr1")  # as in a folder that was prepared elsewhere
+    assert build(fresh.root, splits=["test"]).splits[0].reused == TEST
+    assert (fresh.clips("test") / "meta.jsonl").read_bytes() == meta
     assert rows_of(fresh.corpus("test"))[0]["video_path"].endswith("test_0000.npy")
 
 
-def test_training_records_need_a_teacher(fresh: DatasetFolder) -> None:
+def test_training_records_need_a_teacher_and_the_rest_is_there(fresh: DatasetFolder) -> None:
     fresh.events("train").unlink()
     with pytest.raises(BuildError, match="kind=rules knows the toy corpus only"):
         build(fresh.root)
+    assert fresh.index("test").is_file()
+    assert fresh.grpo_records().is_file()
     assert build(fresh.root, splits=["test"]).sft_records == 0
 
 

@@ -81,6 +81,25 @@ def test_times_beyond_the_video_are_kept_on_request(tmp_path: Path) -> None:
     assert read_annotations(path, beyond_duration="keep")[0].time == (20.0, 30.5)
 
 
+def test_four_keys_are_enough(tmp_path: Path) -> None:
+    few = {name: ROW[name] for name in ("video", "time", "duration", "fig_desc")}
+    rows = read_annotations(write(tmp_path, few, "", {**few, "fig_desc": "b", "cog_desc": "c", "fig_desc_score": 0.5}))
+    assert [(row.desc_id, row.cog_desc, row.fig_desc_score) for row in rows] == [
+        (0, ROW["fig_desc"], 1.0),
+        (1, "c", 0.5),
+    ]
+
+
+def test_a_desc_id_in_some_lines_only_is_a_fault_of_the_others(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError) as caught:
+        read_annotations(write(tmp_path, without("desc_id"), ROW, without("desc_id"), {**ROW, "fig_desc": ""}))
+    text = str(caught.value)
+    assert "line 1: desc_id: missing, but line 2 has one" in text
+    assert "line 3: desc_id: missing, but line 2 has one" in text
+    assert "line 4: fig_desc: the query text is empty" in text
+    assert "4 faults" in text
+
+
 def test_a_missing_and_an_empty_file_are_errors(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match="does not exist"):
         read_annotations(tmp_path / "none.jsonl")

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data_embed import Vectors
 from pipelines.data_manifest import BuildError, Manifest, Video, load_manifest
 from pipelines.data_ranking import Ranking, rank_videos, recall_at_1
 from pipelines.data_records import grpo_records, hard_negatives, pool_rows, reasoned_rows, sft_records
+from pipelines.data_vectors import Vectors
+from vsr1.config import DataConfig
 from vsr1.formats.annotations import Annotation
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.world import Event
@@ -36,7 +37,7 @@ def manifest(videos: int, queries_of: list[int]) -> Manifest:
 
 def ranked(split: Manifest, scores: np.ndarray, depth: int = 50) -> list[Ranking]:
     """Rankings of given scores [queries, videos]: unit basis vectors as videos make a score a coordinate."""
-    return rank_videos(split, Vectors(np.float32(scores), np.eye(len(split.videos), dtype=np.float32), "f"), depth)
+    return rank_videos(split, Vectors(np.float32(scores), np.eye(len(split.videos), dtype=np.float32)), depth)
 
 
 def two_hits_and_a_miss() -> tuple[Manifest, list[Ranking]]:
@@ -87,9 +88,10 @@ def test_conversations_follow_the_grammar_and_name_their_pair() -> None:
         "v2": events_of("left", "up"),
         "v3": events_of("right", "up"),
     }
-    rows, ambiguous = reasoned_rows(pool_rows(FOLDER, split, rankings), shown, Path("e"))
+    pool = pool_rows(FOLDER, split, rankings)
+    rows, ambiguous = reasoned_rows(pool, shown, Path("e"))
     assert ambiguous == 0
-    records = sft_records(rows, rankings, "SYSTEM")
+    records = sft_records(rows, pool, "SYSTEM")
     assert [record["meta"]["gold_label"] for record in records] == ["pos", "neg", "pos", "neg", "neg", "pos"]
     right, wrong = records[0]["messages"], records[1]["messages"]
     assert [message["role"] for message in right] == ["system", "user", "assistant"]
@@ -114,7 +116,7 @@ def test_a_wrong_video_that_shows_the_moment_too_is_left_out() -> None:
     rows, ambiguous = reasoned_rows(pool, {"v0": same, "v1": other, "v2": same, "v3": same}, Path("e"))
     assert ambiguous == 2  # v3 shown for v0's query, v0 for v2's
     assert {row["pair_id"] for row in pool} - {row["pair_id"] for row in rows} == {"10_fig::v3", "12_fig::v0"}
-    assert sft_records(rows, rankings, "s")[-1]["meta"]["top1_video_id"] == "v0"
+    assert sft_records(rows, pool, "s")[-1]["meta"]["top1_video_id"] == "v0"
 
 
 def test_events_that_do_not_fit_are_named() -> None:
@@ -175,7 +177,7 @@ def test_the_manifest_finds_files_by_stem_and_sorts_videos(tmp_path: Path) -> No
     folder = annotate(tmp_path, "b", "a", "b", "c")
     for name in ("a.mkv", "b.MP4", ".hidden.part-c.mp4", "notes.txt"):
         (folder.raw_videos("train") / name).touch()
-    found = load_manifest(folder, "train", "error")
+    found = load_manifest(folder, "train", DataConfig())
     assert {name: video.path and video.path.name for name, video in found.videos.items()} == {
         "a": "a.mkv", "b": "b.MP4", "c": None,
     }  # fmt: skip
@@ -190,7 +192,7 @@ def test_a_video_with_two_files_and_a_corpus_of_one_are_errors(tmp_path: Path) -
     folder = annotate(tmp_path / "twice", "a", "b")
     for name in ("a.mkv", "a.mp4"):
         (folder.raw_videos("train") / name).touch()
-    with pytest.raises(BuildError, match=r"'a' has two files .*a\.mkv and a\.mp4"):
-        load_manifest(folder, "train", "error")
+    with pytest.raises(BuildError, match=r"'a' \(.*a\.mkv, .*a\.mp4\)"):
+        load_manifest(folder, "train", DataConfig())
     with pytest.raises(BuildError, match=r"1 video\(s\) \['a'\]"):
-        load_manifest(annotate(tmp_path / "one", "a", "a"), "train", "error")
+        load_manifest(annotate(tmp_path / "one", "a", "a"), "train", DataConfig())

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr1.video.decode import VideoError, _size, frame_indices, sample_video
+from vsr1.video.decode import VideoError, _size, frame_indices, probe_video, sample_video
 
 WIDTH, HEIGHT = 64, 48
 MILLISECOND = Fraction(1, 1000)
@@ -172,6 +172,14 @@ def test_a_file_without_frames_is_named_with_the_reason(tmp_path: Path, make, re
         sample(path)
     assert str(path) in str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    with pytest.raises(VideoError, match=reason):
+        probe_video(path)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
+def test_a_probe_gives_the_length_of_the_container(tmp_path: Path, name: str) -> None:
+    path = write_video(tmp_path / name, every(250, 40), codec="libvpx" if name.endswith("webm") else "libx264")
+    assert probe_video(path) == pytest.approx(10.0, abs=0.3)
 
 
 @given(st.integers(1, 5000), st.integers(1, 200), st.floats(0.1, 30), st.integers(1, 128))

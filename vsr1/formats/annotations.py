@@ -1,7 +1,7 @@
 """Reads `raw_annotation/<split>.jsonl`: a file is returned whole and checked, or refused with the list of its faults.
 
 Nothing is dropped and no order is changed: row i of the result is the i-th line that is not blank, which is what the
-evaluation index counts (data-eval.md §1.1).
+evaluation index counts (data-eval.md §1.1). A corpus of one's own needs only video, time, duration and query text.
 """
 
 from __future__ import annotations
@@ -40,42 +40,68 @@ class Annotation(BaseModel):
         return f"{self.desc_id}_fig"
 
 
+class _Line(Annotation):
+    """A line as it stands in the file; `model_fields_set` says what it brought."""
+
+    desc_id: int = -1
+    cog_desc: str = ""
+    fig_desc_score: float = 1.0
+
+
 def read_annotations(path: Path, beyond_duration: Literal["error", "keep"] = "error") -> list[Annotation]:
     """Every annotation of a JSON-lines file, in file order; blank lines are passed over.
 
     Args:
-        path: UTF-8 file, one object a line; keys other than the seven are ignored.
+        path: UTF-8 file, one object a line; keys other than the seven are ignored. `video`, `time`, `duration` and
+            `fig_desc` are needed. Without `cog_desc` the query text stands in for it, without `fig_desc_score` 1.0;
+            where no line has a `desc_id`, rows are numbered from 0.
         beyond_duration: what a moment that begins or ends after the video does. The published files hold such rows
             (up to 15 % of one); "keep" returns them with their times unchanged.
 
     Raises:
         AnnotationError: no such file, no annotation in it, or any faulty line: malformed JSON, a missing key or wrong
-            type, an impossible moment, an empty video or query, or a `desc_id` seen before.
+            type, an impossible moment, an empty video or query, a `desc_id` seen before, or one in some lines only.
     """
     if not path.is_file():
         raise AnnotationError(f"annotation file {path} does not exist; put the split's annotations there")
     rows: list[Annotation] = []
     faults: list[str] = []
     first_line: dict[int, int] = {}
+    without_id: list[int] = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = Annotation.model_validate_json(line)
+            read = _Line.model_validate_json(line)
         except ValidationError as error:
             faults += [f"line {number}: {_field(item['loc'])}: {item['msg']}" for item in error.errors()]
             continue
+        row = _completed(read, len(rows))
         found = _value_faults(row, beyond_duration)
-        if row.desc_id in first_line:
+        if "desc_id" not in read.model_fields_set:
+            without_id.append(number)
+        elif row.desc_id in first_line:
             found.append(f"desc_id: {row.desc_id} is already that of line {first_line[row.desc_id]}")
-        first_line.setdefault(row.desc_id, number)
+        else:
+            first_line[row.desc_id] = number
         faults += [f"line {number}: {fault}" for fault in found]
         rows.append(row)
+    if first_line:
+        having = next(iter(first_line.values()))
+        faults += [f"line {number}: desc_id: missing, but line {having} has one" for number in without_id]
     if faults:
         raise AnnotationError(_listing(path, faults))
     if not rows:
         raise AnnotationError(f"annotation file {path} is empty; it needs one JSON object a line")
     return rows
+
+
+def _completed(line: _Line, number: int) -> Annotation:
+    """A line with what it leaves out; `number` is its row, from 0."""
+    values = {name: getattr(line, name) for name in Annotation.model_fields}
+    absent = Annotation.model_fields.keys() - line.model_fields_set
+    standing_in = {"desc_id": number, "cog_desc": line.fig_desc}
+    return Annotation(**values | {name: value for name, value in standing_in.items() if name in absent})
 
 
 def _field(location: tuple[int | str, ...]) -> str:

@@ -1,7 +1,8 @@
 """Where each file of a prepared dataset lies.
 
 The layout is that of the published prepared data (data-eval.md §1), so a released folder is used as it is. What this
-project adds lies in files of its own: `raw_annotation/<split>.events.jsonl` of the toy corpus.
+project adds lies in files of its own: `raw_annotation/<split>.events.jsonl` of the toy corpus, and in `.vsr1/build/`
+what a build needs to go on or to keep what is current.
 """
 
 from __future__ import annotations

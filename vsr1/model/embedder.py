@@ -6,7 +6,6 @@ and without soft tokens share one batch.
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from transformers import Qwen3VLModel
 
 from vsr1.formats.clips import Clip
+from vsr1.formats.digest import weights_fingerprint
 from vsr1.model.forward import Row, prefill
 from vsr1.model.vision import encode_clips
 from vsr1.video.processor import ClipProcessor, ProcessedClip
@@ -44,14 +44,9 @@ class Embedder:
             FileNotFoundError: the folder or its weights are missing.
         """
         folder = Path(folder)
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights:
-            raise FileNotFoundError(f"embedder folder {folder} has no .safetensors weights")
-        digest = hashlib.sha256()
-        for path in weights:
-            digest.update(path.read_bytes())
+        fingerprint = weights_fingerprint(folder)
         model = Qwen3VLModel.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device)
-        return cls(model, ClipProcessor(folder), digest.hexdigest()[:16])
+        return cls(model, ClipProcessor(folder), fingerprint)
 
     def embed_queries(self, queries: list[str], soft_tokens: list[np.ndarray | None] | None = None) -> np.ndarray:
         """Vectors of texts, float32 [n, dim].

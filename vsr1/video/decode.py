@@ -77,10 +77,7 @@ def sample_video(path: Path, *, fps: float, max_frames: int, max_pixels: int) ->
     Raises:
         VideoError: missing or empty file, not a video, no video stream, or not one frame that decodes.
     """
-    if not path.is_file():
-        raise VideoError(path, "the file does not exist")
-    if path.stat().st_size == 0:
-        raise VideoError(path, "the file is empty (0 bytes); fetch it again")
+    _check_file(path)
     reported, stated = _reported(path)
     expected = (reported, stated) if reported and stated is not None else _counted(path)
     guess = frame_indices(*expected, fps, max_frames)
@@ -103,10 +100,38 @@ def sample_video(path: Path, *, fps: float, max_frames: int, max_pixels: int) ->
     )
 
 
+def probe_video(path: Path) -> float | None:
+    """Seconds that the container states, None where it states none; one frame is decoded to see that it can be.
+
+    Raises:
+        VideoError: missing or empty file, not a video, no video stream, no frame that decodes, or a length of zero.
+    """
+    _check_file(path)
+    container, stream = _open(path)
+    with container:
+        seconds = None
+        if stream.duration is not None and stream.time_base:
+            seconds = float(stream.duration * stream.time_base)
+        elif container.duration is not None:
+            seconds = container.duration / av.time_base
+        if next(_decoded(path, container, stream), None) is None:
+            raise VideoError(path, "not one frame of it decodes; the file is truncated or damaged, fetch it again")
+    if seconds is not None and seconds <= 0:
+        raise VideoError(path, f"has a length of {seconds} s; fetch it again")
+    return seconds
+
+
 def frame_indices(total_frames: int, duration: Fraction | float, fps: float, max_frames: int) -> list[int]:
     """Truncated linspace over the frames: reference behaviour, data-eval.md §1.5."""
     count = min(total_frames, max_frames, max(1, math.floor(float(duration) * fps)))
     return [int(index) for index in np.linspace(0, total_frames - 1, count)]
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise VideoError(path, "the file does not exist")
+    if path.stat().st_size == 0:
+        raise VideoError(path, "the file is empty (0 bytes); fetch it again")
 
 
 def _open(path: Path) -> tuple[InputContainer, VideoStream]:

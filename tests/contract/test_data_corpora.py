@@ -1,0 +1,100 @@
+"""Corpora of one's own: few keys, videos elsewhere, odd names, and videos alone for search."""
+
+import json
+import runpy
+import shutil
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.data import BuildError, BuildReport, build_dataset
+from vsr1.config import Config
+from vsr1.formats.clips import ClipFolder
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.retrieval.corpus import load_corpus
+from vsr1.toy.corpus import write_toy_corpus
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+stand_in = runpy.run_path(str(Path(__file__).parent / "stand_in_embedder.py"))["stand_in"]
+NAMES = ["a day at sea", "köln", "ビデオ", "x.y"]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("films") / "toy"
+    write_toy_corpus(root, 2, len(NAMES), 0)
+    return sorted(DatasetFolder(root).raw_videos("test").iterdir())
+
+
+@pytest.fixture
+def videos(films: list[Path], tmp_path: Path) -> Path:
+    """Videos in sub-folders, their names taken apart as some file systems do, and files that are not of the corpus."""
+    folder = tmp_path / "my videos"
+    for number, (film, name) in enumerate(zip(films, NAMES, strict=True)):
+        place = folder / f"part {number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(film, place / f"{unicodedata.normalize('NFD', name)}.MP4")
+    (folder / "._köln.mp4").write_bytes(b"")
+    (folder / ".trash").mkdir()
+    shutil.copyfile(films[0], folder / ".trash" / "old.mp4")
+    (folder / "notes.txt").touch()
+    return folder
+
+
+def build(root: Path, **data: Any) -> BuildReport:
+    config = Config.model_validate({"data": {"root": root, "splits": ["test"], "embed_batch": 3} | data})
+    return build_dataset(config, embedder_class=stand_in())
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_four_keys_and_videos_elsewhere_are_enough(videos: Path, tmp_path: Path) -> None:
+    source = tmp_path / "mine.jsonl"
+    asked = [{"video": name, "fig_desc": f"where is {name}?", "time": [0, 5], "duration": 30} for name in NAMES]
+    source.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in asked), encoding="utf-8")
+    folder = DatasetFolder(tmp_path / "data")
+    report = build(folder.root, videos=videos, annotations={"test": source})
+    assert (report.splits[0].videos, report.splits[0].queries) == (4, 4)
+    assert folder.annotations("test").read_bytes() == source.read_bytes()
+    queries = rows_of(folder.query_meta("test"))
+    assert [row["qid"] for row in queries] == ["0_fig", "1_fig", "2_fig", "3_fig"]
+    assert [row["pos_doc_id"] for row in queries] == NAMES
+    catalogue, _ = load_corpus(folder.video_embeddings("test"), folder.docid2row("test"))
+    assert catalogue.video_ids == sorted(NAMES)
+    assert all(Path(row["video_path"]).is_relative_to(videos) for row in rows_of(folder.corpus("test")))
+    again = build(folder.root, videos=videos, annotations={"test": source})
+    assert {step.status for step in again.steps} == {"kept"}
+
+
+def test_an_annotation_file_that_is_not_there_is_named(videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"none\.jsonl does not exist; correct data\.annotations\.test"):
+        build(tmp_path / "data", videos=videos, annotations={"test": tmp_path / "none.jsonl"})
+
+
+def test_videos_alone_become_a_corpus_to_search(videos: Path, tmp_path: Path) -> None:
+    folder = DatasetFolder(tmp_path / "data")
+    report = build(folder.root, videos=videos, search_only=True)
+    assert (report.splits[0].videos, report.splits[0].queries, report.splits[0].recall_at_1) == (4, 0, None)
+    assert [step.name for step in report.steps] == ["clips", "embedding", "video_embedding", "index"]
+    assert "test: 4 videos (4 decoded, 0 kept, 0 failed), 0 queries (0 dropped);" in report.line()
+    corpus = rows_of(folder.corpus("test"))
+    assert [row["doc_id"] for row in corpus] == sorted(NAMES) == json.loads(folder.id_map("test").read_text())
+    meta = {row["video_id"]: row for row in rows_of(folder.clips("test") / "meta.jsonl")}
+    assert all(row["duration"] == row["end"] == meta[row["doc_id"]]["source_duration_sec"] > 0 for row in corpus)
+    assert ClipFolder(folder.clips("test")).read("ビデオ").frames.dtype == np.uint8
+    assert not folder.query_embeddings("test").exists()
+    assert not folder.queries("test").exists()
+
+
+def test_a_corpus_with_two_files_of_one_id_or_none_is_refused(videos: Path, films: list[Path], tmp_path: Path) -> None:
+    shutil.copyfile(films[0], videos / "köln.mp4")
+    with pytest.raises(BuildError, match=r"'köln' \(.*mp4, .*MP4\); keep one file of each"):
+        build(tmp_path / "data", videos=videos, search_only=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BuildError, match=r"empty has no video files \(\.mp4, .*set data\.videos"):
+        build(tmp_path / "data", videos=tmp_path / "empty", search_only=True)

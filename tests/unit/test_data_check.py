@@ -1,0 +1,73 @@
+"""The check before a build names each kind of defect, and its exit code says that there is one."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from pipelines.data_check import check_dataset
+from vsr1.config import Config, load_config
+from vsr1.formats.atomic import write_lines
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.toy.corpus import write_toy_corpus
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DatasetFolder:
+    write_toy_corpus(tmp_path / "toy", 3, 5, 0)
+    return DatasetFolder(tmp_path / "toy")
+
+
+def check(folder: DatasetFolder, *options: str) -> Any:
+    return CliRunner().invoke(app, ["data", "check", f"data.root={folder.root}", *options])
+
+
+def test_each_defect_is_found(folder: DatasetFolder) -> None:
+    raw = folder.raw_videos("test")
+    (raw / "test_0000.mp4").unlink()
+    (raw / "test_0001.mp4").write_bytes(b"not a video" * 100)
+    shutil.copyfile(raw / "test_0002.mp4", raw / "test_0002.mkv")
+    shutil.copyfile(raw / "test_0002.mp4", raw / "unused.mp4")
+    rows = [json.loads(line) for line in folder.annotations("test").read_text().splitlines()]
+    write_lines(
+        folder.annotations("test"), [row | {"duration": row["duration"] + 2 * (i == 3)} for i, row in enumerate(rows)]
+    )
+    train, test = check_dataset(Config.model_validate({"data": {"root": folder.root}}))
+    assert (train.videos, train.wrong, train.unused) == (3, 0, 0)
+    assert test.missing == ["test_0000"]
+    assert list(test.undecodable) == ["test_0001"]
+    assert "cannot be opened as a video" in test.undecodable["test_0001"]
+    assert [Path(path).suffix for path in test.twice["test_0002"]] == [".mkv", ".mp4"]
+    assert test.mismatched == {"test_0003": (rows[3]["duration"] + 2, pytest.approx(rows[3]["duration"], abs=0.5))}
+    assert (test.videos, test.wrong, test.unused) == (5, 4, 1)
+
+    result = check(folder)
+    assert result.exit_code == 1
+    assert "test: test_0000: no video file in" in result.stdout
+    found = check(folder, "--json")
+    assert found.exit_code == 1
+    assert json.loads(found.stdout)["test"]["missing"] == ["test_0000"]
+
+
+def test_a_sound_corpus_passes(folder: DatasetFolder) -> None:
+    assert check(folder).exit_code == 0
+    assert check(folder, "data.search_only=true").exit_code == 0
+
+
+def test_a_shared_folder_counts_what_no_split_names(folder: DatasetFolder) -> None:
+    raw = folder.root / "raw_videos"
+    shutil.copyfile(raw / "test" / "test_0000.mp4", raw / "spare.mp4")
+    checks = check_dataset(Config.model_validate({"data": {"root": folder.root, "videos": raw}}))
+    assert [(found.wrong, found.unused) for found in checks] == [(0, 1), (0, 1)]
+
+
+@pytest.mark.parametrize("name", ["activitynet", "didemo", "charades"])
+def test_published_corpora_have_a_configuration(name: str) -> None:
+    config = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    assert set(config.data.annotations) == set(config.data.splits) >= {"train", "test"}
+    assert all(f"{name}_fig_" in path.name for path in config.data.annotations.values())
+    assert config.data.beyond_duration == "keep"
