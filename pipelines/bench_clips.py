@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.data_manifest import VIDEO_EXTENSIONS
+from pipelines.data.manifest import VIDEO_EXTENSIONS
 from pipelines.machine import cores
 from vsr1.config import DataConfig
 from vsr1.formats.clips import ClipFolder, Storage, clip_file, write_clip, write_meta

@@ -110,11 +110,13 @@ def data_toy(
 def data_build(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Build the dataset folder: clips, embeddings, index, training records."""
     settings = _settings(config, overrides, False)
-    from pipelines.data import build_dataset
+    from pipelines.data.build import build_dataset
     from pipelines.services import connect
 
     connect(settings)
-    console.print(_guarded(build_dataset, settings, progress=console.print).line())
+    report = _guarded(build_dataset, settings, progress=console.print)
+    console.print(report.table())
+    console.print(report.line())
 
 
 @data_app.command("unpack")
@@ -125,7 +127,7 @@ def data_unpack(
     workers: Annotated[int, typer.Option(help="Shards unpacked at one time.")] = 4,
 ) -> None:
     """Unpack published data and check that the dataset folder is complete; a repeated call goes on from there."""
-    from pipelines.data_prepared import unpack_prepared
+    from pipelines.data.prepared import unpack_prepared
 
     _guarded(unpack_prepared, source, out, split, workers, console.print)
 
@@ -138,7 +140,7 @@ def data_check(
 ) -> None:
     """Before a build: which videos are missing, do not decode, or are not as long as annotated. Exit code 1 if any."""
     settings = _settings(config, overrides, False)
-    from pipelines.data_check import check_dataset, check_table
+    from pipelines.data.check import check_dataset, check_table
 
     checks = _guarded(check_dataset, settings, console.print if not as_json else None)
     if as_json:

@@ -17,7 +17,8 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipelines import data, evaluate, grpo, sft
+from pipelines import evaluate, grpo, sft
+from pipelines.data.build import build_dataset
 from pipelines.machine import check_packages
 from pipelines.plan import capacity, placement_plan
 from pipelines.services import connect
@@ -51,7 +52,7 @@ def run_demo(config: Config, console: Console) -> Path:
     connect(config)
     try:
         with console.status("dataset") as status:
-            report = data.build_dataset(config, progress=lambda text: status.update(f"dataset: {text}"))
+            report = build_dataset(config, progress=lambda text: status.update(f"dataset: {text}"))
         console.print(report.line())
         with _bar(console, "Stage 1: SFT") as bar:
             start = sft.train(config, bar)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.data import ensure_dataset
+from pipelines.data.build import ensure_dataset
 from pipelines.services import connect, services
 from pipelines.tasks import evaluation_tasks
 from pipelines.trajectory_log import append_trajectories

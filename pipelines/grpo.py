@@ -14,7 +14,7 @@ import ray
 import torch
 
 from actors.learner import LearnerGroup
-from pipelines.data import ensure_dataset
+from pipelines.data.build import ensure_dataset
 from pipelines.examples import trained_examples
 from pipelines.plan import capacity, placement_plan
 from pipelines.rollout_metrics import rollout_metrics

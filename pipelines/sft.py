@@ -18,7 +18,7 @@ import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipelines.data import ensure_dataset
+from pipelines.data.build import ensure_dataset
 from pipelines.services import connect
 from vsr1.agent.prompts import system_prompt, turn_prompt
 from vsr1.config import Config

@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 import pytest
 
-from pipelines.data import BuildError, BuildReport, build_dataset
+from pipelines.data.build import BuildError, BuildReport, build_dataset
 from vsr1.config import Config
 from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
@@ -140,12 +140,11 @@ def test_clips_without_source_videos_are_enough(fresh: DatasetFolder) -> None:
     assert rows_of(fresh.corpus("test"))[0]["video_path"].endswith("test_0000.npy")
 
 
-def test_training_records_need_a_teacher_and_the_rest_is_there(fresh: DatasetFolder) -> None:
+def test_training_records_need_a_teacher_and_that_shows_before_anything_is_decoded(fresh: DatasetFolder) -> None:
     fresh.events("train").unlink()
     with pytest.raises(BuildError, match="kind=rules knows the toy corpus only"):
         build(fresh.root)
-    assert fresh.index("test").is_file()
-    assert fresh.grpo_records().is_file()
+    assert not fresh.clips("test").exists()
     assert build(fresh.root, splits=["test"]).sft_records == 0
 
 

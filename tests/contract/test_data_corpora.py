@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.data import BuildError, BuildReport, build_dataset
+from pipelines.data.build import BuildError, BuildReport, build_dataset
 from vsr1.config import Config
 from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder

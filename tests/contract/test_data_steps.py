@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import ray
 
-from pipelines.data import BuildError, BuildReport, build_dataset
+from pipelines.data.build import BuildError, BuildReport, build_dataset
 from vsr1.config import Config
 from vsr1.formats import atomic
 from vsr1.formats.dataset import DatasetFolder
@@ -33,7 +33,8 @@ SLOW_BUILD = """
 import runpy, sys, time
 from pathlib import Path
 import ray
-from pipelines import data, data_clips
+from pipelines.data import build as data
+from pipelines.data import clips as data_clips
 from vsr1.config import Config
 
 root, stand_in, address = sys.argv[1:]

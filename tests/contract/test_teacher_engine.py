@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines.data_manifest import BuildError
-from pipelines.data_teacher import TeacherOutcome, failures_file, log_file, write_reasoning
+from pipelines.data.manifest import BuildError
+from pipelines.data.teacher import TeacherOutcome, failures_file, log_file, write_reasoning
 from vsr1.config import Config
 from vsr1.formats.clips import write_meta
 from vsr1.formats.dataset import DatasetFolder

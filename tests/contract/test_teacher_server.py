@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipelines.data_manifest import BuildError
-from pipelines.data_teacher import TeacherOutcome, failures_file, log_file, write_reasoning
+from pipelines.data.manifest import BuildError
+from pipelines.data.teacher import TeacherOutcome, failures_file, log_file, write_reasoning
 from vsr1.config import Config, ConfigError, load_config
 from vsr1.formats.clips import write_meta
 from vsr1.formats.dataset import DatasetFolder

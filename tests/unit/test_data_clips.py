@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipelines import data_clips
-from pipelines.data_embed import _cut
-from pipelines.data_journal import read_journal
+from pipelines.data import clips as data_clips
+from pipelines.data.embed import _cut
+from pipelines.data.journal import read_journal
 from vsr1.config import DataConfig
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.corpus import write_toy_corpus

@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 import pytest
 
-from pipelines.data_prepared import IncompleteError, check_dataset, unpack_prepared
+from pipelines.data.prepared import IncompleteError, check_dataset, unpack_prepared
 from vsr1.formats import prepared
 from vsr1.formats.annotations import read_annotations
 from vsr1.formats.atomic import write_json, write_lines

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import ray.data
 
-from pipelines.data_teacher_task import Answer, Task, judged
+from pipelines.data.teacher_task import Answer, Task, judged
 from vsr1.config import TeacherConfig
 from vsr1.formats.clips import ClipFolder
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.data_manifest import BuildError
+from pipelines.data.manifest import BuildError
 from vsr1.formats.atomic import write_json
 from vsr1.formats.digest import file_sha256, value_sha256
 

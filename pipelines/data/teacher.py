@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.data_manifest import BuildError
-from pipelines.data_records import reasoned_rows
-from pipelines.data_teacher_task import Answer, Task
+from pipelines.data.manifest import BuildError
+from pipelines.data.records import reasoned_rows
+from pipelines.data.teacher_task import Answer, Task
 from vsr1.agent.teacher import MATCH_PROMPT, WRONG_PROMPT, teacher_prompt
 from vsr1.config import Config, TeacherConfig
 from vsr1.formats.atomic import write_lines
@@ -159,11 +159,11 @@ def _answers(
 
 def _ask(tasks: list[Task], clips: ClipFolder, config: Config) -> Generator[Answer, None, None]:
     if config.data.teacher.kind == "vllm":
-        from pipelines.data_teacher_vllm import ask_engines
+        from pipelines.data.teacher_vllm import ask_engines
 
         yield from ask_engines(tasks, clips, config.data.teacher, config.model.device)
     else:
-        from pipelines.data_teacher_openai import ask_server
+        from pipelines.data.teacher_openai import ask_server
 
         yield from ask_server(tasks, clips, config.data.teacher)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.data_manifest import Manifest
-from pipelines.data_vectors import Vectors
+from pipelines.data.manifest import Manifest
+from pipelines.data.vectors import Vectors
 
 QUERIES_AT_ONCE = 1024
 

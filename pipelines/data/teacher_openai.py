@@ -27,8 +27,8 @@ from openai import (
 from openai.types.chat import ChatCompletion
 from PIL import Image
 
-from pipelines.data_manifest import BuildError
-from pipelines.data_teacher_task import Answer, Task, judged
+from pipelines.data.manifest import BuildError
+from pipelines.data.teacher_task import Answer, Task, judged
 from vsr1.config import TeacherConfig
 from vsr1.formats.clips import Clip, ClipFolder
 

@@ -9,15 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.data_clips import build_clips, clips_options, failures_file
-from pipelines.data_embed import Batch, joined, query_batches, video_batches
-from pipelines.data_manifest import BuildError, Manifest, corpus_row, query_row
-from pipelines.data_ranking import Ranking, rank_videos, recall_at_1
-from pipelines.data_records import grpo_records, hard_negatives, pool_rows, sft_records
-from pipelines.data_steps import UNANSWERED, Facts, Progress, Step, StepLog
-from pipelines.data_teacher import failures_file as reasoning_failures
-from pipelines.data_teacher import teacher_settings, write_reasoning
-from pipelines.data_vectors import embedding_settings, read_vectors, write_index, write_queries, write_videos
+from pipelines.data.clips import build_clips, clips_options, failures_file
+from pipelines.data.embed import Batch, joined, query_batches, video_batches
+from pipelines.data.manifest import BuildError, Manifest, corpus_row, query_row
+from pipelines.data.ranking import Ranking, rank_videos, recall_at_1
+from pipelines.data.records import grpo_records, hard_negatives, pool_rows, sft_records
+from pipelines.data.steps import UNANSWERED, Facts, Progress, Step, StepLog
+from pipelines.data.teacher import failures_file as reasoning_failures
+from pipelines.data.teacher import teacher_settings, write_reasoning
+from pipelines.data.vectors import embedding_settings, read_vectors, write_index, write_queries, write_videos
 from vsr1.agent.prompts import system_prompt
 from vsr1.config import Config
 from vsr1.formats.atomic import replacing, write_json, write_lines
@@ -113,15 +113,16 @@ class SplitSteps:
         return [(Step(split, "query_embedding", run_queries, lambda: written, options=options), queries), *steps]
 
     def index(self) -> Step:
-        """The FAISS index."""
+        """The FAISS index and its snapshot."""
         folder, split = self.folder, self.manifest.split
+        written: list[Path] = []
 
         def run() -> Facts:
-            write_index(folder, self.manifest)
+            written.extend(write_index(folder, self.manifest, self.embedder["weights"]))
             return {"rows": len(self.manifest.videos)}
 
-        files = [folder.video_embeddings(split), folder.docid2row(split)]
-        return Step(split, "index", run, lambda: [folder.index(split), folder.id_map(split)], files=files)
+        files = [folder.video_embeddings(split), folder.docid2row(split), embedding_settings(folder, split)]
+        return Step(split, "index", run, lambda: written, files=files)
 
     def recall(self) -> Step:
         """How often the frozen engine's first video is the right one; a fact, no file."""

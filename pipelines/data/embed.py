@@ -17,8 +17,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import ray.data
 
-from pipelines.data_journal import clip_key, read_journal
-from pipelines.data_manifest import BuildError, Manifest
+from pipelines.data.journal import clip_key, read_journal
+from pipelines.data.manifest import BuildError, Manifest
 from vsr1.config import Config, DataConfig, ModelConfig
 from vsr1.formats.atomic import replacing
 from vsr1.formats.clips import Clip, ClipFolder

@@ -17,8 +17,8 @@ from typing import Any
 
 import ray.data
 
-from pipelines.data_journal import Row, read_journal
-from pipelines.data_manifest import BuildError, Manifest, Video, portable, video_path
+from pipelines.data.journal import Row, read_journal
+from pipelines.data.manifest import BuildError, Manifest, Video, portable, video_path
 from vsr1.config import DataConfig
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.clips import META, clip_file, clip_storage, read_meta, write_clip, write_meta

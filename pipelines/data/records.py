@@ -12,8 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pipelines.data_manifest import BuildError, Manifest, Video, query_row, video_path
-from pipelines.data_ranking import Hit, Ranking
+from pipelines.data.manifest import BuildError, Manifest, Video, query_row, video_path
+from pipelines.data.ranking import Hit, Ranking
 from vsr1.agent.prompts import assistant_text, format_seconds, user_text
 from vsr1.formats.annotations import Annotation
 from vsr1.formats.dataset import DatasetFolder

@@ -12,11 +12,13 @@ from typing import Any
 import faiss
 import numpy as np
 
-from pipelines.data_manifest import Manifest, corpus_row, query_row
+from pipelines.data.manifest import Manifest, corpus_row, query_row
 from vsr1.config import DataConfig
 from vsr1.formats.atomic import replacing, write_json, write_lines
 from vsr1.formats.clips import read_meta
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.retrieval.corpus import load_corpus
+from vsr1.retrieval.snapshot import set_current, write_snapshot
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,26 @@ def embedding_settings(folder: DatasetFolder, split: str) -> Path:
     return folder.video_meta(split).with_name("config.json")
 
 
-def write_index(folder: DatasetFolder, manifest: Manifest) -> None:
-    """The exact inner-product index of the video vectors, and the id of each row."""
+def write_index(folder: DatasetFolder, manifest: Manifest, embedder: str) -> list[Path]:
+    """The exact inner-product index of the video vectors with the id of each row, and the current snapshot of both.
+
+    Returns:
+        what was written and stays as it is.
+    """
     videos = np.load(folder.video_embeddings(manifest.split), allow_pickle=False)
     index = faiss.IndexFlatIP(videos.shape[1])
     index.add(videos)
     with replacing(folder.index(manifest.split)) as part:
         part.write_bytes(faiss.serialize_index(index).data)  # faiss itself names no cause of a failed write
     write_json(folder.id_map(manifest.split), list(manifest.videos))
+    snapshots = folder.index(manifest.split).parent
+    catalogue, vectors = load_corpus(folder.video_embeddings(manifest.split), folder.docid2row(manifest.split))
+    for stale in snapshots.glob("index-*"):
+        if catalogue.version not in stale.name:
+            stale.unlink()
+    write_snapshot(snapshots, catalogue, vectors, embedder=embedder, source=catalogue.version)
+    set_current(snapshots, catalogue.version)
+    return [folder.index(manifest.split), folder.id_map(manifest.split), *sorted(snapshots.glob("index-*"))]
 
 
 def _info(clip: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.data_manifest import BuildError, id_of, video_files, videos_folder
+from pipelines.data.manifest import BuildError, id_of, video_files, videos_folder
 from vsr1.config import Config
 from vsr1.formats.annotations import read_annotations
 from vsr1.formats.dataset import DatasetFolder
