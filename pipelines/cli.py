@@ -207,6 +207,20 @@ def bench_weights_command(
     print(json.dumps(_guarded(bench_weights, shape, way, rounds)))
 
 
+@bench_app.command("data")
+def bench_data_command(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    videos: Annotated[int, typer.Option(help="Toy videos of the smaller corpus; the other has twice as many.")] = 200,
+    side: Annotated[int, typer.Option(help="Pixels of a frame's side.")] = 64,
+) -> None:
+    """Dataset construction: each step's seconds, and memory as the corpus doubles."""
+    settings = _settings(config, overrides, False)
+    from pipelines.bench_data import bench_data
+
+    print(json.dumps(_guarded(bench_data, videos, side, settings)))
+
+
 @bench_app.command("retrieval")
 def bench_retrieval_command(
     videos: Annotated[int, typer.Option(help="Vectors in the corpus.")] = 100_000,
