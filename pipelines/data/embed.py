@@ -2,13 +2,15 @@
 
 Batches are cut beforehand, because the batch that a text is padded in moves the last bits of its vector: the same
 dataset gives the same vectors with any number of actors. The vectors of a batch are a file named by all that decides
-them, so a build that is killed embeds only what is missing, and one changed clip costs its batch. Only ids and texts
-flow through Ray; an actor reads the clips of one batch at a time, at most `data.embed_batch_mib` of frames, and writes
-its vectors itself, so memory does not grow with the corpus.
+them, so a build that is killed embeds only what is missing, and one changed clip costs its batch. Readers stream the
+clips of a batch, at most `data.embed_batch_mib` of frames, as tensors through the object store to the embedders, while
+these compute; Ray Data holds the readers back when its share of the store is full, so memory does not grow with the
+corpus.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from vsr1.formats.digest import file_sha256, value_sha256, weights_fingerprint
 
 Kind = Literal["query", "video"]
 UNIT_TOLERANCE = 1e-3  # of a vector's length
+READER_CPUS = 0.5  # of all readers together; the embedders need the rest
 EMBED_VERSION = 1  # rises when the code gives other vectors for the same inputs
 SETTINGS = (".json", ".jinja", ".txt", ".model")  # files of a checkpoint that decide what the model is given
 
@@ -51,21 +54,37 @@ class Batch:
     part: Path
 
 
+class ReaderActor:
+    """Adds the clips of a batch to its row: `frames` uint8 [bytes], and for each clip its shape and times."""
+
+    def __init__(self, clips: dict[str, Path], timestamps: Any) -> None:
+        self._readers = {split: ClipFolder(folder, timestamps) for split, folder in clips.items()}
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        is_video = row["kind"] == "video"
+        clips = [self._readers[row["split"]].read(str(item)) for item in row["items"]] if is_video else []
+        empty = np.empty(0, np.uint8)
+        return row | {
+            "frames": np.concatenate([empty, *[clip.frames.reshape(-1) for clip in clips]]),
+            "shapes": [list(clip.frames.shape) for clip in clips],
+            "times": [clip.timestamps.tolist() for clip in clips],
+        }
+
+
 class EmbedderActor:
     """One batch a call; made by Ray Data, once in each worker of the pool."""
 
-    def __init__(self, model: ModelConfig, clips: dict[str, Path], timestamps: Any, embedder_class: Any) -> None:
+    def __init__(self, model: ModelConfig, embedder_class: Any) -> None:
         if embedder_class is None:
             from vsr1.model.embedder import Embedder as embedder_class  # noqa: N813  # torch stays out of the driver
         self._embedder: EmbedderLike = embedder_class.load(model.embedder, device=model.device, dtype=model.dtype)
-        self._readers = {split: ClipFolder(folder, timestamps) for split, folder in clips.items()}
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         items = [str(item) for item in row["items"]]
         if row["kind"] == "query":
             vectors = self._embedder.embed_queries(items)
         else:
-            vectors = self._embedder.embed_clips([self._readers[row["split"]].read(item) for item in items])
+            vectors = self._embedder.embed_clips(_clips(items, row))
         vectors = np.asarray(vectors, np.float32)
         fault, stop = _fault(row["kind"], items, vectors), ""
         if not fault:
@@ -75,6 +94,16 @@ class EmbedderActor:
             except OSError as error:
                 stop = str(error)
         return {"fault": fault, "stop": stop, "fingerprint": self._embedder.fingerprint}
+
+
+def _clips(items: list[str], row: dict[str, Any]) -> list[Clip]:
+    shapes = [tuple(int(size) for size in shape) for shape in row["shapes"]]
+    cuts = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    frames = np.split(np.asarray(row["frames"]), cuts)
+    return [
+        Clip.make(item, flat.reshape(shape), np.array(times, np.float64))
+        for item, flat, shape, times in zip(items, frames, shapes, row["times"], strict=True)
+    ]
 
 
 def embedder_key(model: ModelConfig) -> dict[str, Any]:
@@ -140,14 +169,16 @@ def embed(
     clips = {batch.split: folder.clips(batch.split) for batch in missing if batch.kind == "video"}
     progress(f"{len(missing)} of {len(batches)} batches to embed")
     rows = [{"split": b.split, "kind": b.kind, "items": b.items, "part": str(b.part)} for b in missing]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+    readers = min(config.data.decode_workers, len(rows))
+    read = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        ReaderActor,
+        fn_constructor_kwargs={"clips": clips, "timestamps": config.data.timestamps},
+        compute=ray.data.ActorPoolStrategy(size=readers),
+        num_cpus=READER_CPUS / readers,
+    )
+    dataset = read.map(
         EmbedderActor,
-        fn_constructor_kwargs={
-            "model": model,
-            "clips": clips,
-            "timestamps": config.data.timestamps,
-            "embedder_class": embedder_class,
-        },
+        fn_constructor_kwargs={"model": model, "embedder_class": embedder_class},
         compute=ray.data.ActorPoolStrategy(size=min(config.data.embed_workers, len(rows))),
         num_cpus=1,
         num_gpus=1 if model.device == "cuda" else 0,
