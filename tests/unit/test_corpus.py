@@ -91,3 +91,10 @@ def test_shards_cover_all_rows_evenly() -> None:
 def test_requests_that_make_no_sense(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(RetrievalError, match=says):
         SearchRequest(**fields)
+
+
+def test_an_id_that_stands_twice_is_not_hidden_by_the_json_reader(tmp_path: Path) -> None:
+    embeddings, docid2row = write(tmp_path, np.eye(2), {})
+    docid2row.write_text('{"a": 0, "a": 1}')
+    with pytest.raises(RetrievalError, match="holds 2 entries, 1 ids and 1 rows"):
+        load_corpus(embeddings, docid2row)
