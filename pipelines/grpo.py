@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import ray
 import torch
 
@@ -23,7 +24,7 @@ from pipelines.tasks import group_of, prompt_stream
 from pipelines.trajectory_log import append_trajectories
 from vsr1.agent.trajectory import Trajectory
 from vsr1.config import Config
-from vsr1.rl.losses import group_advantages
+from vsr1.rl.advantages import group_advantages
 from vsr1.runlog import RunLog
 
 Progress = Callable[[str, int, int], None]
@@ -74,15 +75,9 @@ def train(config: Config, progress: Progress | None = None) -> Path:
 
 def _advantages(trajectories: list[Trajectory], epsilon: float) -> list[float]:
     """One advantage a trajectory, in order; trajectories of a query form its group."""
-    groups: dict[str, list[int]] = {}
-    for i, trajectory in enumerate(trajectories):
-        groups.setdefault(trajectory.query_id, []).append(i)
-    advantages = [0.0] * len(trajectories)
-    for members in groups.values():
-        rewards = torch.tensor([trajectories[i].reward for i in members])
-        for i, value in zip(members, group_advantages(rewards, epsilon).tolist(), strict=True):
-            advantages[i] = value
-    return advantages
+    rewards = torch.tensor([trajectory.reward for trajectory in trajectories])
+    _, groups = np.unique([trajectory.query_id for trajectory in trajectories], return_inverse=True)
+    return group_advantages(rewards, torch.from_numpy(groups), divide_by_std=True, epsilon=epsilon).tolist()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import ray
+from hypothesis import settings
+
+# How long an example takes depends on what else the machine does; pytest-timeout ends what hangs.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 
 @pytest.fixture(scope="module")
