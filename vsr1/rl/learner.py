@@ -174,12 +174,13 @@ class Learner:
             counts = torch.tensor([len(e.response_ids) for e in examples])
             advantages = torch.tensor([e.advantage for e in examples]).repeat_interleave(counts).to(logprobs)
             behaviour = torch.tensor([p for e in examples for p in e.behaviour_logprobs or []]).to(logprobs)
-            losses, cut = clipped_policy_loss(logprobs, behaviour, advantages, self._clip_epsilon)
+            clip = self._clip_epsilon
+            losses, cut_low, cut_high = clipped_policy_loss(logprobs, behaviour, advantages, clip, clip)
             total = losses.sum() / tokens
             gap = (logprobs.detach() - behaviour).abs()
             counted = {
                 "policy_loss": float(total.detach()),
-                "clip_fraction": float(cut.sum()) / tokens,
+                "clip_fraction": float((cut_low | cut_high).sum()) / tokens,
                 "mismatch": float(gap.sum()) / tokens,
                 "mismatch_max": float(gap.max()),
             }
