@@ -17,7 +17,7 @@ from pipelines.data.records import grpo_records, hard_negatives, pool_rows, sft_
 from pipelines.data.steps import UNANSWERED, Facts, Progress, Step, StepLog
 from pipelines.data.teacher import failures_file as reasoning_failures
 from pipelines.data.teacher import teacher_settings, write_reasoning
-from pipelines.data.vectors import embedding_settings, read_vectors, write_index, write_queries, write_videos
+from pipelines.data.vectors import read_vectors, write_index, write_queries, write_videos
 from vsr1.agent.prompts import system_prompt
 from vsr1.config import Config
 from vsr1.formats.atomic import replacing, write_json, write_lines
@@ -94,7 +94,7 @@ class SplitSteps:
 
         outputs = [
             folder.video_embeddings(split), folder.docid2row(split), folder.video_meta(split), folder.corpus(split),
-            embedding_settings(folder, split),
+            folder.embedding_settings(split),
         ]  # fmt: skip
         corpus = lines_sha256(corpus_row(folder, split, video) for video in manifest.videos.values())
         options = {"parts": [batch.part.name for batch in videos], "corpus": corpus}
@@ -121,7 +121,7 @@ class SplitSteps:
             written.extend(write_index(folder, self.manifest, self.embedder["weights"]))
             return {"rows": len(self.manifest.videos)}
 
-        files = [folder.video_embeddings(split), folder.docid2row(split), embedding_settings(folder, split)]
+        files = [folder.video_embeddings(split), folder.docid2row(split), folder.embedding_settings(split)]
         return Step(split, "index", run, lambda: written, files=files)
 
     def recall(self) -> Step:
