@@ -1,4 +1,4 @@
-"""A tiny random policy of the real architecture, and clips for it."""
+"""A tiny random policy of the real architecture, clips for it, and what a dataset is built from."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from vsr1.formats.checkpoint import refine_token_id
 from vsr1.formats.clips import Clip, write_clip
+from vsr1.toy.corpus import write_toy_corpus
 from vsr1.toy.models import write_random_models
 from vsr1.toy.tokenizer import train_tokenizer
 from vsr1.toy.world import vocabulary_texts
@@ -35,6 +36,14 @@ def clips():
         Clip.make(f"v{i}", rng.integers(0, 255, (count, side, 64, 3), dtype=np.uint8), np.arange(count) * 1.3)
         for i, (count, side) in enumerate([(16, 64), (24, 64), (10, 96)])
     ]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """The folder of a toy corpus of six training videos and four test videos, before it is built; copy it."""
+    root = tmp_path_factory.mktemp("corpus") / "toy"
+    write_toy_corpus(root, 6, 4, 0)
+    return root
 
 
 @pytest.fixture(scope="session")
