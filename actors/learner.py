@@ -146,13 +146,11 @@ class LearnerGroup:
 
     def weights(self) -> ray.ObjectRef:
         """Reference to what the stage trains: safetensors bytes and their manifest."""
-        references = [rank.weights.remote() for rank in self._ranks]
-        return references[0]
+        return self._gathered("weights")
 
     def share(self) -> ray.ObjectRef:
         """Reference to CUDA IPC handles of what the stage trains, and their manifest."""
-        references = [rank.share.remote() for rank in self._ranks]
-        return references[0]
+        return self._gathered("share")
 
     def open_transfer(self, engines: list[Any]) -> None:
         """Connect rank 0 and rollout workers by NCCL."""
@@ -167,8 +165,7 @@ class LearnerGroup:
 
     def broadcast(self) -> ray.ObjectRef:
         """Send to all connected workers, which must be receiving; reference to the manifest."""
-        references = [rank.broadcast.remote() for rank in self._ranks]
-        return references[0]
+        return self._gathered("broadcast")
 
     def save(self, folder: Path) -> None:
         ray.get([rank.save.remote(folder) for rank in self._ranks])
@@ -177,3 +174,8 @@ class LearnerGroup:
         for rank in self._ranks:
             ray.kill(rank)
         remove_placement_group(self._group)
+
+    def _gathered(self, method: str) -> ray.ObjectRef:
+        """Call all ranks, for each must join the gathering; reference to the answer of rank 0."""
+        references = [getattr(rank, method).remote() for rank in self._ranks]
+        return references[0]

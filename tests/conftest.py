@@ -10,6 +10,13 @@ from hypothesis import settings
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
 
+SLOWEST = ("test_stages.py", "test_engine_latents.py", "test_data_steps.py")  # minutes each
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first: xdist gives files out in this order, and the last one must not keep a single worker busy."""
+    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:

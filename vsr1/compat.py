@@ -1,9 +1,9 @@
-"""Lets torchvision, vLLM and transformers load beside a CPU build of torch.
+"""Lets torchvision, vLLM, transformers and DeepSpeed load beside a CPU build of torch.
 
 The registry's torchvision, torchaudio and torchcodec wheels are CUDA builds whose native libraries cannot load next to
 `torch==*+cpu`. `hide_broken_packages` makes the two audio/codec packages look absent before transformers asks for them;
 `prepare` declares the two torchvision operators that its Python code registers kernels for. Neither does anything on a
-CUDA build, or when torchvision's native library loads.
+CUDA build, or when torchvision's native library loads. `skip_operator_builds` keeps gcc out of a learner's start.
 """
 
 from __future__ import annotations
@@ -55,6 +55,13 @@ def prepared_children() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def skip_operator_builds() -> None:
+    """Call before DeepSpeed starts, so that it does not compile an all-reduce which only its inference calls."""
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = {}
 
 
 def _torchvision_loads() -> bool:

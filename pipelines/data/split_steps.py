@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +16,10 @@ from pipelines.data.records import grpo_records, hard_negatives, pool_rows, sft_
 from pipelines.data.steps import UNANSWERED, Facts, Progress, Step, StepLog
 from pipelines.data.teacher import failures_file as reasoning_failures
 from pipelines.data.teacher import teacher_settings, write_reasoning
-from pipelines.data.vectors import embedding_settings, read_vectors, write_index, write_queries, write_videos
+from pipelines.data.vectors import read_vectors, write_index, write_queries, write_videos
 from vsr1.agent.prompts import system_prompt
 from vsr1.config import Config
-from vsr1.formats.atomic import replacing, write_json, write_lines
+from vsr1.formats.atomic import read_lines, replacing, write_json, write_lines
 from vsr1.formats.clips import META
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import lines_sha256
@@ -94,7 +93,7 @@ class SplitSteps:
 
         outputs = [
             folder.video_embeddings(split), folder.docid2row(split), folder.video_meta(split), folder.corpus(split),
-            embedding_settings(folder, split),
+            folder.embedding_settings(split),
         ]  # fmt: skip
         corpus = lines_sha256(corpus_row(folder, split, video) for video in manifest.videos.values())
         options = {"parts": [batch.part.name for batch in videos], "corpus": corpus}
@@ -121,7 +120,7 @@ class SplitSteps:
             written.extend(write_index(folder, self.manifest, self.embedder["weights"]))
             return {"rows": len(self.manifest.videos)}
 
-        files = [folder.video_embeddings(split), folder.docid2row(split), embedding_settings(folder, split)]
+        files = [folder.video_embeddings(split), folder.docid2row(split), folder.embedding_settings(split)]
         return Step(split, "index", run, lambda: written, files=files)
 
     def recall(self) -> Step:
@@ -177,7 +176,7 @@ class SplitSteps:
         seen = folder.events(split) if self.config.data.teacher.kind == "rules" else folder.clips(split) / META
 
         def run() -> Facts:
-            outcome = write_reasoning(folder, _lines(folder.top1_pool()), self.config, self.say)
+            outcome = write_reasoning(folder, read_lines(folder.top1_pool()), self.config, self.say)
             return {"rows": len(outcome.rows), "left_out": outcome.ambiguous, UNANSWERED: len(outcome.failed)}
 
         return Step(
@@ -190,7 +189,7 @@ class SplitSteps:
         folder, system = self.folder, system_prompt(self.config.agent.system_prompt)
 
         def run() -> Facts:
-            records = sft_records(_lines(folder.reasoning()), _lines(folder.top1_pool()), system)
+            records = sft_records(read_lines(folder.reasoning()), read_lines(folder.top1_pool()), system)
             write_json(folder.sft_records(), records)
             return {"rows": len(records)}
 
@@ -217,7 +216,3 @@ class SplitSteps:
         """The same, and those that say when a moment is and how long a video."""
         split = self.manifest.split
         return [*self._ranked, self.folder.annotations(split), self.folder.corpus(split)]
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -55,12 +55,7 @@ def write_videos(
     write_json(folder.docid2row(split), {video_id: row for row, video_id in enumerate(manifest.videos)})
     write_lines(folder.video_meta(split), [row | {"info": _info(clips[row["doc_id"]])} for row in corpus])
     settings = {"embedder": embedder, "num_rows": len(vectors), "embed_dim": int(vectors.shape[1])}
-    write_json(embedding_settings(folder, split), settings | {"timestamps": data.timestamps})
-
-
-def embedding_settings(folder: DatasetFolder, split: str) -> Path:
-    """`config.json` beside the video vectors."""
-    return folder.video_meta(split).with_name("config.json")
+    write_json(folder.embedding_settings(split), settings | {"timestamps": data.timestamps})
 
 
 def write_index(folder: DatasetFolder, manifest: Manifest, embedder: str) -> list[Path]:

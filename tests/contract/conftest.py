@@ -1,16 +1,88 @@
-"""A tiny random policy of the real architecture, and clips for it."""
+"""A Ray head for jobs, a tiny random policy of the real architecture with clips for it, and a corpus to build."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
 from vsr1.formats.checkpoint import refine_token_id
 from vsr1.formats.clips import Clip, write_clip
+from vsr1.toy.corpus import write_toy_corpus
 from vsr1.toy.models import write_random_models
 from vsr1.toy.tokenizer import train_tokenizer
 from vsr1.toy.world import vocabulary_texts
 from vsr1.video.decode import SampledVideo
 from vsr1.video.processor import ClipProcessor
+
+REPOSITORY = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+@dataclass(frozen=True)
+class LocalHead:
+    """A running head.
+
+    Attributes:
+        env: the process environment of a client: addresses and token.
+        gcs: host:port for `ray.init`.
+    """
+
+    env: dict[str, str]
+    gcs: str
+
+    def submit(self, working_dir: Path, *entrypoint: str, limit_s: float = 500) -> subprocess.CompletedProcess[str]:
+        """`ray job submit` and wait for the end; stdout holds the log of the job."""
+        command = [RAY, "job", "submit", "--working-dir", str(working_dir), "--", *entrypoint]
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=limit_s)
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    pairs = (shlex.split(line)[1].split("=", 1) for line in path.read_text().splitlines())
+    return {name: value for name, value in pairs}
+
+
+@pytest.fixture(scope="module")
+def local_head() -> Iterator[LocalHead]:
+    """The head of `cluster/local_head.sh` on free ports; afterwards all that it started is gone."""
+    # Not pytest's tmp_path: Ray's socket paths under it would be longer than 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="vsr1-", dir="/tmp") as folder:
+        log = Path(folder) / "local_head.log"
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        with log.open("w") as output:
+            script = subprocess.Popen(
+                [str(REPOSITORY / "cluster" / "local_head.sh"), "--temp-dir", folder, "--num-cpus", "2"],
+                env=os.environ | {"PATH": path},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        started: list[psutil.Process] = []
+        try:
+            env_file, deadline = Path(folder) / "head.env", time.monotonic() + 90
+            while not env_file.exists():
+                assert script.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+            variables = read_env_file(env_file)
+            yield LocalHead(os.environ | {"PATH": path} | variables, variables["RAY_ADDRESS"])
+            started = psutil.Process(script.pid).children(recursive=True)
+        finally:
+            script.send_signal(signal.SIGTERM)
+            script.wait(timeout=60)
+        _, left = psutil.wait_procs(started, timeout=15)
+        for process in left:
+            process.kill()
+        assert not left, f"the head left processes behind: {left}"
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +107,14 @@ def clips():
         Clip.make(f"v{i}", rng.integers(0, 255, (count, side, 64, 3), dtype=np.uint8), np.arange(count) * 1.3)
         for i, (count, side) in enumerate([(16, 64), (24, 64), (10, 96)])
     ]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """The folder of a toy corpus of six training videos and four test videos, before it is built; copy it."""
+    root = tmp_path_factory.mktemp("corpus") / "toy"
+    write_toy_corpus(root, 6, 4, 0)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -14,23 +14,16 @@ import pytest
 
 from pipelines.data.build import BuildError, BuildReport, build_dataset
 from vsr1.config import Config
+from vsr1.formats.atomic import read_lines
 from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.corpus import load_corpus
-from vsr1.toy.corpus import write_toy_corpus
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-TRAIN, TEST = 6, 4
+TRAIN, TEST = 6, 4  # videos of `corpus`
 
 
 stand_in = runpy.run_path(str(Path(__file__).parent / "stand_in_embedder.py"))["stand_in"]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("corpus") / "toy"
-    write_toy_corpus(root, TRAIN, TEST, 0)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +43,6 @@ def build(root: Path, embedder: Any = None, **data: Any) -> BuildReport:
     return build_dataset(config, embedder_class=embedder or stand_in())
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def test_the_parts_of_a_built_folder_agree(built: tuple[DatasetFolder, BuildReport]) -> None:
     folder, report = built
     assert [(s.split, s.videos, s.decoded, s.queries) for s in report.splits] == [
@@ -61,10 +50,10 @@ def test_the_parts_of_a_built_folder_agree(built: tuple[DatasetFolder, BuildRepo
     ]  # fmt: skip
     embedder = stand_in().load(Config().model.embedder, device="cpu", dtype="float32")
     for split in ("train", "test"):
-        annotations = rows_of(folder.annotations(split))
-        queries = rows_of(folder.query_meta(split))
+        annotations = read_lines(folder.annotations(split))
+        queries = read_lines(folder.query_meta(split))
         assert [row["qid"] for row in queries] == [f"{row['desc_id']}_fig" for row in annotations]
-        assert queries == rows_of(folder.queries(split))
+        assert queries == read_lines(folder.queries(split))
         vectors = np.load(folder.query_embeddings(split))
         assert vectors.dtype == np.float32
         np.testing.assert_allclose(vectors, embedder.embed_queries([row["query"] for row in queries]), atol=1e-6)
@@ -74,15 +63,15 @@ def test_the_parts_of_a_built_folder_agree(built: tuple[DatasetFolder, BuildRepo
         np.testing.assert_allclose(unit, embedder.embed_clips([clips.read(v) for v in catalogue.video_ids]), atol=1e-6)
         index = faiss.read_index(str(folder.index(split)))
         np.testing.assert_array_equal(index.reconstruct_n(0, index.ntotal), np.load(folder.video_embeddings(split)))
-        corpus_rows = rows_of(folder.corpus(split))
+        corpus_rows = read_lines(folder.corpus(split))
         assert [row["doc_id"] for row in corpus_rows] == catalogue.video_ids
         assert all((folder.root / row["video_path"]).is_file() for row in corpus_rows)
-        assert [row["doc_id"] for row in rows_of(folder.video_meta(split))] == catalogue.video_ids
+        assert [row["doc_id"] for row in read_lines(folder.video_meta(split))] == catalogue.video_ids
     assert len(json.loads(folder.sft_records().read_text())) == report.sft_records == 2 * TRAIN
-    assert len(rows_of(folder.grpo_records())) == report.grpo_records
+    assert len(read_lines(folder.grpo_records())) == report.grpo_records
     assert json.loads(folder.grpo_stats().read_text())["rows_written"] == report.grpo_records
     assert {len(ids) for ids in json.loads(folder.hard_negatives().read_text()).values()} == {TRAIN - 1}
-    assert len(rows_of(folder.top1_pool())) == len(rows_of(folder.reasoning())) == 2 * TRAIN
+    assert len(read_lines(folder.top1_pool())) == len(read_lines(folder.reasoning())) == 2 * TRAIN
     assert "train: 6 videos" in report.line()
     assert "16 steps built, 0 kept" in report.line()
     assert report.table().row_count == len(report.steps) == 16
@@ -104,7 +93,7 @@ def test_another_sampling_decodes_again(fresh: DatasetFolder) -> None:
     build(fresh.root, splits=["test"])
     report = build(fresh.root, splits=["test"], max_frames=8)
     assert (report.splits[0].decoded, report.splits[0].reused) == (TEST, 0)
-    assert all(row["output_num_frames"] == 8 for row in rows_of(fresh.clips("test") / "meta.jsonl"))
+    assert all(row["output_num_frames"] == 8 for row in read_lines(fresh.clips("test") / "meta.jsonl"))
 
 
 def test_bad_videos_are_named_and_stop_the_build(fresh: DatasetFolder) -> None:
@@ -114,7 +103,7 @@ def test_bad_videos_are_named_and_stop_the_build(fresh: DatasetFolder) -> None:
     (raw / "train_0003.mp4").unlink()
     with pytest.raises(BuildError, match=r"(?s)3 of 6 videos.*train_0001.*failed_videos\.jsonl"):
         build(fresh.root)
-    failures = rows_of(fresh.clips("train") / "failed_videos.jsonl")
+    failures = read_lines(fresh.clips("train") / "failed_videos.jsonl")
     assert [row["video_id"] for row in failures] == ["train_0001", "train_0002", "train_0003"]
     assert "empty" in failures[0]["error"]
     assert "no video file" in failures[2]["error"]
@@ -125,7 +114,7 @@ def test_bad_videos_are_named_and_stop_the_build(fresh: DatasetFolder) -> None:
     assert (train.videos, train.reused, train.decoded, train.failed) == (3, 3, 0, 3)
     assert (train.queries, train.dropped_queries) == (3, 3)
     kept = {"train_0000", "train_0004", "train_0005"}
-    assert {row["pos_doc_id"] for row in rows_of(fresh.query_meta("train"))} == kept
+    assert {row["pos_doc_id"] for row in read_lines(fresh.query_meta("train"))} == kept
     assert set(json.loads(fresh.id_map("train").read_text())) == kept
 
 
@@ -137,7 +126,7 @@ def test_clips_without_source_videos_are_enough(fresh: DatasetFolder) -> None:
     shutil.rmtree(fresh.root / ".vsr1")  # as in a folder that was prepared elsewhere
     assert build(fresh.root, splits=["test"]).splits[0].reused == TEST
     assert (fresh.clips("test") / "meta.jsonl").read_bytes() == meta
-    assert rows_of(fresh.corpus("test"))[0]["video_path"].endswith("test_0000.npy")
+    assert read_lines(fresh.corpus("test"))[0]["video_path"].endswith("test_0000.npy")
 
 
 def test_training_records_need_a_teacher_and_that_shows_before_anything_is_decoded(fresh: DatasetFolder) -> None:
@@ -180,7 +169,7 @@ def test_a_corpus_without_events_is_built_with_a_model_as_teacher(fresh: Dataset
     records = json.loads(fresh.sft_records().read_text())
     assert {record["meta"]["gold_label"] for record in records} == {"pos"}
     assert records[0]["messages"][2]["content"].startswith("<think> as it is </think> <answer>matched</answer>")
-    assert len(rows_of(fresh.top1_pool())) == 2 * TRAIN
+    assert len(read_lines(fresh.top1_pool())) == 2 * TRAIN
 
 
 def test_vectors_that_are_not_unit_vectors_are_refused(fresh: DatasetFolder) -> None:
@@ -195,7 +184,7 @@ def test_vectors_that_are_not_unit_vectors_are_refused(fresh: DatasetFolder) -> 
 def test_compact_clips_are_built_kept_and_replaced_when_the_storage_changes(fresh: DatasetFolder) -> None:
     first = build(fresh.root, clip_storage="compact")
     assert [split.decoded for split in first.splits] == [TRAIN, TEST]
-    for row in rows_of(fresh.clips("test") / "meta.jsonl"):
+    for row in read_lines(fresh.clips("test") / "meta.jsonl"):
         assert row["output_compact_path"] == f"test/video_npy_with_meta/{row['video_id']}.mkv"
         assert "output_npy_path" not in row
     clips = ClipFolder(fresh.clips("test"))

@@ -12,10 +12,10 @@ import pytest
 
 from pipelines.data.build import BuildError, BuildReport, build_dataset
 from vsr1.config import Config
+from vsr1.formats.atomic import read_lines
 from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.corpus import load_corpus
-from vsr1.toy.corpus import write_toy_corpus
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 stand_in = runpy.run_path(str(Path(__file__).parent / "stand_in_embedder.py"))["stand_in"]
@@ -23,10 +23,8 @@ NAMES = ["a day at sea", "köln", "ビデオ", "x.y"]
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    root = tmp_path_factory.mktemp("films") / "toy"
-    write_toy_corpus(root, 2, len(NAMES), 0)
-    return sorted(DatasetFolder(root).raw_videos("test").iterdir())
+def films(corpus: Path) -> list[Path]:
+    return sorted(DatasetFolder(corpus).raw_videos("test").iterdir())
 
 
 @pytest.fixture
@@ -49,10 +47,6 @@ def build(root: Path, **data: Any) -> BuildReport:
     return build_dataset(config, embedder_class=stand_in())
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def test_four_keys_and_videos_elsewhere_are_enough(videos: Path, tmp_path: Path) -> None:
     source = tmp_path / "mine.jsonl"
     asked = [{"video": name, "fig_desc": f"where is {name}?", "time": [0, 5], "duration": 30} for name in NAMES]
@@ -61,12 +55,12 @@ def test_four_keys_and_videos_elsewhere_are_enough(videos: Path, tmp_path: Path)
     report = build(folder.root, videos=videos, annotations={"test": source})
     assert (report.splits[0].videos, report.splits[0].queries) == (4, 4)
     assert folder.annotations("test").read_bytes() == source.read_bytes()
-    queries = rows_of(folder.query_meta("test"))
+    queries = read_lines(folder.query_meta("test"))
     assert [row["qid"] for row in queries] == ["0_fig", "1_fig", "2_fig", "3_fig"]
     assert [row["pos_doc_id"] for row in queries] == NAMES
     catalogue, _ = load_corpus(folder.video_embeddings("test"), folder.docid2row("test"))
     assert catalogue.video_ids == sorted(NAMES)
-    assert all(Path(row["video_path"]).is_relative_to(videos) for row in rows_of(folder.corpus("test")))
+    assert all(Path(row["video_path"]).is_relative_to(videos) for row in read_lines(folder.corpus("test")))
     again = build(folder.root, videos=videos, annotations={"test": source})
     assert {step.status for step in again.steps} == {"kept"}
 
@@ -82,9 +76,9 @@ def test_videos_alone_become_a_corpus_to_search(videos: Path, tmp_path: Path) ->
     assert (report.splits[0].videos, report.splits[0].queries, report.splits[0].recall_at_1) == (4, 0, None)
     assert [step.name for step in report.steps] == ["clips", "embedding", "video_embedding", "index"]
     assert "test: 4 videos (4 decoded, 0 kept, 0 failed), 0 queries (0 dropped);" in report.line()
-    corpus = rows_of(folder.corpus("test"))
+    corpus = read_lines(folder.corpus("test"))
     assert [row["doc_id"] for row in corpus] == sorted(NAMES) == json.loads(folder.id_map("test").read_text())
-    meta = {row["video_id"]: row for row in rows_of(folder.clips("test") / "meta.jsonl")}
+    meta = {row["video_id"]: row for row in read_lines(folder.clips("test") / "meta.jsonl")}
     assert all(row["duration"] == row["end"] == meta[row["doc_id"]]["source_duration_sec"] > 0 for row in corpus)
     assert ClipFolder(folder.clips("test")).read("ビデオ").frames.dtype == np.uint8
     assert not folder.query_embeddings("test").exists()

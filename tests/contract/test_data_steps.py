@@ -1,7 +1,6 @@
 """Which steps of a build run again, that a killed build goes on to the same files, and what a full disk leaves."""
 
 import errno
-import json
 import os
 import runpy
 import shutil
@@ -20,11 +19,11 @@ import ray
 from pipelines.data.build import BuildError, BuildReport, build_dataset
 from vsr1.config import Config
 from vsr1.formats import atomic
+from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.toy.corpus import write_toy_corpus
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-TRAIN, TEST = 6, 3
+TRAIN = 6  # videos of `corpus`
 STAND_IN = Path(__file__).parent / "stand_in_embedder.py"
 stand_in = runpy.run_path(str(STAND_IN))["stand_in"]
 
@@ -57,13 +56,6 @@ data.build_dataset(Config.model_validate({"data": {"root": root, "embed_batch": 
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("corpus") / "toy"
-    write_toy_corpus(root, TRAIN, TEST, 0)
-    return root
-
-
-@pytest.fixture(scope="module")
 def built(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = Path(shutil.copytree(corpus, tmp_path_factory.mktemp("built") / "toy"))
     build(root)
@@ -84,10 +76,6 @@ def built_steps(report: BuildReport) -> set[str]:
     return {f"{step.split}.{step.name}" for step in report.steps if step.status == "built"}
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def contents(root: Path) -> dict[str, Any]:
     """Every file of a dataset, times of extraction and the records of the build aside."""
     found: dict[str, Any] = {}
@@ -96,7 +84,7 @@ def contents(root: Path) -> dict[str, Any]:
         if path.is_file() and not name.startswith(".vsr1"):
             found[name] = path.read_bytes()
             if path.parent.name == "video_npy_with_meta" and path.suffix == ".jsonl":
-                found[name] = [row | {"extract_utc": ""} for row in rows_of(path)]
+                found[name] = [row | {"extract_utc": ""} for row in read_lines(path)]
     return found
 
 
@@ -127,7 +115,7 @@ def test_an_option_rebuilds_what_depends_on_it(
 
 
 def change_query(folder: DatasetFolder) -> None:
-    rows = rows_of(folder.annotations("train"))
+    rows = read_lines(folder.annotations("train"))
     rows[2]["fig_desc"] = "another text"
     atomic.write_lines(folder.annotations("train"), rows)
 
@@ -182,12 +170,12 @@ def test_prompts_and_checkpoints_count_by_content(copy: DatasetFolder, tmp_path:
 
 
 def test_rows_of_a_removed_annotation_vanish(copy: DatasetFolder) -> None:
-    rows = rows_of(copy.annotations("train"))
+    rows = read_lines(copy.annotations("train"))
     atomic.write_lines(copy.annotations("train"), rows[:-1])
     gone = rows[-1]["video"]
     build(copy.root)
     assert not (copy.clips("train") / f"{gone}.npy").exists()
-    assert len(rows_of(copy.clips("train") / "meta.jsonl")) == TRAIN - 1
+    assert len(read_lines(copy.clips("train") / "meta.jsonl")) == TRAIN - 1
     assert len(np.load(copy.video_embeddings("train"))) == len(np.load(copy.query_embeddings("train"))) == TRAIN - 1
     made = [copy.root / "train", copy.root / "sft_data", copy.root / "grpo_data"]
     named = [path for folder in made for path in folder.rglob("*.json*") if gone in path.read_text(encoding="utf-8")]
@@ -216,11 +204,11 @@ def test_a_killed_build_goes_on_to_the_same_files(corpus: Path, built: Path, tmp
 
     journal = state / "train.clips.rows.jsonl"
     killed_when(lambda: journal.is_file() and len(journal.read_bytes().splitlines()) >= 2)
-    early = {row["video_id"]: row for row in rows_of(journal)}
+    early = {row["video_id"]: row for row in read_lines(journal)}
     assert 2 <= len(early) < TRAIN
     assert not (state / "train.clips.json").exists()
     killed_when(lambda: len(list(state.glob("parts/*.video/*.npy"))) >= 1)
-    assert {row["video_id"]: row for row in rows_of(journal)}.items() >= early.items()
+    assert {row["video_id"]: row for row in read_lines(journal)}.items() >= early.items()
     embedded = {path: path.stat().st_mtime_ns for path in state.glob("parts/*.video/[!.]*.npy")}
     assert not (state / "train.video_embedding.json").exists()
 

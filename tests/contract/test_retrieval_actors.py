@@ -221,7 +221,7 @@ def test_a_kill_during_a_swap_leaves_the_old_version_or_the_new_one(
 
 def test_an_embedder_of_another_fingerprint_is_refused(config: Config, tmp_path: Path) -> None:
     mine = copied(config, tmp_path)
-    settings = DatasetFolder(tmp_path).video_meta("test").with_name("config.json")
+    settings = DatasetFolder(tmp_path).embedding_settings("test")
     settings.write_text(json.dumps({"embedder": "another"}))
     with pytest.raises(RayActorError, match="made with embedder another, but queries are embedded with seeded"):
         start(mine)

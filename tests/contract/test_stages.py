@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -23,22 +24,23 @@ CONFIG = REPOSITORY / "configs" / "toy.yaml"
 SMALL = [
     "toy.train=16", "toy.test=6", "sft.max_steps=2", "sft.batch_size=8", "grpo.steps=2", "grpo.prompts_per_step=2",
     "grpo.group_size=3", "grpo.learner.learning_rate=0.001",
+    "cluster.rollout.memory_gib=1", "cluster.learner.memory_gib=0.5",  # Ray offers what is free when it starts
 ]  # fmt: skip
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
-    """A run folder in which Stage 1, Stage 2 and an evaluation have ended, in this order."""
+def run(tmp_path_factory: pytest.TempPathFactory, local_head: Any) -> Config:
+    """A run folder in which Stage 1 and Stage 2 have ended, each a job as in the README, with its last policy."""
     folder = tmp_path_factory.mktemp("run")
-    config = load_config(CONFIG, [*SMALL, f"run_dir={folder}", f"data.root={folder / 'data'}"])
-    start = sft.train(config)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"policy": start})})
-    end = grpo.train(config)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"policy": end})})
-    evaluate.evaluate(config)
-    return config
+    options = [*SMALL, f"run_dir={folder}", f"data.root={folder / 'data'}"]
+    for stage in ("sft", "grpo"):
+        command = ["python", "-m", f"pipelines.{stage}", "--config", "configs/toy.yaml"]
+        done = local_head.submit(REPOSITORY, *command, *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        options.append(f"model.policy={folder / 'checkpoints' / stage}")
+    return load_config(CONFIG, options)
 
 
 def _weights(folder: Path) -> dict:
@@ -78,19 +80,24 @@ def test_the_learner_agrees_with_the_engine_before_and_after_the_push(run: Confi
         assert abs(scalars["grpo", step, "mismatch"]) < 1e-4
         assert scalars["grpo", step, "mismatch_max"] < 1e-2
     assert ("sft", 2, "token_loss") in scalars and ("sft", 2, "retrieval_loss") in scalars
+    assert {name for stage, _, name in scalars if stage == "grpo"} >= {"reward/total", "mismatch", "seconds/push"}
     assert list((run.run_dir / "tensorboard").glob("*tfevents*"))
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_evaluation_covers_every_query(run: Config) -> None:
+    evaluate.evaluate(run)
     summary = json.loads((run.run_dir / "eval.json").read_text())
     assert "6" in json.dumps(summary)
     assert len((run.run_dir / "eval.trajectories.jsonl").read_text().splitlines()) == 6
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_dead_retrieval_service_stops_the_step_with_its_name(run: Config) -> None:
     """It is killed while rollouts run: no empty results, no further step."""
     steps = 50
-    config = run.model_copy(update={"grpo": run.grpo.model_copy(update={"steps": steps})})
+    learner = run.grpo.learner.model_copy(update={"ranks": 1})
+    config = run.model_copy(update={"grpo": run.grpo.model_copy(update={"steps": steps, "learner": learner})})
     trajectories = run.run_dir / "train_trajectories.jsonl"
     before = len(trajectories.read_text().splitlines())
 
@@ -129,6 +136,7 @@ def test_without_vllm_there_is_no_other_engine(run: Config, tmp_path: Path) -> N
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
     config = load_config(CONFIG, ["toy.create=false", f"data.root={tmp_path}", f"run_dir={tmp_path / 'run'}"])
     with pytest.raises(FileNotFoundError, match="vsr1 data build"):

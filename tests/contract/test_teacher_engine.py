@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from pipelines.data.manifest import BuildError
 from pipelines.data.teacher import TeacherOutcome, failures_file, log_file, write_reasoning
 from vsr1.config import Config
+from vsr1.formats.atomic import read_lines
 from vsr1.formats.clips import write_meta
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.video.processor import ClipProcessor
@@ -68,22 +69,18 @@ def ask(folder: DatasetFolder, pool: list[dict[str, Any]], model: Path, **teache
     return write_reasoning(folder, pool, config, lambda text: None)
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def test_good_replies_become_rows_and_others_are_listed(
     folder: DatasetFolder, pool: list[dict[str, Any]], model: Path
 ) -> None:
     outcome = ask(folder, pool, model, temperature=1.0, max_failed_fraction=0.5)
     good = [pair for i, pair in enumerate(pool) if i not in (2, 4)]
-    assert outcome.rows == rows_of(folder.reasoning())
-    assert len(rows_of(log_file(folder))) == len(good)
+    assert outcome.rows == read_lines(folder.reasoning())
+    assert len(read_lines(log_file(folder))) == len(good)
     for pair, row in zip(good, outcome.rows, strict=True):
         assert (row["pair_id"], row["model_label"]) == (pair["pair_id"], pair["gold_label"])
         assert row["model_reasoning"] == SPELT.removeprefix("Reasoning: ")
         assert (row["model_raw_response"], row["model_finish_reason"]) == (SPELT, "stop")
-    babble, thought = rows_of(failures_file(folder))
+    babble, thought = read_lines(failures_file(folder))
     assert (babble["pair_id"], thought["pair_id"]) == ("p2", "p4") == tuple(outcome.failed)
     assert "Reasoning:" in babble["error"] or "finish reason" in babble["error"]
     assert babble["model_raw_response"]

@@ -19,6 +19,7 @@ from PIL import Image
 from pipelines.data.manifest import BuildError
 from pipelines.data.teacher import TeacherOutcome, failures_file, log_file, write_reasoning
 from vsr1.config import Config, ConfigError, load_config
+from vsr1.formats.atomic import read_lines
 from vsr1.formats.clips import write_meta
 from vsr1.formats.dataset import DatasetFolder
 
@@ -103,10 +104,6 @@ def ask(folder: DatasetFolder, server: Server, pool: list[dict[str, Any]], **tea
     return write_reasoning(folder, pool, config, lambda text: None)
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def test_rows_come_in_pool_order_with_the_teachers_words(folder: DatasetFolder, server: Server, pool: Any) -> None:
     def one_by_one(query: str, number: int) -> Reply:
         time.sleep(0.05)
@@ -114,9 +111,9 @@ def test_rows_come_in_pool_order_with_the_teachers_words(folder: DatasetFolder, 
 
     server.behaviour = one_by_one
     outcome = ask(folder, server, pool, concurrency=2)
-    assert outcome.rows == rows_of(folder.reasoning())
+    assert outcome.rows == read_lines(folder.reasoning())
     assert not outcome.failed
-    assert rows_of(failures_file(folder)) == []
+    assert read_lines(failures_file(folder)) == []
     assert [row["pair_id"] for row in outcome.rows] == [pair["pair_id"] for pair in pool]
     assert outcome.rows[0] == pool[0] | {
         "model_label": "match", "model_reasoning": "seen for query 0", "model_temporal_grounding": "N/A",
@@ -157,7 +154,7 @@ def test_what_cannot_be_used_is_listed_and_never_a_row(
     with caplog.at_level(logging.DEBUG):
         outcome = ask(folder, server, pool, timeout_s=0.3)
     assert [row["model_reasoning"] for row in outcome.rows] == ["seen for query 2", "right, the second time"]
-    listed = {row["pair_id"]: row["error"] for row in rows_of(failures_file(folder))}
+    listed = {row["pair_id"]: row["error"] for row in read_lines(failures_file(folder))}
     assert listed == outcome.failed
     reasons = [listed[pool[i]["pair_id"]] for i in (0, 1, 3, 4, 5)]
     assert "finish reason 'length'" in reasons[0]
@@ -189,7 +186,7 @@ def test_a_build_that_was_killed_asks_for_the_rest_only(folder: DatasetFolder, s
     ask(folder, server, pool)
     assert sorted(server.count.values()) == [1] * 3
     assert folder.reasoning().read_bytes() == whole
-    assert len(rows_of(log_file(folder))) == 7
+    assert len(read_lines(log_file(folder))) == 7
 
     server.count.clear()
     ask(folder, server, pool, concurrency=1, timeout_s=4.0, attempts=1)
@@ -206,8 +203,8 @@ def test_too_many_failures_stop_the_build(folder: DatasetFolder, server: Server,
     with pytest.raises(BuildError, match=r"6 of 7 pairs \(p0: .*; p1: .*; p2: [^;]*\), .*reasoning_failures"):
         ask(folder, server, pool, max_failed_fraction=0.5)
     assert not folder.reasoning().exists()
-    assert len(rows_of(failures_file(folder))) == 6
-    assert len(rows_of(log_file(folder))) == 1
+    assert len(read_lines(failures_file(folder))) == 6
+    assert len(read_lines(log_file(folder))) == 1
 
 
 def test_a_server_that_refuses_or_is_not_there_stops_the_build(

@@ -27,7 +27,7 @@ def dataset(root: Path, embedder: str | None = "e") -> DatasetFolder:
     np.save(folder.video_embeddings("test"), vectors)
     rows = {video_id: row for row, video_id in enumerate(catalogue.video_ids)}
     folder.docid2row("test").write_text(json.dumps(rows))
-    folder.video_meta("test").with_name("config.json").write_text(json.dumps({"embedder": embedder}))
+    folder.embedding_settings("test").write_text(json.dumps({"embedder": embedder}))
     return folder
 
 

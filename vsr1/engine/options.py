@@ -33,6 +33,7 @@ def engine_options(config: EngineConfig, device: str) -> dict[str, Any]:
         device: `cpu` or `cuda`.
     """
     from vllm import EngineArgs
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     options: dict[str, Any] = {
         "seed": config.seed,
@@ -48,6 +49,9 @@ def engine_options(config: EngineConfig, device: str) -> dict[str, Any]:
     }
     if device != "cpu":
         options["gpu_memory_utilization"] = config.gpu_memory_utilization
+    else:
+        # As a class, for vLLM reads "uni" on CPU as "mp", whose second process serves to bind threads; ours are not.
+        options["distributed_executor_backend"] = UniProcExecutor
     if "mm_device_do_normalize" in EngineArgs.__dataclass_fields__:
         # vLLM's device-side normalisation takes the image processor's mean and deviation for videos too.
         options["mm_device_do_normalize"] = False

@@ -33,6 +33,11 @@ def write_lines(target: Path, rows: Iterable[dict[str, Any]]) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows that `write_lines` wrote; a text in them may hold any separator of lines but the line feed."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
 def write_json(target: Path, value: Any) -> None:
     """One JSON value, indented by two."""
     with replacing(target) as part:

@@ -51,6 +51,9 @@ class DatasetFolder:
     def video_meta(self, split: str) -> Path:
         return self.root / split / "video_embedding_1fps" / "meta.jsonl"
 
+    def embedding_settings(self, split: str) -> Path:
+        return self.root / split / "video_embedding_1fps" / "config.json"
+
     def index(self, split: str) -> Path:
         return self.root / split / "index" / "index.faiss"
 

@@ -7,7 +7,6 @@ read back is whole, or an error says which file is not. `current.json` is replac
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vsr1.formats.atomic import replacing, write_json
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.formats.digest import file_sha256
 from vsr1.retrieval.corpus import Catalogue, load_corpus, make_catalogue
 from vsr1.retrieval.request import RetrievalError
 
@@ -55,7 +55,7 @@ def open_current(folder: DatasetFolder, split: str) -> Snapshot:
         RetrievalError: files missing, truncated or altered, or embeddings that were built again since the snapshot.
     """
     catalogue, vectors = load_corpus(folder.video_embeddings(split), folder.docid2row(split))
-    settings = folder.video_meta(split).with_name("config.json")
+    settings = folder.embedding_settings(split)
     embedder = json.loads(settings.read_text()).get("embedder") if settings.is_file() else None
     index = folder.index(split).parent
     if not (index / CURRENT).is_file():
@@ -99,7 +99,7 @@ def write_snapshot(
             embedder=embedder,
             count=len(catalogue),
             source=source,
-            sha256={path.name: _sha256(path) for path in paths},
+            sha256={path.name: file_sha256(path) for path in paths},
         )
         write_json(manifest_path, manifest.model_dump())
     except (OSError, RuntimeError) as error:  # FAISS reports a failed write as RuntimeError
@@ -118,7 +118,7 @@ def read_snapshot(folder: Path, version: str) -> Snapshot:
     manifest = _manifest(folder, version)
     for name, digest in manifest.sha256.items():
         path = folder / name
-        if not path.is_file() or _sha256(path) != digest:
+        if not path.is_file() or file_sha256(path) != digest:
             state = "differs from its manifest" if path.is_file() else "is missing"
             raise RetrievalError(f"index version {version}: {path} {state}; restore it or build the index again")
     index = faiss.read_index(str(folder / f"index-{version}.faiss"))
@@ -168,8 +168,3 @@ def _manifest(folder: Path, version: str) -> SnapshotManifest:
         return SnapshotManifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise RetrievalError(f"{path} is not a snapshot's manifest ({error}); build the index again") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from vsr1 import compat
 from vsr1.config import AgentConfig, LearnerConfig, ModelConfig, RetrievalLossConfig
 from vsr1.formats.checkpoint import copy_processor, load_policy, policy_sizes, write_weights
 from vsr1.formats.clips import Clip
@@ -226,6 +227,7 @@ class Learner:
             os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed
 
+        compat.skip_operator_builds()
         heads = {id(p) for p in self.policy.head_parameters()}
         trained = [p for p in self.policy.parameters() if p.requires_grad]
         groups = [
