@@ -157,14 +157,14 @@ def toy_pretrain(
     out: Annotated[Path, typer.Option(help="Folder for policy/ and embedder/.")],
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    embedder_steps: Annotated[int, typer.Option(help="Optimiser steps of the embedder.")] = 1500,
-    policy_steps: Annotated[int, typer.Option(help="Optimiser steps of the policy.")] = 6000,
-    films: Annotated[int, typer.Option(help="Films rendered for training.")] = 8000,
+    policy_steps: Annotated[int, typer.Option(help="Optimiser steps of the policy.")] = 4000,
+    embedder_steps: Annotated[int, typer.Option(help="Optimiser steps of the embedder.")] = 1000,
+    corpora: Annotated[int, typer.Option(help="Corpora of 2,048 films to train on.")] = 10,
 ) -> None:
     """Train the toy policy and embedder from random weights."""
     from vsr1.toy.pretrain import pretrain
 
-    _guarded(pretrain, out, seed, device, embedder_steps, policy_steps, films)
+    _guarded(pretrain, out, seed, device, policy_steps, embedder_steps, corpora)
 
 
 @bench_app.command("latents")

@@ -62,21 +62,26 @@ class Embedder:
     def query_vectors(self, queries: list[str], soft_tokens: list[torch.Tensor | None] | None = None) -> torch.Tensor:
         """As `embed_queries`, on tensors; gradients flow through to `soft_tokens`."""
         text = self.model.language_model
-        table = text.embed_tokens
-        sequences = []
+        rows = []  # token ids of each text, -1 where a soft token goes
         for i, query in enumerate(queries):
             ids = self._query_ids(query)
-            embeds = table(torch.tensor(ids, device=table.weight.device))
             soft = soft_tokens[i] if soft_tokens is not None else None
             if soft is not None:
                 if soft.ndim != 2 or soft.shape[1] != self.dim:
                     raise ValueError(f"soft tokens of query {i} have shape {tuple(soft.shape)}, not [N, {self.dim}]")
                 at = max(len(ids) - TAIL_TOKENS, 0)
-                embeds = torch.cat([embeds[:at], soft.to(embeds), embeds[at:]])
-            sequences.append(embeds)
-        width = max(len(s) for s in sequences)
-        padded = torch.stack([torch.nn.functional.pad(s, (0, 0, width - len(s), 0)) for s in sequences])
-        lengths = torch.tensor([len(s) for s in sequences], device=padded.device)
+                ids = [*ids[:at], *[-1] * len(soft), *ids[at:]]
+            rows.append(ids)
+        width = max(len(ids) for ids in rows)
+        table = np.zeros((len(rows), width), np.int64)
+        for i, ids in enumerate(rows):
+            table[i, width - len(ids) :] = ids
+        tokens = torch.from_numpy(table).to(text.embed_tokens.weight.device)
+        padded = text.embed_tokens(tokens.clamp(min=0))
+        given = [soft for soft in soft_tokens or [] if soft is not None]
+        if given:
+            padded = padded.masked_scatter((tokens < 0)[..., None], torch.cat([soft.to(padded) for soft in given]))
+        lengths = torch.tensor([len(ids) for ids in rows], device=padded.device)
         columns = torch.arange(width, device=padded.device)[None]
         mask = (columns >= width - lengths[:, None]).long()
         positions = (mask.cumsum(-1) - 1).clamp(min=0)

@@ -1,0 +1,4 @@
+
+from vsr1 import compat
+
+compat.prepare()

@@ -15,7 +15,7 @@ RADIUS = 11.0  # pixels
 SPEED = 10.0  # pixels a second
 _COLOURS = {
     "red": (225, 35, 35), "green": (40, 175, 50), "blue": (45, 80, 235), "yellow": (240, 220, 40),
-    "purple": (160, 50, 200), "orange": (245, 135, 25), "white": (245, 245, 245), "cyan": (45, 215, 225),
+    "purple": (170, 45, 210), "white": (245, 245, 245),
 }  # fmt: skip
 _CODEC = {"crf": "16", "threads": "1", "bf": "0", "preset": "veryfast"}
 _GRID = np.arange(SIDE, dtype=np.float32)
@@ -61,8 +61,6 @@ def _mask(event: Event, place: np.ndarray, elapsed: np.ndarray) -> np.ndarray:
         x = x + elapsed * (SPEED if event.motion == "right" else -SPEED)
     elif event.motion in ("up", "down"):
         y = y + elapsed * (SPEED if event.motion == "down" else -SPEED)
-    elif event.motion == "circling":
-        x, y = x + 13 * np.cos(elapsed * 1.3), y + 13 * np.sin(elapsed * 1.3)
     else:
         radius = RADIUS + 5.5 * np.sin(elapsed * 2.1)
     half = SIDE / 2
@@ -76,8 +74,6 @@ def _mask(event: Event, place: np.ndarray, elapsed: np.ndarray) -> np.ndarray:
         return (squared < r**2) & (squared > (0.55 * r) ** 2)
     if event.shape == "square":
         return np.maximum(np.abs(dx), np.abs(dy)) < 0.88 * r
-    if event.shape == "diamond":
-        return np.abs(dx) + np.abs(dy) < 1.2 * r
     if event.shape == "cross":
         return (np.minimum(np.abs(dx), np.abs(dy)) < 0.3 * r) & (np.maximum(np.abs(dx), np.abs(dy)) < r)
     return (np.abs(dy) < 0.9 * r) & (np.abs(dx) < (dy + 0.9 * r) * 0.55)

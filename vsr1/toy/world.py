@@ -1,7 +1,8 @@
 """The toy world: films of moving shapes, sentences about two consecutive events, and confusers.
 
-Everything follows from a seed. A confuser shows the same events as its base film but for one attribute of one of the
-two events that the base's query names.
+Everything follows from a seed. Films come in families of `FAMILY`: a base film, and confusers that show the same
+events but for one attribute of one of the two events that the base's query names. Every film has a query of its own.
+Some looks and some sentence forms appear in no split that is trained on.
 """
 
 from __future__ import annotations
@@ -9,33 +10,40 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 
 from vsr1.agent.prompts import SYSTEM_PROMPT, assistant_text, user_text
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "cyan")
-SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
-MOTIONS = ("left", "right", "up", "down", "circling", "pulsing")
+COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+MOTIONS = ("left", "right", "up", "down", "pulsing")
 _ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "motion": MOTIONS}
-MIN_SECONDS, MAX_SECONDS, MIN_EVENT_SECONDS = 16, 60, 5
+MIN_SECONDS, MAX_SECONDS, MIN_EVENT_SECONDS = 16, 48, 5
+FAMILY = 4  # films that differ from the first of them in one attribute each
+UNSEEN_SPLITS = ("val", "test")  # these hold looks and sentence forms that no other split has
 MOST_REFUSED = 10_000  # films in a row that may not join a corpus
 Look = tuple[str, str, str]  # colour, shape, motion
 
 _DOING = {
     "left": "moving left", "right": "moving right", "up": "moving up", "down": "moving down",
-    "circling": "circling around", "pulsing": "growing and shrinking",
+    "pulsing": "growing and shrinking",
 }  # fmt: skip
-_TEMPLATES = (
-    "a {0} and then a {1}",
-    "first a {0}, followed by a {1}",
-    "a {1} comes right after a {0}",
-    "there is a {0} before a {1}",
-    "we see a {0}; next comes a {1}",
-    "after a {0} a {1} appears",
-)
+_LONG_DOING = {
+    "left": "that is moving to the left", "right": "that is moving to the right", "up": "that is moving up the screen",
+    "down": "that is moving down the screen", "pulsing": "that keeps growing and shrinking",
+}  # fmt: skip
+_OPENINGS = ("", "first there is ", "we see ", "there is ", "on the screen is ", "it starts with ")
+_FORWARD = (", and then ", ", followed by ", ", and right after that ", ", then comes ", " and next ", " before ")
+_BACKWARD = (" right after ", " that comes after ", ", which follows ", " once we have seen ")
+_SENTENCES = [
+    (f"{opening}a {first}{joint}a {second}", (i + j) % 4 == 0)  # and whether no training split has this form
+    for i, opening in enumerate(_OPENINGS)
+    for joints, first, second in ((_FORWARD, "{0}", "{1}"), (_BACKWARD, "{1}", "{0}"))
+    for j, joint in enumerate(joints)
+]
 
 
 class ToyWorldError(ValueError):
@@ -86,11 +94,18 @@ class Example:
 
 
 def describe(event: Event) -> str:
+    """A few words, as in a trace."""
     return f"{event.colour} {event.shape} {_DOING[event.motion]}"
 
 
+def is_unseen(look: Look) -> bool:
+    """Whether no training split shows this look: one motion for each colour and shape, so a fifth of all looks."""
+    colour, shape, motion = look
+    return (COLOURS.index(colour) + SHAPES.index(shape) + MOTIONS.index(motion)) % len(MOTIONS) == 0
+
+
 def make_corpus(split: str, videos: int, seed: int) -> list[Example]:
-    """Films with one query each, base films and their confusers in turn.
+    """Films with one query each, a base film and its confusers in turn.
 
     No two films show the same events, and no film but its own shows what a query names: every query has one answer.
 
@@ -102,6 +117,9 @@ def make_corpus(split: str, videos: int, seed: int) -> list[Example]:
             f"a corpus of {videos} video(s) has nothing to search; ask for at least 2 in split {split!r}"
         )
     rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
+    has_unseen = split in UNSEEN_SPLITS
+    looks = [look for look in product(COLOURS, SHAPES, MOTIONS) if has_unseen or not is_unseen(look)]
+    sentences = tuple(sentence for sentence, is_new in _SENTENCES if is_new == has_unseen)
     seen: set[tuple[Look, ...]] = set()
     shown: set[tuple[Look, Look]] = set()  # by some film, one event after the other
     queried: set[tuple[Look, Look]] = set()
@@ -109,23 +127,23 @@ def make_corpus(split: str, videos: int, seed: int) -> list[Example]:
     refused = 0
     while len(examples) < videos:
         number = len(examples)
-        confuses = number % 2 == 1
-        film = _confuser(examples[-1], rng) if confuses else _film(rng)
-        looks = tuple(event.look for event in film.events)
-        first = examples[-1].first if confuses else int(rng.integers(len(film.events) - 1))
-        pairs = list(pairwise(looks))
+        base = examples[number - number % FAMILY] if number % FAMILY else None
+        film = _film(looks, rng) if base is None else _confuser(base, rng)
+        events = tuple(event.look for event in film.events)
+        first = int(rng.integers(len(film.events) - 1)) if base is None else base.first
+        pairs = list(pairwise(events))
         ambiguous = pairs[first] in shown or pairs.count(pairs[first]) > 1 or queried.intersection(pairs)
-        if looks in seen or ambiguous or any(a == b for a, b in pairs):
+        if events in seen or ambiguous or any(a == b for a, b in pairs) or not set(events) <= set(looks):
             refused += 1
             if refused > MOST_REFUSED:
                 raise ToyWorldError(f"no new film after {number} of {videos} in split {split!r}; ask for fewer videos")
             continue
         refused = 0
-        seen.add(looks)
+        seen.add(events)
         shown.update(pairs)
         queried.add(pairs[first])
         film = replace(film, video_id=f"{split}_{number:04d}")
-        examples.append(Example(film, _query(film.events[first : first + 2], rng), first))
+        examples.append(Example(film, _query(film.events[first : first + 2], sentences, rng), first))
     return examples
 
 
@@ -141,18 +159,14 @@ def vocabulary_texts(seed: int, count: int = 3000) -> Iterator[str]:
     yield from [SYSTEM_PROMPT] * 20
 
 
-def _film(rng: np.random.Generator) -> Film:
+def _film(looks: list[Look], rng: np.random.Generator) -> Film:
     count = int(rng.integers(2, 5))
     duration = int(rng.integers(max(MIN_SECONDS, count * MIN_EVENT_SECONDS), MAX_SECONDS + 1))
-    looks: list[Look] = []
-    while len(looks) < count:
-        look = (str(rng.choice(COLOURS)), str(rng.choice(SHAPES)), str(rng.choice(MOTIONS)))
-        if not looks or look != looks[-1]:
-            looks.append(look)
+    chosen = [looks[int(rng.integers(len(looks)))] for _ in range(count)]
     spare = duration - count * MIN_EVENT_SECONDS
     cuts = np.sort(rng.integers(0, spare + 1, count - 1)) + MIN_EVENT_SECONDS * np.arange(1, count)
     bounds = [0, *[int(cut) for cut in cuts], duration]
-    events = tuple(Event(bounds[i], bounds[i + 1], *looks[i]) for i in range(count))
+    events = tuple(Event(bounds[i], bounds[i + 1], *chosen[i]) for i in range(count))
     return Film("", duration, events, int(rng.integers(2**31)))
 
 
@@ -167,6 +181,6 @@ def _confuser(base: Example, rng: np.random.Generator) -> Film:
     return Film("", base.film.duration, tuple(events), int(rng.integers(2**31)))
 
 
-def _query(pair: tuple[Event, ...], rng: np.random.Generator) -> str:
-    template = _TEMPLATES[int(rng.integers(len(_TEMPLATES)))]
-    return template.format(*[describe(event) for event in pair])
+def _query(pair: tuple[Event, ...], sentences: tuple[str, ...], rng: np.random.Generator) -> str:
+    named = [f"{event.colour} {event.shape} {_LONG_DOING[event.motion]}" for event in pair]
+    return sentences[int(rng.integers(len(sentences)))].format(*named)
