@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.manifest import Manifest, record
-from vsr1.rl.batch import Example, rounds, split_over_ranks
+from vsr1.rl.batch import BatchTotals, Example, batch_totals, rounds, split_over_ranks
 from vsr1.rl.learner import Learner, load_vectors
 
 
@@ -43,19 +43,11 @@ class LearnerRankActor:
         folder = DatasetFolder(config.data.root)
         vectors = load_vectors(folder.video_embeddings("train"), json.loads(folder.docid2row("train").read_text()))
         self._learner = Learner(
-            "grpo",
-            config.model,
-            config.agent,
-            config.grpo.learner,
-            config.grpo.retrieval_loss,
-            vectors,
-            clip_epsilon=config.grpo.clip_epsilon,
-            temperature=config.rollout.temperature,
+            config.grpo, config.model, config.agent, vectors, temperature=config.rollout.temperature
         )
 
-    def step(self, examples: list[Example], rounds: int, tokens: int, refined: int) -> dict[str, float]:
-        rate = self._config.grpo.learner.learning_rate
-        return self._learner.step(examples, rounds, tokens, refined, rate)
+    def step(self, examples: list[Example], rounds: int, totals: BatchTotals) -> dict[str, float]:
+        return self._learner.step(examples, rounds, totals, self._config.grpo.learner.learning_rate)
 
     def open_transfer(self, host: str, port: int, world_size: int) -> None:
         """Join the NCCL group of the engines as its sender (rank 0 only); they join at the same time."""
@@ -132,10 +124,9 @@ class LearnerGroup:
         """One optimiser step on a batch; sums over ranks, maxima for names that end in `_max`."""
         parts = split_over_ranks(examples, len(self._ranks))
         passes = rounds(parts, self._micro_batch)
-        tokens = sum(len(example.response_ids) for example in examples)
-        refined = sum(1 for example in examples if example.refined and example.negatives)
+        totals = batch_totals(examples)
         answers = ray.get(
-            [rank.step.remote(part, passes, tokens, refined) for rank, part in zip(self._ranks, parts, strict=True)]
+            [rank.step.remote(part, passes, totals) for rank, part in zip(self._ranks, parts, strict=True)]
         )
         merged: dict[str, float] = {}
         for name in sorted({name for answer in answers for name in answer}):

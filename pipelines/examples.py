@@ -1,4 +1,4 @@
-"""Training examples out of scored trajectories: every segment of a trajectory shares its advantage."""
+"""Training examples out of scored trajectories: one a segment, with its advantage and that of its latents."""
 
 from __future__ import annotations
 

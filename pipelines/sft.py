@@ -83,7 +83,7 @@ def train_rank(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import torch
 
-    from vsr1.rl.batch import Example
+    from vsr1.rl.batch import BatchTotals, Example, batch_totals
     from vsr1.rl.learner import Learner, load_vectors
     from vsr1.video.processor import ClipProcessor
 
@@ -93,7 +93,7 @@ def train_rank(settings: dict[str, Any]) -> None:
     vectors = load_vectors(folder.video_embeddings("train"), json.loads(folder.docid2row("train").read_text()))
     processor = ClipProcessor(config.model.policy)
     system = system_prompt(config.agent.system_prompt)
-    learner = Learner("sft", config.model, config.agent, config.sft.learner, config.sft.retrieval_loss, vectors)
+    learner = Learner(config.sft, config.model, config.agent, vectors)
 
     def example(row: dict[str, Any]) -> Example:
         clip = row["clip"]
@@ -112,12 +112,13 @@ def train_rank(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     for step in range(1, steps + 1):
         examples = [example(row) for row in next(batches)]
-        tokens = sum(len(e.response_ids) for e in examples)
-        totals = torch.tensor([float(tokens), float(len(examples))], device=learner.policy.device)
-        torch.distributed.all_reduce(totals)
+        own = batch_totals(examples)
+        counts = torch.tensor([own.tokens, own.replies, own.refined], device=learner.policy.device)
+        torch.distributed.all_reduce(counts)
+        tokens, replies, refined = counts.tolist()
         rate = config.sft.learner.learning_rate * min(1.0, 2 * (1 - (step - 1) / steps))
         passes = ceil(per_rank / config.sft.learner.micro_batch)
-        sums = learner.step(examples, passes, int(totals[0]), int(totals[1]), rate)
+        sums = learner.step(examples, passes, BatchTotals(tokens, replies, refined, 0), rate)
         names = sorted(sums)
         values = torch.tensor([sums[name] for name in names], device=learner.policy.device)
         torch.distributed.all_reduce(values)

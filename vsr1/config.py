@@ -177,23 +177,71 @@ class RewardConfig(Section):
     no_refine_penalty: float = Field(-0.3, le=0, description="retrieval term of a turn without the refine token")
 
 
+class ObjectiveConfig(Section):
+    """The policy loss of Stage 2; docs/training.md says which values make GRPO, Dr.GRPO, DAPO, GSPO, CISPO and more."""
+
+    loss: Literal["clip", "gspo", "cispo"] = "clip"
+    clip_low: float = Field(0.2, gt=0, le=1)
+    clip_high: float = Field(0.28, gt=0)
+    normalise: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    advantage: Literal["group", "group_centred", "batch"] = Field(
+        "group", description="divided by the group's deviation, only centred (Dr.GRPO), or normalised over the batch"
+    )
+    advantage_epsilon: float = Field(1e-4, gt=0)
+    credit: Literal["trajectory", "turn"] = Field(
+        "trajectory", description="turn: a turn answers for its own reward and for those after it"
+    )
+    kl: Literal["none", "k1", "k2", "k3"] = Field("none", description="against the policy that the stage starts from")
+    kl_weight: float = Field(0.01, ge=0)
+    mismatch: Literal["ratio", "truncate", "mask"] = Field(
+        "truncate",
+        description="engine and learner differ: take it into the ratio, or weight tokens, truncated or masked",
+    )
+    mismatch_low: float = Field(0.5, ge=0, le=1)
+    mismatch_high: float = Field(2.0, ge=1)
+    train_truncated: bool = Field(True, description="replies cut at the length limit take part in the policy loss")
+    overlong_buffer: int = Field(0, ge=0, description="last tokens before the limit that cost up to 1; 0: none")
+
+
+class LatentActionConfig(Section):
+    """Latents as actions: sampled in the engine, with a density in the loss."""
+
+    sigma: float = Field(0.0, ge=0, description="standard deviation of each number of a latent; 0: no actions")
+    weight: float = Field(1.0, ge=0, description="of their policy loss")
+    clip_low: float = Field(0.05, gt=0, le=1)
+    clip_high: float = Field(0.05, gt=0)
+
+
 class GrpoConfig(Section):
     """Stage 2: group-relative policy optimisation on the live loop."""
 
     learner: LearnerConfig = LearnerConfig(learning_rate=2e-5)
     retrieval_loss: RetrievalLossConfig = RetrievalLossConfig(weight=0.1)
+    objective: ObjectiveConfig = ObjectiveConfig()
+    latents: LatentActionConfig = LatentActionConfig()
+    train_heads: bool = True
+    first_video: Literal["retrieved", "recorded"] = Field(
+        "retrieved", description="what turn 1 shows: the live search's top video, or that of the GRPO record"
+    )
     steps: int = Field(10, ge=1)
     prompts_per_step: int = Field(4, ge=1)
     group_size: int = Field(8, ge=2)
-    clip_epsilon: float = Field(0.2, gt=0, lt=1)
-    advantage_epsilon: float = Field(1e-4, gt=0)
+    replace_equal_groups: int = Field(
+        0, ge=0, description="more prompts a step for groups whose samples all earned the same (dynamic sampling)"
+    )
+    max_failed_fraction: float = Field(0.1, ge=0, le=1, description="share of a step's samples that may fail")
+    validate_every: int | None = Field(None, ge=1, description="steps between evaluations on `val_split`")
+    val_split: str = "val"
 
 
 class AgentConfig(Section):
     """The loop: turns, latents and what a rejected video means."""
 
     max_turns: int = Field(3, ge=1)
-    latents: int = Field(8, ge=1, le=8)
+    latents: int = Field(8, ge=0, le=8, description="0: no refinement")
+    latents_of_turns: Literal["replace", "accumulate"] = Field(
+        "replace", description="a refinement takes the place of the one before, or joins it"
+    )
     exclude_rejected: bool = True
     system_prompt: AbsolutePath | None = Field(None, description="file that replaces the default system prompt")
     max_new_tokens: int = Field(96, ge=16, description="most tokens of one reply, the refine token included")

@@ -34,6 +34,7 @@ class PolicyReply(Protocol):
     finish_reason: str
     latents: np.ndarray | None
     soft_tokens: np.ndarray | None
+    noise: np.ndarray | None
     weight_version: int
 
 

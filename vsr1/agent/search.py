@@ -10,6 +10,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from vsr1.agent.environment import Observation, PolicyReply
 from vsr1.agent.parse import parse_reply
 from vsr1.agent.prompts import turn_prompt
@@ -33,6 +35,7 @@ class SearchTask:
     negatives: list[str] = field(default_factory=list)  # wrong videos whose scores the reward compares
     sample: int = 0
     seed: int = 0
+    first_video: str | None = None  # shown in turn 1 instead of what the search finds
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class SearchSettings:
     max_turns: int
     top_k: int
     exclude_rejected: bool
+    accumulate: bool  # soft tokens of all turns, not of the last one only
     system_prompt: str
 
 
@@ -48,6 +52,7 @@ class SearchEnvironment:
         self._task, self._settings = task, settings
         self._search, self._load_clip = search, load_clip
         self._rejected: list[str] = []
+        self._soft: list[np.ndarray] = []  # of the turns so far, [N, E] each
         self._shown: list[str] = []
         self._version: str | None = None  # of the corpus, the same from the first search to the last
         self._trajectory = Trajectory(
@@ -56,7 +61,7 @@ class SearchEnvironment:
 
     async def reset(self) -> Observation | None:
         self._found = await self._retrieve(SearchRequest(query=self._task.query))
-        return await self._show()
+        return await self._show(self._task.first_video)
 
     async def step(self, reply: PolicyReply) -> Observation | None:
         shown = self._clip.video_id
@@ -65,7 +70,8 @@ class SearchEnvironment:
             self._rejected.append(shown)
         after = None
         if reply.soft_tokens is not None:
-            after = await self._retrieve(SearchRequest(query=self._task.query, soft_tokens=reply.soft_tokens))
+            self._soft = [*(self._soft if self._settings.accumulate else []), reply.soft_tokens]
+            after = await self._retrieve(SearchRequest(query=self._task.query, soft_tokens=np.concatenate(self._soft)))
         negatives = [video for video in dict.fromkeys([*self._task.negatives, shown]) if video != self._task.gt_video]
         self._trajectory.segments.append(
             Segment(
@@ -80,6 +86,7 @@ class SearchEnvironment:
                 verdict=parsed.verdict,
                 span=parsed.span,
                 latents=reply.latents,
+                noise=reply.noise,
                 retrieved=self._found.retrieved,
                 gt_rank_before=_rank(self._found),
                 gt_rank_after=_rank(after) if after else None,
@@ -105,7 +112,8 @@ class SearchEnvironment:
         return self._trajectory
 
     async def _retrieve(self, request: SearchRequest) -> SearchResult:
-        wanted = [self._task.gt_video, *self._task.negatives, *self._shown]
+        first = [self._task.first_video] if self._task.first_video else []
+        wanted = [self._task.gt_video, *self._task.negatives, *first, *self._shown]
         result = await self._search(
             replace(
                 request,
@@ -119,10 +127,12 @@ class SearchEnvironment:
         self._version = result.index_version
         return replace(result, scores=dict(result.retrieved) | result.scores)
 
-    async def _show(self) -> Observation | None:
-        if not self._found.retrieved:
-            return self._end("corpus_exhausted")
-        self._clip = await self._load_clip(self._found.retrieved[0][0])
+    async def _show(self, video: str | None = None) -> Observation | None:
+        if video is None:
+            if not self._found.retrieved:
+                return self._end("corpus_exhausted")
+            video = self._found.retrieved[0][0]
+        self._clip = await self._load_clip(video)
         self._shown.append(self._clip.video_id)
         self._shown_at = time.monotonic()
         return Observation(turn_prompt(self._task.query, self._settings.system_prompt), self._clip)

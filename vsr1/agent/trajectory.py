@@ -31,7 +31,8 @@ class Segment:
     finish_reason: str
     verdict: Verdict
     span: Span | None  # seconds
-    latents: np.ndarray | None  # [N, R] float32
+    latents: np.ndarray | None  # [N, R] float32, as sampled
+    noise: np.ndarray | None  # [N, R] float32 standard normal; latents are their means + sigma * noise
     retrieved: list[tuple[str, float]]  # ranking this turn's video was taken from, best first
     gt_rank_before: int  # rank of the right video in that ranking, 1 is best, nothing excluded
     gt_rank_after: int | None  # rank after this turn's refinement, None without one
@@ -65,6 +66,7 @@ class Trajectory:
     segments: list[Segment] = field(default_factory=list)
     end_reason: str = ""  # matched | max_turns | no_refine_token | corpus_exhausted
     terms: dict[str, float] = field(default_factory=dict)  # unweighted, by name
+    turn_rewards: list[float] = field(default_factory=list)  # weighted, of each turn; they add up to `reward`
     reward: float = 0.0
 
     @property
@@ -75,8 +77,8 @@ class Trajectory:
         """Plain values for one JSON line; latents become nested lists."""
         row = asdict(self)
         for segment in row["segments"]:
-            if segment["latents"] is not None:
-                segment["latents"] = segment["latents"].tolist()
+            for name in ("latents", "noise"):
+                segment[name] = None if segment[name] is None else segment[name].tolist()
         return row
 
     @classmethod
@@ -84,8 +86,11 @@ class Trajectory:
         """Inverse of `to_json`."""
         segments = []
         for item in row["segments"]:
-            latents = None if item["latents"] is None else np.asarray(item["latents"], np.float32)
+            arrays = {
+                name: None if item[name] is None else np.asarray(item[name], np.float32)
+                for name in ("latents", "noise")
+            }
             span = None if item["span"] is None else (item["span"][0], item["span"][1])
             retrieved = [(video, score) for video, score in item["retrieved"]]
-            segments.append(Segment(**{**item, "latents": latents, "span": span, "retrieved": retrieved}))
+            segments.append(Segment(**{**item, **arrays, "span": span, "retrieved": retrieved}))
         return cls(**{**row, "segments": segments, "gt_span": tuple(row["gt_span"])})

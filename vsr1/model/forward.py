@@ -23,13 +23,14 @@ from vsr1.model.vision import Grid, VisionFeatures
 class Row:
     """One sequence, and which clip of the batch its prompt's video tokens show (None without video).
 
-    Video tokens that were sampled are text.
+    Video tokens that were sampled are text. `positions` are those of `rotary_positions`, for a caller that keeps them.
     """
 
     prompt: list[int]
     response: list[int]
     clip: int | None
     grid: Grid | None
+    positions: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -79,18 +80,21 @@ def prefill(
     video_token = model.config.video_token_id
     merge = model.config.vision_config.spatial_merge_size
     width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_token, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    positions = torch.zeros((3, len(rows), width), dtype=torch.long)
-    is_prompt = torch.zeros((len(rows), width), dtype=torch.bool)
+    ids = np.full((len(rows), width), pad_token)
+    mask = np.zeros((len(rows), width), np.int64)
+    positions = np.zeros((3, len(rows), width), np.int64)
+    is_prompt = np.zeros((len(rows), width), bool)
     for i, row in enumerate(rows):
         start = width - len(row)
-        ids[i, start:] = torch.tensor(row.prompt + row.response)
+        ids[i, start:] = row.prompt + row.response
         mask[i, start:] = 1
         is_prompt[i, start : start + len(row.prompt)] = True
-        positions[:, i, start:] = rotary_positions(row, video_token, merge)
-    is_video = (is_prompt & (ids == video_token)).to(device)
-    ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
+        known = rotary_positions(row, video_token, merge) if row.positions is None else row.positions
+        positions[:, i, start:] = known
+    is_video_array = is_prompt & (ids == video_token)
+    ids, mask, positions, is_video = (
+        torch.from_numpy(array).to(device) for array in (ids, mask, positions, is_video_array)
+    )
 
     embeds = text.embed_tokens(ids)
     shown = [features[row.clip] for row in rows if row.clip is not None]
@@ -106,26 +110,34 @@ def prefill(
 
 
 def roll_latents(
-    policy: VideoSearchPolicy, state: ForwardState, depth: int, noise: torch.Tensor | None = None
+    policy: VideoSearchPolicy,
+    state: ForwardState,
+    depth: int,
+    noise: torch.Tensor | None = None,
+    given: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Latents after the last column, which must be the refine token of every row: [B, depth, R] float32.
 
-    The first comes from the state before the final norm, the others from states after it (method.md §1.4).
+    The first comes from the state before the final norm, the others from states after it (method.md §1.4). The state
+    can be rolled again.
 
     Args:
         noise: [B, depth, R], added to each latent before the next one is computed.
+        given: [B, depth, R], latents that were sampled: the result is the mean of each after those before it.
     """
     if state.cache is None:
         raise ValueError("roll_latents needs prefill(..., keep_cache=True)")
+    state.cache.crop(state.after_norm.shape[1] - state.cache.get_seq_length())  # what an earlier roll has added
     draws = [0.0] * depth if noise is None else noise.unbind(dim=1)
     latents = [policy.latent(state.before_norm[:, -1]) + draws[0]]
     mask, position = state.attention_mask, state.last_position
-    for draw in draws[1:]:
+    for k in range(1, depth):
         mask = functional.pad(mask, (0, 1), value=1)
         position = position + 1
-        step = policy.latent_input(latents[-1])[:, None].to(state.after_norm)
+        last = latents[-1] if given is None else given[:, k - 1]
+        step = policy.latent_input(last)[:, None].to(state.after_norm)
         _, after = _run(policy.model.language_model, step, mask, position.expand(3, 1, -1).mT, state.cache, None, None)
-        latents.append(policy.latent(after[:, -1]) + draw)
+        latents.append(policy.latent(after[:, -1]) + draws[k])
     return torch.stack(latents, dim=1).float()
 
 
@@ -139,7 +151,9 @@ def token_logprobs(
     Returns:
         logprobs and entropies, float32 [response tokens of all rows], rows one after another.
     """
-    states = torch.cat([state.after_norm[i, -len(row.response) - 1 : -1] for i, row in enumerate(rows)])
+    width = state.after_norm.shape[1]
+    at = np.concatenate([i * width + np.arange(width - len(row.response) - 1, width - 1) for i, row in enumerate(rows)])
+    states = state.after_norm.flatten(0, 1)[torch.from_numpy(at).to(state.after_norm.device)]
     targets = [token for row in rows for token in row.response]
     logits = policy.lm_head(states).float() / temperature
     table = logits.log_softmax(dim=-1)

@@ -52,6 +52,24 @@ def score(trajectory: Trajectory, config: RewardConfig) -> dict[str, float]:
     return terms
 
 
+def turn_rewards(trajectory: Trajectory, config: RewardConfig) -> list[float]:
+    """The weighted reward of each turn; they add up to `total` of the trajectory's terms.
+
+    A term that is a mean over the turns is shared out by turn, the temporal IoU belongs to the last one.
+
+    Raises:
+        RewardError: as `score`.
+    """
+    count = len(trajectory.segments)
+    rewards = []
+    for segment in trajectory.segments:
+        alone = score(replace(trajectory, segments=[segment]), config)
+        means = {name: value for name, value in alone.items() if name != "temporal_iou"}
+        rewards.append(sum(getattr(config, name) * value for name, value in means.items()) / count)
+    rewards[-1] += config.temporal_iou * temporal_iou(trajectory)
+    return rewards
+
+
 def bounds(term: str, config: RewardConfig) -> tuple[float, float]:
     """Lowest and highest possible value of a term."""
     if term == "verification":
@@ -77,10 +95,10 @@ def total(terms: dict[str, float], config: RewardConfig) -> float:
 
 
 def scored(trajectory: Trajectory, config: RewardConfig) -> Trajectory:
-    """A copy with `terms` and `reward` filled in.
+    """A copy with `terms`, `turn_rewards` and `reward` filled in.
 
     Raises:
         RewardError: as `score` and `total`.
     """
     terms = score(trajectory, config)
-    return replace(trajectory, terms=terms, reward=total(terms, config))
+    return replace(trajectory, terms=terms, turn_rewards=turn_rewards(trajectory, config), reward=total(terms, config))

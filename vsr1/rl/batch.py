@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+import numpy as np
+
 from vsr1.formats.clips import Clip
 
 
@@ -12,8 +14,8 @@ from vsr1.formats.clips import Clip
 class Example:
     """One reply about one clip.
 
-    `behaviour_logprobs` and `advantage` are set in Stage 2 only. `negatives` are wrong videos for the retrieval loss,
-    which is taken where the reply ends in the refine token and there is at least one negative.
+    `negatives` are wrong videos for the retrieval loss, which is taken where the reply ends in the refine token and
+    there is at least one negative. What follows them is set in Stage 2 only.
     """
 
     query: str
@@ -25,6 +27,30 @@ class Example:
     negatives: list[str]
     behaviour_logprobs: list[float] | None = None
     advantage: float = 0.0
+    latents: np.ndarray | None = None  # [N, R] float32 as sampled
+    noise: np.ndarray | None = None  # [N, R] float32 that was added to them, None if they are no actions
+    latent_advantage: float = 0.0
+    earlier_latents: np.ndarray | None = None  # [M, R] of turns before, when refinements accumulate
+
+
+@dataclass(frozen=True)
+class BatchTotals:
+    """Counts over all micro-batches and ranks of a step, which the shares are taken of."""
+
+    tokens: int  # of the replies
+    replies: int
+    refined: int  # replies with a retrieval loss
+    sampled_latents: int  # replies whose latents are actions
+
+
+def batch_totals(examples: list[Example]) -> BatchTotals:
+    """Counts over the whole batch of a step."""
+    return BatchTotals(
+        tokens=sum(len(example.response_ids) for example in examples),
+        replies=len(examples),
+        refined=sum(1 for example in examples if example.refined and example.negatives),
+        sampled_latents=sum(1 for example in examples if example.noise is not None),
+    )
 
 
 def split_over_ranks(examples: list[Example], ranks: int) -> list[list[Example]]:

@@ -1,8 +1,8 @@
 """One DeepSpeed rank of the learner, the same class for both stages.
 
-Stage 1 minimises token cross-entropy, Stage 2 the clipped policy loss on the engine's own tokens; both add the
-retrieval loss, whose gradient runs through the frozen embedder into the latents. All ranks make the same number of
-passes in a step.
+Stage 1 minimises token cross-entropy, Stage 2 a policy loss on the engine's own tokens and, where latents are actions,
+on its own latents; both add the retrieval loss, whose gradient runs through the frozen embedder into the latents. All
+ranks make the same number of passes in a step.
 """
 
 from __future__ import annotations
@@ -12,25 +12,24 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
 
 from vsr1 import compat
-from vsr1.config import AgentConfig, LearnerConfig, ModelConfig, RetrievalLossConfig
+from vsr1.config import AgentConfig, GrpoConfig, ModelConfig, SftConfig
 from vsr1.formats.checkpoint import copy_processor, load_policy, policy_sizes, write_weights
 from vsr1.formats.clips import Clip
 from vsr1.model.embedder import Embedder
-from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
+from vsr1.model.forward import ForwardState, Row, prefill, roll_latents, token_logprobs
 from vsr1.model.manifest import Manifest, record
 from vsr1.model.vision import VisionFeatures, encode_clips
 from vsr1.rl.batch import Example
-from vsr1.rl.losses import clipped_policy_loss, retrieval_loss
+from vsr1.rl.losses import retrieval_loss
+from vsr1.rl.objective import BatchTotals, Counted, TokenBatch, latent_objective, token_objective
 from vsr1.video.processor import ClipProcessor, ProcessedClip
-
-Stage = Literal["sft", "grpo"]
 
 
 class LearnerError(RuntimeError):
@@ -64,38 +63,37 @@ class Learner:
 
     def __init__(
         self,
-        stage: Stage,
+        stage: SftConfig | GrpoConfig,
         model: ModelConfig,
         agent: AgentConfig,
-        learner: LearnerConfig,
-        retrieval: RetrievalLossConfig,
         vectors: VideoVectors,
         *,
-        clip_epsilon: float = 0.2,
         temperature: float = 1.0,
     ) -> None:
-        self._stage, self._learner, self._retrieval = stage, learner, retrieval
-        self._folder, self._depth = model.policy, agent.latents
-        self._clip_epsilon, self._temperature = clip_epsilon, temperature
+        self._stage, self._learner, self._retrieval = stage, stage.learner, stage.retrieval_loss
+        self._folder, self._agent = model.policy, agent
+        self._temperature = temperature
         self._vectors = vectors
         self._processor = ClipProcessor(model.policy)
         self._end_token = int(self._processor.tokenizer.eos_token_id)
         self._embedder = Embedder.load(model.embedder, device=model.device, dtype=model.dtype)
         policy_sizes(model.policy, allow_bin=model.allow_bin, embedder_width=self._embedder.dim)
         self.policy = load_policy(model.policy, device=model.device, dtype=model.dtype, allow_bin=model.allow_bin)
+        self._reference = None
+        if isinstance(stage, GrpoConfig) and stage.objective.kl != "none":
+            self._reference = load_policy(
+                model.policy, device=model.device, dtype=model.dtype, allow_bin=model.allow_bin
+            ).requires_grad_(False)
         self._freeze()
         self._engine = self._deepspeed(model)
 
-    def step(
-        self, examples: list[Example], rounds: int, tokens: int, refined: int, learning_rate: float
-    ) -> dict[str, float]:
+    def step(self, examples: list[Example], rounds: int, totals: BatchTotals, learning_rate: float) -> dict[str, float]:
         """One optimiser step on this rank's part.
 
         Args:
             examples: this rank's part, at least one.
             rounds: forward passes that every rank makes; missing ones are padded with weight zero.
-            tokens: response tokens of the whole batch, over all ranks.
-            refined: examples with a retrieval loss in the whole batch.
+            totals: of the whole batch, over all ranks.
             learning_rate: of the backbone; the heads keep their ratio to it.
 
         Returns:
@@ -112,7 +110,7 @@ class Learner:
         world = torch.distributed.get_world_size()
         for i in range(rounds):
             part = examples[i * size : (i + 1) * size]
-            loss, counted = self._engine(self._loss, part or examples[:1], tokens, refined)
+            loss, counted = self._engine(self._loss, part or examples[:1], totals)
             if not torch.isfinite(loss):
                 raise LearnerError(f"rank {torch.distributed.get_rank()}: the loss of pass {i} is {loss.item()}")
             # DeepSpeed averages gradients over ranks; the sums are already shares of the whole batch.
@@ -161,44 +159,93 @@ class Learner:
         gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(parameters)
         return gathered
 
-    def _loss(self, examples: list[Example], tokens: int, refined: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def _loss(self, examples: list[Example], totals: BatchTotals) -> tuple[torch.Tensor, Counted]:
         clips, index = _distinct([example.clip for example in examples], self._processor)
         features = self._features(clips)
         rows = [Row(e.prompt_ids, e.response_ids, at, clips[at].grid) for e, at in zip(examples, index, strict=True)]
         state = prefill(self.policy.model, rows, features, keep_cache=True)
         logprobs, entropy = token_logprobs(self.policy, state, rows, self._temperature)
-        if self._stage == "sft":
-            end = self.policy.lm_head(state.after_norm[:, -1]).float().log_softmax(-1)[:, self._end_token]
-            total = -(logprobs.sum() + end.sum()) / tokens
-            counted = {"token_loss": -float(logprobs.detach().sum()) / tokens}
+        if isinstance(self._stage, GrpoConfig):
+            total, counted = self._policy_loss(examples, rows, features, logprobs, totals)
         else:
-            counts = torch.tensor([len(e.response_ids) for e in examples])
-            advantages = torch.tensor([e.advantage for e in examples]).repeat_interleave(counts).to(logprobs)
-            behaviour = torch.tensor([p for e in examples for p in e.behaviour_logprobs or []]).to(logprobs)
-            clip = self._clip_epsilon
-            losses, cut_low, cut_high = clipped_policy_loss(logprobs, behaviour, advantages, clip, clip)
-            total = losses.sum() / tokens
-            gap = (logprobs.detach() - behaviour).abs()
-            counted = {
-                "policy_loss": float(total.detach()),
-                "clip_fraction": float((cut_low | cut_high).sum()) / tokens,
-                "mismatch": float(gap.sum()) / tokens,
-                "mismatch_max": float(gap.max()),
-            }
-        counted["entropy"] = float(entropy.detach().sum()) / tokens
-        wanted = [i for i, example in enumerate(examples) if example.refined and example.negatives]
-        if self._retrieval.weight > 0:
-            latents = roll_latents(self.policy, state, self._depth)
-            if not wanted:  # all ranks must touch the same parameters in each pass
-                return total + 0 * self.policy.soft_tokens(latents).sum(), counted
-            retrieval = self._retrieval_losses(examples, wanted, latents).sum() / refined
-            total = total + self._retrieval.weight * retrieval
-            counted["retrieval_loss"] = float(retrieval.detach())
-            counted["latent_norm"] = float(latents.detach()[wanted].norm(dim=-1).mean(dim=-1).sum()) / refined
+            end = self.policy.lm_head(state.after_norm[:, -1]).float().log_softmax(-1)[:, self._end_token]
+            total = -(logprobs.sum() + end.sum()) / totals.tokens
+            counted = {"token_loss": -float(logprobs.detach().sum()) / totals.tokens}
+        counted["entropy"] = float(entropy.detach().sum()) / totals.tokens
+        for part, values in self._latent_losses(examples, state, totals):
+            total = total + part
+            counted |= values
         return total, counted
 
+    def _policy_loss(
+        self,
+        examples: list[Example],
+        rows: list[Row],
+        features: list[VisionFeatures],
+        logprobs: torch.Tensor,
+        totals: BatchTotals,
+    ) -> tuple[torch.Tensor, Counted]:
+        assert isinstance(self._stage, GrpoConfig)
+        lengths = [len(e.response_ids) for e in examples]
+        advantages = torch.tensor([e.advantage for e in examples]).repeat_interleave(torch.tensor(lengths))
+        behaviour = torch.tensor([p for e in examples for p in e.behaviour_logprobs or []])
+        reference = None
+        if self._reference is not None:
+            with torch.no_grad():  # the vision tower is frozen in this stage, so its features are the reference's too
+                state = prefill(self._reference.model, rows, features, keep_cache=False)
+                reference, _ = token_logprobs(self._reference, state, rows, self._temperature)
+        batch = TokenBatch(logprobs, behaviour.to(logprobs), reference, advantages.to(logprobs), lengths)
+        return token_objective(batch, self._stage.objective, totals, self._agent.max_new_tokens)
+
+    def _latent_losses(
+        self, examples: list[Example], state: ForwardState, totals: BatchTotals
+    ) -> Iterator[tuple[torch.Tensor, Counted]]:
+        """The losses that reach the heads. Every row of the pass is rolled, so that all ranks touch the same weights."""
+        depth, device = self._agent.latents, state.after_norm.device
+        actions = self._stage.latents if isinstance(self._stage, GrpoConfig) else None
+        if depth and actions and actions.sigma and actions.weight:
+            shape = (len(examples), depth, self.policy.config.refine_dim)
+            sampled = [i for i, e in enumerate(examples) if e.noise is not None]
+            given, noise = torch.zeros(shape), torch.zeros(shape)
+            for i in sampled:
+                given[i], noise[i] = torch.tensor(examples[i].latents), torch.tensor(examples[i].noise)
+            given, noise = given.to(device), noise.to(device)
+            means = roll_latents(self.policy, state, depth, given=given)
+            advantages = torch.tensor([e.latent_advantage for e in examples], device=device)
+            if sampled:
+                yield latent_objective(
+                    given[sampled], means[sampled], noise[sampled], advantages[sampled], actions, totals
+                )
+            else:
+                yield 0 * means.sum(), {}
+        if depth and self._retrieval.weight > 0:
+            noise = None
+            if actions and actions.sigma:
+                draws = [
+                    np.zeros((depth, self.policy.config.refine_dim)) if e.noise is None else e.noise for e in examples
+                ]
+                noise = actions.sigma * torch.tensor(np.stack(draws), device=device, dtype=torch.float32)
+            latents = roll_latents(self.policy, state, depth, noise)
+            wanted = [i for i, example in enumerate(examples) if example.refined and example.negatives]
+            if not wanted:
+                yield 0 * self.policy.soft_tokens(latents).sum(), {}
+                return
+            retrieval = self._retrieval_losses(examples, wanted, latents).sum() / totals.refined
+            norms = latents.detach()[wanted].norm(dim=-1)
+            yield (
+                self._retrieval.weight * retrieval,
+                {
+                    "retrieval_loss": float(retrieval.detach()),
+                    "latents/norm": float(norms.mean(dim=-1).sum()) / totals.refined,
+                },
+            )
+
     def _retrieval_losses(self, examples: list[Example], wanted: list[int], latents: torch.Tensor) -> torch.Tensor:
-        soft = [self.policy.soft_tokens(latents[i]) for i in wanted]
+        soft = []
+        for i in wanted:
+            earlier = examples[i].earlier_latents
+            before = [] if earlier is None else [torch.tensor(earlier).to(latents)]
+            soft.append(self.policy.soft_tokens(torch.cat([*before, latents[i]])))
         queries = self._embedder.query_vectors([examples[i].query for i in wanted], list(soft))
         losses = []
         for query, i in zip(queries, wanted, strict=True):
@@ -217,9 +264,12 @@ class Learner:
         """Stage 1 trains language model, mergers and heads; Stage 2 freezes the vision tower (method.md §1.6)."""
         visual = self.policy.model.visual
         visual.requires_grad_(False)
-        if self._stage == "sft":
+        if isinstance(self._stage, SftConfig):
             visual.merger.requires_grad_(True)
             visual.deepstack_merger_list.requires_grad_(True)
+        elif not self._stage.train_heads:
+            for parameter in self.policy.head_parameters():
+                parameter.requires_grad_(False)
         self.policy.refine_gate.requires_grad_(False)
 
     def _deepspeed(self, model: ModelConfig) -> Any:
@@ -234,6 +284,7 @@ class Learner:
             {"params": [p for p in trained if id(p) not in heads], "name": "backbone"},
             {"params": [p for p in trained if id(p) in heads], "name": "heads"},
         ]
+        groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(
             groups, lr=self._learner.learning_rate, weight_decay=self._learner.weight_decay, betas=(0.9, 0.999)
         )

@@ -1,0 +1,120 @@
+"""The policy objective of a micro-batch: from log-probs and advantages to one number and what to log about it.
+
+Everything is a share of the whole batch, so that micro-batches and ranks add up: names that end in `_max` excepted,
+every logged value is a sum over them. Which settings make which published algorithm is in docs/training.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vsr1.config import LatentActionConfig, ObjectiveConfig
+from vsr1.rl.batch import BatchTotals
+from vsr1.rl.losses import (
+    PolicyLoss,
+    cispo_loss,
+    clipped_policy_loss,
+    kl_estimate,
+    latent_logratio,
+    mismatch_weights,
+    sequence_policy_loss,
+    token_weights,
+)
+
+Counted = dict[str, float]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """The replies of one micro-batch, one after the other; all float32 [tokens]."""
+
+    logprobs: torch.Tensor  # under the policy being trained, with gradient
+    behaviour: torch.Tensor  # as the engine reported them
+    reference: torch.Tensor | None  # under the policy that the stage started from
+    advantages: torch.Tensor
+    lengths: list[int]  # tokens of each reply
+
+
+def token_objective(
+    batch: TokenBatch, settings: ObjectiveConfig, totals: BatchTotals, limit: int
+) -> tuple[torch.Tensor, Counted]:
+    """Share of the policy loss, its KL term included.
+
+    With one optimiser step a batch the learner's own policy is the one that the ratio starts from; how far the engine
+    was from it is a matter of weights, unless `mismatch` says to take it into the ratio.
+
+    Args:
+        limit: tokens that a reply may have at most.
+    """
+    logprobs, behaviour = batch.logprobs, batch.behaviour
+    weights = token_weights(
+        batch.lengths, settings.normalise, tokens=totals.tokens, sequences=totals.replies, limit=limit
+    ).to(logprobs)
+    old = behaviour if settings.mismatch == "ratio" else logprobs.detach()
+    losses, cut_low, cut_high = _policy_loss(batch, old, settings)
+    counted = {}
+    if settings.mismatch != "ratio":
+        corrections, affected = mismatch_weights(
+            logprobs.detach(), behaviour, settings.mismatch, settings.mismatch_low, settings.mismatch_high
+        )
+        losses = losses * corrections
+        counted["mismatch/weighted_fraction"] = float(affected.sum()) / totals.tokens
+    total = (losses * weights).sum()
+    gap = (logprobs.detach() - behaviour).abs()
+    counted |= {
+        "policy_loss": float(total.detach()),
+        "clip_fraction/low": float(cut_low.sum()) / totals.tokens,
+        "clip_fraction/high": float(cut_high.sum()) / totals.tokens,
+        "mismatch/mean": float(gap.sum()) / totals.tokens,
+        "mismatch/gap_max": float(gap.max()),
+    }
+    if batch.reference is not None and settings.kl != "none":
+        kl = kl_estimate(logprobs, batch.reference, settings.kl)
+        counted["kl"] = float(kl.detach().sum()) / totals.tokens
+        total = total + settings.kl_weight * (kl * weights).sum()
+    return total, counted
+
+
+def latent_objective(
+    latents: torch.Tensor,
+    means: torch.Tensor,
+    noise: torch.Tensor,
+    advantages: torch.Tensor,
+    settings: LatentActionConfig,
+    totals: BatchTotals,
+) -> tuple[torch.Tensor, Counted]:
+    """Share of the policy loss of sampled latents, weighted; each latent is an action of its reply.
+
+    Args:
+        latents: as sampled, [B, N, R]. means: of the policy being trained at those latents, with gradient, [B, N, R].
+        noise: standard normal, latents = behaviour's means + sigma * noise, [B, N, R].
+        advantages: of the replies, [B].
+    """
+    ratio = latent_logratio(latents, means, noise, settings.sigma)
+    losses, cut_low, cut_high = clipped_policy_loss(
+        ratio, torch.zeros_like(ratio), advantages[:, None].expand_as(ratio), settings.clip_low, settings.clip_high
+    )
+    actions = totals.sampled_latents * ratio.shape[1]
+    total = settings.weight * losses.sum() / actions
+    return total, {
+        "latents/policy_loss": float(total.detach()),
+        "latents/clip_fraction": float((cut_low | cut_high).sum()) / actions,
+        "latents/log_ratio_max": float(ratio.detach().abs().max()),
+    }
+
+
+def _policy_loss(batch: TokenBatch, old: torch.Tensor, settings: ObjectiveConfig) -> PolicyLoss:
+    low, high = settings.clip_low, settings.clip_high
+    match settings.loss:
+        case "clip":
+            return clipped_policy_loss(batch.logprobs, old, batch.advantages, low, high)
+        case "cispo":
+            return cispo_loss(batch.logprobs, old, batch.advantages, low, high)
+        case "gspo":
+            device = batch.logprobs.device
+            sequences = torch.arange(len(batch.lengths), device=device).repeat_interleave(
+                torch.tensor(batch.lengths, device=device)
+            )
+            return sequence_policy_loss(batch.logprobs, old, batch.advantages, sequences, low, high)
