@@ -110,7 +110,7 @@ class LearnerGroup:
         bundle = {"CPU": need.cpus, "memory": int(need.memory_gib * 2**30)}
         if need.gpus:
             bundle["GPU"] = need.gpus
-        self._micro_batch = learner.micro_batch
+        self._micro_tokens = learner.micro_tokens
         self._group = placement_group([bundle] * learner.ranks, strategy="PACK")
         ray.get(self._group.ready())
         self._ranks = [
@@ -131,7 +131,7 @@ class LearnerGroup:
     def step(self, examples: list[Example]) -> dict[str, float]:
         """One optimiser step on a batch; sums over ranks, maxima for names that end in `_max`."""
         parts = split_over_ranks(examples, len(self._ranks))
-        passes = rounds(parts, self._micro_batch)
+        passes = rounds(parts, self._micro_tokens)
         tokens = sum(len(example.response_ids) for example in examples)
         refined = sum(1 for example in examples if example.refined and example.negatives)
         answers = ray.get(

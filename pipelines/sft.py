@@ -10,7 +10,6 @@ import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import chain
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def train_rank(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import torch
 
-    from vsr1.rl.batch import Example
+    from vsr1.rl.batch import Example, micro_batches
     from vsr1.rl.learner import Learner, load_vectors
     from vsr1.video.processor import ClipProcessor
 
@@ -116,8 +115,9 @@ def train_rank(settings: dict[str, Any]) -> None:
         totals = torch.tensor([float(tokens), float(len(examples))], device=learner.policy.device)
         torch.distributed.all_reduce(totals)
         rate = config.sft.learner.learning_rate * min(1.0, 2 * (1 - (step - 1) / steps))
-        passes = ceil(per_rank / config.sft.learner.micro_batch)
-        sums = learner.step(examples, passes, int(totals[0]), int(totals[1]), rate)
+        passes = torch.tensor(len(micro_batches(examples, config.sft.learner.micro_tokens)), device=totals.device)
+        torch.distributed.all_reduce(passes, torch.distributed.ReduceOp.MAX)
+        sums = learner.step(examples, int(passes), int(totals[0]), int(totals[1]), rate)
         names = sorted(sums)
         values = torch.tensor([sums[name] for name in names], device=learner.policy.device)
         torch.distributed.all_reduce(values)

@@ -142,7 +142,11 @@ class LearnerConfig(Section):
     head_learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    micro_batch: int = Field(8, ge=1, description="segments in one forward pass of one rank")
+    micro_tokens: int = Field(
+        16_384,
+        ge=1,
+        description="most tokens of one forward pass of one rank, padding included; a longer row is a pass of its own",
+    )
 
 
 class RetrievalLossConfig(Section):

@@ -61,7 +61,7 @@ def _step(
         {
             "data": {"root": folder / "data"},
             "model": {"policy": folder / "policy", "embedder": folder / "embedder", "dtype": dtype},
-            "grpo": {"learner": {"ranks": 2, "zero_stage": zero_stage, "learning_rate": 1e-3, "micro_batch": 2}},
+            "grpo": {"learner": {"ranks": 2, "zero_stage": zero_stage, "learning_rate": 1e-3, "micro_tokens": 700}},
         }
     )
     group = LearnerGroup(config)

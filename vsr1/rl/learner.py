@@ -25,7 +25,7 @@ from vsr1.model.embedder import Embedder
 from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
 from vsr1.model.manifest import Manifest, record
 from vsr1.model.vision import VisionFeatures, encode_clips
-from vsr1.rl.batch import Example
+from vsr1.rl.batch import Example, micro_batches
 from vsr1.rl.losses import clipped_policy_loss, retrieval_loss
 from vsr1.video.processor import ClipProcessor, ProcessedClip
 
@@ -107,11 +107,13 @@ class Learner:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate * (heads if group["name"] == "heads" else 1.0)
         sums: dict[str, float] = {}
-        size = self._learner.micro_batch
+        passes = micro_batches(examples, self._learner.micro_tokens)
+        if len(passes) > rounds:
+            raise LearnerError(f"rank {torch.distributed.get_rank()}: {rounds} rounds for {len(passes)} passes")
         world = torch.distributed.get_world_size()
         for i in range(rounds):
-            part = examples[i * size : (i + 1) * size]
-            loss, counted = self._engine(self._loss, part or examples[:1], tokens, refined)
+            part = passes[i] if i < len(passes) else []
+            loss, counted = self._engine(self._loss, part or passes[-1][-1:], tokens, refined)
             if not torch.isfinite(loss):
                 raise LearnerError(f"rank {torch.distributed.get_rank()}: the loss of pass {i} is {loss.item()}")
             # DeepSpeed averages gradients over ranks; the sums are already shares of the whole batch.
