@@ -27,6 +27,10 @@ class VisionFeatures:
     tokens: torch.Tensor
     deepstack: list[torch.Tensor]
 
+    def empty(self) -> VisionFeatures:
+        """No patch of them (n = 0), still in the graph."""
+        return VisionFeatures(self.tokens[:0], [level[:0] for level in self.deepstack])
+
 
 def encode_clips(visual: Qwen3VLVisionModel, pixels: list[torch.Tensor], grids: list[Grid]) -> list[VisionFeatures]:
     """Run the vision tower over clips of any sizes.
@@ -50,9 +54,11 @@ def encode_clips(visual: Qwen3VLVisionModel, pixels: list[torch.Tensor], grids: 
     hidden = visual.patch_embed(torch.cat([pixels[i] for i in order]).to(device))
     corners = visual.pos_embed(torch.cat([indices for indices, _, _ in tables]))
     places = (corners * torch.cat([weights for _, weights, _ in tables])[:, :, None]).sum(1).to(hidden.dtype)
-    by_size = places.split([h * w for h, w in sizes])
+    windows = [h * w for h, w in sizes]
+    by_size = places.split(windows)
     hidden = hidden + torch.cat([place.repeat(n, 1) for place, n in zip(by_size, frames, strict=True)])
-    rotary = [visual.rotary_pos_emb(hidden, positions) for _, _, positions in tables]
+    cosines, sines = visual.rotary_pos_emb(hidden, torch.cat([positions for _, _, positions in tables]))
+    rotary = list(zip(cosines.split(windows), sines.split(windows), strict=True))
 
     levels = []
     for depth, block in enumerate(visual.blocks):
