@@ -147,6 +147,9 @@ class LearnerConfig(Section):
         ge=1,
         description="most tokens of one forward pass of one rank, padding included; a longer row is a pass of its own",
     )
+    gradient_checkpointing: bool = Field(
+        False, description="compute MLPs again in backward instead of keeping them: less memory, more time"
+    )
 
 
 class RetrievalLossConfig(Section):
