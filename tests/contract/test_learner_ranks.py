@@ -1,0 +1,151 @@
+"""Learner ranks as plain processes: what ZeRO-3, bfloat16 and broken numbers must not do."""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
+from vsr1.config import AgentConfig, LearnerConfig, ModelConfig, RetrievalLossConfig
+from vsr1.formats.checkpoint import save_policy
+from vsr1.formats.clips import Clip
+from vsr1.model.policy import VideoSearchPolicy
+from vsr1.rl.batch import Example, rounds
+from vsr1.rl.learner import Learner, VideoVectors
+from vsr1.toy.models import HIDDEN, toy_config, toy_processor, write_random_models
+from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer
+from vsr1.toy.world import vocabulary_texts
+from vsr1.video.processor import ClipProcessor
+
+pytestmark = pytest.mark.timeout(500)
+VIDEOS = 4
+WIDE = 640  # latent width with which DeepSpeed splits the heads over ranks: it keeps smaller weights whole
+LIMIT_S = 150
+Job = Callable[[Path, int], Any]
+
+# A server that has imported everything and runs no thread yet: its forks start at once.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload([__name__, "deepspeed"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    base = train_tokenizer(vocabulary_texts(0, 200))
+    write_random_models(folder, base)
+    tokenizer = policy_tokenizer(base)
+    torch.manual_seed(0)
+    save_policy(folder / "wide", VideoSearchPolicy(toy_config(tokenizer, refine_dim=WIDE)), toy_processor(tokenizer))
+    return folder
+
+
+def _rank(job: Job, folder: Path, rank: int, ranks: int, port: int, answer: Path) -> None:
+    torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(LIMIT_S - 20)
+    os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
+    torch.save(job(folder, rank), answer)
+    torch.distributed.barrier()  # a rank that leaves early breaks the others' last collective
+
+
+def _run(job: Job, folder: Path, ranks: int = 2) -> list[Any]:
+    """What each rank returned; fails when one fails or hangs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    answers = [folder / f"{job.__name__}-{rank}.pt" for rank in range(ranks)]
+    started = [
+        processes.Process(target=_rank, args=(job, folder, rank, ranks, port, answer))
+        for rank, answer in enumerate(answers)
+    ]
+    for process in started:
+        process.start()
+    deadline = time.monotonic() + LIMIT_S
+    while any(process.is_alive() for process in started) and time.monotonic() < deadline:
+        if any(process.exitcode for process in started):
+            break
+        time.sleep(0.1)
+    ended = [process.exitcode for process in started]
+    for process in started:
+        process.kill()
+        process.join()
+    assert ended == [0] * ranks, f"exit codes of the ranks, None where one hung: {ended}"
+    return [torch.load(answer, weights_only=False) for answer in answers]
+
+
+def _learner(folder: Path, policy: str = "policy", dtype: str = "float32", **settings: Any) -> Learner:
+    model = ModelConfig(policy=folder / policy, embedder=folder / "embedder", dtype=dtype)
+    vectors = torch.nn.functional.normalize(torch.randn(VIDEOS, HIDDEN, generator=torch.manual_seed(0)), dim=-1)
+    return Learner(
+        "sft",
+        model,
+        AgentConfig(latents=3),
+        LearnerConfig(**{"ranks": 2, "learning_rate": 1e-3, **settings}),
+        RetrievalLossConfig(),
+        VideoVectors(vectors, {f"v{i}": i for i in range(VIDEOS)}),
+    )
+
+
+def _example(folder: Path, height: int | None, words: int, refined: bool = True) -> Example:
+    """A reply of `words` tokens about a clip of frames that high, or about none."""
+    processor = ClipProcessor(folder / "policy")
+    response = [20 + i % 7 for i in range(words)]
+    if height is None:
+        prompt = processor.tokenizer.encode("a red circle")
+        return Example("a red circle", None, prompt, response, refined, "v0", ["v1"])
+    frames = np.random.default_rng(height).integers(0, 255, (4, height, 64, 3), dtype=np.uint8)
+    clip = Clip.make(f"v{height}", frames, np.arange(4) * 1.0)
+    seen = processor.process(clip)
+    prompt = processor.expand(turn_prompt("a red circle", SYSTEM_PROMPT), seen.grid, seen.marks)
+    return Example("a red circle", clip, prompt, response, refined, "v0", ["v1", "v2"])
+
+
+def _uneven_step(folder: Path, rank: int, **settings: Any) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Rank 0 sees clips of two sizes and long replies; rank 1 has neither clip nor, in its last pass, an example."""
+    learner = _learner(folder, "wide", micro_tokens=1300, **settings)
+    parts = [
+        [_example(folder, 64, 9), _example(folder, 96, 520), _example(folder, 96, 4, refined=False)],
+        [_example(folder, None, 5, refined=False), _example(folder, None, 3)],
+    ]
+    tokens = sum(len(e.response_ids) for part in parts for e in part)
+    refined = sum(e.refined for part in parts for e in part)
+    numbers = learner.step(parts[rank], rounds(parts, 1300), tokens, refined, 1e-3)
+    return numbers, {name: tensor.clone() for name, tensor in learner.full_weights()}
+
+
+def _whole(folder: Path, rank: int) -> Any:
+    return _uneven_step(folder, rank, zero_stage=1)
+
+
+def _split(folder: Path, rank: int) -> Any:
+    return _uneven_step(folder, rank, zero_stage=3)
+
+
+def _split_and_recomputed(folder: Path, rank: int) -> Any:
+    return _uneven_step(folder, rank, zero_stage=3, gradient_checkpointing=True)
+
+
+def test_ranks_of_uneven_work_stay_in_step_under_zero_3(folder: Path) -> None:
+    """No video on a rank, other clip sizes, other numbers of refined rows and of chunks: the same step as ZeRO-1."""
+    wanted = _run(_whole, folder)
+    for job in (_split, _split_and_recomputed):
+        found = _run(job, folder)
+        for (numbers, weights), (wanted_numbers, wanted_weights) in zip(found, wanted, strict=True):
+            for name, value in wanted_numbers.items():
+                assert numbers[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (job.__name__, name)
+            assert weights.keys() == wanted_weights.keys()
+            # Adam's first step is the rate times the gradient's sign: where that is noise, whole steps differ.
+            for name, tensor in weights.items():
+                apart = float((tensor - wanted_weights[name]).abs().gt(2e-5).float().mean())
+                assert apart < 0.02, (job.__name__, name, apart)
