@@ -168,6 +168,9 @@ class SftConfig(Section):
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(16, ge=1, description="examples in one optimiser step, over all ranks")
     max_steps: int | None = Field(None, ge=1)
+    save_every: int | None = Field(
+        None, ge=1, description="optimiser steps between states that a stopped run goes on from; empty: the end only"
+    )
 
 
 class RewardConfig(Section):

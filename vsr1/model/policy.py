@@ -16,6 +16,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 HEAD_NAMES = ("refine_projector", "refine_gate", "refine_latent_input_projector", "refine_append_input_projector")
 REFINE_TOKEN = "<REFINE>"
+START_SCALE = 0.1  # of the latent's part in a new soft token, in sizes of a word
 LOGPROB_CHUNK = 512  # tokens that meet the vocabulary at one time: 0.3 GB of float32 with 152 thousand words
 
 
@@ -33,6 +34,35 @@ def build_heads(hidden: int, latent: int, embedder: int) -> dict[str, nn.Module]
         "refine_latent_input_projector": nn.Sequential(nn.LayerNorm(latent), nn.Linear(latent, hidden)),
         "refine_append_input_projector": nn.Sequential(nn.LayerNorm(latent), nn.Linear(latent, embedder)),
     }
+
+
+@torch.no_grad()
+def init_heads(policy: VideoSearchPolicy, embedding_rms: float, neutral: torch.Tensor) -> None:
+    """Start values of the heads of a policy that has none yet: soft tokens that change a query little.
+
+    A soft token starts as the embedding of a neutral word plus a latent's direction, `START_SCALE` of a word in size.
+    The reference starts from zero latents under a LayerNorm of weight one, so its soft tokens jump from zero to many
+    times a word's size with the first step (method.md §3.4). All of it fits the released keys: the LayerNorm's weight
+    is the size, the linear map the identity where it can be, its bias the word.
+
+    Args:
+        policy: its four heads are overwritten, `refine_projector` with torch's default values.
+        embedding_rms: root mean square of the embedder's word table.
+        neutral: embedding [E] of the neutral word in the embedder's table.
+    """
+    for layer in (*policy.refine_projector, policy.refine_gate):
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    own_rms = float(policy.get_input_embeddings().weight.float().square().mean().sqrt())
+    starts = [
+        (policy.refine_latent_input_projector, own_rms, torch.zeros(policy.config.text_config.hidden_size)),
+        (policy.refine_append_input_projector, START_SCALE * embedding_rms, neutral),
+    ]
+    for (norm, linear), rms, bias in starts:
+        norm.weight.fill_(rms)
+        norm.bias.zero_()
+        nn.init.eye_(linear.weight)
+        linear.bias.copy_(bias)
 
 
 class VocabularyHead(nn.Linear):
