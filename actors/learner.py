@@ -18,7 +18,9 @@ from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.manifest import Manifest, record
 from vsr1.rl.batch import Example, rounds, split_over_ranks
-from vsr1.rl.learner import Learner, load_vectors
+from vsr1.rl.learner import Learner, LearnerError, load_vectors
+
+DEATH_NOTICE_S = 2.0  # in which Ray knows that a process is gone, after others have lost their connection to it
 
 
 class LearnerRankActor:
@@ -134,7 +136,7 @@ class LearnerGroup:
         passes = rounds(parts, self._micro_tokens)
         tokens = sum(len(example.response_ids) for example in examples)
         refined = sum(1 for example in examples if example.refined and example.negatives)
-        answers = ray.get(
+        answers = self._all(
             [rank.step.remote(part, passes, tokens, refined) for rank, part in zip(self._ranks, parts, strict=True)]
         )
         merged: dict[str, float] = {}
@@ -171,7 +173,28 @@ class LearnerGroup:
         return references[0]
 
     def save(self, folder: Path) -> None:
-        ray.get([rank.save.remote(folder) for rank in self._ranks])
+        self._all([rank.save.remote(folder) for rank in self._ranks])
+
+    def _all(self, answers: list[ray.ObjectRef]) -> list[Any]:
+        """What the ranks answer, in order.
+
+        Raises:
+            LearnerError: a rank died; it is named, not the ranks that lost their connection to it.
+        """
+        try:
+            return ray.get(answers)
+        except ray.exceptions.RayError as error:
+            for rank, answer in enumerate(answers):
+                self._check_alive(rank, answer, error)
+            raise
+
+    def _check_alive(self, rank: int, answer: ray.ObjectRef, error: Exception) -> None:
+        try:
+            ray.get(answer, timeout=DEATH_NOTICE_S)
+        except ray.exceptions.RayActorError as death:
+            raise LearnerError(f"learner rank {rank} died, and the step with it: {death}") from error
+        except (ray.exceptions.RayTaskError, ray.exceptions.GetTimeoutError):
+            return  # it answers, or waits for another rank
 
     def close(self) -> None:
         for rank in self._ranks:

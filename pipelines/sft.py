@@ -90,7 +90,6 @@ def train(config: Config, progress: Progress | None = None) -> Path:
         run_config=ray.train.RunConfig(
             name="sft",
             storage_path=str(config.run_dir / "ray_train"),
-            callbacks=[_LogCallback(config.run_dir)],
         ),
     )
     with ThreadPoolExecutor(1) as pool:
@@ -161,9 +160,11 @@ def train_rank(settings: dict[str, Any]) -> None:
         names = sorted(sums)
         values = torch.tensor([sums[name] for name in names], device=learner.policy.device)
         torch.distributed.all_reduce(values)
-        metrics = dict(zip(names, values.tolist(), strict=True)) | {"learning_rate": rate, "step": step}
+        metrics = dict(zip(names, values.tolist(), strict=True)) | {"learning_rate": rate}
         metrics["grad_norm"] /= context.get_world_size()  # the same on every rank
-        ray.train.report(metrics)
+        if rank == 0:  # before the state: a run that goes on from it must find all steps before it in the log
+            with RunLog(config.run_dir) as log:
+                log.log("sft", step, metrics)
         if step == steps or (config.sft.save_every and step % config.sft.save_every == 0):
             save_state()
     learner.save(config.run_dir / "checkpoints" / "sft")
@@ -215,19 +216,6 @@ class _WithClip:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return {**row, "clip": self._clips.read(row["video_id"])}
-
-
-class _LogCallback(ray.train.UserCallback):
-    """Logs every reported step, in the process that controls the training."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        values = dict(metrics[0])
-        step = int(values.pop("step"))
-        with RunLog(self._run_dir) as log:
-            log.log("sft", step, {name: float(value) for name, value in values.items()})
 
 
 def _steps_logged(run_dir: Path) -> int:

@@ -21,7 +21,7 @@ from vsr1.formats.checkpoint import save_policy
 from vsr1.formats.clips import Clip
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.rl.batch import Example, rounds
-from vsr1.rl.learner import Learner, VideoVectors
+from vsr1.rl.learner import Learner, LearnerError, VideoVectors
 from vsr1.toy.models import HIDDEN, toy_config, toy_processor, write_random_models
 from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer
 from vsr1.toy.world import vocabulary_texts
@@ -149,3 +149,77 @@ def test_ranks_of_uneven_work_stay_in_step_under_zero_3(folder: Path) -> None:
             for name, tensor in weights.items():
                 apart = float((tensor - wanted_weights[name]).abs().gt(2e-5).float().mean())
                 assert apart < 0.02, (job.__name__, name, apart)
+
+
+DRIFT_STEPS, DRIFT = 600, 1e-5
+
+
+def _drift(folder: Path, zero_stage: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight of one before and after many steps of Adam, each `DRIFT` long, in bfloat16."""
+    learner = _learner(folder, dtype="bfloat16", zero_stage=zero_stage, learning_rate=DRIFT, head_learning_rate=DRIFT)
+    probe = "refine_projector.1.weight"  # a LayerNorm: ones
+
+    def weight() -> torch.Tensor:
+        return next(tensor.clone() for name, tensor in learner.full_weights() if name == probe)
+
+    def loss() -> torch.Tensor:
+        return learner.policy.refine_projector[1](torch.ones(HIDDEN, dtype=torch.bfloat16).cumsum(0)).sum() * 1e3
+
+    before = weight()
+    for _ in range(DRIFT_STEPS):
+        learner._engine.set_gradient_accumulation_boundary(True)
+        learner._engine.backward(learner._engine(loss))
+        learner._engine.step()
+    return before, weight()
+
+
+def _drift_1(folder: Path, rank: int) -> Any:
+    return _drift(folder, 1)
+
+
+def _drift_2(folder: Path, rank: int) -> Any:
+    return _drift(folder, 2)
+
+
+def _drift_3(folder: Path, rank: int) -> Any:
+    return _drift(folder, 3)
+
+
+@pytest.mark.parametrize("job", [_drift_1, _drift_2, _drift_3])
+def test_steps_below_bfloat16_resolution_add_up(folder: Path, job: Job) -> None:
+    """Between 1 and the next bfloat16 lie 2^-7: a step of 1e-5 alone would be rounded away each time."""
+    [(before, after)] = _run(job, folder, ranks=1)
+    assert before.dtype == after.dtype == torch.bfloat16
+    assert (before + DRIFT).equal(before)
+    moved = (after.float() - before.float()).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, DRIFT * DRIFT_STEPS), atol=2**-8, rtol=0)
+    assert (moved > 0).float().mean() > 0.9
+
+
+def _broken_numbers(folder: Path, rank: int) -> Any:
+    """Errors and whether weights and state stayed, of a loss and of a gradient norm that are not finite."""
+    learner = _learner(folder, zero_stage=2)
+    found = []
+    good = _example(folder, 64, 5)
+    learner.step([good], 1, 10, 2, 1e-3)
+    before = {name: tensor.clone() for name, tensor in learner.full_weights()}
+    plain = learner._retrieval_losses
+    for factor in (float("nan"), 1e38):
+        learner._retrieval_losses = lambda *args, factor=factor: plain(*args) * factor  # a finite loss, infinite norm
+        try:
+            learner.step([good], 1, 10, 2, 1e-3)
+            found.append("no error")
+        except LearnerError as error:
+            found.append(str(error))
+    same = all(tensor.equal(before[name]) for name, tensor in learner.full_weights())
+    learner._retrieval_losses = plain
+    learner.step([good], 1, 10, 2, 1e-3)
+    return found, same, learner.steps
+
+
+def test_numbers_that_are_not_finite_stop_the_step_and_are_named(folder: Path) -> None:
+    for rank, (errors, same, steps) in enumerate(_run(_broken_numbers, folder)):
+        assert f"rank {rank}, step 2: the loss of pass 0 is nan" in errors[0]
+        assert f"rank {rank}, step 2: the gradient norm is not finite" in errors[1]
+        assert same, "weights changed"
+        assert steps == 2
