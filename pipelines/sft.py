@@ -25,6 +25,7 @@ from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import lines_sha256
 from vsr1.formats.training_state import StateFolder
+from vsr1.model.new_policy import lacks_heads, write_new_policy
 from vsr1.runlog import RunLog, read_scalars
 
 BLOCKS_PER_RANK = 4  # in flight: a few, because each starts a process
@@ -39,6 +40,7 @@ class SftError(RuntimeError):
 def train(config: Config, progress: Progress | None = None) -> Path:
     """Run Stage 1 and return the checkpoint folder it wrote.
 
+    A stock checkpoint as `model.policy` gets the refine token and new heads first, in `run_dir/checkpoints/start`.
     A run that was stopped goes on from its last state in `run_dir/state/sft`, to the bit: rows, their order and their
     ranks follow from the seed and the step alone. All ranks must see `run_dir`.
 
@@ -62,6 +64,7 @@ def train(config: Config, progress: Progress | None = None) -> Path:
     steps = min(steps, config.sft.max_steps or steps)
     if steps == 0:
         raise ValueError(f"{len(rows)} records do not fill one batch of {config.sft.batch_size}; lower sft.batch_size")
+    config = _with_heads(config)
     settings = _settings(config, rows, steps)
     states = StateFolder(config.run_dir / "state" / "sft")
     done, state = states.newest() or (0, None)
@@ -170,6 +173,16 @@ def train_rank(settings: dict[str, Any]) -> None:
     learner.save(config.run_dir / "checkpoints" / "sft")
 
 
+def _with_heads(config: Config) -> Config:
+    """The configuration with a policy folder that has heads: a stock checkpoint gets new ones, once a run."""
+    if not lacks_heads(config.model.policy, allow_bin=config.model.allow_bin):
+        return config
+    start = config.run_dir / "checkpoints" / "start"
+    if not start.is_dir():
+        write_new_policy(config.model.policy, config.model.embedder, start, seed=config.seed)
+    return config.model_copy(update={"model": config.model.model_copy(update={"policy": start})})
+
+
 def _epochs(rows: list[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
     """Rows without end, each epoch in an order of its own: a function of the seed alone."""
     order = random.Random(seed)
@@ -204,7 +217,9 @@ def _settings(config: Config, rows: list[dict[str, Any]], steps: int) -> dict[st
 def _named(error: Any) -> SftError:
     """The failure of a rank; ranks that only lost their connection to it are behind those that failed by themselves."""
     failures = sorted(error.worker_failures.items(), key=lambda item: "gloo" in str(item[1]) or "NCCL" in str(item[1]))
-    told = "; ".join(f"learner rank {rank}: {str(cause).strip().splitlines()[-1]}" for rank, cause in failures)
+    told = "; ".join(
+        f"learner rank {rank}: {(str(cause).strip() or repr(cause)).splitlines()[-1]}" for rank, cause in failures
+    )
     return SftError(f"Stage 1 stopped. {told}. The same command goes on from the last saved state")
 
 

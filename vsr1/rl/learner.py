@@ -300,7 +300,8 @@ class Learner:
 
 def _random_state() -> dict[str, Any]:
     """Of every generator of this process, in types that load without running code."""
-    name, keys, *rest = np.random.get_state()
+    numpy_state: Any = np.random.get_state()  # name, keys, place and two numbers
+    name, keys, *rest = numpy_state
     gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return {"torch": torch.get_rng_state(), "cuda": gpu, "numpy": [name, keys.tolist(), *rest], "python": getstate()}
 
