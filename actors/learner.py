@@ -18,7 +18,9 @@ from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.manifest import Manifest, record
 from vsr1.rl.batch import BatchTotals, Example, batch_totals, rounds, split_over_ranks
-from vsr1.rl.learner import Learner, load_vectors
+from vsr1.rl.learner import Learner, LearnerError, load_vectors
+
+DEATH_NOTICE_S = 2.0  # in which Ray knows that a process is gone, after others have lost their connection to it
 
 
 class LearnerRankActor:
@@ -102,7 +104,7 @@ class LearnerGroup:
         bundle = {"CPU": need.cpus, "memory": int(need.memory_gib * 2**30)}
         if need.gpus:
             bundle["GPU"] = need.gpus
-        self._micro_batch = learner.micro_batch
+        self._micro_tokens = learner.micro_tokens
         self._group = placement_group([bundle] * learner.ranks, strategy="PACK")
         ray.get(self._group.ready())
         self._ranks = [
@@ -123,9 +125,9 @@ class LearnerGroup:
     def step(self, examples: list[Example]) -> dict[str, float]:
         """One optimiser step on a batch; sums over ranks, maxima for names that end in `_max`."""
         parts = split_over_ranks(examples, len(self._ranks))
-        passes = rounds(parts, self._micro_batch)
+        passes = rounds(parts, self._micro_tokens)
         totals = batch_totals(examples)
-        answers = ray.get(
+        answers = self._all(
             [rank.step.remote(part, passes, totals) for rank, part in zip(self._ranks, parts, strict=True)]
         )
         merged: dict[str, float] = {}
@@ -159,7 +161,28 @@ class LearnerGroup:
         return self._gathered("broadcast")
 
     def save(self, folder: Path) -> None:
-        ray.get([rank.save.remote(folder) for rank in self._ranks])
+        self._all([rank.save.remote(folder) for rank in self._ranks])
+
+    def _all(self, answers: list[ray.ObjectRef]) -> list[Any]:
+        """What the ranks answer, in order.
+
+        Raises:
+            LearnerError: a rank died; it is named, not the ranks that lost their connection to it.
+        """
+        try:
+            return ray.get(answers)
+        except ray.exceptions.RayError as error:
+            for rank, answer in enumerate(answers):
+                self._check_alive(rank, answer, error)
+            raise
+
+    def _check_alive(self, rank: int, answer: ray.ObjectRef, error: Exception) -> None:
+        try:
+            ray.get(answer, timeout=DEATH_NOTICE_S)
+        except ray.exceptions.RayActorError as death:
+            raise LearnerError(f"learner rank {rank} died, and the step with it: {death}") from error
+        except (ray.exceptions.RayTaskError, ray.exceptions.GetTimeoutError):
+            return  # it answers, or waits for another rank
 
     def close(self) -> None:
         for rank in self._ranks:

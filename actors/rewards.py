@@ -6,22 +6,25 @@ from typing import Any
 
 import ray
 
-from vsr1.agent.trajectory import Trajectory
+from vsr1.agent.trajectory import FailedSample, Trajectory
 from vsr1.config import RewardConfig
 from vsr1.rewards.score import scored
+from vsr1.rewards.terms import RewardError
 
 
 class RewardWorkerActor:
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
 
-    def score(self, trajectories: list[Trajectory]) -> list[Trajectory]:
-        """Copies with `terms` and `reward` filled in, in the order given.
+    def score(self, trajectories: list[Trajectory]) -> list[Trajectory | FailedSample]:
+        """Copies with terms and reward filled in, in the order given; what has no reward comes back as failed."""
+        return [self._score(trajectory) for trajectory in trajectories]
 
-        Raises:
-            RewardError: a trajectory that cannot be scored, named by term and query; then none is returned.
-        """
-        return [scored(trajectory, self._config) for trajectory in trajectories]
+    def _score(self, trajectory: Trajectory) -> Trajectory | FailedSample:
+        try:
+            return scored(trajectory, self._config)
+        except RewardError as error:
+            return FailedSample(trajectory.query_id, trajectory.sample, type(error).__name__, str(error))
 
 
 RewardWorker: Any = ray.remote(RewardWorkerActor)  # Any: the stubs of Ray give a handle no `.remote`

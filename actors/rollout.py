@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,16 @@ from vsr1.retrieval.request import SearchRequest, SearchResult
 
 
 class RolloutWorkerActor:
-    """`retrieval` is a `RetrievalService` handle."""
+    """`retrieval` holds, by split, the handle of its `RetrievalService`."""
 
-    def __init__(self, config: Config, retrieval: Any) -> None:
+    def __init__(self, config: Config, retrieval: dict[str, Any]) -> None:
         self._config, self._retrieval = config, retrieval
         agent = config.agent
         self._settings = SearchSettings(
             max_turns=agent.max_turns,
             top_k=config.retrieval.top_k,
             exclude_rejected=agent.exclude_rejected,
+            accumulate=agent.latents_of_turns == "accumulate",
             system_prompt=system_prompt(agent.system_prompt),
         )
         self._engine: PolicyEngine | None = None
@@ -42,11 +44,11 @@ class RolloutWorkerActor:
         """Id of the Ray node that this worker is on."""
         return str(ray.get_runtime_context().get_node_id())
 
-    async def start(self, clips: Any) -> None:
+    async def start(self, clips: dict[str, Any]) -> None:
         """Load the policy into the engine; await it once before the first rollout.
 
         Args:
-            clips: handle of the `ClipStore` on this worker's node.
+            clips: by split, the handle of the `ClipStore` on this worker's node.
         """
         self._clips = clips
         model = self._config.model
@@ -58,9 +60,10 @@ class RolloutWorkerActor:
             allow_bin=model.allow_bin,
         )
 
-    async def rollout(self, task: SearchTask, temperature: float) -> Trajectory:
-        """Play one episode; greedy at temperature 0."""
-        environment = SearchEnvironment(task, self._settings, self._search, self._clip)
+    async def rollout(self, split: str, task: SearchTask, temperature: float, sigma: float = 0.0) -> Trajectory:
+        """Play one episode over a split; greedy at temperature 0, latents with noise of deviation `sigma`."""
+        search, clip = partial(self._search, split), partial(self._clip, split)
+        environment = SearchEnvironment(task, self._settings, search, clip)
         agent = self._config.agent
 
         async def reply_to(observation: Observation, turn: int) -> Reply:
@@ -71,6 +74,7 @@ class RolloutWorkerActor:
                 latents=agent.latents,
                 temperature=temperature,
                 seed=task.seed + turn,
+                sigma=sigma,
             )
 
         return await run_episode(environment, reply_to)
@@ -107,11 +111,11 @@ class RolloutWorkerActor:
             self._engine.shutdown()
             self._engine = None
 
-    async def _search(self, request: SearchRequest) -> SearchResult:
-        return await self._retrieval.search.remote(request)
+    async def _search(self, split: str, request: SearchRequest) -> SearchResult:
+        return await self._retrieval[split].search.remote(request)
 
-    async def _clip(self, video_id: str) -> Clip:
-        reference = await self._clips.get.remote(video_id)
+    async def _clip(self, split: str, video_id: str) -> Clip:
+        reference = await self._clips[split].get.remote(video_id)
         return await asyncio.to_thread(ray.get, reference)  # awaiting a reference of another owner can hang (Ray 2.60)
 
     def _ready(self) -> PolicyEngine:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.data.build import ensure_dataset
-from pipelines.services import connect, services
+from pipelines.services import Outcome, complete, connect, services
 from pipelines.tasks import evaluation_tasks
 from pipelines.trajectory_log import append_trajectories
 from vsr1.agent.trajectory import Trajectory
@@ -27,15 +27,16 @@ def evaluate(
     """Run every query of `eval.split`; writes `<run_dir>/<name>.json` and `<name>.trajectories.jsonl`."""
     connect(config)
     ensure_dataset(config)
-    tasks = evaluation_tasks(config)
+    tasks = evaluation_tasks(config, config.eval.split)
     corpus = json.loads(DatasetFolder(config.data.root).docid2row(config.eval.split).read_text(encoding="utf-8"))
-    trajectories: list[Trajectory] = []
+    outcomes: list[Outcome] = []
     with services(config, config.eval.split) as world:
-        for trajectory in world.rollout(tasks, temperature=0.0):
-            trajectories.append(trajectory)
+        for outcome in world.rollout(config.eval.split, tasks, temperature=0.0):
+            outcomes.append(outcome)
             if progress:
-                progress(f"{name} queries", len(trajectories), len(tasks))
-        trajectories = world.score(sorted(trajectories, key=lambda t: t.query_id))
+                progress(f"{name} queries", len(outcomes), len(tasks))
+        played, _ = complete(outcomes)
+        trajectories, _ = complete(world.score(sorted(played, key=lambda t: t.query_id)))
     summary = summarise(trajectories, len(corpus))
     target = Path(config.run_dir)
     target.mkdir(parents=True, exist_ok=True)

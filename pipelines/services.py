@@ -22,7 +22,7 @@ from actors.rewards import RewardWorker
 from actors.rollout import RolloutWorker
 from pipelines.machine import check_port
 from vsr1.agent.search import SearchTask
-from vsr1.agent.trajectory import Trajectory
+from vsr1.agent.trajectory import FailedSample, Trajectory
 from vsr1.config import ActorResources, Config
 from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
@@ -30,25 +30,40 @@ from vsr1.formats.dataset import DatasetFolder
 CLIP_BUDGET_SHARE = 0.5  # of the object store
 
 
+Outcome = Trajectory | FailedSample
+
+
+class RolloutError(RuntimeError):
+    """Samples that failed where none may; the message says how many and shows the first."""
+
+
 @dataclass
 class Services:
-    retrieval: Any
-    clips: Any
+    clips: dict[str, Any]  # by split, the store on this node
     rewards: list[Any]
     rollouts: list[Any]
     transfer: str
     _connected: bool = False
 
-    def rollout(self, tasks: list[SearchTask], temperature: float) -> Iterator[Trajectory]:
-        """Play the tasks over all workers; trajectories in the order they finish."""
-        pending = [
-            self.rollouts[i % len(self.rollouts)].rollout.remote(task, temperature) for i, task in enumerate(tasks)
-        ]
+    def rollout(
+        self, split: str, tasks: list[SearchTask], temperature: float, sigma: float = 0.0
+    ) -> Iterator[Outcome]:
+        """Play the tasks over all workers; outcomes in the order they finish. A dead actor raises Ray's own error."""
+        pending = {
+            self.rollouts[i % len(self.rollouts)].rollout.remote(split, task, temperature, sigma): task
+            for i, task in enumerate(tasks)
+        }
         while pending:
-            [done], pending = ray.wait(pending)
-            yield ray.get(done)
+            [done], _ = ray.wait(list(pending))
+            task = pending.pop(done)
+            try:
+                yield ray.get(done)
+            except ray.exceptions.RayActorError:
+                raise
+            except ray.exceptions.RayTaskError as error:
+                yield FailedSample(task.query_id, task.sample, type(error.cause).__name__, str(error.cause))
 
-    def score(self, trajectories: list[Trajectory]) -> list[Trajectory]:
+    def score(self, trajectories: list[Trajectory]) -> list[Outcome]:
         """Reward every trajectory, in the order given."""
         count = len(self.rewards)
         parts = ray.get([worker.score.remote(trajectories[i::count]) for i, worker in enumerate(self.rewards)])
@@ -75,14 +90,32 @@ def resources(need: ActorResources) -> dict[str, Any]:
     return {"num_cpus": need.cpus, "num_gpus": need.gpus, "memory": int(need.memory_gib * 2**30)}
 
 
+def complete(outcomes: list[Outcome], tolerated: float = 0.0) -> tuple[list[Trajectory], list[FailedSample]]:
+    """Take outcomes apart.
+
+    Raises:
+        RolloutError: more than the tolerated share of them failed.
+    """
+    failed = [outcome for outcome in outcomes if isinstance(outcome, FailedSample)]
+    if len(failed) > tolerated * len(outcomes):
+        first = failed[0]
+        raise RolloutError(
+            f"{len(failed)} of {len(outcomes)} samples failed; the first, sample {first.sample} of query "
+            f"{first.query_id!r}: {first.reason}: {first.message}"
+        )
+    return [outcome for outcome in outcomes if isinstance(outcome, Trajectory)], failed
+
+
 @contextmanager
-def services(config: Config, split: str) -> Iterator[Services]:
-    """Start the actors for one split and wait until each is ready; stop them on the way out."""
+def services(config: Config, *splits: str) -> Iterator[Services]:
+    """Start the actors for these splits and wait until each is ready; stop them on the way out."""
     need = config.cluster
-    reader = ClipFolder(DatasetFolder(config.data.root).clips(split), config.data.timestamps)
-    retrieval = RetrievalService.options(**resources(need.retrieval), name=f"retrieval-{split}").remote(config, split)
-    budget = int(need.object_store_gib * 2**30 * CLIP_BUDGET_SHARE)
-    clips = ClipStores(reader, budget, resources(need.clips))
+    retrieval = {
+        split: RetrievalService.options(**resources(need.retrieval), name=f"retrieval-{split}").remote(config, split)
+        for split in splits
+    }
+    budget = int(need.object_store_gib * 2**30 * CLIP_BUDGET_SHARE / len(splits))
+    clips = {split: ClipStores(_clip_folder(config, split), budget, resources(need.clips)) for split in splits}
     rewards = [
         RewardWorker.options(**resources(need.reward)).remote(config.rewards) for _ in range(need.reward_workers)
     ]
@@ -92,11 +125,20 @@ def services(config: Config, split: str) -> Iterator[Services]:
     ]
     try:
         nodes = ray.get([worker.node.remote() for worker in rollouts])
-        started = [worker.start.remote(clips.on(node)) for worker, node in zip(rollouts, nodes, strict=True)]
-        ray.get([retrieval.ready.remote(), *started])
-        yield Services(retrieval, clips.here(), rewards, rollouts, config.rollout.transfer)
+        started = [
+            worker.start.remote({split: stores.on(node) for split, stores in clips.items()})
+            for worker, node in zip(rollouts, nodes, strict=True)
+        ]
+        ray.get([*[service.ready.remote() for service in retrieval.values()], *started])
+        here = {split: stores.here() for split, stores in clips.items()}
+        yield Services(here, rewards, rollouts, config.rollout.transfer)
     finally:
-        _stop(rollouts, [retrieval, *clips.actors(), *rewards])
+        stores = [actor for split in splits for actor in clips[split].actors()]
+        _stop(rollouts, [*retrieval.values(), *stores, *rewards])
+
+
+def _clip_folder(config: Config, split: str) -> ClipFolder:
+    return ClipFolder(DatasetFolder(config.data.root).clips(split), config.data.timestamps)
 
 
 def _stop(rollouts: list[Any], others: list[Any]) -> None:

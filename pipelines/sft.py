@@ -9,8 +9,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from itertools import chain
-from math import ceil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,31 @@ from vsr1.agent.prompts import system_prompt, turn_prompt
 from vsr1.config import Config
 from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.formats.digest import lines_sha256
+from vsr1.formats.training_state import StateFolder
+from vsr1.model.new_policy import lacks_heads, write_new_policy
 from vsr1.runlog import RunLog, read_scalars
 
 BLOCKS_PER_RANK = 4  # in flight: a few, because each starts a process
+_IN_ORDER = ray.data.ExecutionOptions(preserve_order=True)
 Progress = Callable[[str, int, int], None]
+
+
+class SftError(RuntimeError):
+    """Training that stopped; the message names the ranks and what each of them said."""
 
 
 def train(config: Config, progress: Progress | None = None) -> Path:
     """Run Stage 1 and return the checkpoint folder it wrote.
 
+    A stock checkpoint as `model.policy` gets the refine token and new heads first, in `run_dir/checkpoints/start`.
+    A run that was stopped goes on from its last state in `run_dir/state/sft`, to the bit: rows, their order and their
+    ranks follow from the seed and the step alone. All ranks must see `run_dir`.
+
     Raises:
         FileNotFoundError: the SFT records are missing.
+        StateError: `run_dir` holds a state of other settings.
+        SftError: a rank failed or died.
     """
     connect(config)
     ensure_dataset(config)
@@ -45,22 +58,34 @@ def train(config: Config, progress: Progress | None = None) -> Path:
     records = json.loads(path.read_text(encoding="utf-8"))
     negatives = json.loads(folder.hard_negatives().read_text(encoding="utf-8"))
     rows = [_row(record, negatives) for record in records]
-    clips = ClipFolder(folder.clips("train"), config.data.timestamps)
     ranks = config.sft.learner.ranks
     per_rank = max(1, config.sft.batch_size // ranks)
     steps = len(rows) // (per_rank * ranks) * config.sft.epochs
     steps = min(steps, config.sft.max_steps or steps)
     if steps == 0:
         raise ValueError(f"{len(rows)} records do not fill one batch of {config.sft.batch_size}; lower sft.batch_size")
-    order = random.Random(config.seed)
-    epochs = [order.sample(rows, len(rows)) for _ in range(config.sft.epochs)]
-    stream = ray.data.from_items(list(chain.from_iterable(epochs)), override_num_blocks=BLOCKS_PER_RANK * ranks)
-    dataset = stream.map(_WithClip(clips), num_cpus=0.5)
+    config = _with_heads(config)
+    settings = _settings(config, rows, steps)
+    states = StateFolder(config.run_dir / "state" / "sft")
+    done, state = states.newest() or (0, None)
+    if state is not None:
+        states.check(state, settings)
+    ordered = list(islice(_epochs(rows, config.seed), steps * per_rank * ranks))
+    clips = ClipFolder(folder.clips("train"), config.data.timestamps)
     need = config.cluster.learner
     trainer = TorchTrainer(
         train_rank,
-        train_loop_config={"config": config.model_dump(mode="json"), "steps": steps, "per_rank": per_rank},
-        datasets={"train": dataset},
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "steps": steps,
+            "per_rank": per_rank,
+            "settings": settings,
+            "state": state,
+        },
+        datasets={
+            f"rank-{rank}": _dataset(_rows_of(ordered, rank, ranks, per_rank, done), clips) for rank in range(ranks)
+        },
+        dataset_config=ray.train.DataConfig(datasets_to_split=[], execution_options=_IN_ORDER),
         torch_config=TorchConfig(backend="gloo" if config.model.device == "cpu" else "nccl"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=ranks, use_gpu=need.gpus > 0, resources_per_worker={"CPU": need.cpus} | _gpu(need.gpus)
@@ -68,14 +93,16 @@ def train(config: Config, progress: Progress | None = None) -> Path:
         run_config=ray.train.RunConfig(
             name="sft",
             storage_path=str(config.run_dir / "ray_train"),
-            callbacks=[_LogCallback(config.run_dir)],
         ),
     )
     with ThreadPoolExecutor(1) as pool:
         fitting = pool.submit(trainer.fit)
         while progress and not wait([fitting], timeout=1.0).done:
             progress("steps", _steps_logged(config.run_dir), steps)
-        fitting.result()
+        try:
+            fitting.result()
+        except ray.train.WorkerGroupError as error:
+            raise _named(error) from error
     return config.run_dir / "checkpoints" / "sft"
 
 
@@ -83,7 +110,7 @@ def train_rank(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import torch
 
-    from vsr1.rl.batch import BatchTotals, Example, batch_totals
+    from vsr1.rl.batch import BatchTotals, Example, batch_totals, micro_batches
     from vsr1.rl.learner import Learner, load_vectors
     from vsr1.video.processor import ClipProcessor
 
@@ -93,7 +120,12 @@ def train_rank(settings: dict[str, Any]) -> None:
     vectors = load_vectors(folder.video_embeddings("train"), json.loads(folder.docid2row("train").read_text()))
     processor = ClipProcessor(config.model.policy)
     system = system_prompt(config.agent.system_prompt)
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    torch.manual_seed(config.seed * 1000 + rank)
     learner = Learner(config.sft, config.model, config.agent, vectors)
+    if settings["state"] is not None:
+        learner.load_state(settings["state"])
 
     def example(row: dict[str, Any]) -> Example:
         clip = row["clip"]
@@ -108,35 +140,88 @@ def train_rank(settings: dict[str, Any]) -> None:
             negatives=list(row["negatives"]),
         )
 
-    batches = _batches(ray.train.get_dataset_shard("train"), per_rank)
-    context = ray.train.get_context()
-    for step in range(1, steps + 1):
-        examples = [example(row) for row in next(batches)]
+    def save_state() -> None:
+        states = StateFolder(config.run_dir / "state" / "sft")
+        if rank == 0:
+            states.begin(learner.steps)
+        torch.distributed.barrier()
+        learner.save_state(states.part(learner.steps))
+        if rank == 0:
+            states.publish(learner.steps, settings["settings"])
+        torch.distributed.barrier()
+
+    rows = iter(ray.train.get_dataset_shard(f"rank-{rank}").iter_rows()) if learner.steps < steps else iter(())
+    for step in range(learner.steps + 1, steps + 1):
+        examples = [example(row) for row in islice(rows, per_rank)]
         own = batch_totals(examples)
         counts = torch.tensor([own.tokens, own.replies, own.refined], device=learner.policy.device)
         torch.distributed.all_reduce(counts)
         tokens, replies, refined = counts.tolist()
         rate = config.sft.learner.learning_rate * min(1.0, 2 * (1 - (step - 1) / steps))
-        passes = ceil(per_rank / config.sft.learner.micro_batch)
-        sums = learner.step(examples, passes, BatchTotals(tokens, replies, refined, 0), rate)
+        passes = torch.tensor(len(micro_batches(examples, config.sft.learner.micro_tokens)), device=counts.device)
+        torch.distributed.all_reduce(passes, torch.distributed.ReduceOp.MAX)
+        sums = learner.step(examples, int(passes), BatchTotals(tokens, replies, refined, 0), rate)
         names = sorted(sums)
         values = torch.tensor([sums[name] for name in names], device=learner.policy.device)
         torch.distributed.all_reduce(values)
-        metrics = dict(zip(names, values.tolist(), strict=True)) | {"learning_rate": rate, "step": step}
+        metrics = dict(zip(names, values.tolist(), strict=True)) | {"learning_rate": rate}
         metrics["grad_norm"] /= context.get_world_size()  # the same on every rank
-        ray.train.report(metrics)
+        if rank == 0:  # before the state: a run that goes on from it must find all steps before it in the log
+            with RunLog(config.run_dir) as log:
+                log.log("sft", step, metrics)
+        if step == steps or (config.sft.save_every and step % config.sft.save_every == 0):
+            save_state()
     learner.save(config.run_dir / "checkpoints" / "sft")
 
 
-def _batches(shard: Any, size: int) -> Iterator[list[dict[str, Any]]]:
-    """Full batches without end, epoch after epoch."""
-    held: list[dict[str, Any]] = []
+def _with_heads(config: Config) -> Config:
+    """The configuration with a policy folder that has heads: a stock checkpoint gets new ones, once a run."""
+    if not lacks_heads(config.model.policy, allow_bin=config.model.allow_bin):
+        return config
+    start = config.run_dir / "checkpoints" / "start"
+    if not start.is_dir():
+        write_new_policy(config.model.policy, config.model.embedder, start, seed=config.seed)
+    return config.model_copy(update={"model": config.model.model_copy(update={"policy": start})})
+
+
+def _epochs(rows: list[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
+    """Rows without end, each epoch in an order of its own: a function of the seed alone."""
+    order = random.Random(seed)
     while True:
-        for row in shard.iter_rows():
-            held.append(row)
-            if len(held) == size:
-                yield held
-                held = []
+        yield from order.sample(rows, len(rows))
+
+
+def _rows_of(ordered: list[dict[str, Any]], rank: int, ranks: int, per_rank: int, done: int) -> list[dict[str, Any]]:
+    """What a rank trains on after `done` steps: a step takes `per_rank` rows for each rank, one rank after another."""
+    batches = range(done * ranks + rank, len(ordered) // per_rank, ranks)
+    return [row for batch in batches for row in ordered[batch * per_rank : (batch + 1) * per_rank]]
+
+
+def _dataset(rows: list[dict[str, Any]], clips: ClipFolder) -> ray.data.Dataset:
+    return ray.data.from_items(rows, override_num_blocks=BLOCKS_PER_RANK).map(_WithClip(clips), num_cpus=0.5)
+
+
+def _settings(config: Config, rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
+    """All that decides what a step does, as a JSON value; a state is continued under the same only."""
+    sft = config.sft.model_dump(mode="json", exclude={"save_every", "epochs", "max_steps"})
+    return {
+        "seed": config.seed,
+        "model": config.model.model_dump(mode="json"),
+        "data": {"timestamps": config.data.timestamps},
+        "agent": {"latents": config.agent.latents, "system_prompt": system_prompt(config.agent.system_prompt)},
+        "sft": sft,
+        "steps (sft.max_steps, sft.epochs)": steps,
+        "training records (sha256)": lines_sha256(rows),
+    }
+
+
+def _named(error: Any) -> SftError:
+    """The failure of a rank; ranks that only lost their connection to it are behind those that failed by themselves."""
+    failures = sorted(error.worker_failures.items(), key=lambda item: "gloo" in str(item[1]) or "NCCL" in str(item[1]))
+    told = "; ".join(
+        f"learner rank {rank}: {(str(cause).strip() or repr(cause)).splitlines()[-1]}" for rank, cause in failures
+    )
+    return SftError(f"Stage 1 stopped. {told}. The same command goes on from the last saved state")
 
 
 class _WithClip:
@@ -147,19 +232,6 @@ class _WithClip:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return {**row, "clip": self._clips.read(row["video_id"])}
-
-
-class _LogCallback(ray.train.UserCallback):
-    """Logs every reported step, in the process that controls the training."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        values = dict(metrics[0])
-        step = int(values.pop("step"))
-        with RunLog(self._run_dir) as log:
-            log.log("sft", step, {name: float(value) for name, value in values.items()})
 
 
 def _steps_logged(run_dir: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 
@@ -10,6 +9,7 @@ import ray.data
 
 from vsr1.agent.search import SearchTask
 from vsr1.config import Config
+from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import DatasetFolder
 
 SAMPLE_SEEDS = 1_000_003  # apart from each other by more than any number of turns
@@ -18,25 +18,29 @@ SAMPLE_SEEDS = 1_000_003  # apart from each other by more than any number of tur
 def prompt_stream(config: Config) -> Iterator[SearchTask]:
     """Queries of the training split without end, in a new order each epoch, streamed by Ray Data.
 
+    With `grpo.first_video: recorded` the augmented records take part, and each names the video of its first turn.
+
     Raises:
         FileNotFoundError: the GRPO records are missing.
     """
     path = DatasetFolder(config.data.root).grpo_records()
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; build the dataset first with `vsr1 data build`")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    unique = [row for row in rows if not row["is_augmented"]]
+    rows = read_lines(path)
+    recorded = config.grpo.first_video == "recorded"
+    unique = [row for row in rows if recorded or not row["is_augmented"]]
     order = random.Random(config.seed)
     while True:
         order.shuffle(unique)  # here, because a shuffle in the cluster would wait for a CPU that the actors hold
         for row in ray.data.from_items(unique, override_num_blocks=1).iter_rows():
             yield SearchTask(
-                query_id=row["qid"],
+                query_id=row["qid"] + (":augmented" if row["is_augmented"] else ""),
                 query=row["query"],
                 gt_video=row["gt_video"],
                 gt_span=(float(row["gt_time"][0]), float(row["gt_time"][1])),
                 gt_duration=float(row["gt_duration"]),
                 negatives=list(row["hard_negative_ids"])[: config.grpo.retrieval_loss.negatives],
+                first_video=row["retrieved_video"] if recorded else None,
             )
 
 
@@ -47,23 +51,21 @@ def group_of(task: SearchTask, size: int, seed: int) -> list[SearchTask]:
     ]
 
 
-def evaluation_tasks(config: Config) -> list[SearchTask]:
-    """The queries of the evaluation split in annotation order, the first `eval.limit` of them.
+def evaluation_tasks(config: Config, split: str) -> list[SearchTask]:
+    """The queries of a split in annotation order, the first `eval.limit` of them.
 
     Raises:
         FileNotFoundError: the split has no annotations or no query vectors.
     """
-    folder, split = DatasetFolder(config.data.root), config.eval.split
+    folder = DatasetFolder(config.data.root)
     for path in (folder.annotations(split), folder.query_meta(split)):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; build split {split!r} first with `vsr1 data build`")
     spans = {}
-    for line in folder.annotations(split).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_lines(folder.annotations(split)):
         spans[f"{row['desc_id']}_fig"] = row
     tasks = []
-    for line in folder.query_meta(split).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_lines(folder.query_meta(split)):
         annotation = spans[row["qid"]]
         tasks.append(
             SearchTask(

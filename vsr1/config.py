@@ -142,7 +142,14 @@ class LearnerConfig(Section):
     head_learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    micro_batch: int = Field(8, ge=1, description="segments in one forward pass of one rank")
+    micro_tokens: int = Field(
+        16_384,
+        ge=1,
+        description="most tokens of one forward pass of one rank, padding included; a longer row is a pass of its own",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute MLPs again in backward instead of keeping them: less memory, more time"
+    )
 
 
 class RetrievalLossConfig(Section):
@@ -161,6 +168,9 @@ class SftConfig(Section):
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(16, ge=1, description="examples in one optimiser step, over all ranks")
     max_steps: int | None = Field(None, ge=1)
+    save_every: int | None = Field(
+        None, ge=1, description="optimiser steps between states that a stopped run goes on from; empty: the end only"
+    )
 
 
 class RewardConfig(Section):

@@ -1,5 +1,7 @@
 """The learner group takes the same step with every ZeRO stage, and hands out whole weights."""
 
+import threading
+
 import numpy as np
 import pytest
 import ray
@@ -13,6 +15,7 @@ from vsr1.formats.atomic import write_json
 from vsr1.formats.checkpoint import load_policy
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.rl.batch import Example
+from vsr1.rl.learner import LearnerError
 from vsr1.toy.models import HIDDEN, write_random_models
 from vsr1.toy.tokenizer import train_tokenizer
 from vsr1.toy.world import vocabulary_texts
@@ -61,7 +64,7 @@ def _step(
         {
             "data": {"root": folder / "data"},
             "model": {"policy": folder / "policy", "embedder": folder / "embedder", "dtype": dtype},
-            "grpo": {"learner": {"ranks": 2, "zero_stage": zero_stage, "learning_rate": 1e-3, "micro_batch": 2}},
+            "grpo": {"learner": {"ranks": 2, "zero_stage": zero_stage, "learning_rate": 1e-3, "micro_tokens": 700}},
         }
     )
     group = LearnerGroup(config)
@@ -102,6 +105,24 @@ def test_bfloat16_takes_the_same_step_but_for_its_precision(folder, clips, first
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     for name in ("policy_loss", "retrieval_loss"):
         assert numbers[name] == pytest.approx(wanted_numbers[name], rel=0.05)
+
+
+def test_a_rank_that_dies_is_named(folder, clips):
+    """The other rank fails too, on its broken connection; it is not the one to look at."""
+    learner = {"ranks": 2, "micro_tokens": 1}
+    model = {"policy": folder / "policy", "embedder": folder / "embedder"}
+    group = LearnerGroup(
+        Config.model_validate({"data": {"root": folder / "data"}, "model": model, "grpo": {"learner": learner}})
+    )
+    try:
+        ray.get(group.setup())
+        killer = threading.Timer(1.0, ray.kill, [group._ranks[1]])
+        killer.start()
+        with pytest.raises(LearnerError, match="learner rank 1 died"):
+            while True:
+                group.step(_examples(folder, clips))
+    finally:
+        group.close()
 
 
 def test_what_is_handed_out_is_all_that_was_trained(folder, first):

@@ -53,6 +53,16 @@ class Segment:
 
 
 @dataclass
+class FailedSample:
+    """A sample without a score: never an answer of the policy, and never trained on."""
+
+    query_id: str
+    sample: int
+    reason: str  # class of the error
+    message: str
+
+
+@dataclass
 class Trajectory:
     """All segments of one sample of one query, its reward terms and why it ended."""
 
@@ -67,6 +77,7 @@ class Trajectory:
     end_reason: str = ""  # matched | max_turns | no_refine_token | corpus_exhausted
     terms: dict[str, float] = field(default_factory=dict)  # unweighted, by name
     turn_rewards: list[float] = field(default_factory=list)  # weighted, of each turn; they add up to `reward`
+    turn_retrieval_rewards: list[float] = field(default_factory=list)  # what of each is for the refined query
     reward: float = 0.0
 
     @property

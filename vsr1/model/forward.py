@@ -72,7 +72,8 @@ def prefill(
     Args:
         model: the Qwen3-VL body, of the policy or of the embedder.
         rows: B sequences.
-        features: vision features of the clips that rows name.
+        features: vision features of the clips that rows name. Features that no row shows change nothing, but they are
+            in the graph, with gradients of zero, where shown ones would be.
         keep_cache: keep keys and values for `roll_latents` (gradients flow through them).
     """
     text = model.language_model
@@ -97,7 +98,7 @@ def prefill(
     )
 
     embeds = text.embed_tokens(ids)
-    shown = [features[row.clip] for row in rows if row.clip is not None]
+    shown = [features[row.clip] for row in rows if row.clip is not None] or [part.empty() for part in features[:1]]
     deepstack = None
     if shown:
         tokens = torch.cat([feature.tokens for feature in shown])
@@ -146,7 +147,7 @@ def token_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of every row's response, and the entropies of their distributions.
 
-    Only these columns meet the vocabulary, so no full-width table over video tokens is built.
+    Only these columns meet the vocabulary, some at a time (`VocabularyHead`), so no table over all of them is held.
 
     Returns:
         logprobs and entropies, float32 [response tokens of all rows], rows one after another.
@@ -155,11 +156,8 @@ def token_logprobs(
     at = np.concatenate([i * width + np.arange(width - len(row.response) - 1, width - 1) for i, row in enumerate(rows)])
     states = state.after_norm.flatten(0, 1)[torch.from_numpy(at).to(state.after_norm.device)]
     targets = [token for row in rows for token in row.response]
-    logits = policy.lm_head(states).float() / temperature
-    table = logits.log_softmax(dim=-1)
-    chosen = table.gather(1, torch.tensor(targets, device=table.device)[:, None])[:, 0]
-    entropy = -(table.exp() * table).sum(dim=-1)
-    return chosen, entropy
+    chosen, entropies = policy.lm_head(states, torch.tensor(targets, device=states.device), temperature)
+    return chosen, entropies
 
 
 def _run(

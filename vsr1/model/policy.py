@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 HEAD_NAMES = ("refine_projector", "refine_gate", "refine_latent_input_projector", "refine_append_input_projector")
 REFINE_TOKEN = "<REFINE>"
+START_SCALE = 0.1  # of the latent's part in a new soft token, in sizes of a word
+LOGPROB_CHUNK = 512  # tokens that meet the vocabulary at one time: 0.3 GB of float32 with 152 thousand words
 
 
 def build_heads(hidden: int, latent: int, embedder: int) -> dict[str, nn.Module]:
@@ -33,6 +36,72 @@ def build_heads(hidden: int, latent: int, embedder: int) -> dict[str, nn.Module]
     }
 
 
+@torch.no_grad()
+def init_heads(policy: VideoSearchPolicy, embedding_rms: float, neutral: torch.Tensor) -> None:
+    """Start values of the heads of a policy that has none yet: soft tokens that change a query little.
+
+    A soft token starts as the embedding of a neutral word plus a latent's direction, `START_SCALE` of a word in size.
+    The reference starts from zero latents under a LayerNorm of weight one, so its soft tokens jump from zero to many
+    times a word's size with the first step (method.md §3.4). All of it fits the released keys: the LayerNorm's weight
+    is the size, the linear map the identity where it can be, its bias the word.
+
+    Args:
+        policy: its four heads are overwritten, `refine_projector` with torch's default values.
+        embedding_rms: root mean square of the embedder's word table.
+        neutral: embedding [E] of the neutral word in the embedder's table.
+    """
+    for layer in (*policy.refine_projector, policy.refine_gate):
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    own_rms = float(policy.get_input_embeddings().weight.float().square().mean().sqrt())
+    starts = [
+        (policy.refine_latent_input_projector, own_rms, torch.zeros(policy.config.text_config.hidden_size)),
+        (policy.refine_append_input_projector, START_SCALE * embedding_rms, neutral),
+    ]
+    for (norm, linear), rms, bias in starts:
+        norm.weight.fill_(rms)
+        norm.bias.zero_()
+        nn.init.eye_(linear.weight)
+        linear.bias.copy_(bias)
+
+
+class VocabularyHead(nn.Linear):
+    """The output table: logits of states as stock, and log-probs of chosen tokens without a table over all of them.
+
+    Both are one module call whatever the number of tokens is: under ZeRO-3 each call gathers the weight, and ranks with
+    other numbers of tokens must make the same calls.
+    """
+
+    def forward(
+        self, states: torch.Tensor, targets: torch.Tensor | None = None, temperature: float = 1.0
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Logits [..., vocabulary], or with targets their log-probs and the entropies.
+
+        Args:
+            states: [..., H]; with targets [tokens, H].
+            targets: token ids, int64 [tokens].
+            temperature: divides the logits; with targets only.
+
+        Returns:
+            logits in the dtype of the states, or log-probs and entropies, float32 [tokens]. Backward recomputes the
+            logits of `LOGPROB_CHUNK` tokens at a time.
+        """
+        if targets is None:
+            return super().forward(states)
+        parts = [
+            checkpoint(self._chosen, part, target, temperature, use_reentrant=False, preserve_rng_state=False)
+            for part, target in zip(states.split(LOGPROB_CHUNK), targets.split(LOGPROB_CHUNK), strict=True)
+        ]
+        chosen, entropies = zip(*parts, strict=True)
+        return torch.cat(chosen), torch.cat(entropies)
+
+    def _chosen(
+        self, states: torch.Tensor, targets: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        table = (super().forward(states).float() / temperature).log_softmax(dim=-1)
+        return table.gather(1, targets[:, None])[:, 0], -(table.exp() * table).sum(dim=-1)
+
+
 class VideoSearchPolicy(Qwen3VLForConditionalGeneration):
     """The policy. `config.refine_dim` is R and `config.refine_embedder_dim` is E.
 
@@ -41,6 +110,7 @@ class VideoSearchPolicy(Qwen3VLForConditionalGeneration):
 
     def __init__(self, config: Qwen3VLConfig) -> None:
         super().__init__(config)
+        self.lm_head = VocabularyHead(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         heads = build_heads(config.text_config.hidden_size, config.refine_dim, config.refine_embedder_dim)
         for name, head in heads.items():
             setattr(self, name, head)

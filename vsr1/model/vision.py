@@ -27,64 +27,82 @@ class VisionFeatures:
     tokens: torch.Tensor
     deepstack: list[torch.Tensor]
 
+    def empty(self) -> VisionFeatures:
+        """No patch of them (n = 0), still in the graph."""
+        return VisionFeatures(self.tokens[:0], [level[:0] for level in self.deepstack])
+
 
 def encode_clips(visual: Qwen3VLVisionModel, pixels: list[torch.Tensor], grids: list[Grid]) -> list[VisionFeatures]:
     """Run the vision tower over clips of any sizes.
 
+    Every module of the tower is called once, whatever the clips are: under ZeRO-3 each call is a collective, and ranks
+    with other clips must make the same ones.
+
     Args:
         visual: the tower of a Qwen3-VL model.
         pixels: per clip, flattened patches [t*h*w, channels*2*patch*patch] as the video processor makes them.
-        grids: per clip (t, h, w) in patches.
+        grids: per clip (t, h, w) in patches; at least one clip.
     """
-    features: list[VisionFeatures | None] = [None] * len(grids)
-    for size in sorted({grid[1:] for grid in grids}):
-        members = [i for i, grid in enumerate(grids) if grid[1:] == size]
-        for i, feature in zip(members, _encode_one_size(visual, pixels, grids, members, size), strict=True):
-            features[i] = feature
-    return [feature for feature in features if feature is not None]
-
-
-def _encode_one_size(
-    visual: Qwen3VLVisionModel, pixels: list[torch.Tensor], grids: list[Grid], members: list[int], size: tuple[int, int]
-) -> list[VisionFeatures]:
-    weight = visual.patch_embed.proj.weight
-    indices, weights, positions = _tables(
-        size, visual.num_grid_per_side, visual.interpolation_mode, visual.spatial_merge_size, weight.device
-    )
-    window = size[0] * size[1]
-    hidden = visual.patch_embed(torch.cat([pixels[i] for i in members]).to(weight.device))
-    hidden = hidden.view(-1, window, hidden.shape[-1])
-    hidden = hidden + (visual.pos_embed(indices) * weights[:, :, None]).sum(1).to(hidden.dtype)
-    rotary = visual.rotary_pos_emb(hidden, positions)
+    device = visual.patch_embed.proj.weight.device
+    sizes = sorted({grid[1:] for grid in grids})
+    order = sorted(range(len(grids)), key=lambda i: grids[i][1:])
+    frames = [sum(grid[0] for grid in grids if grid[1:] == size) for size in sizes]
+    tables = [
+        _tables(size, visual.num_grid_per_side, visual.interpolation_mode, visual.spatial_merge_size, device)
+        for size in sizes
+    ]
+    hidden = visual.patch_embed(torch.cat([pixels[i] for i in order]).to(device))
+    corners = visual.pos_embed(torch.cat([indices for indices, _, _ in tables]))
+    places = (corners * torch.cat([weights for _, weights, _ in tables])[:, :, None]).sum(1).to(hidden.dtype)
+    windows = [h * w for h, w in sizes]
+    by_size = places.split(windows)
+    hidden = hidden + torch.cat([place.repeat(n, 1) for place, n in zip(by_size, frames, strict=True)])
+    cosines, sines = visual.rotary_pos_emb(hidden, torch.cat([positions for _, _, positions in tables]))
+    rotary = list(zip(cosines.split(windows), sines.split(windows), strict=True))
 
     levels = []
     for depth, block in enumerate(visual.blocks):
-        hidden = hidden + _attend(block.attn, block.norm1(hidden), rotary)
+        hidden = hidden + _attend(block.attn, block.norm1(hidden), frames, rotary)
         hidden = hidden + block.mlp(block.norm2(hidden))
         if depth in visual.deepstack_visual_indexes:
             merger = visual.deepstack_merger_list[visual.deepstack_visual_indexes.index(depth)]
             levels.append(merger(hidden))
     tokens = visual.merger(hidden)
 
-    counts = [grids[i][0] * window // visual.spatial_merge_unit for i in members]
-    split_levels = [level.view(-1, level.shape[-1]).split(counts) for level in levels]
-    split_tokens = tokens.view(-1, tokens.shape[-1]).split(counts)
-    return [VisionFeatures(split_tokens[j], [level[j] for level in split_levels]) for j in range(len(members))]
+    counts = [grids[i][0] * grids[i][1] * grids[i][2] // visual.spatial_merge_unit for i in order]
+    split_levels = [level.split(counts) for level in levels]
+    features = {
+        i: VisionFeatures(token, [level[j] for level in split_levels])
+        for j, (i, token) in enumerate(zip(order, tokens.split(counts), strict=True))
+    }
+    return [features[i] for i in range(len(grids))]
+
+
+def blank_clip(visual: Qwen3VLVisionModel) -> tuple[torch.Tensor, Grid]:
+    """Pixels and grid of the smallest clip, all zeros: for a pass that shows none but must run the tower."""
+    config, side = visual.config, visual.spatial_merge_size
+    width = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    return torch.zeros(side * side, width), (1, side, side)
 
 
 def _attend(
-    attention: torch.nn.Module, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+    attention: torch.nn.Module,
+    hidden: torch.Tensor,
+    frames: list[int],
+    rotary: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> torch.Tensor:
-    """Self-attention inside each window: hidden [windows, patches, D]."""
-    windows, patches, width = hidden.shape
-    query, key, value = (
-        attention.qkv(hidden).view(windows, patches, 3, attention.num_heads, -1).permute(2, 0, 1, 3, 4).unbind(0)
-    )
-    query, key = apply_rotary_pos_emb_vision(query, key, *rotary)
-    mixed = functional.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale=attention.scaling
-    )
-    return attention.proj(mixed.transpose(1, 2).reshape(windows, patches, width))
+    """Self-attention inside each frame pair: hidden [patches of all sizes, D], pairs of a size one after another."""
+    windows = [len(cosines) for cosines, _ in rotary]
+    projected = attention.qkv(hidden).split([n * window for n, window in zip(frames, windows, strict=True)])
+    mixed = []
+    for part, n, window, angles in zip(projected, frames, windows, rotary, strict=True):
+        query, key, value = part.view(n, window, 3, attention.num_heads, -1).permute(2, 0, 1, 3, 4).unbind(0)
+        query, key = apply_rotary_pos_emb_vision(query, key, *angles)
+        heads = functional.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale=attention.scaling
+        )
+        mixed.append(heads.transpose(1, 2).reshape(n * window, -1))
+    return attention.proj(torch.cat(mixed))
 
 
 @lru_cache(maxsize=64)

@@ -52,8 +52,8 @@ def score(trajectory: Trajectory, config: RewardConfig) -> dict[str, float]:
     return terms
 
 
-def turn_rewards(trajectory: Trajectory, config: RewardConfig) -> list[float]:
-    """The weighted reward of each turn; they add up to `total` of the trajectory's terms.
+def turn_rewards(trajectory: Trajectory, config: RewardConfig) -> tuple[list[float], list[float]]:
+    """The weighted reward of each turn, and what of it is the retrieval term; the first add up to `total`.
 
     A term that is a mean over the turns is shared out by turn, the temporal IoU belongs to the last one.
 
@@ -61,13 +61,14 @@ def turn_rewards(trajectory: Trajectory, config: RewardConfig) -> list[float]:
         RewardError: as `score`.
     """
     count = len(trajectory.segments)
-    rewards = []
+    rewards, of_retrieval = [], []
     for segment in trajectory.segments:
         alone = score(replace(trajectory, segments=[segment]), config)
-        means = {name: value for name, value in alone.items() if name != "temporal_iou"}
-        rewards.append(sum(getattr(config, name) * value for name, value in means.items()) / count)
+        shares = {name: getattr(config, name) * alone[name] / count for name in TERMS if name != "temporal_iou"}
+        rewards.append(sum(shares.values()))
+        of_retrieval.append(shares["retrieval"])
     rewards[-1] += config.temporal_iou * temporal_iou(trajectory)
-    return rewards
+    return rewards, of_retrieval
 
 
 def bounds(term: str, config: RewardConfig) -> tuple[float, float]:
@@ -95,10 +96,17 @@ def total(terms: dict[str, float], config: RewardConfig) -> float:
 
 
 def scored(trajectory: Trajectory, config: RewardConfig) -> Trajectory:
-    """A copy with `terms`, `turn_rewards` and `reward` filled in.
+    """A copy with `terms`, `turn_rewards`, `turn_retrieval_rewards` and `reward` filled in.
 
     Raises:
         RewardError: as `score` and `total`.
     """
     terms = score(trajectory, config)
-    return replace(trajectory, terms=terms, turn_rewards=turn_rewards(trajectory, config), reward=total(terms, config))
+    by_turn, of_retrieval = turn_rewards(trajectory, config)
+    return replace(
+        trajectory,
+        terms=terms,
+        turn_rewards=by_turn,
+        turn_retrieval_rewards=of_retrieval,
+        reward=total(terms, config),
+    )

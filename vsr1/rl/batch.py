@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
 
@@ -12,14 +11,14 @@ from vsr1.formats.clips import Clip
 
 @dataclass
 class Example:
-    """One reply about one clip.
+    """One reply about one clip, or to a text alone: then there is no clip and no video token in the prompt.
 
     `negatives` are wrong videos for the retrieval loss, which is taken where the reply ends in the refine token and
     there is at least one negative. What follows them is set in Stage 2 only.
     """
 
     query: str
-    clip: Clip
+    clip: Clip | None
     prompt_ids: list[int]
     response_ids: list[int]
     refined: bool
@@ -31,6 +30,11 @@ class Example:
     noise: np.ndarray | None = None  # [N, R] float32 that was added to them, None if they are no actions
     latent_advantage: float = 0.0
     earlier_latents: np.ndarray | None = None  # [M, R] of turns before, when refinements accumulate
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and response."""
+        return len(self.prompt_ids) + len(self.response_ids)
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,32 @@ def split_over_ranks(examples: list[Example], ranks: int) -> list[list[Example]]
         )
     parts: list[list[Example]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
-    by_length = sorted(examples, key=lambda e: -(len(e.prompt_ids) + len(e.response_ids)))
-    for i, example in enumerate(by_length):
+    for i, example in enumerate(_longest_first(examples)):
         rank = i if i < ranks else loads.index(min(loads))
         parts[rank].append(example)
-        loads[rank] += len(example.prompt_ids) + len(example.response_ids)
+        loads[rank] += example.length
     return parts
 
 
-def rounds(parts: list[list[Example]], micro_batch: int) -> int:
+def micro_batches(examples: list[Example], tokens: int) -> list[list[Example]]:
+    """Cut a rank's part into forward passes, rows of about one length together, longest first.
+
+    Args:
+        examples: at least one.
+        tokens: most tokens of a pass, padding included (rows times the longest row); a longer row is a pass of its own.
+    """
+    passes: list[list[Example]] = []
+    for example in _longest_first(examples):
+        if not passes or (len(passes[-1]) + 1) * passes[-1][0].length > tokens:
+            passes.append([])
+        passes[-1].append(example)
+    return passes
+
+
+def rounds(parts: list[list[Example]], tokens: int) -> int:
     """Forward passes every rank makes in a step, the same for all so that their collectives meet."""
-    return max(ceil(len(part) / micro_batch) for part in parts)
+    return max(len(micro_batches(part, tokens)) for part in parts)
+
+
+def _longest_first(examples: list[Example]) -> list[Example]:
+    return sorted(examples, key=lambda example: -example.length)

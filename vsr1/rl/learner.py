@@ -11,7 +11,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from random import getstate, setstate
 from typing import Any
 
 import numpy as np
@@ -25,11 +27,14 @@ from vsr1.formats.clips import Clip
 from vsr1.model.embedder import Embedder
 from vsr1.model.forward import ForwardState, Row, prefill, roll_latents, token_logprobs
 from vsr1.model.manifest import Manifest, record
-from vsr1.model.vision import VisionFeatures, encode_clips
-from vsr1.rl.batch import Example
+from vsr1.model.recompute import recompute_mlps
+from vsr1.model.vision import VisionFeatures, blank_clip, encode_clips
+from vsr1.rl.batch import BatchTotals, Example, micro_batches
 from vsr1.rl.losses import retrieval_loss
-from vsr1.rl.objective import BatchTotals, Counted, TokenBatch, latent_objective, token_objective
+from vsr1.rl.objective import Counted, TokenBatch, latent_objective, token_objective
 from vsr1.video.processor import ClipProcessor, ProcessedClip
+
+STATE = "deepspeed"  # folder of DeepSpeed's files in a saved state
 
 
 class LearnerError(RuntimeError):
@@ -85,7 +90,10 @@ class Learner:
                 model.policy, device=model.device, dtype=model.dtype, allow_bin=model.allow_bin
             ).requires_grad_(False)
         self._freeze()
+        if self._learner.gradient_checkpointing:
+            recompute_mlps([*self.policy.model.language_model.layers, *self.policy.model.visual.blocks])
         self._engine = self._deepspeed(model)
+        self.steps = 0  # optimiser steps taken, those before a resume included
 
     def step(self, examples: list[Example], rounds: int, totals: BatchTotals, learning_rate: float) -> dict[str, float]:
         """One optimiser step on this rank's part.
@@ -100,28 +108,34 @@ class Learner:
             sums over this rank's part, to be added over ranks, and the gradient norm.
 
         Raises:
-            LearnerError: a loss that is not finite.
+            LearnerError: a loss or a gradient norm that is not finite; the weights are as before this step.
         """
+        where = f"rank {torch.distributed.get_rank()}, step {self.steps + 1}"
         heads = self._learner.head_learning_rate / self._learner.learning_rate
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate * (heads if group["name"] == "heads" else 1.0)
         sums: dict[str, float] = {}
-        size = self._learner.micro_batch
+        passes = micro_batches(examples, self._learner.micro_tokens)
+        if len(passes) > rounds:
+            raise LearnerError(f"{where}: the examples take {len(passes)} passes, more than the {rounds} agreed on")
         world = torch.distributed.get_world_size()
         for i in range(rounds):
-            part = examples[i * size : (i + 1) * size]
-            loss, counted = self._engine(self._loss, part or examples[:1], totals)
+            part = passes[i] if i < len(passes) else []
+            loss, counted = self._engine(self._loss, part or passes[-1][-1:], totals)
             if not torch.isfinite(loss):
-                raise LearnerError(f"rank {torch.distributed.get_rank()}: the loss of pass {i} is {loss.item()}")
+                raise LearnerError(f"{where}: the loss of pass {i} is {loss.item()}")
             # DeepSpeed averages gradients over ranks; the sums are already shares of the whole batch.
             self._engine.set_gradient_accumulation_boundary(i == rounds - 1)
             self._engine.backward(loss * world if part else loss * 0)
             if part:
                 for name, value in counted.items():
                     sums[name] = sums.get(name, 0.0) + value
-        self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return {**sums, "grad_norm": float(norm) if norm is not None else 0.0}
+        self._engine.step()  # takes no step where the norm is not finite
+        norm = float(self._engine.get_global_grad_norm())
+        if not isfinite(norm):
+            raise LearnerError(f"{where}: the gradient norm is not finite; no step was taken, lower the learning rate")
+        self.steps += 1
+        return {**sums, "grad_norm": norm}
 
     def full_weights(self, *, trained_only: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
         """Whole tensors by checkpoint key, one at a time; ZeRO-3 gathers each, so all ranks must iterate to the end."""
@@ -151,6 +165,32 @@ class Learner:
             write_weights(folder, self.policy.config, state)
             copy_processor(self._folder, folder)
 
+    def save_state(self, folder: Path) -> None:
+        """Write all that the next step depends on: trained weights, optimiser, random state and number of steps.
+
+        A call for every rank, on a folder that all of them see; each writes its own part. Frozen weights are not in it:
+        they come from the checkpoint that the run started with.
+        """
+        self._engine.save_checkpoint(
+            str(folder), STATE, {"steps": self.steps}, save_latest=False, exclude_frozen_parameters=True
+        )
+        torch.save(_random_state(), folder / f"random-{torch.distributed.get_rank()}.pt")
+        torch.distributed.barrier()
+
+    def load_state(self, folder: Path) -> None:
+        """Go on from what `save_state` wrote, to the bit; a call for every rank, before the first step.
+
+        Raises:
+            LearnerError: no state of as many ranks in the folder.
+        """
+        rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        saved = len(list(folder.glob("random-*.pt")))
+        if saved != ranks:
+            raise LearnerError(f"rank {rank}: {folder} is a state of {saved} ranks, not of {ranks}; use as many")
+        _, extra = self._engine.load_checkpoint(str(folder), STATE, load_module_strict=False)
+        self.steps = extra["steps"]
+        _set_random_state(torch.load(folder / f"random-{rank}.pt", weights_only=True))
+
     def _gathered(self, parameters: list[torch.nn.Parameter]) -> AbstractContextManager[None]:
         if self._learner.zero_stage < 3:
             return nullcontext()
@@ -160,10 +200,7 @@ class Learner:
         return gathered
 
     def _loss(self, examples: list[Example], totals: BatchTotals) -> tuple[torch.Tensor, Counted]:
-        clips, index = _distinct([example.clip for example in examples], self._processor)
-        features = self._features(clips)
-        rows = [Row(e.prompt_ids, e.response_ids, at, clips[at].grid) for e, at in zip(examples, index, strict=True)]
-        state = prefill(self.policy.model, rows, features, keep_cache=True)
+        rows, features, state = self._prefill(examples)
         logprobs, entropy = token_logprobs(self.policy, state, rows, self._temperature)
         if isinstance(self._stage, GrpoConfig):
             total, counted = self._policy_loss(examples, rows, features, logprobs, totals)
@@ -241,11 +278,10 @@ class Learner:
             )
 
     def _retrieval_losses(self, examples: list[Example], wanted: list[int], latents: torch.Tensor) -> torch.Tensor:
-        soft = []
-        for i in wanted:
-            earlier = examples[i].earlier_latents
-            before = [] if earlier is None else [torch.tensor(earlier).to(latents)]
-            soft.append(self.policy.soft_tokens(torch.cat([*before, latents[i]])))
+        before = [np.zeros((0, latents.shape[-1])) if (e := examples[i].earlier_latents) is None else e for i in wanted]
+        counts = [len(part) + latents.shape[1] for part in before]
+        joined = [torch.cat([torch.tensor(b).to(latents), latents[i]]) for b, i in zip(before, wanted, strict=True)]
+        soft = self.policy.soft_tokens(torch.cat(joined)).split(counts)  # in one call, as on every other rank
         queries = self._embedder.query_vectors([examples[i].query for i in wanted], list(soft))
         losses = []
         for query, i in zip(queries, wanted, strict=True):
@@ -254,11 +290,23 @@ class Learner:
             losses.append(retrieval_loss(query, vectors[0], vectors[1:], self._retrieval.temperature))
         return torch.stack(losses)
 
+    def _prefill(self, examples: list[Example]) -> tuple[list[Row], list[VisionFeatures], ForwardState]:
+        """Rows of a pass, what they show, and their states. A pass without video runs the tower on a blank clip that no row shows: all
+        ranks must call the same modules, in the same order forward and backward, or ZeRO-3 waits for ever.
+        """
+        clips, index = _distinct([example.clip for example in examples], self._processor)
+        rows = [
+            Row(e.prompt_ids, e.response_ids, at, None if at is None else clips[at].grid)
+            for e, at in zip(examples, index, strict=True)
+        ]
+        features = self._features(clips)
+        return rows, features, prefill(self.policy.model, rows, features, keep_cache=True)
+
     def _features(self, clips: list[ProcessedClip]) -> list[VisionFeatures]:
         visual = self.policy.model.visual
-        dtype = self.policy.dtype
+        shown = [(clip.pixels, clip.grid) for clip in clips] or [blank_clip(visual)]
         with torch.set_grad_enabled(any(parameter.requires_grad for parameter in visual.parameters())):
-            return encode_clips(visual, [clip.pixels.to(dtype) for clip in clips], [clip.grid for clip in clips])
+            return encode_clips(visual, [p.to(self.policy.dtype) for p, _ in shown], [grid for _, grid in shown])
 
     def _freeze(self) -> None:
         """Stage 1 trains language model, mergers and heads; Stage 2 freezes the vision tower (method.md §1.6)."""
@@ -304,18 +352,34 @@ class Learner:
         return engine
 
 
+def _random_state() -> dict[str, Any]:
+    """Of every generator of this process, in types that load without running code."""
+    numpy_state: Any = np.random.get_state()  # name, keys, place and two numbers
+    name, keys, *rest = numpy_state
+    gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"torch": torch.get_rng_state(), "cuda": gpu, "numpy": [name, keys.tolist(), *rest], "python": getstate()}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])
+    np.random.set_state(tuple(state["numpy"]))
+    setstate(state["python"])
+
+
 def load_vectors(embeddings: Path, docid2row: dict[str, int]) -> VideoVectors:
     """Corpus vectors for the retrieval loss."""
     matrix = torch.from_numpy(np.load(embeddings, allow_pickle=False))
     return VideoVectors(torch.nn.functional.normalize(matrix, dim=-1), docid2row)
 
 
-def _distinct(clips: list[Clip], processor: ClipProcessor) -> tuple[list[ProcessedClip], list[int]]:
-    """Process each clip of a batch once; returns them and which one each row shows."""
+def _distinct(clips: list[Clip | None], processor: ClipProcessor) -> tuple[list[ProcessedClip], list[int | None]]:
+    """Process each clip of a batch once; returns them and which one each row shows, None without video."""
     order: dict[str, int] = {}
     processed: list[ProcessedClip] = []
     for clip in clips:
-        if clip.content_hash not in order:
+        if clip is not None and clip.content_hash not in order:
             order[clip.content_hash] = len(processed)
             processed.append(processor.process(clip))
-    return processed, [order[clip.content_hash] for clip in clips]
+    return processed, [None if clip is None else order[clip.content_hash] for clip in clips]

@@ -1,4 +1,3 @@
-
 from vsr1 import compat
 
 compat.prepare()

@@ -1,0 +1,221 @@
+"""Learner ranks as plain processes: what ZeRO-3, bfloat16 and broken numbers must not do."""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
+from vsr1.config import AgentConfig, LearnerConfig, ModelConfig, SftConfig
+from vsr1.formats.checkpoint import save_policy
+from vsr1.formats.clips import Clip
+from vsr1.model.policy import VideoSearchPolicy
+from vsr1.rl.batch import BatchTotals, Example, batch_totals, rounds
+from vsr1.rl.learner import Learner, LearnerError, VideoVectors
+from vsr1.toy.models import HIDDEN, toy_config, toy_processor, write_random_models
+from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer
+from vsr1.toy.world import vocabulary_texts
+from vsr1.video.processor import ClipProcessor
+
+pytestmark = pytest.mark.timeout(500)
+VIDEOS = 4
+WIDE = 640  # latent width with which DeepSpeed splits the heads over ranks: it keeps smaller weights whole
+LIMIT_S = 150
+Job = Callable[[Path, int], Any]
+
+# A server that has imported everything and runs no thread yet: its forks start at once.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload([__name__, "deepspeed"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    base = train_tokenizer(vocabulary_texts(0, 200))
+    write_random_models(folder, base)
+    tokenizer = policy_tokenizer(base)
+    torch.manual_seed(0)
+    save_policy(folder / "wide", VideoSearchPolicy(toy_config(tokenizer, refine_dim=WIDE)), toy_processor(tokenizer))
+    return folder
+
+
+def _rank(job: Job, folder: Path, rank: int, ranks: int, port: int, answer: Path) -> None:
+    torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(LIMIT_S - 20)
+    os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
+    torch.save(job(folder, rank), answer)
+    torch.distributed.barrier()  # a rank that leaves early breaks the others' last collective
+
+
+def _run(job: Job, folder: Path, ranks: int = 2) -> list[Any]:
+    """What each rank returned; fails when one fails or hangs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    answers = [folder / f"{job.__name__}-{rank}.pt" for rank in range(ranks)]
+    started = [
+        processes.Process(target=_rank, args=(job, folder, rank, ranks, port, answer))
+        for rank, answer in enumerate(answers)
+    ]
+    for process in started:
+        process.start()
+    deadline = time.monotonic() + LIMIT_S
+    while any(process.is_alive() for process in started) and time.monotonic() < deadline:
+        if any(process.exitcode for process in started):
+            break
+        time.sleep(0.1)
+    ended = [process.exitcode for process in started]
+    for process in started:
+        process.kill()
+        process.join()
+    assert ended == [0] * ranks, f"exit codes of the ranks, None where one hung: {ended}"
+    return [torch.load(answer, weights_only=False) for answer in answers]
+
+
+def _learner(folder: Path, policy: str = "policy", dtype: str = "float32", **settings: Any) -> Learner:
+    model = ModelConfig(policy=folder / policy, embedder=folder / "embedder", dtype=dtype)
+    vectors = torch.nn.functional.normalize(torch.randn(VIDEOS, HIDDEN, generator=torch.manual_seed(0)), dim=-1)
+    return Learner(
+        SftConfig(learner=LearnerConfig(**{"ranks": 2, "learning_rate": 1e-3, **settings})),
+        model,
+        AgentConfig(latents=3),
+        VideoVectors(vectors, {f"v{i}": i for i in range(VIDEOS)}),
+    )
+
+
+def _example(folder: Path, height: int | None, words: int, refined: bool = True) -> Example:
+    """A reply of `words` tokens about a clip of frames that high, or about none."""
+    processor = ClipProcessor(folder / "policy")
+    response = [20 + i % 7 for i in range(words)]
+    if height is None:
+        prompt = processor.tokenizer.encode("a red circle")
+        return Example("a red circle", None, prompt, response, refined, "v0", ["v1"])
+    frames = np.random.default_rng(height).integers(0, 255, (4, height, 64, 3), dtype=np.uint8)
+    clip = Clip.make(f"v{height}", frames, np.arange(4) * 1.0)
+    seen = processor.process(clip)
+    prompt = processor.expand(turn_prompt("a red circle", SYSTEM_PROMPT), seen.grid, seen.marks)
+    return Example("a red circle", clip, prompt, response, refined, "v0", ["v1", "v2"])
+
+
+def _uneven_step(folder: Path, rank: int, **settings: Any) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Rank 0 sees clips of two sizes and long replies; rank 1 has neither clip nor, in its last pass, an example."""
+    learner = _learner(folder, "wide", micro_tokens=1300, **settings)
+    parts = [
+        [_example(folder, 64, 9), _example(folder, 96, 520), _example(folder, 96, 4, refined=False)],
+        [_example(folder, None, 5, refined=False), _example(folder, None, 3)],
+    ]
+    numbers = learner.step(parts[rank], rounds(parts, 1300), batch_totals([*parts[0], *parts[1]]), 1e-3)
+    return numbers, {name: tensor.clone() for name, tensor in learner.full_weights()}
+
+
+def _whole(folder: Path, rank: int) -> Any:
+    return _uneven_step(folder, rank, zero_stage=1)
+
+
+def _split(folder: Path, rank: int) -> Any:
+    return _uneven_step(folder, rank, zero_stage=3)
+
+
+def _split_and_recomputed(folder: Path, rank: int) -> Any:
+    return _uneven_step(folder, rank, zero_stage=3, gradient_checkpointing=True)
+
+
+def test_ranks_of_uneven_work_stay_in_step_under_zero_3(folder: Path) -> None:
+    """No video on a rank, other clip sizes, other numbers of refined rows and of chunks: the same step as ZeRO-1."""
+    wanted = _run(_whole, folder)
+    for job in (_split, _split_and_recomputed):
+        found = _run(job, folder)
+        for (numbers, weights), (wanted_numbers, wanted_weights) in zip(found, wanted, strict=True):
+            for name, value in wanted_numbers.items():
+                assert numbers[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (job.__name__, name)
+            assert weights.keys() == wanted_weights.keys()
+            # Adam's first step is the rate times the gradient's sign: where that is noise, whole steps differ.
+            for name, tensor in weights.items():
+                apart = float((tensor - wanted_weights[name]).abs().gt(2e-5).float().mean())
+                assert apart < 0.02, (job.__name__, name, apart)
+
+
+DRIFT_STEPS, DRIFT = 600, 1e-5
+
+
+def _drift(folder: Path, zero_stage: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight of one before and after many steps of Adam, each `DRIFT` long, in bfloat16."""
+    learner = _learner(folder, dtype="bfloat16", zero_stage=zero_stage, learning_rate=DRIFT, head_learning_rate=DRIFT)
+    probe = "refine_projector.1.weight"  # a LayerNorm: ones
+
+    def weight() -> torch.Tensor:
+        return next(tensor.clone() for name, tensor in learner.full_weights() if name == probe)
+
+    def loss() -> torch.Tensor:
+        return learner.policy.refine_projector[1](torch.ones(HIDDEN, dtype=torch.bfloat16).cumsum(0)).sum() * 1e3
+
+    before = weight()
+    for _ in range(DRIFT_STEPS):
+        learner._engine.set_gradient_accumulation_boundary(True)
+        learner._engine.backward(learner._engine(loss))
+        learner._engine.step()
+    return before, weight()
+
+
+def _drift_1(folder: Path, rank: int) -> Any:
+    return _drift(folder, 1)
+
+
+def _drift_2(folder: Path, rank: int) -> Any:
+    return _drift(folder, 2)
+
+
+def _drift_3(folder: Path, rank: int) -> Any:
+    return _drift(folder, 3)
+
+
+@pytest.mark.parametrize("job", [_drift_1, _drift_2, _drift_3])
+def test_steps_below_bfloat16_resolution_add_up(folder: Path, job: Job) -> None:
+    """Between 1 and the next bfloat16 lie 2^-7: a step of 1e-5 alone would be rounded away each time."""
+    [(before, after)] = _run(job, folder, ranks=1)
+    assert before.dtype == after.dtype == torch.bfloat16
+    assert (before + DRIFT).equal(before)
+    moved = (after.float() - before.float()).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, DRIFT * DRIFT_STEPS), atol=2**-8, rtol=0)
+    assert (moved > 0).float().mean() > 0.9
+
+
+def _broken_numbers(folder: Path, rank: int) -> Any:
+    """Errors and whether weights and state stayed, of a loss and of a gradient norm that are not finite."""
+    learner = _learner(folder, zero_stage=2)
+    found = []
+    good = _example(folder, 64, 5)
+    learner.step([good], 1, BatchTotals(10, 2, 2, 0), 1e-3)
+    before = {name: tensor.clone() for name, tensor in learner.full_weights()}
+    plain = learner._retrieval_losses
+    for factor in (float("nan"), 1e38):
+        learner._retrieval_losses = lambda *args, factor=factor: plain(*args) * factor  # a finite loss, infinite norm
+        try:
+            learner.step([good], 1, BatchTotals(10, 2, 2, 0), 1e-3)
+            found.append("no error")
+        except LearnerError as error:
+            found.append(str(error))
+    same = all(tensor.equal(before[name]) for name, tensor in learner.full_weights())
+    learner._retrieval_losses = plain
+    learner.step([good], 1, BatchTotals(10, 2, 2, 0), 1e-3)
+    return found, same, learner.steps
+
+
+def test_numbers_that_are_not_finite_stop_the_step_and_are_named(folder: Path) -> None:
+    for rank, (errors, same, steps) in enumerate(_run(_broken_numbers, folder)):
+        assert f"rank {rank}, step 2: the loss of pass 0 is nan" in errors[0]
+        assert f"rank {rank}, step 2: the gradient norm is not finite" in errors[1]
+        assert same, "weights changed"
+        assert steps == 2

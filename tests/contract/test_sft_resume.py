@@ -1,0 +1,136 @@
+"""Stage 1 goes on from where it was stopped, to the bit, and says which rank stopped it."""
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from pipelines import sft
+from vsr1.config import Config
+from vsr1.formats.atomic import write_json
+from vsr1.formats.clips import write_meta
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.formats.training_state import StateError, StateFolder
+from vsr1.runlog import read_scalars
+from vsr1.toy.models import HIDDEN, write_random_models
+from vsr1.toy.tokenizer import train_tokenizer
+from vsr1.toy.world import vocabulary_texts
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
+STEPS, SAVED, RECORDS = 6, 3, 24
+REPLY = "<think> 0 red circle. not found. </think> <answer>not_matched</answer> <REFINE>"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, clip_rows) -> Path:
+    """Random models and the few files of a dataset that Stage 1 reads."""
+    root = tmp_path_factory.mktemp("world")
+    write_random_models(root, train_tokenizer(vocabulary_texts(0, 200)))
+    data = DatasetFolder(root / "data")
+    data.clips("train").mkdir(parents=True)
+    write_meta(data.clips("train"), clip_rows(data.clips("train")))
+    data.video_embeddings("train").parent.mkdir(parents=True)
+    np.save(data.video_embeddings("train"), np.random.default_rng(0).normal(size=(3, HIDDEN)).astype(np.float32))
+    write_json(data.docid2row("train"), {f"v{i}": i for i in range(3)})
+    write_json(data.hard_negatives(), {f"q{i}": [f"v{(i + 2) % 3}"] for i in range(RECORDS)})
+    write_json(
+        data.sft_records(),
+        [
+            {
+                "qid": f"q{i}", "query": f"a red circle {i}", "messages": [{"role": "assistant", "content": REPLY}],
+                "meta": {"video_id": f"v{i % 3}", "query_pos_video_id": f"v{(i + i % 2) % 3}"},
+            }
+            for i in range(RECORDS)
+        ],
+    )  # fmt: skip
+    return root
+
+
+def _config(world: Path, run: str, **learner: object) -> Config:
+    return Config.model_validate(
+        {
+            "run_dir": world / run,
+            "data": {"root": world / "data"},
+            "model": {"policy": world / "policy", "embedder": world / "embedder"},
+            "agent": {"latents": 2},
+            "sft": {
+                "learner": {"ranks": 2, "learning_rate": 1e-3, **learner},
+                "batch_size": 4,
+                "max_steps": STEPS,
+                "save_every": SAVED,
+            },
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, ray_cluster: None) -> Path:
+    """The checkpoint of a run that nobody stopped."""
+    return sft.train(_config(world, "whole"))
+
+
+def _kill_a_rank(run: Path) -> None:
+    """Kill a worker of Ray Train once the run has a state."""
+    while not (run / "state" / "sft" / f"step-{SAVED}").exists():
+        time.sleep(0.02)
+    ours = psutil.Process().children(recursive=True)
+    workers = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
+    workers[0].kill()
+
+
+def test_a_stopped_run_ends_in_the_same_bits(world: Path, whole: Path) -> None:
+    config = _config(world, "stopped")
+    killer = threading.Thread(target=_kill_a_rank, args=(config.run_dir,))
+    killer.start()
+    with pytest.raises(sft.SftError, match=r"stopped\. learner rank [01]: The actor is dead") as stopped:
+        sft.train(config)
+    assert "goes on from the last saved state" in str(stopped.value)
+    killer.join()
+    assert not (config.run_dir / "checkpoints").exists()
+    step, _ = StateFolder(config.run_dir / "state" / "sft").newest()
+    assert step == SAVED
+    end = sft.train(config)
+    wanted, found = (load_file(folder / "model.safetensors") for folder in (whole, end))
+    assert wanted.keys() == found.keys()
+    assert [name for name in wanted if not wanted[name].equal(found[name])] == []
+
+    def losses(run: str) -> dict:
+        rows = read_scalars(world / run / "scalars.jsonl")
+        return {row["step"]: row["value"] for row in rows if row["name"] == "token_loss"}
+
+    assert losses("stopped") == losses("whole") and len(losses("whole")) == STEPS
+
+
+def test_a_state_is_not_continued_under_other_settings(world: Path, whole: Path) -> None:
+    with pytest.raises(StateError, match=r"sft\.learner\.learning_rate was 0\.001, is 0\.002.*another run_dir"):
+        sft.train(_config(world, "whole", learning_rate=2e-3))
+
+
+def test_a_finished_run_writes_its_checkpoint_again(world: Path, whole: Path) -> None:
+    wanted = load_file(whole / "model.safetensors")
+    shutil.rmtree(whole)
+    again = load_file(sft.train(_config(world, "whole")) / "model.safetensors")
+    assert all(wanted[name].equal(again[name]) for name in wanted)
+
+
+def test_each_step_takes_its_rows_whatever_was_done_before() -> None:
+    rows = [{"n": n} for n in range(24)]
+    whole = [sft._rows_of(rows, rank, 2, 3, 0) for rank in range(2)]
+    assert sorted(row["n"] for part in whole for row in part) == list(range(24))
+    for rank in range(2):
+        assert sft._rows_of(rows, rank, 2, 3, 2) == whole[rank][6:]
+
+
+def test_the_wrong_video_that_was_shown_is_the_first_negative() -> None:
+    record = {
+        "qid": "q", "query": "a red circle", "messages": [{"content": REPLY}],
+        "meta": {"video_id": "shown", "query_pos_video_id": "right"},
+    }  # fmt: skip
+    assert sft._row(record, {"q": ["near", "shown", "far"]})["negatives"] == ["shown", "near", "far"]
+    record["meta"]["video_id"] = "right"
+    assert sft._row(record, {"q": ["near"]})["negatives"] == ["near"]

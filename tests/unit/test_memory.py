@@ -1,0 +1,107 @@
+"""What backward keeps: chunked log-probs and recomputed MLPs save memory and change no value."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from vsr1.formats.checkpoint import load_policy
+from vsr1.formats.clips import Clip
+from vsr1.model.forward import ForwardState, Row, prefill, roll_latents, token_logprobs
+from vsr1.model.policy import LOGPROB_CHUNK, VideoSearchPolicy
+from vsr1.model.recompute import recompute_mlps
+from vsr1.model.vision import encode_clips
+from vsr1.toy.models import HIDDEN, write_random_models
+from vsr1.toy.tokenizer import train_tokenizer
+from vsr1.toy.world import vocabulary_texts
+from vsr1.video.processor import ClipProcessor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_random_models(tmp_path_factory.mktemp("models"), train_tokenizer(vocabulary_texts(0, 200)))[0]
+
+
+def _saved_bytes(loss: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """The loss, and the bytes of distinct storages that its graph keeps, parameters included."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        value = loss()
+    return value, sum(kept.values())
+
+
+def _grads(policy: VideoSearchPolicy) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad()
+    return found
+
+
+def test_chunked_logprobs_equal_one_table_and_keep_none(folder):
+    policy = load_policy(folder)
+    vocabulary = policy.config.text_config.vocab_size
+    counts = [LOGPROB_CHUNK + 7, 3, LOGPROB_CHUNK]  # chunks that span rows
+    torch.manual_seed(0)
+    states = torch.randn(3, max(counts) + 1, HIDDEN, requires_grad=True)
+    rows = [Row([1], torch.randint(vocabulary, (n,)).tolist(), None, None) for n in counts]
+    state = ForwardState(states, states, torch.ones(0), torch.ones(0), None)
+
+    def chunked() -> torch.Tensor:
+        logprobs, entropies = token_logprobs(policy, state, rows, 0.7)
+        return (logprobs + 0.1 * entropies).sum()
+
+    def whole() -> torch.Tensor:
+        seen = torch.cat([states[i, -n - 1 : -1] for i, n in enumerate(counts)])
+        table = (policy.lm_head(seen).float() / 0.7).log_softmax(-1)
+        chosen = table.gather(1, torch.tensor([t for row in rows for t in row.response])[:, None])[:, 0]
+        return (chosen - 0.1 * (table.exp() * table).sum(-1)).sum()
+
+    found, kept = _saved_bytes(chunked)
+    wanted, kept_whole = _saved_bytes(whole)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-3)
+    gradients = [torch.autograd.grad(value, [states, policy.lm_head.weight]) for value in (found, wanted)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    table = sum(counts) * vocabulary * 4
+    assert kept_whole > 2 * table
+    assert kept < LOGPROB_CHUNK * vocabulary * 4 < table
+
+
+def test_recomputed_mlps_give_the_same_gradients_from_fewer_bytes(folder):
+    processor = ClipProcessor(folder)
+    rng = np.random.default_rng(0)
+    clips = [
+        processor.process(Clip.make("v", rng.integers(0, 255, (4, h, 64, 3), dtype=np.uint8), np.arange(4) * 1.0))
+        for h in (64, 96)
+    ]
+    rows = [
+        Row(processor.expand("<|video_pad|> a red circle", clip.grid, clip.marks), [30, 31, 32], i, clip.grid)
+        for i, clip in enumerate(clips)
+    ]
+
+    def loss(policy: VideoSearchPolicy) -> torch.Tensor:
+        features = encode_clips(policy.model.visual, [c.pixels for c in clips], [c.grid for c in clips])
+        state = prefill(policy.model, rows, features, keep_cache=True)
+        return token_logprobs(policy, state, rows)[0].sum() + policy.soft_tokens(roll_latents(policy, state, 4)).sum()
+
+    results = []
+    for recomputed in (False, True):
+        policy = load_policy(folder)
+        if recomputed:
+            recompute_mlps([*policy.model.language_model.layers, *policy.model.visual.blocks])
+        value, kept = _saved_bytes(lambda policy=policy: loss(policy))
+        value.backward()
+        results.append((value.detach(), kept, _grads(policy)))
+    (plain, kept_plain, gradients), (found, kept, again) = results
+    assert plain.equal(found)
+    assert gradients.keys() == again.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+    weights = sum(p.numel() * 4 for p in load_policy(folder).parameters())
+    assert kept - weights < 0.7 * (kept_plain - weights), (kept, kept_plain, weights)

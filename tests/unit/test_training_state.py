@@ -1,0 +1,44 @@
+"""States of a stage: whole or not there, the last two kept, refused under other settings."""
+
+from pathlib import Path
+
+import pytest
+
+from vsr1.formats.training_state import StateError, StateFolder
+
+
+def _save(states: StateFolder, step: int, settings: dict) -> None:
+    states.begin(step)
+    (states.part(step) / "weights").write_text(str(step))
+    states.publish(step, settings)
+
+
+def test_the_last_two_states_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
+    states = StateFolder(tmp_path / "state" / "sft")
+    assert states.newest() is None
+    for step in (2, 9, 10):
+        _save(states, step, {})
+    assert sorted(folder.name for folder in states.root.iterdir()) == ["step-10", "step-9"]
+    step, folder = states.newest()
+    assert step == 10 and (folder / "weights").read_text() == "10"
+
+
+def test_a_state_that_was_not_ended_is_not_found(tmp_path: Path) -> None:
+    states = StateFolder(tmp_path)
+    states.begin(4)
+    (states.part(4) / "weights").write_text("half")
+    assert states.newest() is None
+    states.begin(4)
+    assert not list(states.part(4).iterdir())
+
+
+def test_every_setting_that_differs_is_named(tmp_path: Path) -> None:
+    states = StateFolder(tmp_path)
+    settings = {"seed": 1, "sft": {"batch_size": 8, "learner": {"ranks": 2}}}
+    _save(states, 1, settings)
+    _, folder = states.newest()
+    states.check(folder, settings)
+    with pytest.raises(StateError) as refused:
+        states.check(folder, {"seed": 2, "sft": {"batch_size": 8, "learner": {"ranks": 4}, "new": True}})
+    for part in ("seed was 1, is 2", "sft.learner.ranks was 2, is 4", "sft.new was 'not set', is True", "run_dir"):
+        assert part in str(refused.value), part
