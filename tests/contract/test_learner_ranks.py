@@ -219,3 +219,36 @@ def test_numbers_that_are_not_finite_stop_the_step_and_are_named(folder: Path) -
         assert f"rank {rank}, step 2: the gradient norm is not finite" in errors[1]
         assert same, "weights changed"
         assert steps == 2
+
+
+def _step_and_weights(learner: Learner, folder: Path, rank: int) -> dict[str, torch.Tensor]:
+    learner.step([_example(folder, 64, 5 + rank)], 1, 11, 2, 1e-3)
+    return {name: tensor.clone() for name, tensor in learner.full_weights()}
+
+
+def _three_steps(folder: Path, rank: int) -> Any:
+    learner = _learner(folder, "wide", dtype="bfloat16", zero_stage=3)
+    for _ in range(2):
+        _step_and_weights(learner, folder, rank)
+    if rank == 0:
+        (folder / "state").mkdir()
+    torch.distributed.barrier()
+    learner.save_state(folder / "state")
+    drawn = torch.rand(3)
+    return drawn, _step_and_weights(learner, folder, rank)
+
+
+def _third_step(folder: Path, rank: int) -> Any:
+    torch.manual_seed(9)
+    learner = _learner(folder, "wide", dtype="bfloat16", zero_stage=3)
+    learner.load_state(folder / "state")
+    assert learner.steps == 2
+    drawn = torch.rand(3)
+    return drawn, _step_and_weights(learner, folder, rank)
+
+
+def test_a_state_goes_on_to_the_bit_under_zero_3_in_bfloat16(folder: Path) -> None:
+    """Stage 1 does the same with ZeRO-1 in float32 in test_sft_resume.py."""
+    for wanted, found in zip(_run(_three_steps, folder), _run(_third_step, folder), strict=True):
+        assert wanted[0].equal(found[0]), "random numbers"
+        assert [name for name, tensor in wanted[1].items() if not tensor.equal(found[1][name])] == []
