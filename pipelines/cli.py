@@ -97,13 +97,14 @@ def data_toy(
     out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
     train: Annotated[int, typer.Option(help="Videos in the training split.")] = 96,
     test: Annotated[int, typer.Option(help="Videos in the test split.")] = 48,
+    val: Annotated[int, typer.Option(help="Videos in the validation split; 0 leaves it out.")] = 0,
     seed: Annotated[int, typer.Option(help="Same seed, same corpus.")] = 0,
 ) -> None:
     """Render the toy corpus: H.264 videos and their annotations."""
     from vsr1.toy.corpus import write_toy_corpus
 
-    _guarded(write_toy_corpus, out, train, test, seed)
-    console.print(f"{train} training and {test} test videos in {out}")
+    _guarded(write_toy_corpus, out, train, test, seed, val=val)
+    console.print(f"{train} training, {val} validation and {test} test videos in {out}")
 
 
 @data_app.command("build")

@@ -48,6 +48,7 @@ def run_demo(config: Config, console: Console) -> Path:
             config.toy.test,
             config.seed,
             lambda done, all_: bar("toy videos", done, all_),
+            val=config.toy.val,
         )
     connect(config)
     try:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.data.build import ensure_dataset
-from pipelines.services import Outcome, complete, connect, services
+from pipelines.services import Outcome, Services, complete, connect, services
 from pipelines.tasks import evaluation_tasks
 from pipelines.trajectory_log import append_trajectories
 from vsr1.agent.trajectory import Trajectory
@@ -27,17 +27,8 @@ def evaluate(
     """Run every query of `eval.split`; writes `<run_dir>/<name>.json` and `<name>.trajectories.jsonl`."""
     connect(config)
     ensure_dataset(config)
-    tasks = evaluation_tasks(config, config.eval.split)
-    corpus = json.loads(DatasetFolder(config.data.root).docid2row(config.eval.split).read_text(encoding="utf-8"))
-    outcomes: list[Outcome] = []
     with services(config, config.eval.split) as world:
-        for outcome in world.rollout(config.eval.split, tasks, temperature=0.0):
-            outcomes.append(outcome)
-            if progress:
-                progress(f"{name} queries", len(outcomes), len(tasks))
-        played, _ = complete(outcomes)
-        trajectories, _ = complete(world.score(sorted(played, key=lambda t: t.query_id)))
-    summary = summarise(trajectories, len(corpus))
+        summary, trajectories = evaluate_split(world, config, config.eval.split, progress, name)
     target = Path(config.run_dir)
     target.mkdir(parents=True, exist_ok=True)
     (target / f"{name}.json").write_text(json.dumps(summary.to_json(), indent=2), encoding="utf-8")
@@ -45,6 +36,26 @@ def evaluate(
     lines.unlink(missing_ok=True)
     append_trajectories(lines, 0, trajectories)
     return summary, trajectories
+
+
+def evaluate_split(
+    world: Services, config: Config, split: str, progress: Progress | None, name: str
+) -> tuple[EvalSummary, list[Trajectory]]:
+    """Run every query of a split on running services.
+
+    Raises:
+        RolloutError: a query failed.
+    """
+    tasks = evaluation_tasks(config, split)
+    corpus = json.loads(DatasetFolder(config.data.root).docid2row(split).read_text(encoding="utf-8"))
+    outcomes: list[Outcome] = []
+    for outcome in world.rollout(split, tasks, temperature=0.0):
+        outcomes.append(outcome)
+        if progress:
+            progress(f"{name} queries", len(outcomes), len(tasks))
+    played, _ = complete(outcomes)
+    trajectories, _ = complete(world.score(sorted(played, key=lambda t: t.query_id)))
+    return summarise(trajectories, len(corpus)), trajectories
 
 
 if __name__ == "__main__":

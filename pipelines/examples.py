@@ -1,17 +1,22 @@
-"""Training examples out of scored trajectories: one a segment, with its advantage and that of its latents."""
+"""Training examples out of scored trajectories: one a turn, with the engine's own tokens and latents."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import ray
 
-from vsr1.agent.trajectory import Trajectory
+from vsr1.agent.trajectory import Segment, Trajectory
+from vsr1.config import Config
 from vsr1.rl.batch import Example
+from vsr1.rl.credit import Credit
 
 
-def trained_examples(trajectories: list[Trajectory], advantages: list[float], clips: Any) -> list[Example]:
-    """One example a segment, with the engine's own tokens and the clip it saw.
+def trained_examples(
+    trajectories: list[Trajectory], credits: list[list[Credit]], clips: Any, config: Config
+) -> list[Example]:
+    """One example a turn, with the clip it saw; replies cut at the limit stay out if `train_truncated` says so.
 
     Raises:
         ValueError: a clip whose content is not what the rollout saw.
@@ -19,11 +24,13 @@ def trained_examples(trajectories: list[Trajectory], advantages: list[float], cl
     wanted = sorted({segment.video_id for trajectory in trajectories for segment in trajectory.segments})
     loaded = dict(zip(wanted, ray.get(ray.get([clips.get.remote(video) for video in wanted])), strict=True))
     examples = []
-    for trajectory, advantage in zip(trajectories, advantages, strict=True):
-        for segment in trajectory.segments:
+    for trajectory, turns in zip(trajectories, credits, strict=True):
+        for number, (segment, credit) in enumerate(zip(trajectory.segments, turns, strict=True)):
             clip = loaded[segment.video_id]
             if clip.content_hash != segment.clip_hash:
                 raise ValueError(f"clip {segment.video_id} changed between rollout and learning; rebuild the dataset")
+            if segment.finish_reason == "length" and not config.grpo.objective.train_truncated:
+                continue
             examples.append(
                 Example(
                     query=trajectory.query,
@@ -32,14 +39,27 @@ def trained_examples(trajectories: list[Trajectory], advantages: list[float], cl
                     response_ids=segment.response_token_ids,
                     refined=segment.refined,
                     positive=trajectory.gt_video,
-                    negatives=_negatives(trajectory),
+                    negatives=_negatives(trajectory, segment),
                     behaviour_logprobs=segment.response_logprobs,
-                    advantage=advantage,
+                    advantage=credit.tokens,
+                    latents=segment.latents,
+                    noise=segment.noise,
+                    latent_advantage=credit.latents,
+                    earlier_latents=_earlier(trajectory, number, config),
                 )
             )
     return examples
 
 
-def _negatives(trajectory: Trajectory) -> list[str]:
-    """The wrong videos nearest to the query as it was searched first."""
-    return [video for video, _ in trajectory.segments[0].retrieved if video != trajectory.gt_video]
+def _negatives(trajectory: Trajectory, segment: Segment) -> list[str]:
+    """The wrong video that was shown, then those nearest to the query as it was searched first."""
+    found = [segment.video_id, *[video for video, _ in trajectory.segments[0].retrieved]]
+    return [video for video in dict.fromkeys(found) if video != trajectory.gt_video]
+
+
+def _earlier(trajectory: Trajectory, number: int, config: Config) -> np.ndarray | None:
+    """Latents of the turns before, where they stay in the query."""
+    if config.agent.latents_of_turns == "replace":
+        return None
+    before = [segment.latents for segment in trajectory.segments[:number] if segment.latents is not None]
+    return np.concatenate(before) if before else None

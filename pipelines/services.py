@@ -45,9 +45,7 @@ class Services:
     transfer: str
     _connected: bool = False
 
-    def rollout(
-        self, split: str, tasks: list[SearchTask], temperature: float, sigma: float = 0.0
-    ) -> Iterator[Outcome]:
+    def rollout(self, split: str, tasks: list[SearchTask], temperature: float, sigma: float = 0.0) -> Iterator[Outcome]:
         """Play the tasks over all workers; outcomes in the order they finish. A dead actor raises Ray's own error."""
         pending = {
             self.rollouts[i % len(self.rollouts)].rollout.remote(split, task, temperature, sigma): task

@@ -314,6 +314,7 @@ class ToyConfig(Section):
 
     create: bool = Field(False, description="render and build it before a stage that finds no dataset in data.root")
     train: int = Field(96, ge=2, description="videos in the training split")
+    val: int = Field(0, ge=0, description="videos in the validation split; 0: there is none")
     test: int = Field(48, ge=2, description="videos in the test split")
 
 

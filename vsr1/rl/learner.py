@@ -105,7 +105,8 @@ class Learner:
             learning_rate: of the backbone; the heads keep their ratio to it.
 
         Returns:
-            sums over this rank's part, to be added over ranks, and the gradient norm.
+            sums over this rank's part, to be added over ranks, maxima where the name ends in `_max`, and the gradient
+            norm.
 
         Raises:
             LearnerError: a loss or a gradient norm that is not finite; the weights are as before this step.
@@ -129,7 +130,8 @@ class Learner:
             self._engine.backward(loss * world if part else loss * 0)
             if part:
                 for name, value in counted.items():
-                    sums[name] = sums.get(name, 0.0) + value
+                    known = sums.get(name, 0.0)
+                    sums[name] = max(known, value) if name.endswith("_max") else known + value
         self._engine.step()  # takes no step where the norm is not finite
         norm = float(self._engine.get_global_grad_norm())
         if not isfinite(norm):
@@ -237,7 +239,7 @@ class Learner:
     def _latent_losses(
         self, examples: list[Example], state: ForwardState, totals: BatchTotals
     ) -> Iterator[tuple[torch.Tensor, Counted]]:
-        """The losses that reach the heads. Every row of the pass is rolled, so that all ranks touch the same weights."""
+        """Losses that reach the heads. Every row of the pass is rolled, so that all ranks touch the same weights."""
         depth, device = self._agent.latents, state.after_norm.device
         actions = self._stage.latents if isinstance(self._stage, GrpoConfig) else None
         if depth and actions and actions.sigma and actions.weight:
@@ -291,8 +293,10 @@ class Learner:
         return torch.stack(losses)
 
     def _prefill(self, examples: list[Example]) -> tuple[list[Row], list[VisionFeatures], ForwardState]:
-        """Rows of a pass, what they show, and their states. A pass without video runs the tower on a blank clip that no row shows: all
-        ranks must call the same modules, in the same order forward and backward, or ZeRO-3 waits for ever.
+        """Rows of a pass, what they show, and their states.
+
+        A pass without video runs the tower on a blank clip that no row shows: all ranks must call the same modules, in
+        the same order forward and backward, or ZeRO-3 waits for ever.
         """
         clips, index = _distinct([example.clip for example in examples], self._processor)
         rows = [

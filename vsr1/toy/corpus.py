@@ -13,13 +13,19 @@ from vsr1.toy.world import Example, ToyWorldError, describe, make_corpus
 
 
 def write_toy_corpus(
-    out: Path, train: int, test: int, seed: int, progress: Callable[[int, int], None] | None = None
+    out: Path,
+    train: int,
+    test: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    val: int = 0,
 ) -> None:
-    """Render and annotate both splits.
+    """Render and annotate the splits.
 
     Args:
         out: dataset folder; must be empty or absent.
-        train: videos in the training split. test: in the test split.
+        train: videos in the training split. test: in the test split. val: in the validation split, which 0 leaves out.
         progress: called with videos done and videos in all.
 
     Raises:
@@ -27,7 +33,8 @@ def write_toy_corpus(
     """
     if out.exists() and any(out.iterdir()):
         raise ToyWorldError(f"{out} is not empty; choose a new folder or delete it first")
-    corpora = {"train": make_corpus("train", train, seed), "test": make_corpus("test", test, seed)}
+    sizes = {"train": train, "test": test} | ({"val": val} if val else {})
+    corpora = {split: make_corpus(split, videos, seed) for split, videos in sizes.items()}
     folder, done, first_id = DatasetFolder(out), 0, 1
     for split, examples in corpora.items():
         folder.raw_videos(split).mkdir(parents=True)
@@ -35,7 +42,7 @@ def write_toy_corpus(
             encode_mp4(example.film, folder.raw_videos(split) / f"{example.film.video_id}.mp4")
             done += 1
             if progress:
-                progress(done, train + test)
+                progress(done, sum(sizes.values()))
         write_lines(folder.annotations(split), [_annotation(e, first_id + i) for i, e in enumerate(examples)])
         write_lines(folder.events(split), [_events(e) for e in examples])
         first_id += len(examples)

@@ -1,8 +1,8 @@
 """Trains the toy base models from random weights: they stand in for released ones, which cannot be made small.
 
 The policy learns to name the events of the shown film, to judge and to give the span; it knows nothing of refinement
-yet, which is Stage 1's to teach. The embedder starts from the policy's weights and learns by contrast, whole families of
-films in a batch. Films are rendered, not encoded; the same seed and steps give the same data.
+yet, which is Stage 1's to teach. The embedder starts from the policy's weights and learns by contrast. Films are
+rendered, not encoded; the same seed and steps give the same data.
 """
 
 from __future__ import annotations

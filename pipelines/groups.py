@@ -1,0 +1,97 @@
+"""The groups of samples that one step of Stage 2 trains on.
+
+A sample that failed is dropped with its reason and counted, never scored; a group that is left with fewer than two
+samples goes whole. Groups whose samples all earned the same teach the policy nothing: up to
+`grpo.replace_equal_groups` of them a step are replaced by groups of further prompts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+
+from pipelines.services import RolloutError, Services, complete
+from pipelines.tasks import group_of
+from vsr1.agent.search import SearchTask
+from vsr1.agent.trajectory import Trajectory
+from vsr1.config import Config
+from vsr1.rl.advantages import groups_with_variance
+from vsr1.rl.credit import group_key
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class StepGroups:
+    """What a step rolled out: `trained`, and what became of the rest."""
+
+    trained: list[Trajectory] = field(default_factory=list)
+    prompts: int = 0
+    equal_groups: int = 0  # replaced ones included
+    lost_groups: int = 0
+    failures: Counter[str] = field(default_factory=Counter)  # by reason
+
+    def metrics(self) -> dict[str, float]:
+        values: dict[str, float] = {
+            "groups/prompts": self.prompts,
+            "groups/without_variance": self.equal_groups,
+            "groups/lost": self.lost_groups,
+            "failed_samples": self.failures.total(),
+        }
+        return values | {f"failed_samples/{reason}": count for reason, count in self.failures.items()}
+
+
+def roll_out_groups(
+    world: Services, stream: Iterator[SearchTask], config: Config, step: int, progress: Progress | None
+) -> StepGroups:
+    """Play, score and choose the groups of one step.
+
+    Raises:
+        RolloutError: more samples failed than `grpo.max_failed_fraction` tolerates, or no group is left.
+    """
+    settings, done = config.grpo, StepGroups()
+    spare, wanted = settings.replace_equal_groups, settings.prompts_per_step
+    while wanted:
+        tasks = []
+        for prompt in islice(stream, wanted):
+            seed = config.seed + 1000 * (step * 1000 + done.prompts)
+            tasks += group_of(prompt, settings.group_size, seed)
+            done.prompts += 1
+        outcomes = []
+        for outcome in world.rollout("train", tasks, config.rollout.temperature, settings.latents.sigma):
+            outcomes.append(outcome)
+            if progress:
+                progress(f"step {step}/{settings.steps} rollouts", len(outcomes), len(tasks))
+        played, failed = complete(outcomes, tolerated=1.0)
+        scored, failed = complete([*failed, *world.score(played)], settings.max_failed_fraction)
+        done.failures.update(sample.reason for sample in failed)
+        wanted = _sort_in(done, scored, len(tasks) // settings.group_size, spare)
+        spare -= wanted
+    if not done.trained:
+        raise RolloutError(f"step {step}: every group lost all but one of its samples: {dict(done.failures)}")
+    return done
+
+
+def _sort_in(done: StepGroups, scored: list[Trajectory], prompts: int, spare: int) -> int:
+    """Add what can be trained on; how many groups are to be replaced."""
+    groups: dict[str, list[Trajectory]] = {}
+    for trajectory in sorted(scored, key=lambda t: (t.query_id, t.sample)):
+        groups.setdefault(group_key(trajectory), []).append(trajectory)
+    replaced = 0
+    for members in groups.values():
+        if len(members) < 2:
+            done.lost_groups += 1
+            continue
+        rewards = torch.tensor([trajectory.reward for trajectory in members])
+        if not groups_with_variance(rewards, torch.zeros(len(members), dtype=torch.long)).any():
+            done.equal_groups += 1
+            if replaced < spare:
+                replaced += 1
+                continue
+        done.trained += members
+    done.lost_groups += max(prompts - len(groups), 0)
+    return replaced
