@@ -18,7 +18,7 @@ from vsr1.agent.environment import Observation, run_episode
 from vsr1.agent.prompts import system_prompt
 from vsr1.agent.search import SearchEnvironment, SearchSettings, SearchTask
 from vsr1.agent.trajectory import Trajectory
-from vsr1.config import Config
+from vsr1.config import AgentConfig, Config
 from vsr1.engine.engine import PolicyEngine, Reply
 from vsr1.formats.clips import Clip
 from vsr1.model.manifest import Manifest
@@ -30,14 +30,6 @@ class RolloutWorkerActor:
 
     def __init__(self, config: Config, retrieval: dict[str, Any]) -> None:
         self._config, self._retrieval = config, retrieval
-        agent = config.agent
-        self._settings = SearchSettings(
-            max_turns=agent.max_turns,
-            top_k=config.retrieval.top_k,
-            exclude_rejected=agent.exclude_rejected,
-            accumulate=agent.latents_of_turns == "accumulate",
-            system_prompt=system_prompt(agent.system_prompt),
-        )
         self._engine: PolicyEngine | None = None
 
     async def node(self) -> str:
@@ -60,18 +52,26 @@ class RolloutWorkerActor:
             allow_bin=model.allow_bin,
         )
 
-    async def rollout(self, split: str, task: SearchTask, temperature: float, sigma: float = 0.0) -> Trajectory:
+    async def rollout(
+        self, split: str, task: SearchTask, agent: AgentConfig, temperature: float, sigma: float = 0.0
+    ) -> Trajectory:
         """Play one episode over a split; greedy at temperature 0, latents with noise of deviation `sigma`."""
-        search, clip = partial(self._search, split), partial(self._clip, split)
-        environment = SearchEnvironment(task, self._settings, search, clip)
-        agent = self._config.agent
+        settings = SearchSettings(
+            max_turns=agent.max_turns,
+            top_k=self._config.retrieval.top_k,
+            exclude_rejected=agent.exclude_rejected,
+            accumulate=agent.latents_of_turns == "accumulate",
+            refinement=agent.refinement,
+            system_prompt=system_prompt(agent.system_prompt),
+        )
+        environment = SearchEnvironment(task, settings, partial(self._search, split), partial(self._clip, split))
 
         async def reply_to(observation: Observation, turn: int) -> Reply:
             return await self._ready().generate(
                 observation.prompt,
                 observation.clip,
                 max_tokens=agent.max_new_tokens,
-                latents=agent.latents,
+                latents=agent.depth,
                 temperature=temperature,
                 seed=task.seed + turn,
                 sigma=sigma,

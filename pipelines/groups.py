@@ -62,12 +62,13 @@ def roll_out_groups(
             tasks += group_of(prompt, settings.group_size, seed)
             done.prompts += 1
         outcomes = []
-        for outcome in world.rollout("train", tasks, config.rollout.temperature, settings.latents.sigma):
+        played = world.rollout("train", tasks, config.agent, config.rollout.temperature, settings.latents.sigma)
+        for outcome in played:
             outcomes.append(outcome)
             if progress:
                 progress(f"step {step}/{settings.steps} rollouts", len(outcomes), len(tasks))
-        played, failed = complete(outcomes, tolerated=1.0)
-        scored, failed = complete([*failed, *world.score(played)], settings.max_failed_fraction)
+        finished, failed = complete(outcomes, tolerated=1.0)
+        scored, failed = complete([*failed, *world.score(finished)], settings.max_failed_fraction)
         done.failures.update(sample.reason for sample in failed)
         wanted = _sort_in(done, scored, len(tasks) // settings.group_size, spare)
         spare -= wanted

@@ -56,7 +56,7 @@ def train(config: Config, progress: Progress | None = None) -> Path:
             world.push(learners, version=step)
             pushed = time.monotonic()
             timing = {"rollout": rolled - started, "learn": stepped - rolled, "push": pushed - stepped}
-            values = rollout_metrics(groups.trained, config, step - 1) | groups.metrics() | credit_metrics(credits)
+            values = rollout_metrics(groups.trained, step - 1) | groups.metrics() | credit_metrics(credits)
             tokens = sum(len(example.response_ids) for example in examples)
             speed = {"tokens_per_second": tokens / (pushed - started)}
             log.log("grpo", step, values | learned | speed | {f"seconds/{k}": v for k, v in timing.items()})
@@ -71,8 +71,9 @@ def train(config: Config, progress: Progress | None = None) -> Path:
 
 def _validate(world: Services, log: RunLog, config: Config, step: int, progress: Progress | None) -> None:
     if config.grpo.validate_every:
-        summary, _ = evaluate_split(world, config, config.grpo.val_split, progress, f"step {step} validation")
-        log.log("val", step, validation_metrics(summary))
+        split = config.grpo.val_split
+        summary, _ = evaluate_split(world, config, config.agent, split, progress, f"step {step} {split}")
+        log.log(split, step, validation_metrics(summary))
 
 
 if __name__ == "__main__":

@@ -144,8 +144,9 @@ class Plan:
 
 
 def placement_plan(config: Config, available: Capacity | None = None) -> Plan:
-    """The actors of the GRPO job. The clip store is one a node; without `available`, one node is assumed."""
+    """The actors of the GRPO job. A clip store is one a node and split; without `available`, one node is assumed."""
     cluster = config.cluster
+    splits = 2 if config.grpo.validate_every else 1
     nodes = len(available.nodes) if available is not None else 1
     return Plan(
         roles=(
@@ -153,14 +154,14 @@ def placement_plan(config: Config, available: Capacity | None = None) -> Plan:
             Role("learner rank", config.grpo.learner.ranks, "grpo.learner.ranks", "cluster.learner", cluster.learner),
             Role(
                 "retrieval shard",
-                config.retrieval.shards * config.retrieval.replicas,
+                config.retrieval.shards * config.retrieval.replicas * splits,
                 "retrieval.shards",
                 "cluster.shard",
                 cluster.shard,
             ),
-            Role("retrieval service", 1, "", "cluster.retrieval", cluster.retrieval),
+            Role("retrieval service", splits, "", "cluster.retrieval", cluster.retrieval),
             Role("reward worker", cluster.reward_workers, "cluster.reward_workers", "cluster.reward", cluster.reward),
-            Role("clip store", nodes, "", "cluster.clips", cluster.clips),
+            Role("clip store", nodes * splits, "", "cluster.clips", cluster.clips),
         ),
         available=available,
     )
@@ -222,5 +223,7 @@ def _require_answer(address: str) -> None:
 
 
 def capacity(config: Config) -> Capacity:
-    """Of the cluster that `cluster.address` names, or of this machine."""
-    return cluster_capacity(config.cluster.address) if config.cluster.address else local_capacity(config)
+    """Of the cluster that is connected or that `cluster.address` names, else of this machine."""
+    if config.cluster.address or ray.is_initialized():
+        return cluster_capacity(config.cluster.address or "the address that it was found at")
+    return local_capacity(config)

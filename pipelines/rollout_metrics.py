@@ -5,13 +5,12 @@ from __future__ import annotations
 from statistics import mean, pstdev
 
 from vsr1.agent.trajectory import Segment, Trajectory
-from vsr1.config import Config
 from vsr1.metrics.summary import EvalSummary
 from vsr1.metrics.temporal import moment_iou
 from vsr1.rl.credit import Credit
 
 
-def rollout_metrics(trajectories: list[Trajectory], config: Config, weight_version: int) -> dict[str, float]:
+def rollout_metrics(trajectories: list[Trajectory], weight_version: int) -> dict[str, float]:
     """Means over trajectories, or over turns where the name says so.
 
     Args:
@@ -31,7 +30,7 @@ def rollout_metrics(trajectories: list[Trajectory], config: Config, weight_versi
         "response_tokens": mean(lengths),
         "response_tokens/longest": max(lengths),
         "truncated": _share([s.finish_reason == "length" for s in segments]),
-        "no_refine_token": _share([not s.refined for s in segments]) if config.agent.latents else 0.0,
+        "no_refinement": _share([not s.refined for s in segments]),
         "no_verdict": _share([s.verdict == "unknown" for s in segments]),
         "moment_iou": mean(moment_iou(t) for t in trajectories),
         "R@1_before": _share([t.segments[0].gt_rank_before == 1 for t in trajectories]),

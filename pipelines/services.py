@@ -23,7 +23,7 @@ from actors.rollout import RolloutWorker
 from pipelines.machine import check_port
 from vsr1.agent.search import SearchTask
 from vsr1.agent.trajectory import FailedSample, Trajectory
-from vsr1.config import ActorResources, Config
+from vsr1.config import ActorResources, AgentConfig, Config
 from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
 
@@ -45,10 +45,12 @@ class Services:
     transfer: str
     _connected: bool = False
 
-    def rollout(self, split: str, tasks: list[SearchTask], temperature: float, sigma: float = 0.0) -> Iterator[Outcome]:
+    def rollout(
+        self, split: str, tasks: list[SearchTask], agent: AgentConfig, temperature: float, sigma: float = 0.0
+    ) -> Iterator[Outcome]:
         """Play the tasks over all workers; outcomes in the order they finish. A dead actor raises Ray's own error."""
         pending = {
-            self.rollouts[i % len(self.rollouts)].rollout.remote(split, task, temperature, sigma): task
+            self.rollouts[i % len(self.rollouts)].rollout.remote(split, task, agent, temperature, sigma): task
             for i, task in enumerate(tasks)
         }
         while pending:

@@ -248,13 +248,27 @@ class AgentConfig(Section):
     """The loop: turns, latents and what a rejected video means."""
 
     max_turns: int = Field(3, ge=1)
-    latents: int = Field(8, ge=0, le=8, description="0: no refinement")
+    refinement: Literal["latents", "text", "none"] = Field(
+        "latents", description="after a rejection: latents, the query in new words, or the next video of the ranking"
+    )
+    latents: int = Field(8, ge=1, le=8, description="of one refinement, where it is by latents")
     latents_of_turns: Literal["replace", "accumulate"] = Field(
         "replace", description="a refinement takes the place of the one before, or joins it"
     )
     exclude_rejected: bool = True
     system_prompt: AbsolutePath | None = Field(None, description="file that replaces the default system prompt")
     max_new_tokens: int = Field(96, ge=16, description="most tokens of one reply, the refine token included")
+
+    @property
+    def depth(self) -> int:
+        """Latents of one refinement, 0 where there are none."""
+        return self.latents if self.refinement == "latents" else 0
+
+    @model_validator(mode="after")
+    def _the_next_video_differs(self) -> AgentConfig:
+        if self.refinement == "none" and self.max_turns > 1 and not self.exclude_rejected:
+            raise ValueError("agent.refinement=none shows one video again and again unless agent.exclude_rejected=true")
+        return self
 
 
 class RolloutConfig(Section):
@@ -297,16 +311,19 @@ class ClusterConfig(Section):
     object_store_gib: float = Field(1.0, gt=0)
     rollout: ActorResources = ActorResources(cpus=0.5, memory_gib=3.0)
     learner: ActorResources = ActorResources(cpus=0.3, memory_gib=1.5)
-    shard: ActorResources = ActorResources(cpus=0.1, memory_gib=0.3)
-    retrieval: ActorResources = ActorResources(cpus=0.2, memory_gib=1.0)
+    shard: ActorResources = ActorResources(cpus=0.05, memory_gib=0.3)
+    retrieval: ActorResources = ActorResources(cpus=0.1, memory_gib=1.0)
     reward: ActorResources = ActorResources(cpus=0.1, memory_gib=0.3)
-    clips: ActorResources = ActorResources(cpus=0.1, memory_gib=0.5)
+    clips: ActorResources = ActorResources(cpus=0.05, memory_gib=0.5)
     reward_workers: int = Field(1, ge=1)
 
 
 class EvalConfig(Section):
     split: str = "test"
     limit: int | None = Field(None, ge=1, description="queries evaluated, the first ones; empty takes all")
+    agents: dict[str, dict[str, Any]] = Field(
+        {}, description="further evaluations on the same engines, by name: what each changes in `agent`"
+    )
 
 
 class ToyConfig(Section):

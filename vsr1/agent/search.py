@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
 from vsr1.agent.environment import Observation, PolicyReply
-from vsr1.agent.parse import parse_reply
+from vsr1.agent.parse import last_element, parse_reply
 from vsr1.agent.prompts import turn_prompt
 from vsr1.agent.trajectory import Segment, Span, Trajectory
 from vsr1.formats.clips import Clip
@@ -44,6 +45,7 @@ class SearchSettings:
     top_k: int
     exclude_rejected: bool
     accumulate: bool  # soft tokens of all turns, not of the last one only
+    refinement: Literal["latents", "text", "none"]
     system_prompt: str
 
 
@@ -68,10 +70,9 @@ class SearchEnvironment:
         parsed = parse_reply(reply.text, self._duration())
         if self._settings.exclude_rejected and parsed.verdict != "matched":
             self._rejected.append(shown)
-        after = None
-        if reply.soft_tokens is not None:
-            self._soft = [*(self._soft if self._settings.accumulate else []), reply.soft_tokens]
-            after = await self._retrieve(SearchRequest(query=self._task.query, soft_tokens=np.concatenate(self._soft)))
+        rewrite = (last_element(reply.text, "query") or "").strip() or None
+        request = self._refined(reply, rewrite)
+        after = None if request is None else await self._retrieve(request)
         negatives = [video for video in dict.fromkeys([*self._task.negatives, shown]) if video != self._task.gt_video]
         self._trajectory.segments.append(
             Segment(
@@ -97,12 +98,13 @@ class SearchEnvironment:
                 gt_score_after=after.scores[self._task.gt_video] if after else None,
                 negative_scores_before=[self._found.scores[video] for video in negatives],
                 negative_scores_after=[after.scores[video] for video in negatives] if after else None,
+                rewrite=rewrite if self._settings.refinement == "text" else None,
             )
         )
         if parsed.verdict == "matched":
             return self._end("matched")
         if after is None:
-            return self._end("no_refine_token")
+            return self._end("no_refinement")
         self._found = after
         if len(self._trajectory.segments) == self._settings.max_turns:
             return self._end("max_turns")
@@ -110,6 +112,19 @@ class SearchEnvironment:
 
     def trajectory(self) -> Trajectory:
         return self._trajectory
+
+    def _refined(self, reply: PolicyReply, rewrite: str | None) -> SearchRequest | None:
+        """The next search, None if the reply holds nothing to refine the query with."""
+        match self._settings.refinement:
+            case "none":
+                return SearchRequest(query=self._task.query)
+            case "text":
+                return None if rewrite is None else SearchRequest(query=rewrite)
+            case "latents":
+                if reply.soft_tokens is None:
+                    return None
+                self._soft = [*(self._soft if self._settings.accumulate else []), reply.soft_tokens]
+                return SearchRequest(query=self._task.query, soft_tokens=np.concatenate(self._soft))
 
     async def _retrieve(self, request: SearchRequest) -> SearchResult:
         first = [self._task.first_video] if self._task.first_video else []

@@ -45,11 +45,12 @@ class Segment:
     gt_score_after: float | None = None
     negative_scores_before: list[float] | None = None
     negative_scores_after: list[float] | None = None
+    rewrite: str | None = None  # the query in new words, where refinement is by text
 
     @property
     def refined(self) -> bool:
-        """Whether the refine token was sampled: the engine makes latents exactly then."""
-        return self.latents is not None
+        """Whether the reply refines the query: by latents, which the refine token calls for, or in new words."""
+        return self.latents is not None or self.rewrite is not None
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Trajectory:
     sample: int
     seed: int
     segments: list[Segment] = field(default_factory=list)
-    end_reason: str = ""  # matched | max_turns | no_refine_token | corpus_exhausted
+    end_reason: str = ""  # matched | max_turns | no_refinement | corpus_exhausted
     terms: dict[str, float] = field(default_factory=dict)  # unweighted, by name
     turn_rewards: list[float] = field(default_factory=list)  # weighted, of each turn; they add up to `reward`
     turn_retrieval_rewards: list[float] = field(default_factory=list)  # what of each is for the refined query

@@ -240,7 +240,7 @@ class Learner:
         self, examples: list[Example], state: ForwardState, totals: BatchTotals
     ) -> Iterator[tuple[torch.Tensor, Counted]]:
         """Losses that reach the heads. Every row of the pass is rolled, so that all ranks touch the same weights."""
-        depth, device = self._agent.latents, state.after_norm.device
+        depth, device = self._agent.depth, state.after_norm.device
         actions = self._stage.latents if isinstance(self._stage, GrpoConfig) else None
         if depth and actions and actions.sigma and actions.weight:
             shape = (len(examples), depth, self.policy.config.refine_dim)

@@ -1,8 +1,9 @@
 """Trains the toy base models from random weights: they stand in for released ones, which cannot be made small.
 
 The policy learns to name the events of the shown film, to judge and to give the span; it knows nothing of refinement
-yet, which is Stage 1's to teach. The embedder starts from the policy's weights and learns by contrast. Films are
-rendered, not encoded; the same seed and steps give the same data.
+yet, which is Stage 1's to teach. The embedder starts from the policy's weights and learns by contrast: films of other
+families first, then more and more of one family in a batch. Films are rendered, not encoded, and each time they are
+shown moved and tinted, so that nothing can be told by a film's background; the same seed and steps give the same data.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ HELD_OUT = 512  # films of the validation split that progress is measured on
 CORPUS = 2048  # films in which a query has one answer; pretraining takes several such corpora
 EMBEDDER_RATE, POLICY_RATE = 1e-3, 1e-3
 TEMPERATURE = 0.05  # of the contrastive loss
+CURRICULUM = ((0.3, 1), (0.65, 2), (1.0, FAMILY))  # up to this share of the steps, films of one family in a batch
+TINT, GRAIN = 12.0, 6.0  # standard deviations of what is added to a film's colours and to each of its pixels, of 255
 RowCache = dict[tuple[int, int], Row]  # of (query, film)
 
 
@@ -98,7 +101,7 @@ def pretrain(
 
 
 def patches(frames: torch.Tensor) -> torch.Tensor:
-    """Frames uint8 [T, H, W, 3], T even, to float32 [patches, values] as the video processor makes them (tested)."""
+    """Frames [T, H, W, 3] in 0..255, T even, as the video processor's float32 [patches, values] (tested)."""
     pairs, rows, cols = frames.shape[0] // 2, frames.shape[1] // PATCH, frames.shape[2] // PATCH
     shape = (pairs, 2, rows // MERGE, MERGE, PATCH, cols // MERGE, MERGE, PATCH, 3)
     ordered = frames.view(shape).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
@@ -125,9 +128,8 @@ def _train_policy(
         wanted = rng.integers(0, len(train), BATCH)
         shown = [_shown(int(i), rng, len(train)) for i in wanted]
         rows, distinct = _rows(processor, train, wanted, shown, ids)
-        logprobs, _ = token_logprobs(
-            policy, prefill(policy.model, rows, _features(policy, distinct), keep_cache=False), rows
-        )
+        features = _features(policy, distinct, augment=True)
+        logprobs, _ = token_logprobs(policy, prefill(policy.model, rows, features, keep_cache=False), rows)
         loss = -logprobs.mean()
         _step(loss, policy, optimizer, schedule)
         if step % 500 == 0 or step == steps:
@@ -155,10 +157,11 @@ def _train_embedder(embedder: Embedder, train: list[Film], held_out: list[Film],
     optimizer, schedule = _optimizer(model, EMBEDDER_RATE, steps)
     began = time.monotonic()
     for step in range(1, steps + 1):
-        families = rng.choice(len(train) // FAMILY, BATCH // FAMILY, replace=False) * FAMILY
-        batch = [train[first + i] for first in families for i in range(FAMILY)]
+        members = next(count for until, count in CURRICULUM if step <= until * steps)
+        families = rng.choice(len(train) // FAMILY, BATCH // members, replace=False) * FAMILY
+        batch = [train[first + i] for first in families for i in rng.permutation(FAMILY)[:members]]
         queries = embedder.query_vectors([film.example.query for film in batch])
-        scores = queries @ _clip_vectors(embedder, batch).T / TEMPERATURE
+        scores = queries @ _clip_vectors(embedder, batch, augment=True).T / TEMPERATURE
         target = torch.arange(len(batch), device=scores.device)
         loss = functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target)
         _step(loss, model, optimizer, schedule)
@@ -185,13 +188,24 @@ def embedder_recall(embedder: Embedder, films: list[Film]) -> tuple[float, float
     return 1 - float(wrong.float().mean()), float(related.sum() / wrong.sum().clamp(min=1))
 
 
-def _features(policy: VideoSearchPolicy, films: list[Film]) -> list[VisionFeatures]:
-    return encode_clips(policy.model.visual, _pixels(films), [f.grid for f in films])
+def _features(policy: VideoSearchPolicy, films: list[Film], *, augment: bool = False) -> list[VisionFeatures]:
+    return encode_clips(policy.model.visual, _pixels(films, augment), [film.grid for film in films])
 
 
-def _pixels(films: list[Film]) -> list[torch.Tensor]:
+def _pixels(films: list[Film], augment: bool) -> list[torch.Tensor]:
     counts = [grid[0] * grid[1] * grid[2] for grid in (film.grid for film in films)]
-    return list(patches(torch.cat([film.frames for film in films])).split(counts))
+    frames = [film.frames for film in films]
+    if augment:
+        frames = [_augmented(film.frames) for film in films]
+    return list(patches(torch.cat(frames)).split(counts))
+
+
+def _augmented(frames: torch.Tensor) -> torch.Tensor:
+    """The same film elsewhere on its screen, which wraps around, and in another light: float32 [T, side, side, 3]."""
+    down, across = torch.randint(0, frames.shape[1], (2,)).tolist()
+    tint = TINT * torch.randn(3, device=frames.device)
+    grain = GRAIN * torch.randn((*frames.shape[1:3], 1), device=frames.device)
+    return (frames.roll((down, across), dims=(1, 2)) + tint + grain).clamp(0, 255)
 
 
 def _rows(
@@ -230,8 +244,8 @@ def _shown(query: int, rng: np.random.Generator, count: int) -> int:
     return int(rng.integers(0, count))
 
 
-def _clip_vectors(embedder: Embedder, films: list[Film]) -> torch.Tensor:
-    features = encode_clips(embedder.model.visual, _pixels(films), [film.grid for film in films])
+def _clip_vectors(embedder: Embedder, films: list[Film], *, augment: bool = False) -> torch.Tensor:
+    features = encode_clips(embedder.model.visual, _pixels(films, augment), [film.grid for film in films])
     rows = [replace(film.clip_row, clip=i) for i, film in enumerate(films)]
     state = prefill(embedder.model, rows, features, keep_cache=False)
     return functional.normalize(state.after_norm[:, -1].float(), dim=-1)

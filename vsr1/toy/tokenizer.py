@@ -17,7 +17,10 @@ SPECIAL_TOKENS = (
     END_OF_TEXT, "<|im_start|>", TURN_END, "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
     "<|video_pad|>",
 )  # fmt: skip
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<start>", "</start>", "<end>", "</end>", " seconds>")
+_TAGS = (
+    "<think>", "</think>", "<answer>", "</answer>", "<start>", "</start>", "<end>", "</end>", "<query>", "</query>",
+    " seconds>",
+)  # fmt: skip
 _WORDS = Regex(r" ?[A-Za-z]+| ?[0-9]|[^\sA-Za-z0-9]+|\s+")
 
 CHAT_TEMPLATE = (
