@@ -22,13 +22,16 @@ app.add_typer(data_app, name="data")
 app.add_typer(toy_app, name="toy")
 console = Console()
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; defaults apply without one.")]
+ConfigFile = Annotated[
+    list[Path] | None,
+    typer.Option("--config", "-c", help="YAML file; of several the later ones win. Defaults apply without one."),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, later ones win.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the placement plan, then stop.")]
 
 OWN_PACKAGES = ("vsr1", "actors", "pipelines")  # whose errors name the thing, the place and the fix
 JOB_FOLDERS = "working_dir_files"  # where Ray unpacks the working directory of a submitted job
-DEMO_CONFIG = Path(__file__).parent.parent / "configs" / "toy.yaml"
+DEMO_CONFIG = [Path(__file__).parent.parent / "configs" / "toy.yaml"]
 
 
 @app.command()
@@ -281,7 +284,7 @@ def print_progress(text: str, done: int, total: int) -> None:
         console.print(f"{text}: {done}")
 
 
-def _settings(path: Path | None, overrides: list[str] | None, dry_run: bool) -> Config:
+def _settings(path: list[Path] | None, overrides: list[str] | None, dry_run: bool) -> Config:
     settings = _guarded(load_config, path, overrides)
     if dry_run:
         from pipelines.plan import capacity, placement_plan

@@ -7,6 +7,7 @@ nearest known one; nothing is read from environment variables.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -360,34 +361,37 @@ class Config(Section):
         return self
 
 
-def load_config(path: Path | str | None, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file, apply `section.key=value` overrides and validate.
+def load_config(path: Path | str | Sequence[Path] | None, overrides: list[str] | None = None) -> Config:
+    """Read YAML files, apply `section.key=value` overrides and validate.
 
     Args:
-        path: YAML file, or None for the defaults.
+        path: YAML file, or several of which later ones win key by key, or None for the defaults.
         overrides: OmegaConf dot-list entries; later ones win.
 
     Raises:
         ConfigError: missing or malformed file, unknown key (with the nearest known one), or a value of the wrong type.
     """
-    if path is not None and not Path(path).is_file():
-        raise ConfigError(f"config file {path} does not exist")
+    paths = [Path(path)] if isinstance(path, (str, Path)) else list(path or [])
+    for file in paths:
+        if not file.is_file():
+            raise ConfigError(f"config file {file} does not exist")
+    where = ", ".join(str(file) for file in paths)
     for entry in overrides or []:
         if "=" not in entry:
             raise ConfigError(f"override {entry!r} is not of the form section.key=value")
     try:
         tree = OmegaConf.merge(
             OmegaConf.create(Config().model_dump(mode="json")),  # under a partly given section lie its own defaults
-            OmegaConf.load(path) if path is not None else OmegaConf.create(),
+            *[OmegaConf.load(file) for file in paths],
             OmegaConf.from_dotlist(overrides or []),
         )
         values = OmegaConf.to_container(tree, resolve=True)
     except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"{path or 'overrides'}: {error}") from error
+        raise ConfigError(f"{where or 'overrides'}: {error}") from error
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item, path) for item in error.errors())) from error
+        raise ConfigError("\n".join(_explain(item, where) for item in error.errors())) from error
 
 
 def dump_config(config: Config) -> str:
@@ -395,9 +399,9 @@ def dump_config(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
-def _explain(error: Any, path: Path | str | None) -> str:
+def _explain(error: Any, files: str) -> str:
     key = ".".join(str(part) for part in error["loc"])
-    where = f"{path}: " if path else ""
+    where = f"{files}: " if files else ""
     if error["type"] != "extra_forbidden":
         given = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
         return f"{where}{key or 'config'}: {error['msg']}{given}"

@@ -27,8 +27,8 @@ def text(plan: Plan) -> str:
 def test_totals_are_counts_times_sizes():
     learner = ["grpo.learner.ranks=4", "cluster.learner={cpus: 2, gpus: 1, memory_gib: 6}"]
     plan = placement_plan(load_config(None, ["rollout.workers=3", *learner]), ROOMY)
-    # rollout 3 x 0.5, learner 4 x 2, shards 2 x 0.1, service 0.2, reward 0.1, clips 0.1
-    assert plan.total("cpus") == pytest.approx(1.5 + 8 + 0.2 + 0.2 + 0.1 + 0.1)
+    # rollout 3 x 0.5, learner 4 x 2, shards 2 x 0.05, service 0.1, reward 0.1, clips 0.05
+    assert plan.total("cpus") == pytest.approx(1.5 + 8 + 0.1 + 0.1 + 0.1 + 0.05)
     assert plan.total("gpus") == 4
     plan.check()
 
