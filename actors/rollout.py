@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from vsr1.agent.environment import Observation, run_episode
-from vsr1.agent.prompts import system_prompt
+from vsr1.agent.prompts import agent_prompt
 from vsr1.agent.search import SearchEnvironment, SearchSettings, SearchTask
 from vsr1.agent.trajectory import Trajectory
 from vsr1.config import AgentConfig, Config
@@ -62,7 +62,7 @@ class RolloutWorkerActor:
             exclude_rejected=agent.exclude_rejected,
             accumulate=agent.latents_of_turns == "accumulate",
             refinement=agent.refinement,
-            system_prompt=system_prompt(agent.system_prompt),
+            system_prompt=agent_prompt(agent),
         )
         environment = SearchEnvironment(task, settings, partial(self._search, split), partial(self._clip, split))
 

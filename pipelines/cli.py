@@ -171,6 +171,15 @@ def toy_pretrain(
     _guarded(pretrain, out, seed, device, policy_steps, embedder_steps, corpora)
 
 
+@toy_app.command("rewrites")
+def toy_rewrites(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Write the texts that `agent.refinement=text` learns from, for the toy corpus in data.root."""
+    settings = _settings(config, overrides, False)
+    from pipelines.toy_rewrites import write_rewrites
+
+    console.print(f"{_guarded(write_rewrites, settings)} texts")
+
+
 @bench_app.command("latents")
 def bench_latents_command(
     shape: Annotated[str, typer.Option(help="toy or 2b, random weights")] = "toy",

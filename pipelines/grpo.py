@@ -13,10 +13,10 @@ import ray
 
 from actors.learner import LearnerGroup
 from pipelines.data.build import ensure_dataset
-from pipelines.evaluate import evaluate_split
+from pipelines.evaluate import evaluate_agents, evaluate_split
 from pipelines.examples import trained_examples
 from pipelines.groups import roll_out_groups
-from pipelines.plan import capacity, placement_plan
+from pipelines.plan import capacity, grpo_splits, placement_plan
 from pipelines.rollout_metrics import credit_metrics, rollout_metrics, validation_metrics
 from pipelines.services import Services, connect, services
 from pipelines.tasks import prompt_stream
@@ -39,8 +39,7 @@ def train(config: Config, progress: Progress | None = None) -> Path:
     ensure_dataset(config)
     placement_plan(config, capacity(config)).check()
     run, settings = config.run_dir, config.grpo
-    splits = ["train", *([settings.val_split] if settings.validate_every else [])]
-    with services(config, *splits) as world, RunLog(run) as log:
+    with services(config, *grpo_splits(config)) as world, RunLog(run) as log:
         learners = LearnerGroup(config)
         ray.get(learners.setup())
         stream = prompt_stream(config)
@@ -66,6 +65,8 @@ def train(config: Config, progress: Progress | None = None) -> Path:
         target = run / "checkpoints" / "grpo"
         learners.save(target)
         learners.close()
+        if settings.evaluate_after:
+            evaluate_agents(world, config, config.eval.split, progress, "after")
     return target
 
 

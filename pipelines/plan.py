@@ -143,10 +143,20 @@ class Plan:
         return text if not self._shortages_of(resource) else f"[bold red]{text}[/]"
 
 
+def grpo_splits(config: Config) -> list[str]:
+    """The splits that a GRPO job serves, each once."""
+    splits = ["train"]
+    if config.grpo.validate_every:
+        splits.append(config.grpo.val_split)
+    if config.grpo.evaluate_after:
+        splits.append(config.eval.split)
+    return list(dict.fromkeys(splits))
+
+
 def placement_plan(config: Config, available: Capacity | None = None) -> Plan:
     """The actors of the GRPO job. A clip store is one a node and split; without `available`, one node is assumed."""
     cluster = config.cluster
-    splits = 2 if config.grpo.validate_every else 1
+    splits = len(grpo_splits(config))
     nodes = len(available.nodes) if available is not None else 1
     return Plan(
         roles=(

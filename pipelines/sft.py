@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.data.build import ensure_dataset
 from pipelines.services import connect
-from vsr1.agent.prompts import system_prompt, turn_prompt
+from vsr1.agent.prompts import agent_prompt, turn_prompt, with_rewrite
 from vsr1.config import Config
 from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
@@ -57,7 +57,8 @@ def train(config: Config, progress: Progress | None = None) -> Path:
         raise FileNotFoundError(f"{path} is missing; build the dataset first with `vsr1 data build`")
     records = json.loads(path.read_text(encoding="utf-8"))
     negatives = json.loads(folder.hard_negatives().read_text(encoding="utf-8"))
-    rows = [_row(record, negatives) for record in records]
+    rewrites = _rewrites(folder) if config.agent.refinement == "text" else {}
+    rows = [_row(record, negatives, rewrites) for record in records]
     ranks = config.sft.learner.ranks
     per_rank = max(1, config.sft.batch_size // ranks)
     steps = len(rows) // (per_rank * ranks) * config.sft.epochs
@@ -119,7 +120,7 @@ def train_rank(settings: dict[str, Any]) -> None:
     folder = DatasetFolder(config.data.root)
     vectors = load_vectors(folder.video_embeddings("train"), json.loads(folder.docid2row("train").read_text()))
     processor = ClipProcessor(config.model.policy)
-    system = system_prompt(config.agent.system_prompt)
+    system = agent_prompt(config.agent)
     context = ray.train.get_context()
     rank = context.get_world_rank()
     torch.manual_seed(config.seed * 1000 + rank)
@@ -208,7 +209,7 @@ def _settings(config: Config, rows: list[dict[str, Any]], steps: int) -> dict[st
         "seed": config.seed,
         "model": config.model.model_dump(mode="json"),
         "data": {"timestamps": config.data.timestamps},
-        "agent": {"latents": config.agent.latents, "system_prompt": system_prompt(config.agent.system_prompt)},
+        "agent": {"latents": config.agent.depth, "system_prompt": agent_prompt(config.agent)},
         "sft": sft,
         "steps (sft.max_steps, sft.epochs)": steps,
         "training records (sha256)": lines_sha256(rows),
@@ -239,15 +240,28 @@ def _steps_logged(run_dir: Path) -> int:
     return max((row["step"] for row in read_scalars(path) if row["stage"] == "sft"), default=0) if path.is_file() else 0
 
 
-def _row(record: dict[str, Any], negatives: dict[str, list[str]]) -> dict[str, Any]:
+def _rewrites(folder: DatasetFolder) -> dict[str, str]:
+    path = folder.rewrites()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: agent.refinement=text learns from one text a query id; for the toy corpus "
+            "`vsr1 toy rewrites` writes them"
+        )
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _row(record: dict[str, Any], negatives: dict[str, list[str]], rewrites: dict[str, str]) -> dict[str, Any]:
     meta, messages = record["meta"], record["messages"]
-    positive = meta["query_pos_video_id"]
+    positive, reply = meta["query_pos_video_id"], messages[-1]["content"]
     shown = [meta["video_id"]] if meta["video_id"] != positive else []
+    if rewrites and shown:
+        reply = with_rewrite(reply, rewrites[record["qid"]])
     wrong = dict.fromkeys([*shown, *negatives.get(record["qid"], [])])
     return {
         "query": record["query"],
         "video_id": meta["video_id"],
-        "reply": messages[-1]["content"],
+        "reply": reply,
         "positive": positive,
         "negatives": list(wrong),
     }

@@ -40,7 +40,9 @@ class EngineConfig(Section):
         None,
         description="prompts over several steps; empty: on a GPU (on CPU vLLM 0.32 fails with seeds)",
     )
-    kv_cache_gib: int = Field(1, ge=1, description="CPU: size of the key-value cache")
+    kv_cache_gib: int | None = Field(
+        None, ge=1, description="size of the key-value cache; empty: 1 on CPU, what the GPU share leaves on a GPU"
+    )
     kv_blocks: int | None = Field(None, ge=1, description="size of the key-value cache in blocks, instead of bytes")
     gpu_memory_utilization: float = Field(0.6, gt=0, le=1)
     enforce_eager: bool | None = Field(None, description="no CUDA graphs; empty: graphs on a GPU, none on CPU")
@@ -243,6 +245,9 @@ class GrpoConfig(Section):
     max_failed_fraction: float = Field(0.1, ge=0, le=1, description="share of a step's samples that may fail")
     validate_every: int | None = Field(None, ge=1, description="steps between evaluations on `val_split`")
     val_split: str = "val"
+    evaluate_after: bool = Field(
+        False, description="evaluate `eval.split` with the trained weights, as `vsr1 eval` does"
+    )
 
 
 class AgentConfig(Section):

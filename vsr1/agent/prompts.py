@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vsr1.config import AgentConfig
+
 SYSTEM_PROMPT = (
     "You check one retrieved video against a query. Inside <think> </think>, go through what the video shows. "
     "If the queried moment is in it, reply <answer>matched</answer> with <start> </start> and <end> </end> in seconds. "
     "Otherwise reply <answer>not_matched</answer>. End every reply with <REFINE>. Say nothing outside the tags."
 )
+
+REWRITE_PROMPT = " On a mismatch, first say the query in better words for the search, inside <query> </query>."
 
 VIDEO_PLACEHOLDER = "<|video_pad|>"
 
@@ -24,6 +28,11 @@ def system_prompt(path: Path | None) -> str:
         FileNotFoundError: the file is missing.
     """
     return SYSTEM_PROMPT if path is None else path.read_text(encoding="utf-8").strip()
+
+
+def agent_prompt(agent: AgentConfig) -> str:
+    """The system prompt of an agent: its own, with what refinement in new words asks for."""
+    return system_prompt(agent.system_prompt) + (REWRITE_PROMPT if agent.refinement == "text" else "")
 
 
 def user_text(query: str) -> str:
@@ -45,6 +54,18 @@ def format_seconds(seconds: float) -> str:
     if float(seconds).is_integer():
         return f"{seconds:.1f}"
     return f"{seconds:.6f}".rstrip("0")
+
+
+def with_rewrite(reply: str, rewrite: str) -> str:
+    """A reply that rejects its video, with the query in new words before the refine token.
+
+    Raises:
+        ValueError: the reply does not end in that token.
+    """
+    said, token, after = reply.rpartition("<REFINE>")
+    if not token or after.strip():
+        raise ValueError(f"a reply that is to refine the query must end in <REFINE>, this one ends in {reply[-40:]!r}")
+    return f"{said}<query>{rewrite}</query> {token}"
 
 
 def assistant_text(think: str, matched: bool, span: tuple[float, float] | None) -> str:

@@ -21,7 +21,7 @@ def set_environment(config: EngineConfig, device: str) -> None:
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     if device == "cpu":
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib or 1)
         if torch.version.cuda is not None:
             os.environ["VLLM_TARGET_DEVICE"] = "cpu"
 
@@ -49,6 +49,10 @@ def engine_options(config: EngineConfig, device: str) -> dict[str, Any]:
     }
     if device != "cpu":
         options["gpu_memory_utilization"] = config.gpu_memory_utilization
+        if (
+            config.kv_cache_gib is not None
+        ):  # then vLLM measures no memory, which engines that share a GPU would disturb
+            options["kv_cache_memory_bytes"] = config.kv_cache_gib * 2**30
     else:
         # As a class, for vLLM reads "uni" on CPU as "mp", whose second process serves to bind threads; ours are not.
         options["distributed_executor_backend"] = UniProcExecutor

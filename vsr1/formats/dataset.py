@@ -72,6 +72,10 @@ class DatasetFolder:
     def sft_records(self) -> Path:
         return self.root / "sft_data" / "train_oneturn.json"
 
+    def rewrites(self) -> Path:
+        """Refinement in new words only: of each training query id a text that finds its video better."""
+        return self.root / "sft_data" / "rewrites.train.json"
+
     def grpo_records(self) -> Path:
         return self.root / "grpo_data" / "train.minimal_top1.jsonl"
 

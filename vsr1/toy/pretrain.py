@@ -1,9 +1,12 @@
 """Trains the toy base models from random weights: they stand in for released ones, which cannot be made small.
 
 The policy learns to name the events of the shown film, to judge and to give the span; it knows nothing of refinement
-yet, which is Stage 1's to teach. The embedder starts from the policy's weights and learns by contrast: films of other
-families first, then more and more of one family in a batch. Films are rendered, not encoded, and each time they are
-shown moved and tinted, so that nothing can be told by a film's background; the same seed and steps give the same data.
+yet, which is Stage 1's to teach. The embedder starts from the policy's weights and learns by contrast from coarse
+captions, films of other families first, then more and more of one family in a batch. The benchmark's queries are new to
+it, as fine-grained queries are to a general engine, but what they name is in its video vectors.
+
+Films are rendered, not encoded, and each time shown moved and tinted, so that nothing can be told by a background. The
+same seed and steps give the same data.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from vsr1.toy.models import MERGE, PATCH, new_embedder, new_policy
 from vsr1.toy.render import FRAMES_PER_SECOND, render
 from vsr1.toy.teacher import find_queried, reasoning
 from vsr1.toy.tokenizer import train_tokenizer
-from vsr1.toy.world import FAMILY, Example, make_corpus, vocabulary_texts
+from vsr1.toy.world import FAMILY, Example, caption, make_corpus, vocabulary_texts
 from vsr1.video.decode import frame_indices
 from vsr1.video.processor import ClipProcessor, pair_marks
 
@@ -160,7 +163,7 @@ def _train_embedder(embedder: Embedder, train: list[Film], held_out: list[Film],
         members = next(count for until, count in CURRICULUM if step <= until * steps)
         families = rng.choice(len(train) // FAMILY, BATCH // members, replace=False) * FAMILY
         batch = [train[first + i] for first in families for i in rng.permutation(FAMILY)[:members]]
-        queries = embedder.query_vectors([film.example.query for film in batch])
+        queries = embedder.query_vectors([caption(film.example.film, rng) for film in batch])
         scores = queries @ _clip_vectors(embedder, batch, augment=True).T / TEMPERATURE
         target = torch.arange(len(batch), device=scores.device)
         loss = functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target)

@@ -23,6 +23,7 @@ MOTIONS = ("left", "right", "up", "down", "pulsing")
 _ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "motion": MOTIONS}
 MIN_SECONDS, MAX_SECONDS, MIN_EVENT_SECONDS = 16, 48, 5
 FAMILY = 4  # films that differ from the first of them in one attribute each
+COARSENESS = 0.25  # of a caption: how often an attribute is left out
 UNSEEN_SPLITS = ("val", "test")  # these hold looks and sentence forms that no other split has
 MOST_REFUSED = 10_000  # films in a row that may not join a corpus
 Look = tuple[str, str, str]  # colour, shape, motion
@@ -98,6 +99,16 @@ def describe(event: Event) -> str:
     return f"{event.colour} {event.shape} {_DOING[event.motion]}"
 
 
+def caption(film: Film, rng: np.random.Generator) -> str:
+    """A coarse caption, as search engines are trained on: some of the events in order, in other words than a query's.
+
+    Now and then an attribute is left out.
+    """
+    count = int(rng.integers(1, len(film.events) + 1))
+    named = sorted(rng.choice(len(film.events), count, replace=False).tolist())
+    return ", ".join(_coarsely(film.events[i], rng) for i in named)
+
+
 def is_unseen(look: Look) -> bool:
     """Whether no training split shows this look: one motion for each colour and shape, so a fifth of all looks."""
     colour, shape, motion = look
@@ -147,13 +158,20 @@ def make_corpus(split: str, videos: int, seed: int) -> list[Example]:
     return examples
 
 
+def sentences_about(pair: tuple[Event, Event]) -> list[str]:
+    """Every way that a training split may name two consecutive events."""
+    return [_sentence(pair, sentence) for sentence, is_new in _SENTENCES if not is_new]
+
+
 def vocabulary_texts(seed: int, count: int = 3000) -> Iterator[str]:
     """Texts in the language of the world, prompts and replies, to train a tokenizer on."""
     from vsr1.toy.teacher import reasoning
 
+    rng = np.random.default_rng(seed)
     for example in make_corpus("vocabulary", count, seed):
         events = list(example.film.events)
         yield user_text(example.query)
+        yield caption(example.film, rng)
         yield assistant_text(reasoning(events, example.queried, True), True, (0.0, float(example.film.duration)))
         yield assistant_text(reasoning(events[:1], example.queried, False), False, None)
     yield from [SYSTEM_PROMPT] * 20
@@ -182,5 +200,19 @@ def _confuser(base: Example, rng: np.random.Generator) -> Film:
 
 
 def _query(pair: tuple[Event, ...], sentences: tuple[str, ...], rng: np.random.Generator) -> str:
+    return _sentence(pair, sentences[int(rng.integers(len(sentences)))])
+
+
+def _coarsely(event: Event, rng: np.random.Generator) -> str:
+    kept = rng.random(3) >= COARSENESS
+    words = [
+        event.colour if kept[0] else "",
+        event.shape if kept[1] else "shape",
+        _DOING[event.motion] if kept[2] else "",
+    ]
+    return " ".join(word for word in words if word)
+
+
+def _sentence(pair: tuple[Event, ...], sentence: str) -> str:
     named = [f"{event.colour} {event.shape} {_LONG_DOING[event.motion]}" for event in pair]
-    return sentences[int(rng.integers(len(sentences)))].format(*named)
+    return sentence.format(*named)
