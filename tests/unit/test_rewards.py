@@ -25,7 +25,7 @@ def turn(text: str, video: str = RIGHT, *, before: float | None = None, after: f
     reply = parse_reply(text, 100.0)
     return Segment(
         1, video, "", [1], [2], [-0.1], text, "stop", reply.verdict, reply.span,
-        None if after is None else np.zeros((8, 4), np.float32), [(video, 0.5)], 1, None, "v", 0, 0.1,
+        None if after is None else np.zeros((8, 4), np.float32), None, [(video, 0.5)], 1, None, "v", 0, 0.1,
         gt_score_before=before, gt_score_after=after,
         negative_scores_before=None if before is None else [0.0],
         negative_scores_after=None if after is None else [0.0],
