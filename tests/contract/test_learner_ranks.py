@@ -327,3 +327,26 @@ def test_the_advantage_of_latents_reaches_what_made_them(folder: Path) -> None:
             torch.testing.assert_close(worse[name], -move, atol=1e-6, rtol=0, msg=name)
     assert not any(move.any() for name, move in frozen.items() if name.startswith("refine_"))
     assert layers <= _moved(frozen)
+
+
+def _accumulated(folder: Path, rank: int) -> tuple[list[float], list[float]]:
+    """Retrieval losses of two replies, the second with latents of a turn before, and what the searches would give."""
+    learner = _learner(folder)
+    examples = [_example(folder, None, 3), _example(folder, None, 3)]
+    width = learner.policy.config.refine_dim
+    drawn = torch.randn(3, DEPTH, width, generator=torch.Generator().manual_seed(2))
+    examples[1].earlier_latents = drawn[2].numpy()
+    queries = [drawn[0], torch.cat([drawn[2], drawn[1]])]
+    with torch.no_grad():
+        found = learner._retrieval_losses(examples, [0, 1], drawn[:2])
+        soft = [learner.policy.soft_tokens(latents).numpy() for latents in queries]
+    vectors = torch.from_numpy(learner._embedder.embed_queries(["a red circle"] * 2, list(soft)))
+    scores = vectors @ learner._vectors.of(["v0", "v1"]).T / RetrievalLossConfig().temperature
+    return found.tolist(), (-scores.log_softmax(dim=-1)[:, 0]).tolist()
+
+
+def test_the_retrieval_loss_is_of_the_query_as_it_is_searched(folder: Path) -> None:
+    """Latents of the turns before come first, as the environment joins them."""
+    [(found, expected)] = _run(_accumulated, folder, ranks=1)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert abs(found[0] - found[1]) > 1e-3
