@@ -14,7 +14,7 @@ from itertools import islice
 
 import torch
 
-from pipelines.services import RolloutError, Services, complete
+from pipelines.services import Outcome, RolloutError, Services, complete
 from pipelines.tasks import group_of
 from vsr1.agent.search import SearchTask
 from vsr1.agent.trajectory import Trajectory
@@ -55,6 +55,7 @@ def roll_out_groups(
     """
     settings, done = config.grpo, StepGroups()
     spare, wanted = settings.replace_equal_groups, settings.prompts_per_step
+    judged: list[Outcome] = []  # every sample of the step
     while wanted:
         tasks = []
         for prompt in islice(stream, wanted):
@@ -62,26 +63,32 @@ def roll_out_groups(
             tasks += group_of(prompt, settings.group_size, seed)
             done.prompts += 1
         outcomes = []
-        played = world.rollout("train", tasks, config.agent, config.rollout.temperature, settings.latents.sigma)
-        for outcome in played:
+        temperature, sigma = config.rollout.temperature, settings.latents.sigma
+        for outcome in world.rollout("train", tasks, config.agent, temperature, sigma):
             outcomes.append(outcome)
             if progress:
                 progress(f"step {step}/{settings.steps} rollouts", len(outcomes), len(tasks))
-        finished, failed = complete(outcomes, tolerated=1.0)
-        scored, failed = complete([*failed, *world.score(finished)], settings.max_failed_fraction)
-        done.failures.update(sample.reason for sample in failed)
-        wanted = _sort_in(done, scored, len(tasks) // settings.group_size, spare)
+        played, lost = complete(outcomes, tolerated=1.0)
+        scored, unscored = complete(world.score(played), tolerated=1.0)
+        judged += [*lost, *unscored, *scored]
+        complete(judged, settings.max_failed_fraction)
+        done.failures.update(sample.reason for sample in [*lost, *unscored])
+        wanted = _sort_in(done, scored, [task.query_id for task in tasks], spare)
         spare -= wanted
     if not done.trained:
-        raise RolloutError(f"step {step}: every group lost all but one of its samples: {dict(done.failures)}")
+        raise RolloutError(f"step {step}: no group is left to train on; samples failed with {dict(done.failures)}")
     return done
 
 
-def _sort_in(done: StepGroups, scored: list[Trajectory], prompts: int, spare: int) -> int:
-    """Add what can be trained on; how many groups are to be replaced."""
-    groups: dict[str, list[Trajectory]] = {}
-    for trajectory in sorted(scored, key=lambda t: (t.query_id, t.sample)):
-        groups.setdefault(group_key(trajectory), []).append(trajectory)
+def _sort_in(done: StepGroups, scored: list[Trajectory], played: list[str], spare: int) -> int:
+    """Add what can be trained on; how many groups are to be replaced.
+
+    Args:
+        played: groups that the samples were of, failed ones included.
+    """
+    groups: dict[str, list[Trajectory]] = {key: [] for key in sorted(played)}
+    for trajectory in sorted(scored, key=lambda t: t.sample):
+        groups[group_key(trajectory)].append(trajectory)
     replaced = 0
     for members in groups.values():
         if len(members) < 2:
@@ -94,5 +101,4 @@ def _sort_in(done: StepGroups, scored: list[Trajectory], prompts: int, spare: in
                 replaced += 1
                 continue
         done.trained += members
-    done.lost_groups += max(prompts - len(groups), 0)
     return replaced

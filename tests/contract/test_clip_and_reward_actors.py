@@ -10,10 +10,9 @@ from ray.cloudpickle import register_pickle_by_value
 
 from actors.clips import ClipStore
 from actors.rewards import RewardWorker
-from vsr1.agent.trajectory import Segment, Trajectory
+from vsr1.agent.trajectory import FailedSample, Segment, Trajectory
 from vsr1.config import RewardConfig
 from vsr1.rewards.score import scored
-from vsr1.rewards.terms import RewardError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
@@ -80,8 +79,8 @@ def test_a_missing_clip_is_named_and_the_store_goes_on() -> None:
 def test_the_reward_worker_scores_as_the_library_does() -> None:
     text = "<think>seen</think><answer>matched</answer><start>1</start><end>2</end>"
     segment = Segment(
-        1, "v", "", [1], [2], [-0.1], text, "refined", "matched", (1.0, 2.0), np.ones((8, 4), np.float32), [("v", 1.0)],
-        1, 1, "i", 0, 0.1, 0.5, 0.6, [0.4], [0.4],
+        1, "v", "", [1], [2], [-0.1], text, "refined", "matched", (1.0, 2.0), np.ones((8, 4), np.float32), None,
+        [("v", 1.0)], 1, 1, "i", 0, 0.1, 0.5, 0.6, [0.4], [0.4],
     )  # fmt: skip
     whole = Trajectory("q1", "a query", "v", (1.0, 3.0), 10.0, 0, 0, [segment], "matched")
     empty = Trajectory("q2", "a query", "v", (1.0, 3.0), 10.0, 1, 0, [], "matched")
@@ -89,7 +88,14 @@ def test_the_reward_worker_scores_as_the_library_does() -> None:
     [result] = ray.get(worker.score.remote([whole]))
     expected = scored(whole, RewardConfig())
     assert (result.terms, result.reward) == (expected.terms, expected.reward)
+    assert (result.turn_rewards, result.turn_retrieval_rewards) == (
+        expected.turn_rewards,
+        expected.turn_retrieval_rewards,
+    )
     assert result.query_id == "q1" and result.last.latents.shape == (8, 4)
-    with pytest.raises(RewardError, match="'q2' has no turns"):
-        ray.get(worker.score.remote([whole, empty]))
+    lost, kept = ray.get(worker.score.remote([empty, whole]))
+    assert isinstance(lost, FailedSample)
+    assert (lost.query_id, lost.sample, lost.reason) == ("q2", 1, "RewardError")
+    assert "'q2' has no turns" in lost.message
+    assert kept.reward == expected.reward
     ray.kill(worker)

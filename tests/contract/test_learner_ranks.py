@@ -1,4 +1,4 @@
-"""Learner ranks as plain processes: what ZeRO-3, bfloat16 and broken numbers must not do."""
+"""Learner ranks as plain processes: what ZeRO-3, bfloat16 and broken numbers must not do, and what latents train."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ import pytest
 import torch
 
 from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
-from vsr1.config import AgentConfig, LearnerConfig, ModelConfig, SftConfig
+from vsr1.config import (
+    AgentConfig,
+    GrpoConfig,
+    LatentActionConfig,
+    LearnerConfig,
+    ModelConfig,
+    RetrievalLossConfig,
+    SftConfig,
+)
 from vsr1.formats.checkpoint import save_policy
 from vsr1.formats.clips import Clip
+from vsr1.model.forward import roll_latents
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.rl.batch import BatchTotals, Example, batch_totals, rounds
 from vsr1.rl.learner import Learner, LearnerError, VideoVectors
@@ -28,7 +37,7 @@ from vsr1.toy.world import vocabulary_texts
 from vsr1.video.processor import ClipProcessor
 
 pytestmark = pytest.mark.timeout(500)
-VIDEOS = 4
+VIDEOS, DEPTH = 4, 3
 WIDE = 640  # latent width with which DeepSpeed splits the heads over ranks: it keeps smaller weights whole
 LIMIT_S = 150
 Job = Callable[[Path, int], Any]
@@ -85,14 +94,16 @@ def _run(job: Job, folder: Path, ranks: int = 2) -> list[Any]:
 
 
 def _learner(folder: Path, policy: str = "policy", dtype: str = "float32", **settings: Any) -> Learner:
-    model = ModelConfig(policy=folder / policy, embedder=folder / "embedder", dtype=dtype)
-    vectors = torch.nn.functional.normalize(torch.randn(VIDEOS, HIDDEN, generator=torch.manual_seed(0)), dim=-1)
-    return Learner(
+    return _learner_of(
         SftConfig(learner=LearnerConfig(**{"ranks": 2, "learning_rate": 1e-3, **settings})),
-        model,
-        AgentConfig(latents=3),
-        VideoVectors(vectors, {f"v{i}": i for i in range(VIDEOS)}),
+        ModelConfig(policy=folder / policy, embedder=folder / "embedder", dtype=dtype),
     )
+
+
+def _learner_of(stage: SftConfig | GrpoConfig, model: ModelConfig) -> Learner:
+    vectors = torch.nn.functional.normalize(torch.randn(VIDEOS, HIDDEN, generator=torch.manual_seed(0)), dim=-1)
+    videos = VideoVectors(vectors, {f"v{i}": i for i in range(VIDEOS)})
+    return Learner(stage, model, AgentConfig(latents=DEPTH), videos)
 
 
 def _example(folder: Path, height: int | None, words: int, refined: bool = True) -> Example:
@@ -222,7 +233,7 @@ def test_numbers_that_are_not_finite_stop_the_step_and_are_named(folder: Path) -
 
 
 def _step_and_weights(learner: Learner, folder: Path, rank: int) -> dict[str, torch.Tensor]:
-    learner.step([_example(folder, 64, 5 + rank)], 1, 11, 2, 1e-3)
+    learner.step([_example(folder, 64, 5 + rank)], 1, BatchTotals(11, 2, 2, 0), 1e-3)
     return {name: tensor.clone() for name, tensor in learner.full_weights()}
 
 
@@ -252,3 +263,90 @@ def test_a_state_goes_on_to_the_bit_under_zero_3_in_bfloat16(folder: Path) -> No
     for wanted, found in zip(_run(_three_steps, folder), _run(_third_step, folder), strict=True):
         assert wanted[0].equal(found[0]), "random numbers"
         assert [name for name, tensor in wanted[1].items() if not tensor.equal(found[1][name])] == []
+
+
+SIGMA = 0.3
+Moves = dict[str, torch.Tensor]
+
+
+def _moves(folder: Path, advantage: float, sigma: float, train_heads: bool = True) -> Moves:
+    """What one step moves that only latents answer for: tokens have no advantage, and there is no retrieval loss."""
+    stage = GrpoConfig(
+        learner=LearnerConfig(ranks=1, learning_rate=1e-3, head_learning_rate=1e-3),
+        retrieval_loss=RetrievalLossConfig(weight=0.0),
+        latents=LatentActionConfig(sigma=sigma),
+        train_heads=train_heads,
+    )
+    learner = _learner_of(stage, ModelConfig(policy=folder / "policy", embedder=folder / "embedder"))
+    example = _example(folder, 64, 5)
+    example.behaviour_logprobs = [-5.0] * 5
+    if sigma:  # as the engine samples them
+        noise = torch.randn(1, DEPTH, learner.policy.config.refine_dim, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            _, _, state = learner._prefill([example])
+            latents = roll_latents(learner.policy, state, DEPTH, sigma * noise)
+        example.latents, example.noise = latents[0].numpy(), noise[0].numpy()
+        example.latent_advantage = advantage
+    before = {name: tensor.clone() for name, tensor in learner.policy.named_parameters()}
+    numbers = learner.step([example], 1, batch_totals([example]), 1e-3)
+    assert ("latents/policy_loss" in numbers) == bool(sigma)
+    if sigma:
+        assert numbers["latents/policy_loss"] == pytest.approx(-advantage, abs=1e-4)
+        assert numbers["latents/clip_fraction"] == 0.0
+    return {name: tensor.detach() - before[name] for name, tensor in learner.policy.named_parameters()}
+
+
+def _latent_steps(folder: Path, rank: int) -> list[Moves]:
+    return [
+        _moves(folder, 1.0, SIGMA),
+        _moves(folder, -1.0, SIGMA),
+        _moves(folder, 1.0, 0.0),
+        _moves(folder, 1.0, SIGMA, train_heads=False),
+    ]
+
+
+def _moved(moves: Moves) -> set[str]:
+    """The parts of the policy that moved."""
+    moved = {name for name, move in moves.items() if move.any()}
+    return {".".join(name.split(".")[:4]) if "layers" in name else name.split(".")[0] for name in moved}
+
+
+def test_the_advantage_of_latents_reaches_what_made_them(folder: Path) -> None:
+    [(better, worse, without, frozen)] = _run(_latent_steps, folder, ranks=1)
+    layers = {".".join(name.split(".")[:4]) for name in better if "language_model.layers" in name}
+    assert len(layers) > 1
+    # The embedder's input head is behind the latents; it learns from the retrieval loss alone.
+    assert layers | {"refine_projector", "refine_latent_input_projector"} <= _moved(better)
+    assert "refine_append_input_projector" not in _moved(better)
+    assert not any(better[name].any() for name in better if "visual" in name)
+    assert not any(move.any() for move in without.values())
+    # Adam's first step is the rate against the gradient's sign: the opposite advantage takes the opposite step.
+    for name, move in better.items():
+        if name.startswith(("refine_projector", "refine_latent_input_projector")):
+            assert move.abs().max() > 5e-4, name
+            torch.testing.assert_close(worse[name], -move, atol=1e-6, rtol=0, msg=name)
+    assert not any(move.any() for name, move in frozen.items() if name.startswith("refine_"))
+    assert layers <= _moved(frozen)
+
+
+def _accumulated(folder: Path, rank: int) -> tuple[list[float], list[float]]:
+    """Retrieval losses of two replies, the second with latents of a turn before, and what the searches would give."""
+    learner = _learner(folder)
+    examples = [_example(folder, None, 3), _example(folder, None, 3)]
+    width = learner.policy.config.refine_dim
+    drawn = torch.randn(3, DEPTH, width, generator=torch.Generator().manual_seed(2))
+    examples[1].earlier_latents = drawn[2].numpy()
+    queries = [drawn[0], torch.cat([drawn[2], drawn[1]])]
+    with torch.no_grad():
+        found = learner._retrieval_losses(examples, [0, 1], drawn[:2])
+        soft = [learner.policy.soft_tokens(latents).numpy() for latents in queries]
+    vectors = torch.from_numpy(learner._embedder.embed_queries(["a red circle"] * 2, list(soft)))
+    scores = vectors @ learner._vectors.of(["v0", "v1"]).T / RetrievalLossConfig().temperature
+    return found.tolist(), (-scores.log_softmax(dim=-1)[:, 0]).tolist()
+
+
+def test_the_retrieval_loss_is_of_the_query_as_it_is_searched(folder: Path) -> None:
+    """Latents of the turns before come first, as the environment joins them."""
+    [(found, expected)] = _run(_accumulated, folder, ranks=1)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert abs(found[0] - found[1]) > 1e-3

@@ -30,6 +30,7 @@ def look(
         verdict=verdict,
         span=span,
         latents=None if after is None else np.zeros((8, 4), np.float32),
+        noise=None,
         retrieved=[(video, 0.5)],
         gt_rank_before=before,
         gt_rank_after=after,

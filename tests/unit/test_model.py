@@ -102,6 +102,38 @@ def test_cached_latents_equal_full_recomputation(batch):
             torch.testing.assert_close(cached[i], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_given_latents_have_the_means_that_they_were_sampled_from(batch):
+    policy, _, clips, rows = batch
+    features = encode_clips(policy.model.visual, [c.pixels for c in clips], [c.grid for c in clips])
+    noise = 0.5 * torch.randn(len(rows), 8, policy.config.refine_dim, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        state = prefill(policy.model, rows, features, keep_cache=True)
+        plain = roll_latents(policy, state, 8)
+        sampled = roll_latents(policy, state, 8, noise)
+        means = roll_latents(policy, state, 8, given=sampled)
+        torch.testing.assert_close(means + noise, sampled, atol=1e-5, rtol=0)
+        torch.testing.assert_close(means[:, 0], plain[:, 0], atol=1e-5, rtol=0)
+        assert (means[:, 1:] - plain[:, 1:]).abs().amax(dim=-1).min() > 1e-3  # a latent follows from those before it
+
+
+def test_a_state_can_be_rolled_again(batch):
+    policy, _, clips, rows = batch
+    features = encode_clips(policy.model.visual, [c.pixels for c in clips], [c.grid for c in clips])
+    with torch.no_grad():
+        state = prefill(policy.model, rows, features, keep_cache=True)
+        first = roll_latents(policy, state, 8)
+        assert torch.equal(roll_latents(policy, state, 8), first)
+        assert torch.equal(roll_latents(policy, state, 3), first[:, :3])
+        assert torch.equal(roll_latents(policy, state, 8), first)
+
+
+def test_latents_need_the_cache(batch):
+    policy, _, clips, rows = batch
+    features = encode_clips(policy.model.visual, [c.pixels for c in clips], [c.grid for c in clips])
+    with pytest.raises(ValueError, match="keep_cache=True"):
+        roll_latents(policy, prefill(policy.model, rows, features, keep_cache=False), 8)
+
+
 def test_sampled_video_tokens_are_text(batch):
     _, processor, _, rows = batch
     row = Row(rows[0].prompt, [processor.video_token, *rows[0].response], 0, rows[0].grid)

@@ -24,8 +24,8 @@ def look(turn: int, video: str, verdict: Verdict, before: int, after: int | None
     latents = None if after is None else np.zeros((8, 4), np.float32)
     retrieved = [(video, 0.9), *((f"other_{rank}", 0.9 - 0.1 * rank) for rank in range(2, 8))]
     return Segment(
-        turn, video, "", [1], [2, 3], [-0.1, -0.1], text, "stop", verdict, span, latents, retrieved, before, after,
-        "v", 0, 0.1,
+        turn, video, "", [1], [2, 3], [-0.1, -0.1], text, "stop", verdict, span, latents, None, retrieved, before,
+        after, "v", 0, 0.1,
     )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def trajectory(outcome: str, query: str, text: str = "<think> seen </think> <ans
         "not found": [look(1, "wrong", "unknown", 9, 9, text)],
     }[outcome]
     terms = {"verification": 1.0, "retrieval": -0.25}
-    return Trajectory(query, f"query {query}", RIGHT, (6.0, 14.0), 16.0, 0, 0, segments, "matched", terms, 1.5)
+    return Trajectory(query, f"query {query}", RIGHT, (6.0, 14.0), 16.0, 0, 0, segments, "matched", terms, reward=1.5)
 
 
 def frames(video_id: str) -> tuple[np.ndarray, np.ndarray]:

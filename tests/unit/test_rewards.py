@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vsr1.agent.parse import parse_reply
 from vsr1.agent.trajectory import Segment, Trajectory
 from vsr1.config import RewardConfig
-from vsr1.rewards.score import TERMS, bounds, score, scored, total
+from vsr1.rewards.score import TERMS, bounds, score, scored, total, turn_rewards
 from vsr1.rewards.terms import RetrievalScores, RewardError, retrieval_gain, verification
 
 RIGHT, WRONG = "right", "wrong"
@@ -25,7 +25,7 @@ def turn(text: str, video: str = RIGHT, *, before: float | None = None, after: f
     reply = parse_reply(text, 100.0)
     return Segment(
         1, video, "", [1], [2], [-0.1], text, "stop", reply.verdict, reply.span,
-        None if after is None else np.zeros((8, 4), np.float32), [(video, 0.5)], 1, None, "v", 0, 0.1,
+        None if after is None else np.zeros((8, 4), np.float32), None, [(video, 0.5)], 1, None, "v", 0, 0.1,
         gt_score_before=before, gt_score_after=after,
         negative_scores_before=None if before is None else [0.0],
         negative_scores_after=None if after is None else [0.0],
@@ -227,16 +227,42 @@ def test_scores_survive_json() -> None:
     assert verification(after, after.last) == 1.0
 
 
+def test_rewards_of_turns_by_hand() -> None:
+    first = turn(REJECT, WRONG, before=0.0, after=LOG3)  # p from .5 to .75
+    second = turn("<answer>matched</answer><start>15</start><end>25</end>", RIGHT, before=LOG3)  # IoU 1/3
+    rewards, of_retrieval = turn_rewards(episode(first, second), CONFIG)
+    assert of_retrieval == pytest.approx([0.8 * 0.25 / 2, 0.8 * -0.3 / 2])
+    assert rewards == pytest.approx(
+        [(1.2 + 0.05 + 0.05 + 0.1) / 2 + of_retrieval[0], (1.2 + 0.05) / 2 + 0.45 / 3 + of_retrieval[1]]
+    )
+
+
+def test_a_rejection_in_an_early_turn_earns_no_temporal_iou() -> None:
+    """Alone it would earn half of it: only the last turn's counts."""
+    (early, late), _ = turn_rewards(episode(turn(REJECT, WRONG), turn(REJECT, WRONG)), CONFIG)
+    assert late - early == pytest.approx(0.45 * 0.5)
+
+
 SCORES = st.floats(-1, 1)
-
-
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([MATCH, REJECT, ""]), st.sampled_from([RIGHT, WRONG]), SCORES, SCORES), min_size=1
-    ),
-    st.sampled_from(["delta_p", "p_after"]),
+TURNS = st.lists(
+    st.tuples(st.sampled_from([MATCH, REJECT, ""]), st.sampled_from([RIGHT, WRONG]), SCORES, st.none() | SCORES),
+    min_size=1,
+    max_size=6,
 )
-def test_every_term_is_bounded(turns: list[tuple[str, str, float, float]], form: str) -> None:
+FORMS = st.sampled_from(["delta_p", "p_after"])
+
+
+@given(TURNS, FORMS)
+def test_rewards_of_turns_add_up(turns: list[tuple[str, str, float, float | None]], form: str) -> None:
+    config = RewardConfig.model_validate({"retrieval_form": form})
+    done = scored(episode(*(turn(text, video, before=b, after=a) for text, video, b, a in turns)), config)
+    assert sum(done.turn_rewards) == pytest.approx(done.reward)
+    assert sum(done.turn_retrieval_rewards) == pytest.approx(config.retrieval * done.terms["retrieval"])
+    assert len(done.turn_rewards) == len(done.turn_retrieval_rewards) == len(turns)
+
+
+@given(TURNS, FORMS)
+def test_every_term_is_bounded(turns: list[tuple[str, str, float, float | None]], form: str) -> None:
     config = RewardConfig.model_validate({"retrieval_form": form})
     result = terms(*(turn(text, video, before=b, after=a) for text, video, b, a in turns), config=config)
     for name, value in result.items():

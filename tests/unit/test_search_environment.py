@@ -2,14 +2,18 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
+import pytest
 
 from vsr1.agent.environment import Observation, run_episode
 from vsr1.agent.search import SearchEnvironment, SearchSettings, SearchTask
 from vsr1.formats.clips import Clip
 from vsr1.retrieval.request import SearchRequest, SearchResult
 
+N, E = 8, 4  # soft tokens of a reply, and their width
+SCORES = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}  # d is found by no search, but known to the corpus
 REJECTS = "<think> no </think> <answer>not_matched</answer> <REFINE>"
 ACCEPTS = "<think> yes </think> <answer>matched</answer> <start>1.0</start> <end>3.0</end> <REFINE>"
 
@@ -22,7 +26,8 @@ class ScriptedReply:
     logprobs: list[float] = field(default_factory=lambda: [-0.5])
     finish_reason: str = "stop"
     latents: np.ndarray | None = None
-    soft_tokens: np.ndarray | None = field(default_factory=lambda: np.ones((8, 4), np.float32))
+    soft_tokens: np.ndarray | None = field(default_factory=lambda: np.ones((N, E), np.float32))
+    noise: np.ndarray | None = None
     weight_version: int = 0
 
 
@@ -36,7 +41,7 @@ class MovingCorpus:
         self.asked.append(request)
         left = [(video, 1.0 - i / 4) for i, video in enumerate("abc") if video not in request.exclude]
         version = request.index_version or f"v{len(self.asked)}"
-        scores = {video: 0.5 for video in request.scores_of}
+        scores = {video: SCORES[video] for video in request.scores_of}
         return SearchResult(left[: request.k], not left, 2, scores, version, np.ones(4, np.float32))
 
 
@@ -44,13 +49,24 @@ async def load_clip(video_id: str) -> Clip:
     return Clip.make(video_id, np.zeros((4, 8, 8, 3), np.uint8), np.arange(4.0))
 
 
-def play(replies: list[str], max_turns: int = 3) -> tuple[MovingCorpus, SearchEnvironment]:
+def play(
+    replies: list[str],
+    max_turns: int = 3,
+    accumulate: bool = False,
+    first_video: str | None = None,
+    refinement: Literal["latents", "text", "none"] = "latents",
+) -> tuple[MovingCorpus, SearchEnvironment]:
+    """The reply of turn t brings soft tokens that are all t, and noise that is all -t."""
     corpus = MovingCorpus()
-    task = SearchTask("1_fig", "a red ring", "b", (1.0, 3.0), 4.0, negatives=["c"])
-    environment = SearchEnvironment(task, SearchSettings(max_turns, 2, True, "judge"), corpus.search, load_clip)
+    task = SearchTask("1_fig", "a red ring", "b", (1.0, 3.0), 4.0, negatives=["c"], first_video=first_video)
+    settings = SearchSettings(
+        max_turns, 2, exclude_rejected=True, accumulate=accumulate, refinement=refinement, system_prompt="judge"
+    )
+    environment = SearchEnvironment(task, settings, corpus.search, load_clip)
 
     async def reply_to(observation: Observation, turn: int) -> ScriptedReply:
-        return ScriptedReply(replies[turn - 1])
+        values = np.full((N, E), float(turn), np.float32)
+        return ScriptedReply(replies[turn - 1], latents=values, soft_tokens=values, noise=-values)
 
     asyncio.run(run_episode(environment, reply_to))
     return corpus, environment
@@ -75,3 +91,62 @@ def test_a_corpus_that_is_used_up_ends_the_episode() -> None:
     _, environment = play([REJECTS] * 4, max_turns=4)
     assert environment.trajectory().end_reason == "corpus_exhausted"
     assert len(environment.trajectory().segments) == 3
+
+
+def test_latents_and_their_noise_stay_with_their_turn() -> None:
+    _, environment = play([REJECTS, ACCEPTS])
+    assert len(environment.trajectory().segments) == 2
+    for turn, segment in enumerate(environment.trajectory().segments, start=1):
+        np.testing.assert_array_equal(segment.latents, np.full((N, E), turn))
+        np.testing.assert_array_equal(segment.noise, np.full((N, E), -turn))
+
+
+def test_a_given_first_video_is_shown_and_its_score_asked_for() -> None:
+    corpus, environment = play([REJECTS, ACCEPTS], first_video="d")
+    first, second = environment.trajectory().segments
+    assert (first.video_id, second.video_id) == ("d", "a")
+    assert first.retrieved[0][0] == "a"  # what the search found stays what it was
+    assert all("d" in request.scores_of for request in corpus.asked)
+    # The negatives are c of the task and the video shown, without the right one.
+    assert (first.gt_score_before, first.negative_scores_before) == (0.2, [0.3, 0.4])
+    assert (first.gt_score_after, first.negative_scores_after) == (0.2, [0.3, 0.4])
+    assert [request.exclude for request in corpus.asked] == [[], ["d"], ["d"]]
+
+
+def test_a_given_first_video_may_be_the_right_one() -> None:
+    _, environment = play([ACCEPTS], first_video="b")
+    [segment] = environment.trajectory().segments
+    assert (segment.video_id, segment.span, environment.trajectory().end_reason) == ("b", (1.0, 3.0), "matched")
+    assert segment.negative_scores_before == [0.3]
+
+
+@pytest.mark.parametrize(("accumulate", "turns"), [(False, [[1], [2], [3]]), (True, [[1], [1, 2], [1, 2, 3]])])
+def test_refinements_replace_each_other_or_join(accumulate: bool, turns: list[list[int]]) -> None:
+    corpus, _ = play([REJECTS, REJECTS, REJECTS], accumulate=accumulate)
+    first, *refined = [request.soft_tokens for request in corpus.asked]
+    assert first is None
+    for tokens, parts in zip(refined, turns, strict=True):
+        np.testing.assert_array_equal(tokens, np.repeat(np.array(parts, np.float32), N)[:, None].repeat(E, axis=1))
+
+
+def test_refinement_in_new_words_searches_with_them() -> None:
+    corpus, environment = play([f"{REJECTS} <query> a blue ring </query> <REFINE>", ACCEPTS], refinement="text")
+    assert [(request.query, request.soft_tokens) for request in corpus.asked] == [
+        ("a red ring", None), ("a blue ring", None),
+    ]  # fmt: skip
+    assert [segment.rewrite for segment in environment.trajectory().segments] == ["a blue ring", None]
+    assert environment.trajectory().end_reason == "matched"
+
+
+@pytest.mark.parametrize("words", ["", "<query> </query>", "<query>no end"])
+def test_without_new_words_the_episode_ends(words: str) -> None:
+    _, environment = play([REJECTS + words], refinement="text")
+    assert environment.trajectory().end_reason == "no_refinement"
+    assert environment.trajectory().last.rewrite is None
+
+
+def test_without_refinement_the_next_video_of_the_ranking_is_shown() -> None:
+    corpus, environment = play([REJECTS, REJECTS, REJECTS], refinement="none")
+    assert [segment.video_id for segment in environment.trajectory().segments] == ["a", "b", "c"]
+    assert {request.query for request in corpus.asked} == {"a red ring"}
+    assert all(request.soft_tokens is None for request in corpus.asked)

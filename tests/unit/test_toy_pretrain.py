@@ -47,7 +47,7 @@ def test_an_augmented_film_is_the_same_film_moved_and_tinted() -> None:
     frames = torch.full((4, 64, 64, 3), 100, dtype=torch.uint8)
     frames[:, 10, 20] = 200
     seen = pretrain._augmented(frames)
-    assert seen.shape == frames.shape and 0 <= seen.min() and seen.max() <= 255
+    assert seen.shape == frames.shape and seen.min() >= 0 and seen.max() <= 255
     bright = (seen.mean(-1) > 150).nonzero()[:, 1:].unique(dim=0)
     assert len(bright) == 1, "one bright place, the same in all frames"
     assert bright.tolist() != [[10, 20]]

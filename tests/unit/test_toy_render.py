@@ -39,13 +39,13 @@ def test_straight_motions_go_their_way_each_second(motion: str, way: tuple[int, 
         assert 8 <= abs(x) + abs(y) <= 12
 
 
-def test_the_other_motions_differ_from_them() -> None:
+def test_a_pulsing_shape_grows_and_shrinks_in_place() -> None:
     pulsing = mask(render(film("pulsing"), np.arange(16.0)))
     sizes = pulsing.sum(axis=(1, 2))
     assert sizes.max() > 2 * sizes.min()
-    circling = mask(render(film("circling"), np.arange(16.0)))
-    moves = np.array([shift(a, b) for a, b in pairwise(circling)])
-    assert {(1, 1), (1, -1), (-1, 1), (-1, -1)} <= {tuple(np.sign(move)) for move in moves}
+    assert {np.sign(after - before) for before, after in pairwise(sizes)} == {-1, 1}
+    # The smaller of two is part of the larger.
+    assert all((before & after).sum() == min(before.sum(), after.sum()) for before, after in pairwise(pulsing))
 
 
 def test_a_frame_depends_on_film_and_time_only() -> None:
@@ -62,7 +62,7 @@ def test_every_look_differs_from_every_other() -> None:
 
 
 def test_encoded_frames_are_those_rendered_at_their_times(tmp_path: Path) -> None:
-    shown = film("circling", "triangle", "red")
+    shown = film("pulsing", "triangle", "red")
     encode_mp4(shown, tmp_path / "a.mp4")
     encode_mp4(shown, tmp_path / "b.mp4")
     first, second = (
@@ -77,11 +77,11 @@ def test_encoded_frames_are_those_rendered_at_their_times(tmp_path: Path) -> Non
 def test_a_corpus_repeats_and_reads_as_a_dataset(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     for name in ("a", "b"):
-        write_toy_corpus(tmp_path / name, 2, 2, 5, lambda done, total: steps.append((done, total)))
-    assert steps[:4] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        write_toy_corpus(tmp_path / name, 2, 2, 5, lambda done, total: steps.append((done, total)), val=2)
+    assert steps[:6] == [(done, 6) for done in range(1, 7)]
     a, b = DatasetFolder(tmp_path / "a"), DatasetFolder(tmp_path / "b")
     ids: set[int] = set()
-    for split in ("train", "test"):
+    for split in ("train", "val", "test"):
         assert a.annotations(split).read_bytes() == b.annotations(split).read_bytes()
         assert a.events(split).read_bytes() == b.events(split).read_bytes()
         events = load_events(a.events(split))
@@ -96,7 +96,12 @@ def test_a_corpus_repeats_and_reads_as_a_dataset(tmp_path: Path) -> None:
             ]
             assert films[0].duration == row.duration
             np.testing.assert_array_equal(films[0].frames, films[1].frames)
-    assert len(ids) == 4
+    assert len(ids) == 6
+
+
+def test_a_validation_split_of_no_videos_is_left_out(tmp_path: Path) -> None:
+    write_toy_corpus(tmp_path, 2, 2, 5)
+    assert not DatasetFolder(tmp_path).annotations("val").exists()
 
 
 def test_a_corpus_is_not_written_over_another(tmp_path: Path) -> None:

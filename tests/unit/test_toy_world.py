@@ -1,6 +1,8 @@
-"""The toy world: seeded, its films tiled by events, its queries with one answer, its confusers one attribute away."""
+"""The toy world: seeded, films tiled by events, one answer a query, confusers one attribute away, unseen splits."""
 
-from itertools import pairwise
+import re
+from collections.abc import Iterable
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,12 @@ from hypothesis import strategies as st
 
 from vsr1.toy import world
 from vsr1.toy.teacher import find_queried, reasoning
-from vsr1.toy.world import Example, ToyWorldError, make_corpus
+from vsr1.toy.world import COLOURS, FAMILY, MOTIONS, SHAPES, Example, Look, ToyWorldError, is_unseen, make_corpus
+
+NAMED = re.compile(
+    rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) that "
+    r"(is moving (to the left|to the right|up the screen|down the screen)|keeps growing and shrinking)"
+)
 
 
 @settings(max_examples=15, deadline=None)
@@ -34,23 +41,45 @@ def test_films_are_tiled_and_each_query_has_one_answer(seed: int, videos: int) -
 @given(seed=st.integers(0, 2**31))
 def test_a_confuser_is_one_attribute_of_a_queried_event_away(seed: int) -> None:
     corpus = make_corpus("train", 20, seed)
-    for base, confuser in zip(corpus[::2], corpus[1::2], strict=True):
+    for number, confuser in enumerate(corpus):
+        if number % FAMILY == 0:
+            continue
+        base = corpus[number - number % FAMILY]
         changed = [
-            (number, name)
-            for number, (a, b) in enumerate(zip(base.film.events, confuser.film.events, strict=True))
+            (event, name)
+            for event, (a, b) in enumerate(zip(base.film.events, confuser.film.events, strict=True))
             for name, old, new in zip(("colour", "shape", "motion"), a.look, b.look, strict=True)
             if old != new
         ]
         assert len(changed) == 1
         assert changed[0][0] in (base.first, base.first + 1)
-        assert base.film.seed != confuser.film.seed
+        assert (base.film.seed, base.query) != (confuser.film.seed, confuser.query)
+        assert [event.start for event in base.film.events] == [event.start for event in confuser.film.events]
 
 
 def test_a_seed_and_a_split_decide_the_corpus() -> None:
     assert make_corpus("train", 12, 3) == make_corpus("train", 12, 3)
     assert make_corpus("train", 12, 3) != make_corpus("train", 12, 4)
-    train = {looks(example) for example in make_corpus("train", 96, 0)}
-    assert not train & {looks(example) for example in make_corpus("test", 48, 0)}
+    train = {films_looks(example) for example in make_corpus("train", 96, 0)}
+    assert not train & {films_looks(example) for example in make_corpus("test", 48, 0)}
+
+
+def test_a_fifth_of_all_looks_is_unseen() -> None:
+    unseen = [look for look in product(COLOURS, SHAPES, MOTIONS) if is_unseen(look)]
+    assert len({(colour, shape) for colour, shape, _ in unseen}) == len(unseen) == 30  # of 150, one motion a pair
+    assert is_unseen(("red", "circle", "left")) and not is_unseen(("red", "circle", "right"))
+    assert is_unseen(("green", "circle", "pulsing")) and not is_unseen(("green", "circle", "left"))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_for_evaluation_shows_what_no_other_does(split: str) -> None:
+    """Looks of both kinds, so that what was never seen is told apart by the unseen ones; new sentence forms only."""
+    corpus, others = make_corpus(split, 1500, 0), [*make_corpus("train", 1500, 0), *make_corpus("vocabulary", 1500, 0)]
+    everything = set(product(COLOURS, SHAPES, MOTIONS))
+    assert all_looks(corpus) == everything
+    assert all_looks(others) == {look for look in everything if not is_unseen(look)}
+    assert (len(forms(corpus)), len(forms(others))) == (15, 45)  # of the 60 forms
+    assert not forms(corpus) & forms(others)
 
 
 @pytest.mark.parametrize("videos", [-1, 0, 1])
@@ -77,5 +106,16 @@ def test_the_trace_names_every_event_and_judges() -> None:
     assert len(found.split()) < 60
 
 
-def looks(example: Example) -> tuple[world.Look, ...]:
+def films_looks(example: Example) -> tuple[Look, ...]:
     return tuple(event.look for event in example.film.events)
+
+
+def all_looks(corpus: Iterable[Example]) -> set[Look]:
+    return {look for example in corpus for look in films_looks(example)}
+
+
+def forms(corpus: Iterable[Example]) -> set[str]:
+    """Queries with their events blanked out."""
+    found = {NAMED.subn("EVENT", example.query) for example in corpus}
+    assert {count for _, count in found} == {2}
+    return {form for form, _ in found}

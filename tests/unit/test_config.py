@@ -1,0 +1,37 @@
+"""The configuration: several files, overrides, and settings that contradict each other."""
+
+from pathlib import Path
+
+import pytest
+
+from vsr1.config import ConfigError, load_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_of_several_files_the_later_wins_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("seed: 1\ngrpo: {steps: 5, group_size: 3}\n")
+    (tmp_path / "b.yaml").write_text("grpo: {steps: 7}\n")
+    config = load_config([tmp_path / "a.yaml", tmp_path / "b.yaml"], ["seed=2"])
+    assert (config.seed, config.grpo.steps, config.grpo.group_size) == (2, 7, 3)
+    with pytest.raises(ConfigError, match=r"config file .*c\.yaml does not exist"):
+        load_config([tmp_path / "a.yaml", tmp_path / "c.yaml"])
+
+
+def test_an_unknown_key_is_named_with_the_files_and_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("grpo: {step: 5}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: unknown key 'grpo\.step'; the nearest known key is 'grpo\.steps'"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_without_refinement_several_turns_need_the_exclusion_of_rejected_videos() -> None:
+    load_config(None, ["agent.refinement=none"])
+    with pytest.raises(ConfigError, match=r"exclude_rejected=true"):
+        load_config(None, ["agent.refinement=none", "agent.exclude_rejected=false"])
+
+
+@pytest.mark.parametrize("arm", sorted(path.name for path in (CONFIGS / "arms").glob("*.yaml")))
+def test_every_arm_of_the_benchmark_is_a_valid_configuration(arm: str) -> None:
+    config = load_config([CONFIGS / "toy-bench.yaml", CONFIGS / "arms" / arm])
+    assert config.grpo.evaluate_after and "three_turns" in config.eval.agents
+    assert (config.agent.depth > 0) == (arm != "text.yaml")

@@ -1,0 +1,143 @@
+"""Advantages of turns, of their tokens and of their latents, with numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from vsr1.agent.trajectory import Segment, Trajectory
+from vsr1.config import ObjectiveConfig
+from vsr1.rl.credit import Credit, credits_of
+
+LIMIT = 10  # tokens of a reply
+
+
+def sample(query: str, turns: list[float], retrieval: list[float], lengths: list[int] | None = None) -> Trajectory:
+    """Weighted rewards of the turns, what of them is for the refined query, and tokens of the replies."""
+    segments = [
+        Segment(
+            number, "v", "", [1], [2] * length, [-0.1] * length, "", "stop", "unknown", None,
+            np.zeros((2, 3), np.float32), None, [("v", 1.0)], 1, 1, "i", 0, 0.1,
+        )
+        for number, length in enumerate(lengths or [3] * len(turns), start=1)
+    ]  # fmt: skip
+    return Trajectory(
+        query, "a query", "v", (0.0, 1.0), 2.0, 0, 0, segments, "matched",
+        turn_rewards=turns, turn_retrieval_rewards=retrieval, reward=sum(turns),
+    )  # fmt: skip
+
+
+def objective(credit: str, advantage: str = "group_centred", overlong_buffer: int = 0) -> ObjectiveConfig:
+    return ObjectiveConfig.model_validate(
+        {"credit": credit, "advantage": advantage, "overlong_buffer": overlong_buffer, "advantage_epsilon": 1e-12}
+    )
+
+
+def tokens(credits: list[list[Credit]]) -> list[list[float]]:
+    return [[credit.tokens for credit in turns] for turns in credits]
+
+
+def latents(credits: list[list[Credit]]) -> list[list[float]]:
+    return [[credit.latents for credit in turns] for turns in credits]
+
+
+@pytest.fixture
+def two_groups() -> list[Trajectory]:
+    """Totals 4 and 2 of p, 5 and 3 of q, the samples of both groups mixed."""
+    return [
+        sample("p", [1.0, 3.0], [0.5, 0.25]),
+        sample("q", [0.0, 1.0, 4.0], [0.25, 0.5, 0.0]),
+        sample("p", [2.0], [-0.5]),
+        sample("q", [1.0, 2.0], [0.5, 1.0]),
+    ]
+
+
+def test_credit_by_trajectory_is_the_same_for_all_its_turns(two_groups: list[Trajectory]) -> None:
+    credits = credits_of(two_groups, objective("trajectory"), LIMIT)
+    assert tokens(credits) == latents(credits) == [[1.0, 1.0], [1.0, 1.0, 1.0], [-1.0], [-1.0, -1.0]]
+
+
+@pytest.mark.parametrize(
+    ("advantage", "value"),
+    [
+        ("group", math.sqrt(0.5)),  # 1 over the deviation of 4 and 2, the same for 5 and 3
+        ("batch", math.sqrt(0.75)),  # 1 over the deviation of 1, 1, -1, -1
+    ],
+)
+def test_credit_by_trajectory_normalised(two_groups: list[Trajectory], advantage: str, value: float) -> None:
+    found = [turns[0] for turns in tokens(credits_of(two_groups, objective("trajectory", advantage), LIMIT))]
+    assert found == pytest.approx([value, value, -value, -value])
+
+
+def test_credit_by_turn(two_groups: list[Trajectory]) -> None:
+    """Rewards from a turn on are 4, 3 against 2 in p, and 5, 5, 4 against 3, 2 in q.
+
+    What the latents answer for is 0.5 + 3, 0.25 against -0.5 in p, and 0.25 + 5, 0.5 + 4, 0 against 0.5 + 2, 1 in q. A
+    turn that no other sample of its group reached has nothing to be compared with.
+    """
+    credits = credits_of(two_groups, objective("turn"), LIMIT)
+    assert tokens(credits) == [[1.0, 0.0], [1.0, 1.5, 0.0], [-1.0], [-1.0, -1.5]]
+    assert latents(credits) == [[2.0, 0.0], [1.375, 1.75, 0.0], [-2.0], [-1.375, -1.75]]
+
+
+def test_credit_by_turn_is_divided_by_the_deviation_of_that_turn(two_groups: list[Trajectory]) -> None:
+    credits = credits_of(two_groups, objective("turn", "group"), LIMIT)
+    half = math.sqrt(0.5)  # of two numbers, each is that far from the middle in deviations
+    for found in (tokens(credits), latents(credits)):
+        assert found == [
+            pytest.approx([half, 0.0]),
+            pytest.approx([half, half, 0.0]),
+            pytest.approx([-half]),
+            pytest.approx([-half, -half]),
+        ]
+
+
+def test_latents_do_not_answer_for_the_verdict_before_them(two_groups: list[Trajectory]) -> None:
+    before = credits_of(two_groups, objective("turn"), LIMIT)
+    better = [sample("q", [0.0, 1.0 + 8.0, 4.0], [0.25, 0.5, 0.0]) if i == 1 else t for i, t in enumerate(two_groups)]
+    after = credits_of(better, objective("turn"), LIMIT)
+    assert latents(after)[1] == [1.375 + 4.0, 1.75, 0.0]  # those of turn 1 led to it, those of turn 2 came after it
+    assert latents(after)[3] == [-1.375 - 4.0, -1.75]
+    assert tokens(after)[1] == [1.0 + 4.0, 1.5 + 4.0, 0.0]
+    assert (after[0], after[2]) == (before[0], before[2])
+
+
+def test_a_better_query_is_credited_to_its_latents(two_groups: list[Trajectory]) -> None:
+    better = [sample("q", [0.0, 1.0 + 8.0, 4.0], [0.25, 8.5, 0.0]) if i == 1 else t for i, t in enumerate(two_groups)]
+    assert latents(credits_of(better, objective("turn"), LIMIT))[1] == [1.375 + 4.0, 1.75 + 4.0, 0.0]
+
+
+@pytest.mark.parametrize("credit", ["trajectory", "turn"])
+def test_an_overlong_reply_costs_its_share_of_the_turns(credit: str) -> None:
+    """With a buffer of 4 the cost begins at 6 tokens: 8 cost 1/2, shared by two turns 1/4; 10 cost 1."""
+    trajectories = [sample("p", [0.0, 0.0], [0.0, 0.0], [8, 6]), sample("p", [0.0], [0.0], [10])]
+    credits = credits_of(trajectories, objective(credit, overlong_buffer=4), LIMIT)
+    if credit == "trajectory":
+        assert tokens(credits) == latents(credits) == [[0.375, 0.375], [-0.375]]
+    else:
+        assert tokens(credits) == [[0.375, 0.0], [-0.375]]
+        assert latents(credits) == [[0.0, 0.0], [0.0]]  # the reply that came before them was long
+    without = credits_of(trajectories, objective(credit), LIMIT)
+    assert tokens(without) == latents(without) == [[0.0, 0.0], [0.0]]
+
+
+@pytest.mark.parametrize("advantage", ["group", "group_centred", "batch"])
+@pytest.mark.parametrize("credit", ["trajectory", "turn"])
+def test_equal_rewards_teach_nothing(credit: str, advantage: str) -> None:
+    trajectories = [sample("p", [0.1, 0.7], [0.2, 0.3]) for _ in range(3)]
+    credits = credits_of(trajectories, objective(credit, advantage), LIMIT)
+    assert tokens(credits) == latents(credits) == [[0.0, 0.0]] * 3
+
+
+@pytest.mark.parametrize("credit", ["trajectory", "turn"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_reward_that_is_not_finite_is_an_error(credit: str, value: float) -> None:
+    trajectories = [sample("p", [0.0, value], [0.0, 0.0]), sample("p", [1.0, 1.0], [0.0, 0.0])]
+    with pytest.raises(ValueError, match="must be finite"):
+        credits_of(trajectories, objective(credit), LIMIT)
+
+
+def test_a_retrieval_reward_that_is_not_finite_is_an_error() -> None:
+    trajectories = [sample("p", [0.0], [math.nan]), sample("p", [1.0], [0.0])]
+    with pytest.raises(ValueError, match="must be finite"):
+        credits_of(trajectories, objective("turn"), LIMIT)

@@ -1,0 +1,184 @@
+"""The groups of a step: what is trained on, what is replaced, what is lost and when it is too much."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipelines.groups import StepGroups, roll_out_groups
+from pipelines.services import Outcome, RolloutError
+from vsr1.agent.search import SearchTask
+from vsr1.agent.trajectory import FailedSample, Trajectory
+from vsr1.config import AgentConfig, Config
+
+Outcomes = dict[str, list[float | str]]  # by query: a reward of each sample, or the reason why it failed
+SIZE = 4
+
+
+class World:
+    """Plays and scores as it was told. Reasons that start with "Reward" are of the scoring."""
+
+    def __init__(self, outcomes: Outcomes) -> None:
+        self._outcomes = outcomes
+        self.played: list[SearchTask] = []
+
+    def rollout(
+        self, split: str, tasks: list[SearchTask], agent: AgentConfig, temperature: float, sigma: float = 0.0
+    ) -> Iterator[Outcome]:
+        assert (split, agent, temperature, sigma) == ("train", AgentConfig(), 0.7, 0.25)
+        for task in reversed(tasks):  # samples end in any order
+            self.played.append(task)
+            found = self._outcomes[task.query_id][task.sample]
+            if isinstance(found, str) and not found.startswith("Reward"):
+                yield FailedSample(task.query_id, task.sample, found, f"{found} happened")
+            else:
+                yield Trajectory(task.query_id, task.query, task.gt_video, (0.0, 1.0), 2.0, task.sample, task.seed)
+
+    def score(self, trajectories: list[Trajectory]) -> list[Outcome]:
+        return [self._scored(trajectory) for trajectory in trajectories]
+
+    def _scored(self, trajectory: Trajectory) -> Outcome:
+        found = self._outcomes[trajectory.query_id][trajectory.sample]
+        if isinstance(found, str):
+            return FailedSample(trajectory.query_id, trajectory.sample, found, f"{found} happened")
+        return replace(trajectory, reward=found)
+
+
+def stream(*queries: str) -> Iterator[SearchTask]:
+    return (SearchTask(query, f"text of {query}", "v", (0.0, 1.0), 2.0) for query in queries)
+
+
+def config(prompts: int, **grpo: Any) -> Config:
+    return Config.model_validate(
+        {
+            "seed": 7,
+            "rollout": {"temperature": 0.7},
+            "grpo": {
+                "prompts_per_step": prompts,
+                "group_size": SIZE,
+                "latents": {"sigma": 0.25},
+                "max_failed_fraction": 1.0,
+                **grpo,
+            },
+        }
+    )
+
+
+def step_of(outcomes: Outcomes, prompts: int, queries: str | None = None, **grpo: Any) -> tuple[StepGroups, World]:
+    """One step on prompts that come in that order, by default in that of `outcomes`."""
+    world = World(outcomes)
+    return roll_out_groups(world, stream(*(queries or outcomes)), config(prompts, **grpo), 1, None), world
+
+
+def trained(done: StepGroups) -> list[tuple[str, int]]:
+    return [(trajectory.query_id, trajectory.sample) for trajectory in done.trained]
+
+
+def all_of(*queries: str) -> list[tuple[str, int]]:
+    return [(query, sample) for query in queries for sample in range(SIZE)]
+
+
+GOOD: list[float | str] = [1.0, 2.0, 3.0, 4.0]
+EQUAL: list[float | str] = [0.5] * SIZE
+
+
+def test_whole_groups_are_trained_on_in_order() -> None:
+    done, world = step_of({"a": GOOD, "b": GOOD}, 2)
+    assert trained(done) == all_of("a", "b")
+    assert len({task.seed for task in world.played}) == 2 * SIZE
+    assert done.metrics() == {
+        "groups/prompts": 2,
+        "groups/without_variance": 0,
+        "groups/lost": 0,
+        "failed_samples": 0,
+    }
+
+
+def test_failed_samples_are_counted_by_reason_and_never_trained_on() -> None:
+    done, _ = step_of({"a": ["SearchTimeoutError", 1.0, "RewardError", 2.0], "b": [1.0, 2.0, 3.0, "RewardError"]}, 2)
+    assert trained(done) == [("a", 1), ("a", 3), ("b", 0), ("b", 1), ("b", 2)]
+    assert done.metrics() == {
+        "groups/prompts": 2,
+        "groups/without_variance": 0,
+        "groups/lost": 0,
+        "failed_samples": 3,
+        "failed_samples/SearchTimeoutError": 1,
+        "failed_samples/RewardError": 2,
+    }
+
+
+def test_a_group_left_with_one_sample_goes() -> None:
+    done, _ = step_of({"a": ["E", "E", "E", 1.0], "b": GOOD}, 2)
+    assert trained(done) == all_of("b")
+    assert (done.lost_groups, done.equal_groups, done.failures["E"]) == (1, 0, 3)
+
+
+def test_a_group_where_all_failed_is_lost() -> None:
+    done, _ = step_of({"a": ["E"] * SIZE, "b": GOOD, "c": ["RewardError"] * SIZE}, 3)
+    assert trained(done) == all_of("b")
+    assert (done.lost_groups, done.prompts) == (2, 3)
+
+
+def test_a_prompt_that_comes_twice_in_a_step_loses_nothing() -> None:
+    """With fewer prompts than a step takes, an epoch ends within it; both groups are of one prompt."""
+    done, world = step_of({"a": GOOD, "b": GOOD}, 3, "aba")
+    assert (done.lost_groups, done.prompts, len(done.trained)) == (0, 3, 3 * SIZE)
+    assert len({task.seed for task in world.played}) == 3 * SIZE
+    done, _ = step_of({"a": ["E"] * SIZE, "b": GOOD}, 3, "aba")
+    assert (done.lost_groups, trained(done)) == (1, all_of("b"))
+
+
+def test_equal_groups_stay_where_none_is_to_be_replaced() -> None:
+    done, world = step_of({"a": EQUAL, "b": GOOD, "c": GOOD}, 2)
+    assert trained(done) == all_of("a", "b")
+    assert (done.equal_groups, done.prompts, len(world.played)) == (1, 2, 2 * SIZE)
+
+
+def test_equal_groups_are_replaced_up_to_a_number_a_step() -> None:
+    """Round one plays a, b, c; a and b are replaced by d and e, d by f; f is equal too, but the three are used up."""
+    outcomes = {"a": EQUAL, "b": EQUAL, "c": GOOD, "d": EQUAL, "e": GOOD, "f": EQUAL, "g": GOOD}
+    done, world = step_of(outcomes, 3, replace_equal_groups=3)
+    assert sorted(trained(done)) == all_of("c", "e", "f")
+    assert (done.equal_groups, done.prompts, done.lost_groups) == (4, 6, 0)
+    assert {task.query_id for task in world.played} == set("abcdef")
+
+
+def test_of_more_equal_groups_than_may_be_replaced_the_rest_stays() -> None:
+    done, _ = step_of({"a": EQUAL, "b": EQUAL, "c": EQUAL, "d": GOOD}, 3, replace_equal_groups=1)
+    assert sorted(trained(done)) == all_of("b", "c", "d")
+    assert (done.equal_groups, done.prompts) == (3, 4)
+
+
+def test_lost_groups_are_not_replaced() -> None:
+    done, _ = step_of({"a": ["E"] * SIZE, "b": GOOD, "c": GOOD}, 2, replace_equal_groups=5)
+    assert trained(done) == all_of("b")
+    assert done.prompts == 2
+
+
+def test_more_failures_than_tolerated_stop_the_step_and_the_first_is_named() -> None:
+    outcomes: Outcomes = {"a": ["RewardError", 1.0, 2.0, 3.0], "b": [1.0, 2.0, "SearchTimeoutError", 3.0]}
+    step_of(outcomes, 2, max_failed_fraction=0.25)
+    with pytest.raises(RolloutError, match=r"2 of 8 samples failed; the first, sample 2 of query 'b': SearchTimeoutE"):
+        step_of(outcomes, 2, max_failed_fraction=0.2)
+
+
+def test_the_tolerated_share_is_of_the_whole_step() -> None:
+    """One of the four samples of the replacing group fails: a quarter of that round, a twelfth of the step."""
+    outcomes: Outcomes = {"a": EQUAL, "b": GOOD, "c": [1.0, "E", 2.0, 3.0]}
+    done, _ = step_of(outcomes, 2, replace_equal_groups=1, max_failed_fraction=0.1)
+    assert trained(done) == [*all_of("b"), ("c", 0), ("c", 2), ("c", 3)]
+    assert done.failures == {"E": 1}
+    with pytest.raises(RolloutError, match="1 of 12 samples failed"):
+        step_of(outcomes, 2, replace_equal_groups=1, max_failed_fraction=0.05)
+
+
+def test_nothing_left_to_train_on_is_an_error() -> None:
+    with pytest.raises(RolloutError, match=r"step 1: no group is left to train on; samples failed with \{'E': 7\}"):
+        step_of({"a": ["E", "E", "E", 1.0], "b": ["E"] * SIZE}, 2)
+
+
+def test_progress_counts_every_sample() -> None:
+    seen: list[tuple[str, int, int]] = []
+    roll_out_groups(World({"a": GOOD}), stream("a"), config(1), 2, lambda *args: seen.append(args))
+    assert seen == [("step 2/10 rollouts", done, SIZE) for done in range(1, SIZE + 1)]

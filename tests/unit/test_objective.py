@@ -1,0 +1,159 @@
+"""The policy objective of two replies, one of one token and one of three, worked out by hand."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from vsr1.config import LatentActionConfig, ObjectiveConfig
+from vsr1.rl.batch import BatchTotals
+from vsr1.rl.objective import TokenBatch, latent_objective, token_objective
+
+LIMIT = 10
+TOTALS = BatchTotals(tokens=4, replies=2, refined=0, sampled_latents=2)
+ln = math.log
+# The learner's probabilities are 1, 4, 1/4 and 1 times the engine's; within the second reply, their mean is 1.
+LEARNER, ENGINE, REFERENCE = [0.5, 0.4, 0.1, 0.2], [0.5, 0.1, 0.4, 0.2], [0.25, 0.4, 0.1, 0.2]
+ADVANTAGES = [1.0, -2.0, -2.0, -2.0]
+LOSSES = {
+    ("clip", "truncate"): [-1.0, 2 * 2.0, 0.25 * 2.0, 2.0],
+    ("clip", "mask"): [-1.0, 0.0, 0.0, 2.0],
+    ("clip", "ratio"): [-1.0, 4 * 2.0, 0.8 * 2.0, 2.0],
+    ("cispo", "truncate"): [-ln(0.5), 2 * 2 * ln(0.4), 0.25 * 2 * ln(0.1), 2 * ln(0.2)],
+    ("cispo", "mask"): [-ln(0.5), 0.0, 0.0, 2 * ln(0.2)],
+    ("cispo", "ratio"): [-ln(0.5), 1.28 * 2 * ln(0.4), 0.8 * 2 * ln(0.1), 2 * ln(0.2)],
+    ("gspo", "truncate"): [-1.0, 2 * 2.0, 0.25 * 2.0, 2.0],
+    ("gspo", "mask"): [-1.0, 0.0, 0.0, 2.0],
+    ("gspo", "ratio"): [-1.0, 2.0, 2.0, 2.0],
+}
+WEIGHTS = {
+    "token_mean": [1 / 4] * 4,
+    "sequence_mean": [1 / 2, 1 / 6, 1 / 6, 1 / 6],
+    "constant": [1 / 20] * 4,
+}
+
+
+def objective(**changed: Any) -> ObjectiveConfig:
+    return ObjectiveConfig.model_validate(
+        {"clip_low": 0.2, "clip_high": 0.28, "mismatch_low": 0.5, "mismatch_high": 2.0, "kl_weight": 0.5, **changed}
+    )
+
+
+def batch(first: int = 0, last: int = 2) -> TokenBatch:
+    """Replies `first` to `last`."""
+    at = slice((0, 1, 4)[first], (0, 1, 4)[last])
+    logprobs, behaviour, reference = (torch.tensor(values[at]).log() for values in (LEARNER, ENGINE, REFERENCE))
+    return TokenBatch(logprobs.requires_grad_(), behaviour, reference, torch.tensor(ADVANTAGES[at]), [1, 3][first:last])
+
+
+def gradient(total: torch.Tensor, at: torch.Tensor) -> list[float]:
+    return torch.autograd.grad(total, at)[0].tolist()
+
+
+@pytest.mark.parametrize("normalise", WEIGHTS)
+@pytest.mark.parametrize(("loss", "mismatch"), LOSSES)
+def test_every_loss_and_normalisation(loss: str, mismatch: str, normalise: str) -> None:
+    settings = objective(loss=loss, mismatch=mismatch, normalise=normalise)
+    expected = sum(a * b for a, b in zip(LOSSES[loss, mismatch], WEIGHTS[normalise], strict=True))
+    total, counted = token_objective(batch(), settings, TOTALS, LIMIT)
+    assert float(total.detach()) == pytest.approx(expected)
+    assert counted["policy_loss"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kl", ["none", "k1", "k2", "k3"])
+@pytest.mark.parametrize("normalise", WEIGHTS)
+@pytest.mark.parametrize(("loss", "mismatch"), LOSSES)
+def test_shares_of_micro_batches_add_up(loss: str, mismatch: str, normalise: str, kl: str) -> None:
+    settings = objective(loss=loss, mismatch=mismatch, normalise=normalise, kl=kl)
+    whole, counted = token_objective(batch(), settings, TOTALS, LIMIT)
+    parts = [token_objective(batch(i, i + 1), settings, TOTALS, LIMIT) for i in range(2)]
+    assert float(sum(total.detach() for total, _ in parts)) == pytest.approx(float(whole.detach()))
+    for name, value in counted.items():
+        merge = max if name.endswith("_max") else sum
+        assert merge(part[name] for _, part in parts) == pytest.approx(value), name
+
+
+def test_gradients_carry_the_weights() -> None:
+    one = batch()
+    total, _ = token_objective(one, objective(loss="clip", mismatch="truncate"), TOTALS, LIMIT)
+    assert gradient(total, one.logprobs) == pytest.approx([-1 / 4, 2 * 2 / 4, 0.25 * 2 / 4, 2 / 4])
+    total, _ = token_objective(one, objective(loss="clip", mismatch="ratio"), TOTALS, LIMIT)
+    assert gradient(total, one.logprobs) == pytest.approx([-1 / 4, 4 * 2 / 4, 0.0, 2 / 4])  # the third is cut
+    total, _ = token_objective(one, objective(loss="gspo", mismatch="mask"), TOTALS, LIMIT)
+    assert gradient(total, one.logprobs) == pytest.approx([-1 / 4, 0.0, 0.0, 2 / 4])
+
+
+@pytest.mark.parametrize(
+    ("loss", "mismatch", "low", "high", "weighted"),
+    [
+        ("clip", "truncate", 0.0, 0.0, 0.25),
+        ("clip", "mask", 0.0, 0.0, 0.5),
+        ("clip", "ratio", 0.25, 0.0, None),  # of a negative advantage only the lower bound cuts
+        ("cispo", "ratio", 0.25, 0.25, None),
+        ("gspo", "ratio", 0.0, 0.0, None),
+    ],
+)
+def test_what_is_logged(loss: str, mismatch: str, low: float, high: float, weighted: float | None) -> None:
+    _, counted = token_objective(batch(), objective(loss=loss, mismatch=mismatch), TOTALS, LIMIT)
+    assert (counted["clip_fraction/low"], counted["clip_fraction/high"]) == (low, high)
+    assert counted.get("mismatch/weighted_fraction") == weighted
+    assert counted["mismatch/mean"] == pytest.approx(2 * ln(4) / 4)
+    assert counted["mismatch/gap_max"] == pytest.approx(ln(4))
+    assert "kl" not in counted
+
+
+@pytest.mark.parametrize("normalise", WEIGHTS)
+@pytest.mark.parametrize(("kl", "value"), [("k1", ln(2)), ("k2", ln(2) ** 2 / 2), ("k3", 0.5 - 1 + ln(2))])
+def test_the_kl_term_is_weighted_like_the_tokens(kl: str, value: float, normalise: str) -> None:
+    """Learner and reference differ in the first token only, by a factor of 2."""
+    without, _ = token_objective(batch(), objective(normalise=normalise), TOTALS, LIMIT)
+    total, counted = token_objective(batch(), objective(normalise=normalise, kl=kl), TOTALS, LIMIT)
+    assert float((total - without).detach()) == pytest.approx(0.5 * value * WEIGHTS[normalise][0], abs=1e-6)
+    assert counted["kl"] == pytest.approx(value / 4, abs=1e-6)
+
+
+SIGMA, NOISE = 0.5, [[[1.0, -2.0], [0.5, 3.0], [-1.0, 0.0]], [[0.25, 1.0], [-0.5, 2.0], [4.0, 1.0]]]
+LATENT_ADVANTAGES = torch.tensor([1.5, -0.5])
+
+
+def rolled() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents [2, 3, 2], the means that they were drawn from, and their noise."""
+    noise = torch.tensor(NOISE)
+    means = torch.arange(12.0).view(2, 3, 2)
+    return means + SIGMA * noise, means.requires_grad_(), noise
+
+
+def test_without_a_shift_latents_have_reinforces_loss_and_gradient() -> None:
+    latents, means, noise = rolled()
+    settings = LatentActionConfig(sigma=SIGMA, weight=2.0)
+    total, counted = latent_objective(latents, means, noise, LATENT_ADVANTAGES, settings, TOTALS)
+    assert float(total.detach()) == counted["latents/policy_loss"] == -2.0 * 0.5  # the mean advantage is 1/2
+    assert (counted["latents/clip_fraction"], counted["latents/log_ratio_max"]) == (0.0, 0.0)
+    found = torch.autograd.grad(total, means)[0]
+    # weight 2, width 2, six latents
+    expected = -2.0 * LATENT_ADVANTAGES[:, None, None] * noise / (SIGMA * 2) / 6
+    torch.testing.assert_close(found, expected)
+
+
+def test_shares_of_latents_add_up() -> None:
+    latents, means, noise = rolled()
+    settings = LatentActionConfig(sigma=SIGMA)
+    parts = [
+        latent_objective(latents[i], means[i], noise[i], LATENT_ADVANTAGES[i], settings, TOTALS)[0]
+        for i in (slice(0, 1), slice(1, 2))
+    ]
+    assert [float(part.detach()) for part in parts] == [-1.5 / 2, 0.5 / 2]
+
+
+def test_a_latent_that_has_come_far_is_clipped() -> None:
+    """Means that have moved onto the latents: the log ratio is half the mean of noise squared, 1/2 where it is ±1.
+
+    That is above the upper bound, which cuts where the advantage is positive.
+    """
+    noise = torch.tensor([[[1.0, -1.0]], [[-1.0, 1.0]]])
+    means = torch.zeros(2, 1, 2, requires_grad=True)
+    settings = LatentActionConfig(sigma=SIGMA, clip_low=0.05, clip_high=0.25)
+    total, counted = latent_objective(means.detach(), means, noise, torch.tensor([1.0, -1.0]), settings, TOTALS)
+    assert float(total.detach()) == pytest.approx((-1.25 + math.exp(0.5)) / 2)
+    assert (counted["latents/clip_fraction"], counted["latents/log_ratio_max"]) == (0.5, 0.5)
