@@ -38,9 +38,8 @@ def write_new_policy(base: Path, embedder: Path, target: Path, *, seed: int) -> 
     Raises:
         CheckpointError: a folder without weights, or an embedder without a word table.
     """
-    table = _word_table(embedder)
     config = Qwen3VLConfig.from_pretrained(base)
-    config.refine_dim = config.refine_embedder_dim = table.shape[1]
+    config.refine_dim = config.refine_embedder_dim = _word_table(embedder).shape[1]
     policy = VideoSearchPolicy.from_pretrained(base, config=config, dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(base)
     if REFINE_TOKEN not in tokenizer.get_vocab():
@@ -51,10 +50,7 @@ def write_new_policy(base: Path, embedder: Path, target: Path, *, seed: int) -> 
         with torch.no_grad():
             for part in {policy.get_input_embeddings(), policy.get_output_embeddings()}:
                 part.weight[words] = part.weight[:words].float().mean(0)
-    [neutral, *_] = AutoTokenizer.from_pretrained(embedder).encode(NEUTRAL_WORD, add_special_tokens=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        init_heads(policy, float(table.square().mean().sqrt()), table[neutral])
+    start_heads(policy, embedder, seed=seed)
     part = target.with_name(f".part-{target.name}")
     if part.exists():  # of a run that was killed
         shutil.rmtree(part)
@@ -62,6 +58,15 @@ def write_new_policy(base: Path, embedder: Path, target: Path, *, seed: int) -> 
     tokenizer.save_pretrained(part)
     save_policy(part, policy)
     os.rename(part, target)
+
+
+def start_heads(policy: VideoSearchPolicy, embedder: Path, *, seed: int) -> None:
+    """Give the heads of a policy their start values, for the embedder in this folder."""
+    table = _word_table(embedder)
+    [neutral, *_] = AutoTokenizer.from_pretrained(embedder).encode(NEUTRAL_WORD, add_special_tokens=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        init_heads(policy, float(table.square().mean().sqrt()), table[neutral])
 
 
 def _word_table(folder: Path) -> torch.Tensor:

@@ -28,6 +28,7 @@ from vsr1.agent.prompts import SYSTEM_PROMPT, assistant_text, turn_prompt
 from vsr1.formats.checkpoint import save_policy
 from vsr1.model.embedder import Embedder, template
 from vsr1.model.forward import Row, prefill, rotary_positions, token_logprobs
+from vsr1.model.new_policy import start_heads
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.vision import Grid, VisionFeatures, encode_clips
 from vsr1.toy.models import MERGE, PATCH, new_embedder, new_policy
@@ -98,9 +99,11 @@ def pretrain(
     words = "language_model.embed_tokens.weight"
     start[words] = start[words][: embedder_model.language_model.embed_tokens.num_embeddings]  # no refine token
     embedder_model.load_state_dict(start)
-    save_policy(out / "policy", policy.to(torch.bfloat16))
     _train_embedder(embedder, train, held_out, embedder_steps, seed)
     embedder.model.to(torch.bfloat16).save_pretrained(out / "embedder")
+    policy.to("cpu")
+    start_heads(policy, out / "embedder", seed=seed)
+    save_policy(out / "policy", policy.to(torch.bfloat16))
 
 
 def patches(frames: torch.Tensor) -> torch.Tensor:
