@@ -131,6 +131,6 @@ def test_the_wrong_video_that_was_shown_is_the_first_negative() -> None:
         "qid": "q", "query": "a red circle", "messages": [{"content": REPLY}],
         "meta": {"video_id": "shown", "query_pos_video_id": "right"},
     }  # fmt: skip
-    assert sft._row(record, {"q": ["near", "shown", "far"]})["negatives"] == ["shown", "near", "far"]
+    assert sft._row(record, {"q": ["near", "shown", "far"]}, {})["negatives"] == ["shown", "near", "far"]
     record["meta"]["video_id"] = "right"
-    assert sft._row(record, {"q": ["near"]})["negatives"] == ["near"]
+    assert sft._row(record, {"q": ["near"]}, {})["negatives"] == ["near"]

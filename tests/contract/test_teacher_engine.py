@@ -34,8 +34,8 @@ def folder(tmp_path: Path, clip_rows: Callable[[Path], list[dict[str, Any]]]) ->
 def model(policy_folder: Path, tmp_path: Path) -> Path:
     """An ordinary Qwen3-VL, the policy without its heads, whose next token depends on the last one alone.
 
-    After the line break that opens a reply it spells `SPELT`. Its chat markup has query 2 open with a word, from which
-    it babbles, and query 4 with a thought.
+    After the line break that opens a reply it spells `SPELT`. Its chat markup gives query 2 the first letters, from
+    which it goes on, and query 4 the beginning of a thought.
     """
     folder = Path(shutil.copytree(policy_folder, tmp_path / "model", ignore=shutil.ignore_patterns("*.part")))
     tokenizer = ClipProcessor(folder).tokenizer
@@ -56,7 +56,7 @@ def model(policy_folder: Path, tmp_path: Path) -> Path:
     config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
     (folder / "config.json").write_text(json.dumps(config))
     opening = "{% set asked = messages[1].content[0].text %}<|im_start|>assistant\n"
-    opening += "{% if 'query 2' in asked %} left{% elif 'query 4' in asked %}<think>\n{% endif %}"
+    opening += "{% if 'query 2' in asked %}Re{% elif 'query 4' in asked %}<think>\n{% endif %}"
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>assistant\n", opening)
     tokenizer.save_pretrained(folder)
     return folder
@@ -80,10 +80,10 @@ def test_good_replies_become_rows_and_others_are_listed(
         assert (row["pair_id"], row["model_label"]) == (pair["pair_id"], pair["gold_label"])
         assert row["model_reasoning"] == SPELT.removeprefix("Reasoning: ")
         assert (row["model_raw_response"], row["model_finish_reason"]) == (SPELT, "stop")
-    babble, thought = read_lines(failures_file(folder))
-    assert (babble["pair_id"], thought["pair_id"]) == ("p2", "p4") == tuple(outcome.failed)
-    assert "Reasoning:" in babble["error"] or "finish reason" in babble["error"]
-    assert babble["model_raw_response"]
+    unled, thought = read_lines(failures_file(folder))
+    assert (unled["pair_id"], thought["pair_id"]) == ("p2", "p4") == tuple(outcome.failed)
+    assert "0 lines that start with 'Reasoning:'" in unled["error"]
+    assert unled["model_raw_response"] == SPELT.removeprefix("Re")
     assert (thought["model_raw_response"], thought["error"]) == (SPELT, "the reply ends inside its thinking")
     (model / "model.safetensors").unlink()  # no engine can start: what is finished is not asked again
     assert ask(folder, good, model, temperature=1.0).rows == outcome.rows
