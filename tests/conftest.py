@@ -1,5 +1,6 @@
 """Fixtures shared by all tiers."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import settings
 # How long an example takes depends on what else the machine does; pytest-timeout ends what hangs.
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
+
+# Ray gives its workers the niceness 15: with another test busy beside them they would hardly run at all.
+os.environ["RAY_worker_niceness"] = "0"
 
 SLOWEST = ("test_stages.py", "test_engine_latents.py", "test_data_steps.py")  # minutes each
 
