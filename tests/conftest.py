@@ -12,7 +12,7 @@ settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
 
 # Ray gives its workers the niceness 15: with another test busy beside them they would hardly run at all.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's own spelling)
 
 SLOWEST = ("test_stages.py", "test_engine_latents.py", "test_data_steps.py")  # minutes each
 

@@ -1,0 +1,56 @@
+"""What every command shares: its options, the settings it reads, and how it reports progress and errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from vsr1.config import Config, dump_config, load_config
+
+console = Console()
+
+ConfigFile = Annotated[
+    list[Path] | None,
+    typer.Option("--config", "-c", help="YAML file; of several the later ones win. Defaults apply without one."),
+]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, later ones win.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the placement plan, then stop.")]
+
+OWN_PACKAGES = ("vsr1", "actors", "pipelines")  # whose errors name the thing, the place and the fix
+
+
+def print_progress(text: str, done: int, total: int) -> None:
+    """One line each time a part is complete."""
+    if done == total:
+        console.print(f"{text}: {done}")
+
+
+def read_settings(path: list[Path] | None, overrides: list[str] | None, dry_run: bool) -> Config:
+    settings = guarded(load_config, path, overrides)
+    if dry_run:
+        from pipelines.plan import capacity, placement_plan
+
+        plan = placement_plan(settings, capacity(settings))
+        console.print(dump_config(settings), markup=False)
+        console.print(plan.render())
+        guarded(plan.check)
+        raise typer.Exit
+    return settings
+
+
+def guarded(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call; an error that names its cause is printed in one line, any other keeps its traceback."""
+    try:
+        return call(*args, **kwargs)
+    except Exception as error:
+        cause = getattr(error, "cause", error)  # what failed inside a Ray actor
+        if type(cause).__module__.split(".")[0] not in OWN_PACKAGES and not isinstance(cause, FileNotFoundError):
+            raise
+        error = cause
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
