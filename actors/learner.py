@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ class LearnerRankActor:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
         torch.distributed.init_process_group("gloo" if config.model.device == "cpu" else "nccl")
         folder = DatasetFolder(config.data.root)
-        vectors = load_vectors(folder.video_embeddings("train"), json.loads(folder.docid2row("train").read_text()))
+        vectors = load_vectors(folder, "train")
         self._learner = Learner(
             config.grpo, config.model, config.agent, vectors, temperature=config.rollout.temperature
         )

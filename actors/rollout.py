@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,16 @@ from vsr1.engine.engine import PolicyEngine, Reply
 from vsr1.formats.clips import Clip
 from vsr1.model.manifest import Manifest
 from vsr1.retrieval.request import SearchRequest, SearchResult
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are sampled, and what a search lists."""
+
+    top_k: int  # videos
+    temperature: float = 0.0  # 0 decodes greedily
+    sigma: float = 0.0  # standard deviation of the noise on each latent
+    rank_by_depth: bool = False  # see `SearchSettings`
 
 
 class RolloutWorkerActor:
@@ -52,18 +63,9 @@ class RolloutWorkerActor:
             allow_bin=model.allow_bin,
         )
 
-    async def rollout(
-        self, split: str, task: SearchTask, agent: AgentConfig, temperature: float, sigma: float = 0.0
-    ) -> Trajectory:
-        """Play one episode over a split; greedy at temperature 0, latents with noise of deviation `sigma`."""
-        settings = SearchSettings(
-            max_turns=agent.max_turns,
-            top_k=self._config.retrieval.top_k,
-            exclude_rejected=agent.exclude_rejected,
-            accumulate=agent.latents_of_turns == "accumulate",
-            refinement=agent.refinement,
-            system_prompt=agent_prompt(agent),
-        )
+    async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> Trajectory:
+        """Play one episode over a split."""
+        settings = SearchSettings(agent, agent_prompt(agent), sampling.top_k, sampling.rank_by_depth)
         environment = SearchEnvironment(task, settings, partial(self._search, split), partial(self._clip, split))
 
         async def reply_to(observation: Observation, turn: int) -> Reply:
@@ -72,9 +74,9 @@ class RolloutWorkerActor:
                 observation.clip,
                 max_tokens=agent.max_new_tokens,
                 latents=agent.depth,
-                temperature=temperature,
+                temperature=sampling.temperature,
                 seed=task.seed + turn,
-                sigma=sigma,
+                sigma=sampling.sigma,
             )
 
         return await run_episode(environment, reply_to)

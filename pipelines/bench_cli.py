@@ -106,3 +106,16 @@ def bench_clips_command(
     from pipelines.bench_clips import bench_clips
 
     print(json.dumps(guarded(bench_clips, toy_videos, videos, fps, max_frames)))
+
+
+@bench_app.command("eval")
+def bench_eval_command(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    rounds: Annotated[int, typer.Option(help="Measured evaluations each way; medians count.")] = 3,
+) -> None:
+    """An evaluation with all queries in flight, and one query at a time."""
+    settings = read_settings(config, overrides, False)
+    from pipelines.bench_eval import bench_eval
+
+    print(json.dumps(guarded(bench_eval, settings, rounds)))

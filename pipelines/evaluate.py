@@ -1,24 +1,67 @@
 """Evaluation: the agent, greedy, over every query of a split, on the same rollout workers that training uses.
 
 python -m pipelines.evaluate --config configs/toy.yaml [section.key=value ...]
+
+All queries are in flight at once and no turn waits for another query. Every query of the annotations has a row in the
+result; one that could not be played counts as a failure. A trajectory is kept as soon as it is played, under the
+fingerprint of everything that it depends on: an evaluation that was stopped goes on from there, and one with any other
+setting, weights or data begins anew.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from vsr1.formats.predictions import PredictionRow
+
+from actors.rollout import Sampling
 from pipelines.data.build import ensure_dataset
-from pipelines.services import Outcome, Services, complete, connect, services
-from pipelines.tasks import evaluation_tasks
-from pipelines.trajectory_log import append_trajectories
-from vsr1.agent.trajectory import Trajectory
+from pipelines.probes import SUPPORTED, installed_version
+from pipelines.services import Outcome, Services, connect, services
+from pipelines.tasks import EvaluationQuery, evaluation_queries
+from pipelines.trajectory_log import read_rows, trajectory_of
+from vsr1 import __version__
+from vsr1.agent.predictions import failed_row, prediction_row
+from vsr1.agent.prompts import agent_prompt
+from vsr1.agent.trajectory import FailedSample, Trajectory
 from vsr1.config import AgentConfig, Config
+from vsr1.formats.atomic import write_json, write_lines
+from vsr1.formats.clips import META, read_meta
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.formats.digest import file_sha256, value_sha256, weights_fingerprint
 from vsr1.metrics.summary import EvalSummary, summarise
+from vsr1.retrieval.snapshot import CURRENT
 
 Progress = Callable[[str, int, int], None]
+STACK = ("torch", "transformers", "vllm", "faiss")  # packages whose versions change numbers
+
+
+class EvaluationError(RuntimeError):
+    """More queries failed than `eval.max_failed_fraction` tolerates; the message says how many and shows the first."""
+
+
+@dataclass
+class Evaluation:
+    """One agent over one split, and what an earlier run of the very same evaluation has played."""
+
+    label: str
+    split: str
+    agent: AgentConfig
+    queries: list[EvaluationQuery]
+    settings: dict[str, Any]  # everything that a trajectory depends on
+    outcomes: dict[str, Outcome]  # by query id
+
+    @property
+    def fingerprint(self) -> str:
+        return value_sha256(self.settings)[:16]
+
+    @property
+    def waiting(self) -> list[EvaluationQuery]:
+        return [query for query in self.queries if query.task.query_id not in self.outcomes]
 
 
 def evaluate(
@@ -26,50 +69,171 @@ def evaluate(
 ) -> tuple[EvalSummary, list[Trajectory]]:
     """Run every query of `eval.split` with `agent`, then with each of `eval.agents`; the result is the first's.
 
-    Writes `<run_dir>/<name>.json` and `<name>.trajectories.jsonl`, and `<name>-<agent>.json` likewise.
+    Writes to `run_dir`, for the first as `<name>` and for the others as `<name>-<agent>`: `.json` (the summary),
+    `.jsonl` (a row a query) and `.trajectories.jsonl`.
+
+    Raises:
+        EvaluationError: too many queries failed; everything is written all the same.
     """
     connect(config)
     ensure_dataset(config)
-    with services(config, config.eval.split) as world:
-        return evaluate_agents(world, config, config.eval.split, progress, name)
+    split = config.eval.split
+    evaluations = planned(config, split, name)
+    if not any(evaluation.waiting for evaluation in evaluations):
+        return _finished(None, config, evaluations, progress)
+    with services(config, split) as world:
+        return _finished(world, config, evaluations, progress)
 
 
-def evaluate_agents(
-    world: Services, config: Config, split: str, progress: Progress | None, name: str
+def evaluate_on(
+    world: Services, config: Config, progress: Progress | None, name: str
 ) -> tuple[EvalSummary, list[Trajectory]]:
-    """As `evaluate`, on running services and any split."""
-    done = {}
-    for agent_name, changes in {"": {}, **config.eval.agents}.items():
-        agent = AgentConfig.model_validate(config.agent.model_dump() | changes)
-        label = f"{name}-{agent_name}" if agent_name else name
-        done[agent_name] = summary, trajectories = evaluate_split(world, config, agent, split, progress, label)
-        target = Path(config.run_dir)
-        target.mkdir(parents=True, exist_ok=True)
-        (target / f"{label}.json").write_text(json.dumps(summary.to_json(), indent=2), encoding="utf-8")
-        lines = target / f"{label}.trajectories.jsonl"
-        lines.unlink(missing_ok=True)
-        append_trajectories(lines, 0, trajectories)
-    return done[""]
+    """As `evaluate`, on running services whose engines hold the weights of `model.policy`."""
+    return _finished(world, config, planned(config, config.eval.split, name), progress)
 
 
 def evaluate_split(
-    world: Services, config: Config, agent: AgentConfig, split: str, progress: Progress | None, name: str
+    world: Services, config: Config, split: str, progress: Progress | None, name: str
 ) -> tuple[EvalSummary, list[Trajectory]]:
-    """Run every query of a split with one agent on running services.
+    """Run every query of a split with the weights that the engines hold now; nothing is written, failures count."""
+    queries = evaluation_queries(config, split)
+    evaluation = Evaluation(name, split, config.agent, queries, {}, _skipped(queries))
+    for outcome in _played(world, evaluation, Sampling(config.retrieval.top_k), progress):
+        evaluation.outcomes[outcome.query_id] = outcome
+    return _summary(config, evaluation)[1:]
 
-    Raises:
-        RolloutError: a query failed.
-    """
-    tasks = evaluation_tasks(config, split)
-    corpus = json.loads(DatasetFolder(config.data.root).docid2row(split).read_text(encoding="utf-8"))
-    outcomes: list[Outcome] = []
-    for outcome in world.rollout(split, tasks, agent, temperature=0.0):
-        outcomes.append(outcome)
+
+def planned(config: Config, split: str, name: str) -> list[Evaluation]:
+    """`agent`, then `eval.agents`, each with what an earlier run has left."""
+    queries = evaluation_queries(config, split)
+    inputs = _inputs(config, split)
+    evaluations = []
+    for agent_name, changes in {"": {}, **config.eval.agents}.items():
+        agent = AgentConfig.model_validate(config.agent.model_dump() | changes)
+        settings = {
+            "agent": agent.model_dump(mode="json", exclude={"system_prompt"}),
+            "system_prompt": agent_prompt(agent),
+            **inputs,
+        }
+        label = f"{name}-{agent_name}" if agent_name else name
+        evaluation = Evaluation(label, split, agent, queries, settings, _skipped(queries))
+        wanted = {query.task.query_id for query in queries}
+        for row in read_rows(_trajectories(config, evaluation)):
+            if row.get("fingerprint") == evaluation.fingerprint and row["query_id"] in wanted:
+                evaluation.outcomes[row["query_id"]] = trajectory_of(row)
+        evaluations.append(evaluation)
+    return evaluations
+
+
+def _skipped(queries: list[EvaluationQuery]) -> dict[str, Outcome]:
+    return {q.task.query_id: FailedSample(q.task.query_id, 0, q.skipped, q.message) for q in queries if q.skipped}
+
+
+def _inputs(config: Config, split: str) -> dict[str, Any]:
+    """What all agents of an evaluation share: weights, data, and settings that change what is sampled or scored."""
+    folder = DatasetFolder(config.data.root)
+    files = [
+        folder.annotations(split), folder.query_meta(split), folder.docid2row(split), folder.video_embeddings(split),
+        folder.index(split).parent / CURRENT, folder.clips(split) / META,
+    ]  # fmt: skip
+    model = config.model
+    return {
+        "split": split,
+        "seed": config.seed,
+        "policy": weights_fingerprint(model.policy),
+        "embedder": weights_fingerprint(model.embedder),
+        "data": file_sha256(*[path for path in files if path.is_file()])[:16],
+        "timestamps": config.data.timestamps,
+        "engine": config.rollout.engine.model_dump(mode="json") | {"device": model.device, "dtype": model.dtype},
+        "retrieval": config.retrieval.model_dump(mode="json", include={"index", "index_params"}),
+        "top_k": config.eval.top_k,
+        "rank_by_depth": config.eval.rank_by_depth,
+        "rewards": config.rewards.model_dump(mode="json"),
+        "versions": {"vsr1": __version__} | {name: installed_version(SUPPORTED[name][0]) for name in STACK},
+    }
+
+
+def _finished(
+    world: Services | None, config: Config, evaluations: list[Evaluation], progress: Progress | None
+) -> tuple[EvalSummary, list[Trajectory]]:
+    """Play what is waiting and write the results."""
+    results, failed = [], []
+    for evaluation in evaluations:
+        log = _trajectories(config, evaluation)
+        write_lines(log, _log_rows(evaluation))  # without rows of other settings and a last line that was cut off
+        if world is not None:
+            sampling = Sampling(config.eval.top_k, rank_by_depth=config.eval.rank_by_depth)
+            with log.open("a", encoding="utf-8") as lines:
+                for outcome in _played(world, evaluation, sampling, progress):
+                    evaluation.outcomes[outcome.query_id] = outcome
+                    if isinstance(outcome, Trajectory):
+                        lines.write(json.dumps(_log_row(evaluation, outcome)) + "\n")
+                        lines.flush()
+        rows, summary, trajectories = _summary(config, evaluation)
+        write_lines(log, _log_rows(evaluation))
+        write_lines(log.with_name(f"{evaluation.label}.jsonl"), [row.to_json() for row in rows])
+        write_json(log.with_name(f"{evaluation.label}.json"), summary.to_json())
+        results.append((summary, trajectories))
+        failed.append([row for row in rows if row.status == "failed"])
+    for evaluation, rows in zip(evaluations, failed, strict=True):
+        if len(rows) > config.eval.max_failed_fraction * len(evaluation.queries):
+            first, where = rows[0], config.run_dir / f"{evaluation.label}.json"
+            raise EvaluationError(
+                f"{len(rows)} of {len(evaluation.queries)} queries failed and count as failures in {where}; the first, "
+                f"{first.qid!r}: {first.reason}: {first.message}. The same command tries them again; "
+                "eval.max_failed_fraction tolerates some"
+            )
+    return results[0]
+
+
+def _played(
+    world: Services, evaluation: Evaluation, sampling: Sampling, progress: Progress | None
+) -> Iterator[Outcome]:
+    """Outcomes of what is waiting, scored, in the order they come."""
+    tasks = [query.task for query in evaluation.waiting]
+    for done, outcome in enumerate(world.rollout(evaluation.split, tasks, evaluation.agent, sampling), start=1):
+        yield world.score([outcome])[0] if isinstance(outcome, Trajectory) else outcome
         if progress:
-            progress(f"{name} queries", len(outcomes), len(tasks))
-    played, _ = complete(outcomes)
-    trajectories, _ = complete(world.score(sorted(played, key=lambda t: t.query_id)))
-    return summarise(trajectories, len(corpus)), trajectories
+            progress(f"{evaluation.label} queries", done, len(tasks))
+
+
+def _summary(config: Config, evaluation: Evaluation) -> tuple[list[PredictionRow], EvalSummary, list[Trajectory]]:
+    """Rows in the order of the annotations, their summary, and the trajectories among them."""
+    folder = DatasetFolder(config.data.root)
+    durations = {name: row["source_duration_sec"] for name, row in read_meta(folder.clips(evaluation.split)).items()}
+    durations |= {query.task.gt_video: query.task.gt_duration for query in evaluation.queries}
+    corpus = json.loads(folder.docid2row(evaluation.split).read_text(encoding="utf-8"))
+    shared = {
+        "max_turns": evaluation.agent.max_turns,
+        "corpus_size": len(corpus),
+        "fingerprint": evaluation.fingerprint,
+    }
+    rows, trajectories = [], []
+    for query in evaluation.queries:
+        task, outcome = query.task, evaluation.outcomes[query.task.query_id]
+        if isinstance(outcome, Trajectory):
+            trajectories.append(outcome)
+            latents = evaluation.agent.depth
+            rows.append(prediction_row(outcome, query.index, latents=latents, durations=durations, **shared))
+        else:
+            truth = {"gt_video": task.gt_video, "gt_span": task.gt_span, "gt_duration": task.gt_duration}
+            failure = outcome.reason, outcome.message
+            rows.append(failed_row(query.index, task.query_id, task.query, *failure, **truth, **shared))
+    summary = summarise(rows, len(corpus)).model_copy(update={"settings": evaluation.settings})
+    return rows, summary, trajectories
+
+
+def _trajectories(config: Config, evaluation: Evaluation) -> Path:
+    return config.run_dir / f"{evaluation.label}.trajectories.jsonl"
+
+
+def _log_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    played = (evaluation.outcomes.get(query.task.query_id) for query in evaluation.queries)
+    return [_log_row(evaluation, outcome) for outcome in played if isinstance(outcome, Trajectory)]
+
+
+def _log_row(evaluation: Evaluation, trajectory: Trajectory) -> dict[str, Any]:
+    return {"fingerprint": evaluation.fingerprint, **trajectory.to_json()}
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from itertools import islice
 
 import torch
 
+from actors.rollout import Sampling
 from pipelines.services import Outcome, RolloutError, Services, complete
 from pipelines.tasks import group_of
 from vsr1.agent.search import SearchTask
 from vsr1.agent.trajectory import Trajectory
 from vsr1.config import Config
 from vsr1.rl.advantages import groups_with_variance
-from vsr1.rl.credit import group_key
 
 Progress = Callable[[str, int, int], None]
 
@@ -55,6 +55,7 @@ def roll_out_groups(
     """
     settings, done = config.grpo, StepGroups()
     spare, wanted = settings.replace_equal_groups, settings.prompts_per_step
+    sampling = Sampling(config.retrieval.top_k, config.rollout.temperature, settings.latents.sigma)
     judged: list[Outcome] = []  # every sample of the step
     while wanted:
         tasks = []
@@ -63,8 +64,7 @@ def roll_out_groups(
             tasks += group_of(prompt, settings.group_size, seed)
             done.prompts += 1
         outcomes = []
-        temperature, sigma = config.rollout.temperature, settings.latents.sigma
-        for outcome in world.rollout("train", tasks, config.agent, temperature, sigma):
+        for outcome in world.rollout("train", tasks, config.agent, sampling):
             outcomes.append(outcome)
             if progress:
                 progress(f"step {step}/{settings.steps} rollouts", len(outcomes), len(tasks))
@@ -88,7 +88,7 @@ def _sort_in(done: StepGroups, scored: list[Trajectory], played: list[str], spar
     """
     groups: dict[str, list[Trajectory]] = {key: [] for key in sorted(played)}
     for trajectory in sorted(scored, key=lambda t: t.sample):
-        groups[group_key(trajectory)].append(trajectory)
+        groups[trajectory.query_id].append(trajectory)
     replaced = 0
     for members in groups.values():
         if len(members) < 2:

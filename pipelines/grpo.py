@@ -13,7 +13,7 @@ import ray
 
 from actors.learner import LearnerGroup
 from pipelines.data.build import ensure_dataset
-from pipelines.evaluate import evaluate_agents, evaluate_split
+from pipelines.evaluate import evaluate_on, evaluate_split
 from pipelines.examples import trained_examples
 from pipelines.groups import roll_out_groups
 from pipelines.plan import capacity, grpo_splits, placement_plan
@@ -66,14 +66,15 @@ def train(config: Config, progress: Progress | None = None) -> Path:
         learners.save(target)
         learners.close()
         if settings.evaluate_after:
-            evaluate_agents(world, config, config.eval.split, progress, "after")
+            trained = config.model_copy(update={"model": config.model.model_copy(update={"policy": target})})
+            evaluate_on(world, trained, progress, "after")
     return target
 
 
 def _validate(world: Services, log: RunLog, config: Config, step: int, progress: Progress | None) -> None:
     if config.grpo.validate_every:
         split = config.grpo.val_split
-        summary, _ = evaluate_split(world, config, config.agent, split, progress, f"step {step} {split}")
+        summary, _ = evaluate_split(world, config, split, progress, f"step {step} {split}")
         log.log(split, step, validation_metrics(summary))
 
 

@@ -19,7 +19,7 @@ from actors.clips import ClipStores
 from actors.learner import LearnerGroup
 from actors.retrieval import RetrievalService
 from actors.rewards import RewardWorker
-from actors.rollout import RolloutWorker
+from actors.rollout import RolloutWorker, Sampling
 from pipelines.machine import check_port
 from vsr1.agent.search import SearchTask
 from vsr1.agent.trajectory import FailedSample, Trajectory
@@ -45,12 +45,10 @@ class Services:
     transfer: str
     _connected: bool = False
 
-    def rollout(
-        self, split: str, tasks: list[SearchTask], agent: AgentConfig, temperature: float, sigma: float = 0.0
-    ) -> Iterator[Outcome]:
+    def rollout(self, split: str, tasks: list[SearchTask], agent: AgentConfig, sampling: Sampling) -> Iterator[Outcome]:
         """Play the tasks over all workers; outcomes in the order they finish. A dead actor raises Ray's own error."""
         pending = {
-            self.rollouts[i % len(self.rollouts)].rollout.remote(split, task, agent, temperature, sigma): task
+            self.rollouts[i % len(self.rollouts)].rollout.remote(split, task, agent, sampling): task
             for i, task in enumerate(tasks)
         }
         while pending:

@@ -118,7 +118,7 @@ def train_rank(settings: dict[str, Any]) -> None:
     config = Config.model_validate(settings["config"])
     steps, per_rank = settings["steps"], settings["per_rank"]
     folder = DatasetFolder(config.data.root)
-    vectors = load_vectors(folder.video_embeddings("train"), json.loads(folder.docid2row("train").read_text()))
+    vectors = load_vectors(folder, "train")
     processor = ClipProcessor(config.model.policy)
     system = agent_prompt(config.agent)
     context = ray.train.get_context()

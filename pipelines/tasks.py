@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import ray.data
 
 from vsr1.agent.search import SearchTask
 from vsr1.config import Config
+from vsr1.formats.annotations import read_annotations
 from vsr1.formats.atomic import read_lines
+from vsr1.formats.clips import clip_file, read_meta
 from vsr1.formats.dataset import DatasetFolder
 
 SAMPLE_SEEDS = 1_000_003  # apart from each other by more than any number of turns
@@ -51,29 +55,42 @@ def group_of(task: SearchTask, size: int, seed: int) -> list[SearchTask]:
     ]
 
 
-def evaluation_tasks(config: Config, split: str) -> list[SearchTask]:
-    """The queries of a split in annotation order, the first `eval.limit` of them.
+@dataclass(frozen=True)
+class EvaluationQuery:
+    """One annotation of a split; with a `skipped` reason it cannot be played, and counts as a failure."""
+
+    index: int  # in the annotation file, from 0
+    task: SearchTask
+    skipped: str = ""  # under the reference's names (data-eval.md §4.3)
+    message: str = ""
+
+
+def evaluation_queries(config: Config, split: str) -> list[EvaluationQuery]:
+    """The annotations of a split in file order, the first `eval.limit`, each with what keeps it from being played.
 
     Raises:
-        FileNotFoundError: the split has no annotations or no query vectors.
+        AnnotationError: the split has no annotations, or faulty ones.
+        FileNotFoundError: the split is not built.
     """
     folder = DatasetFolder(config.data.root)
-    for path in (folder.annotations(split), folder.query_meta(split)):
+    for path in (folder.query_meta(split), folder.docid2row(split)):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; build split {split!r} first with `vsr1 data build`")
-    spans = {}
-    for row in read_lines(folder.annotations(split)):
-        spans[f"{row['desc_id']}_fig"] = row
-    tasks = []
-    for row in read_lines(folder.query_meta(split)):
-        annotation = spans[row["qid"]]
-        tasks.append(
-            SearchTask(
-                query_id=row["qid"],
-                query=row["query"],
-                gt_video=row["pos_doc_id"],
-                gt_span=(float(annotation["time"][0]), float(annotation["time"][1])),
-                gt_duration=float(annotation["duration"]),
-            )
-        )
-    return tasks[: config.eval.limit]
+    known = {row["qid"] for row in read_lines(folder.query_meta(split))}
+    corpus = json.loads(folder.docid2row(split).read_text(encoding="utf-8"))
+    clips = read_meta(folder.clips(split))
+    queries = []
+    annotations = read_annotations(folder.annotations(split), beyond_duration="keep")
+    for index, row in enumerate(annotations[: config.eval.limit]):
+        task = SearchTask(row.qid, row.fig_desc, row.video, row.time, row.duration)
+        video = f"{row.video!r} of query {row.qid!r}"
+        if row.video not in corpus:
+            skipped, message = "pos_doc_missing", f"video {video} is not in the corpus; was it left out of the build?"
+        elif row.qid not in known:
+            skipped, message = "query_not_found_in_meta", f"query {row.qid!r} is not in {folder.query_meta(split)}"
+        elif row.video not in clips or not clip_file(folder.clips(split), row.video, clips[row.video]).is_file():
+            skipped, message = "video_file_missing", f"the clip of video {video} is not in {folder.clips(split)}"
+        else:
+            skipped = message = ""
+        queries.append(EvaluationQuery(index, task, skipped, message))
+    return queries

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
 from vsr1.config import Config
 from vsr1.formats.atomic import read_lines, write_json
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.embedder import Embedder
+from vsr1.rl.learner import load_vectors
 from vsr1.toy.teacher import load_events
 from vsr1.toy.world import sentences_about
 
@@ -24,16 +23,14 @@ def write_rewrites(config: Config) -> int:
     """
     folder = DatasetFolder(config.data.root)
     events = load_events(folder.events("train"))
-    rows = json.loads(folder.docid2row("train").read_text(encoding="utf-8"))
-    vectors = np.load(folder.video_embeddings("train"), allow_pickle=False)
-    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = load_vectors(folder, "train")
     embedder = Embedder.load(config.model.embedder, device=config.model.device, dtype=config.model.dtype)
     texts = {}
     for query in read_lines(folder.query_meta("train")):
         shown, first = events[query["pos_doc_id"]]
         candidates = sentences_about((shown[first], shown[first + 1]))
-        scores = embedder.embed_queries(candidates) @ vectors.T
-        right = scores[:, rows[query["pos_doc_id"]]]
+        scores = embedder.embed_queries(candidates) @ vectors.matrix.numpy().T
+        right = scores[:, vectors.rows[query["pos_doc_id"]]]
         ranks = (scores > right[:, None]).sum(axis=1)
         texts[query["qid"]] = candidates[int(np.lexsort((-right, ranks))[0])]
     write_json(folder.rewrites(), texts)

@@ -7,6 +7,7 @@ nearest known one; nothing is read from environment variables.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -327,6 +328,9 @@ class ClusterConfig(Section):
 class EvalConfig(Section):
     split: str = "test"
     limit: int | None = Field(None, ge=1, description="queries evaluated, the first ones; empty takes all")
+    top_k: int = Field(100, ge=1, description="videos listed by a search, of which ranked lists of moments are made")
+    rank_by_depth: bool = Field(True, description="also rank by the first 1, 2, ... latents of each refinement")
+    max_failed_fraction: float = Field(0.0, ge=0, le=1, description="share of queries that may fail without an error")
     agents: dict[str, dict[str, Any]] = Field(
         {}, description="further evaluations on the same engines, by name: what each changes in `agent`"
     )
@@ -363,6 +367,17 @@ class Config(Section):
                 f"agent.max_new_tokens={self.agent.max_new_tokens} leaves no room for a prompt in "
                 f"rollout.engine.max_model_len={self.rollout.engine.max_model_len}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluated_agents_are_agents(self) -> Config:
+        for name, changes in self.eval.agents.items():
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+                raise ValueError(f"eval.agents: {name!r} names files; use letters, digits, '_', '.' and '-'")
+            try:
+                AgentConfig.model_validate(self.agent.model_dump() | changes)
+            except ValidationError as error:
+                raise ValueError(f"eval.agents.{name}: " + "; ".join(_explain(e, "") for e in error.errors())) from None
         return self
 
 

@@ -1,5 +1,6 @@
 """The configuration: several files, overrides, and settings that contradict each other."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,16 @@ def test_every_arm_of_the_benchmark_is_a_valid_configuration(arm: str) -> None:
     config = load_config([CONFIGS / "toy-bench.yaml", CONFIGS / "arms" / arm])
     assert config.grpo.evaluate_after and "three_turns" in config.eval.agents
     assert (config.agent.depth > 0) == (arm != "text.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eval.agents.fewer.max_turns=0", "eval.agents.fewer: max_turns: Input should be greater than or equal to 1"),
+        ("eval.agents.fewer.max_turn=1", "eval.agents.fewer: unknown key 'max_turn'; the nearest known key is"),
+        ("eval.agents.a/b.max_turns=1", "eval.agents: 'a/b' names files"),
+    ],
+)
+def test_further_agents_are_checked_when_the_config_is_read(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(None, [override])

@@ -9,6 +9,7 @@ import pytest
 
 from vsr1.agent.environment import Observation, run_episode
 from vsr1.agent.search import SearchEnvironment, SearchSettings, SearchTask
+from vsr1.config import AgentConfig
 from vsr1.formats.clips import Clip
 from vsr1.retrieval.request import SearchRequest, SearchResult
 
@@ -55,13 +56,15 @@ def play(
     accumulate: bool = False,
     first_video: str | None = None,
     refinement: Literal["latents", "text", "none"] = "latents",
+    rank_by_depth: bool = False,
 ) -> tuple[MovingCorpus, SearchEnvironment]:
     """The reply of turn t brings soft tokens that are all t, and noise that is all -t."""
     corpus = MovingCorpus()
     task = SearchTask("1_fig", "a red ring", "b", (1.0, 3.0), 4.0, negatives=["c"], first_video=first_video)
-    settings = SearchSettings(
-        max_turns, 2, exclude_rejected=True, accumulate=accumulate, refinement=refinement, system_prompt="judge"
+    agent = AgentConfig(
+        max_turns=max_turns, refinement=refinement, latents_of_turns="accumulate" if accumulate else "replace"
     )
+    settings = SearchSettings(agent, "judge", top_k=2, rank_by_depth=rank_by_depth)
     environment = SearchEnvironment(task, settings, corpus.search, load_clip)
 
     async def reply_to(observation: Observation, turn: int) -> ScriptedReply:
@@ -150,3 +153,12 @@ def test_without_refinement_the_next_video_of_the_ranking_is_shown() -> None:
     assert [segment.video_id for segment in environment.trajectory().segments] == ["a", "b", "c"]
     assert {request.query for request in corpus.asked} == {"a red ring"}
     assert all(request.soft_tokens is None for request in corpus.asked)
+
+
+def test_one_refinement_is_ranked_by_each_number_of_its_latents() -> None:
+    corpus, environment = play([REJECTS, REJECTS], max_turns=2, accumulate=True, rank_by_depth=True)
+    lengths = [0 if request.soft_tokens is None else len(request.soft_tokens) for request in corpus.asked]
+    assert lengths == [0, N, *range(1, N), 2 * N, *range(N + 1, 2 * N)]
+    assert [segment.ranks_by_depth for segment in environment.trajectory().segments] == [[2] * N, [2] * N]
+    _, plain = play([REJECTS, REJECTS], max_turns=2)
+    assert plain.trajectory().segments[0].ranks_by_depth is None

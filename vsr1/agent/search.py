@@ -6,10 +6,10 @@ say so; ranks are always those of the whole corpus. What is returned is complete
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from vsr1.agent.environment import Observation, PolicyReply
 from vsr1.agent.parse import last_element, parse_reply
 from vsr1.agent.prompts import turn_prompt
 from vsr1.agent.trajectory import Segment, Span, Trajectory
+from vsr1.config import AgentConfig
 from vsr1.formats.clips import Clip
 from vsr1.retrieval.request import SearchRequest, SearchResult
 
@@ -41,17 +42,15 @@ class SearchTask:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    max_turns: int
-    top_k: int
-    exclude_rejected: bool
-    accumulate: bool  # soft tokens of all turns, not of the last one only
-    refinement: Literal["latents", "text", "none"]
+    agent: AgentConfig
     system_prompt: str
+    top_k: int  # videos listed by a search
+    rank_by_depth: bool = False  # after a refinement, also search with its first 1, 2, ... latents
 
 
 class SearchEnvironment:
     def __init__(self, task: SearchTask, settings: SearchSettings, search: Search, load_clip: LoadClip) -> None:
-        self._task, self._settings = task, settings
+        self._task, self._settings, self._agent = task, settings, settings.agent
         self._search, self._load_clip = search, load_clip
         self._rejected: list[str] = []
         self._soft: list[np.ndarray] = []  # of the turns so far, [N, E] each
@@ -68,9 +67,11 @@ class SearchEnvironment:
     async def step(self, reply: PolicyReply) -> Observation | None:
         shown = self._clip.video_id
         parsed = parse_reply(reply.text, self._duration())
-        if self._settings.exclude_rejected and parsed.verdict != "matched":
+        if self._agent.exclude_rejected and parsed.verdict != "matched":
             self._rejected.append(shown)
-        rewrite = (last_element(reply.text, "query") or "").strip() or None
+        rewrite = None
+        if self._agent.refinement == "text":
+            rewrite = (last_element(reply.text, "query") or "").strip() or None
         request = self._refined(reply, rewrite)
         after = None if request is None else await self._retrieve(request)
         negatives = [video for video in dict.fromkeys([*self._task.negatives, shown]) if video != self._task.gt_video]
@@ -98,7 +99,8 @@ class SearchEnvironment:
                 gt_score_after=after.scores[self._task.gt_video] if after else None,
                 negative_scores_before=[self._found.scores[video] for video in negatives],
                 negative_scores_after=[after.scores[video] for video in negatives] if after else None,
-                rewrite=rewrite if self._settings.refinement == "text" else None,
+                rewrite=rewrite,
+                ranks_by_depth=await self._ranks_by_depth(request, after) if request and after else None,
             )
         )
         if parsed.verdict == "matched":
@@ -106,7 +108,7 @@ class SearchEnvironment:
         if after is None:
             return self._end("no_refinement")
         self._found = after
-        if len(self._trajectory.segments) == self._settings.max_turns:
+        if len(self._trajectory.segments) == self._agent.max_turns:
             return self._end("max_turns")
         return await self._show()
 
@@ -115,7 +117,7 @@ class SearchEnvironment:
 
     def _refined(self, reply: PolicyReply, rewrite: str | None) -> SearchRequest | None:
         """The next search, None if the reply holds nothing to refine the query with."""
-        match self._settings.refinement:
+        match self._agent.refinement:
             case "none":
                 return SearchRequest(query=self._task.query)
             case "text":
@@ -123,7 +125,9 @@ class SearchEnvironment:
             case "latents":
                 if reply.soft_tokens is None:
                     return None
-                self._soft = [*(self._soft if self._settings.accumulate else []), reply.soft_tokens]
+                if self._agent.latents_of_turns == "replace":
+                    self._soft.clear()
+                self._soft.append(reply.soft_tokens)
                 return SearchRequest(query=self._task.query, soft_tokens=np.concatenate(self._soft))
 
     async def _retrieve(self, request: SearchRequest) -> SearchResult:
@@ -141,6 +145,17 @@ class SearchEnvironment:
         )
         self._version = result.index_version
         return replace(result, scores=dict(result.retrieved) | result.scores)
+
+    async def _ranks_by_depth(self, request: SearchRequest, after: SearchResult) -> list[int] | None:
+        """Rank of the right video with the first 1, 2, ... latents of this refinement; the last is that of `after`."""
+        if request.soft_tokens is None or not self._settings.rank_by_depth:
+            return None
+        latents = len(self._soft[-1])
+        shorter = (
+            replace(request, soft_tokens=request.soft_tokens[:-dropped]) for dropped in range(latents - 1, 0, -1)
+        )
+        results = await asyncio.gather(*map(self._retrieve, shorter))
+        return [_rank(result) for result in [*results, after]]
 
     async def _show(self, video: str | None = None) -> Observation | None:
         if video is None:

@@ -46,6 +46,7 @@ class Segment:
     negative_scores_before: list[float] | None = None
     negative_scores_after: list[float] | None = None
     rewrite: str | None = None  # the query in new words, where refinement is by text
+    ranks_by_depth: list[int] | None = None  # rank of the right video by the refinement's first 1, 2, ... latents
 
     @property
     def refined(self) -> bool:

@@ -35,12 +35,12 @@ def lines_sha256(rows: Iterable[Any]) -> str:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits over the safetensors files of a checkpoint folder, by name.
+    """16 hexadecimal digits over the weights of a checkpoint folder, by file name: safetensors, or .bin without any.
 
     Raises:
         FileNotFoundError: the folder or its weights are missing.
     """
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not weights:
-        raise FileNotFoundError(f"embedder folder {folder} has no .safetensors weights")
+        raise FileNotFoundError(f"model folder {folder} has no .safetensors weights")
     return file_sha256(*weights)[:16]

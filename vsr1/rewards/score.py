@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 from statistics import fmean
 
-from vsr1.agent.trajectory import Trajectory
+from vsr1.agent.trajectory import Segment, Trajectory
 from vsr1.config import RewardConfig
 from vsr1.rewards.terms import (
     RewardError,
@@ -37,13 +37,10 @@ def score(trajectory: Trajectory, config: RewardConfig) -> dict[str, float]:
         raise RewardError(
             f"query {query_id!r} has no turns to score; a rollout that failed must be reissued or dropped"
         )
+    turns = [_turn_terms(trajectory, segment, config) for segment in segments]
     terms = {
-        "verification": fmean(verification(trajectory, segment) for segment in segments),
-        "think_format": fmean(think_format(segment) for segment in segments),
-        "time_format": fmean(time_format(segment) for segment in segments),
-        "temporal_iou": temporal_iou(trajectory),
-        "refine_presence": fmean(refine_presence(segment) for segment in segments),
-        "retrieval": fmean(retrieval(query_id, segment, config) for segment in segments),
+        name: temporal_iou(trajectory) if name == "temporal_iou" else fmean(turn[name] for turn in turns)
+        for name in TERMS
     }
     for name, value in terms.items():
         low, high = bounds(name, config)
@@ -63,12 +60,23 @@ def turn_rewards(trajectory: Trajectory, config: RewardConfig) -> tuple[list[flo
     count = len(trajectory.segments)
     rewards, of_retrieval = [], []
     for segment in trajectory.segments:
-        alone = score(replace(trajectory, segments=[segment]), config)
-        shares = {name: getattr(config, name) * alone[name] / count for name in TERMS if name != "temporal_iou"}
+        terms = _turn_terms(trajectory, segment, config)
+        shares = {name: getattr(config, name) * value / count for name, value in terms.items()}
         rewards.append(sum(shares.values()))
         of_retrieval.append(shares["retrieval"])
     rewards[-1] += config.temporal_iou * temporal_iou(trajectory)
     return rewards, of_retrieval
+
+
+def _turn_terms(trajectory: Trajectory, segment: Segment, config: RewardConfig) -> dict[str, float]:
+    """The terms that every turn has."""
+    return {
+        "verification": verification(trajectory, segment),
+        "think_format": think_format(segment),
+        "time_format": time_format(segment),
+        "refine_presence": refine_presence(segment),
+        "retrieval": retrieval(trajectory.query_id, segment, config),
+    }
 
 
 def bounds(term: str, config: RewardConfig) -> tuple[float, float]:

@@ -20,11 +20,6 @@ class Credit:
     latents: float
 
 
-def group_key(trajectory: Trajectory) -> str:
-    """Samples of one prompt share it."""
-    return trajectory.query_id
-
-
 def credits_of(trajectories: list[Trajectory], settings: ObjectiveConfig, limit: int) -> list[list[Credit]]:
     """Advantages of every turn, by trajectory.
 
@@ -40,8 +35,8 @@ def credits_of(trajectories: list[Trajectory], settings: ObjectiveConfig, limit:
         ValueError: a reward that is not finite.
     """
     penalties = [_overlong(trajectory, settings, limit) for trajectory in trajectories]
-    groups = {key: number for number, key in enumerate(dict.fromkeys(map(group_key, trajectories)))}
-    samples = [groups[group_key(trajectory)] for trajectory in trajectories]
+    groups = {key: number for number, key in enumerate(dict.fromkeys(t.query_id for t in trajectories))}
+    samples = [groups[trajectory.query_id] for trajectory in trajectories]
     if settings.credit == "trajectory":
         rewards = [
             trajectory.reward + sum(penalty) for trajectory, penalty in zip(trajectories, penalties, strict=True)

@@ -7,6 +7,7 @@ ranks make the same number of passes in a step.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,7 @@ from vsr1 import compat
 from vsr1.config import AgentConfig, GrpoConfig, ModelConfig, SftConfig
 from vsr1.formats.checkpoint import copy_processor, load_policy, policy_sizes, write_weights
 from vsr1.formats.clips import Clip
+from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.embedder import Embedder
 from vsr1.model.forward import ForwardState, Row, prefill, roll_latents, token_logprobs
 from vsr1.model.manifest import Manifest, record
@@ -242,13 +244,15 @@ class Learner:
         """Losses that reach the heads. Every row of the pass is rolled, so that all ranks touch the same weights."""
         depth, device = self._agent.depth, state.after_norm.device
         actions = self._stage.latents if isinstance(self._stage, GrpoConfig) else None
-        if depth and actions and actions.sigma and actions.weight:
+        noise = None
+        if depth and actions and actions.sigma:
             shape = (len(examples), depth, self.policy.config.refine_dim)
             sampled = [i for i, e in enumerate(examples) if e.noise is not None]
             given, noise = torch.zeros(shape), torch.zeros(shape)
             for i in sampled:
                 given[i], noise[i] = torch.tensor(examples[i].latents), torch.tensor(examples[i].noise)
             given, noise = given.to(device), noise.to(device)
+        if noise is not None and actions and actions.weight:
             means = roll_latents(self.policy, state, depth, given=given)
             advantages = torch.tensor([e.latent_advantage for e in examples], device=device)
             if sampled:
@@ -258,13 +262,8 @@ class Learner:
             else:
                 yield 0 * means.sum(), {}
         if depth and self._retrieval.weight > 0:
-            noise = None
-            if actions and actions.sigma:
-                draws = [
-                    np.zeros((depth, self.policy.config.refine_dim)) if e.noise is None else e.noise for e in examples
-                ]
-                noise = actions.sigma * torch.tensor(np.stack(draws), device=device, dtype=torch.float32)
-            latents = roll_latents(self.policy, state, depth, noise)
+            draws = actions.sigma * noise if actions and noise is not None else None
+            latents = roll_latents(self.policy, state, depth, draws)
             wanted = [i for i, example in enumerate(examples) if example.refined and example.negatives]
             if not wanted:
                 yield 0 * self.policy.soft_tokens(latents).sum(), {}
@@ -372,10 +371,11 @@ def _set_random_state(state: dict[str, Any]) -> None:
     setstate(state["python"])
 
 
-def load_vectors(embeddings: Path, docid2row: dict[str, int]) -> VideoVectors:
+def load_vectors(folder: DatasetFolder, split: str) -> VideoVectors:
     """Corpus vectors for the retrieval loss."""
-    matrix = torch.from_numpy(np.load(embeddings, allow_pickle=False))
-    return VideoVectors(torch.nn.functional.normalize(matrix, dim=-1), docid2row)
+    matrix = torch.from_numpy(np.load(folder.video_embeddings(split), allow_pickle=False))
+    rows = json.loads(folder.docid2row(split).read_text(encoding="utf-8"))
+    return VideoVectors(torch.nn.functional.normalize(matrix, dim=-1), rows)
 
 
 def _distinct(clips: list[Clip | None], processor: ClipProcessor) -> tuple[list[ProcessedClip], list[int | None]]:

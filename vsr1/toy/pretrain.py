@@ -60,8 +60,7 @@ class Film:
 
     @property
     def grid(self) -> Grid:
-        frames, height, width, _ = self.frames.shape
-        return frames // 2, height // PATCH, width // PATCH
+        return _grid(self.frames)
 
 
 def pretrain(
@@ -106,6 +105,11 @@ def pretrain(
     save_policy(out / "policy", policy.to(torch.bfloat16))
 
 
+def _grid(frames: torch.Tensor) -> Grid:
+    count, height, width, _ = frames.shape
+    return count // 2, height // PATCH, width // PATCH
+
+
 def patches(frames: torch.Tensor) -> torch.Tensor:
     """Frames [T, H, W, 3] in 0..255, T even, as the video processor's float32 [patches, values] (tested)."""
     pairs, rows, cols = frames.shape[0] // 2, frames.shape[1] // PATCH, frames.shape[2] // PATCH
@@ -124,9 +128,8 @@ def _train_policy(
 ) -> None:
     rng = np.random.default_rng(seed + 1)
     policy.train()
-    for head in (policy.refine_projector, policy.refine_gate, policy.refine_latent_input_projector):
-        head.requires_grad_(False)
-    policy.refine_append_input_projector.requires_grad_(False)
+    for parameter in [*policy.head_parameters(), *policy.refine_gate.parameters()]:
+        parameter.requires_grad_(False)
     optimizer, schedule = _optimizer(policy, POLICY_RATE, steps)
     ids: RowCache = {}
     began = time.monotonic()
@@ -263,10 +266,10 @@ def _render_all(corpus: list[Example], processor: ClipProcessor, device: str) ->
     films = []
     with ProcessPoolExecutor() as pool:
         for example, (frames, times) in zip(corpus, pool.map(_render, corpus, chunksize=64), strict=True):
-            film = Film(example, torch.from_numpy(frames).to(device), pair_marks(times), Row([], [], None, None))
-            row = Row(processor.insert(markup, processor.clip_tokens(film.grid, film.marks)), [], None, film.grid)
-            film.clip_row = replace(row, positions=rotary_positions(row, processor.video_token, processor.merge))
-            films.append(film)
+            shown, marks = torch.from_numpy(frames).to(device), pair_marks(times)
+            row = Row(processor.insert(markup, processor.clip_tokens(_grid(shown), marks)), [], None, _grid(shown))
+            row = replace(row, positions=rotary_positions(row, processor.video_token, processor.merge))
+            films.append(Film(example, shown, marks, row))
     return films
 
 
