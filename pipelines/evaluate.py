@@ -13,6 +13,7 @@ from pipelines.data.build import ensure_dataset
 from pipelines.services import Outcome, Services, complete, connect, services
 from pipelines.tasks import evaluation_tasks
 from pipelines.trajectory_log import append_trajectories
+from vsr1.agent.predictions import prediction_row
 from vsr1.agent.trajectory import Trajectory
 from vsr1.config import AgentConfig, Config
 from vsr1.formats.dataset import DatasetFolder
@@ -69,7 +70,12 @@ def evaluate_split(
             progress(f"{name} queries", len(outcomes), len(tasks))
     played, _ = complete(outcomes)
     trajectories, _ = complete(world.score(sorted(played, key=lambda t: t.query_id)))
-    return summarise(trajectories, len(corpus)), trajectories
+    position = {task.query_id: index for index, task in enumerate(tasks)}
+    rows = [
+        prediction_row(item, position[item.query_id], max_turns=agent.max_turns, corpus_size=len(corpus))
+        for item in trajectories
+    ]
+    return summarise(rows), trajectories
 
 
 if __name__ == "__main__":

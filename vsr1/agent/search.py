@@ -99,6 +99,7 @@ class SearchEnvironment:
                 negative_scores_before=[self._found.scores[video] for video in negatives],
                 negative_scores_after=[after.scores[video] for video in negatives] if after else None,
                 rewrite=rewrite if self._settings.refinement == "text" else None,
+                retrieved_after=after.retrieved if after else None,
             )
         )
         if parsed.verdict == "matched":
