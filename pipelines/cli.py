@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(toy_app, name="toy")
 
 JOB_FOLDERS = "working_dir_files"  # where Ray unpacks the working directory of a submitted job
+Format = Annotated[Literal["tvr", "moment-detr"], typer.Option("--format", help="Whose file format.")]
+Tolerate = Annotated[bool, typer.Option("--tolerate", help="Go on without the rows that are wrong; exit code 0.")]
 DEMO_CONFIG = [Path(__file__).parent.parent / "configs" / "toy.yaml"]
 
 
@@ -63,10 +65,55 @@ def eval_command(overrides: Overrides = None, config: ConfigFile = None, dry_run
     """Run the agent over a split and print the metrics."""
     settings = read_settings(config, overrides, dry_run)
     from pipelines.evaluate import evaluate
-    from vsr1.report.terminal import metric_table
+    from pipelines.score import show_summary
 
     summary, _ = guarded(evaluate, settings, print_progress)
-    console.print(metric_table({settings.eval.split: summary.to_json()}))
+    show_summary(console, settings.eval.split, summary)
+    console.print(f"rows: {settings.run_dir / 'eval.jsonl'}", soft_wrap=True)
+
+
+@app.command("score")
+def score_command(
+    predictions: Annotated[Path, typer.Argument(help="Rows of `vsr1 eval` or of the published evaluator, or a list.")],
+    annotations: Annotated[Path | None, typer.Option(help="Raw annotations; other rows are refused.")] = None,
+    ground_truth: Annotated[Path | None, typer.Option(help="Of PREDICTIONS in --format.")] = None,
+    form: Format = "tvr",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    tolerate: Tolerate = False,
+) -> None:
+    """Score a file of predictions, without a model. Exit code 1 if anything is wrong with it."""
+    from pipelines.score import score_exchange, score_predictions, show_problems, show_summary
+
+    if ground_truth is not None:
+        print(json.dumps(guarded(score_exchange, predictions, ground_truth, form), indent=2))
+        return
+    summary, problems = guarded(score_predictions, predictions, annotations)
+    if as_json:
+        found = [str(problem) for problem in problems]
+        print(json.dumps(summary.to_json() | {"problems": found}, ensure_ascii=False, indent=2))
+    else:
+        show_summary(console, predictions.name, summary)
+    show_problems(problems)
+    raise typer.Exit(int(bool(problems) and not tolerate))
+
+
+@app.command("export")
+def export_command(
+    predictions: Annotated[Path, typer.Argument(help="Rows of `vsr1 eval`.")],
+    out: Annotated[Path, typer.Option(help="File to write, for the evaluator that --format names.")],
+    form: Format = "tvr",
+    ground_truth_out: Annotated[Path | None, typer.Option(help="The ground-truth file that belongs to it.")] = None,
+    tolerate: Tolerate = False,
+) -> None:
+    """Write ranked moments for the evaluator of TVR or Moment-DETR."""
+    from pipelines.score import export_predictions, show_problems
+
+    problems, count = guarded(export_predictions, predictions, form, out, ground_truth_out, tolerate)
+    show_problems(problems)
+    if problems and not tolerate:
+        console.print("nothing was written; --tolerate leaves these rows out", style="red")
+        raise typer.Exit(1)
+    console.print(f"{count} queries in {out}")
 
 
 @app.command("retriever")

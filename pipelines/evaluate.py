@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vsr1.formats.predictions import PredictionRow
-
 from actors.rollout import Sampling
 from pipelines.data.build import ensure_dataset
 from pipelines.probes import SUPPORTED, installed_version
@@ -33,6 +31,7 @@ from vsr1.formats.atomic import write_json, write_lines
 from vsr1.formats.clips import META, read_meta
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256, value_sha256, weights_fingerprint
+from vsr1.formats.predictions import PredictionRow
 from vsr1.metrics.summary import EvalSummary, summarise
 from vsr1.retrieval.snapshot import CURRENT
 
@@ -171,7 +170,7 @@ def _finished(
                         lines.flush()
         rows, summary, trajectories = _summary(config, evaluation)
         write_lines(log, _log_rows(evaluation))
-        write_lines(log.with_name(f"{evaluation.label}.jsonl"), [row.to_json() for row in rows])
+        write_lines(log.with_name(f"{evaluation.label}.jsonl"), [row.model_dump(mode="json") for row in rows])
         write_json(log.with_name(f"{evaluation.label}.json"), summary.to_json())
         results.append((summary, trajectories))
         failed.append([row for row in rows if row.status == "failed"])
@@ -203,7 +202,7 @@ def _summary(config: Config, evaluation: Evaluation) -> tuple[list[PredictionRow
     durations = {name: row["source_duration_sec"] for name, row in read_meta(folder.clips(evaluation.split)).items()}
     durations |= {query.task.gt_video: query.task.gt_duration for query in evaluation.queries}
     corpus = json.loads(folder.docid2row(evaluation.split).read_text(encoding="utf-8"))
-    shared = {
+    shared: dict[str, Any] = {
         "max_turns": evaluation.agent.max_turns,
         "corpus_size": len(corpus),
         "fingerprint": evaluation.fingerprint,
@@ -216,9 +215,9 @@ def _summary(config: Config, evaluation: Evaluation) -> tuple[list[PredictionRow
             latents = evaluation.agent.depth
             rows.append(prediction_row(outcome, query.index, latents=latents, durations=durations, **shared))
         else:
-            truth = {"gt_video": task.gt_video, "gt_span": task.gt_span, "gt_duration": task.gt_duration}
-            failure = outcome.reason, outcome.message
-            rows.append(failed_row(query.index, task.query_id, task.query, *failure, **truth, **shared))
+            reason, message = outcome.reason, outcome.message
+            truth: dict[str, Any] = {name: getattr(task, name) for name in ("gt_video", "gt_span", "gt_duration")}
+            rows.append(failed_row(query.index, task.query_id, task.query, reason, message, **truth, **shared))
     summary = summarise(rows, len(corpus)).model_copy(update={"settings": evaluation.settings})
     return rows, summary, trajectories
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vsr1.formats.predictions import read_predictions
 
 from pipelines import evaluate
 from pipelines.data.build import ensure_dataset
@@ -15,6 +14,7 @@ from pipelines.trajectory_log import read_trajectories
 from vsr1.config import Config, load_config
 from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.formats.predictions import read_predictions
 from vsr1.metrics.summary import EvalSummary, summarise
 
 REPOSITORY = Path(__file__).parents[2]

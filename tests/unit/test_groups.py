@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from actors.rollout import Sampling
 from pipelines.groups import StepGroups, roll_out_groups
 from pipelines.services import Outcome, RolloutError
 from vsr1.agent.search import SearchTask
@@ -23,10 +24,8 @@ class World:
         self._outcomes = outcomes
         self.played: list[SearchTask] = []
 
-    def rollout(
-        self, split: str, tasks: list[SearchTask], agent: AgentConfig, temperature: float, sigma: float = 0.0
-    ) -> Iterator[Outcome]:
-        assert (split, agent, temperature, sigma) == ("train", AgentConfig(), 0.7, 0.25)
+    def rollout(self, split: str, tasks: list[SearchTask], agent: AgentConfig, sampling: Sampling) -> Iterator[Outcome]:
+        assert (split, agent, sampling) == ("train", AgentConfig(), Sampling(10, 0.7, 0.25))
         for task in reversed(tasks):  # samples end in any order
             self.played.append(task)
             found = self._outcomes[task.query_id][task.sample]

@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
+from vsr1.agent.predictions import prediction_row
 from vsr1.agent.trajectory import Segment, Span, Trajectory, Verdict
-from vsr1.metrics.summary import summarise
+from vsr1.metrics.summary import EvalSummary, summarise
 from vsr1.report import metric_table, pick_trajectories, write_report
 from vsr1.report.selection import OUTCOMES, outcomes
 
@@ -94,8 +95,11 @@ def page(tmp_path: Path, **changes: Any) -> Page:
 
 
 def evaluations() -> dict[str, dict[str, Any]]:
-    missed = summarise([trajectory("not found", "a"), trajectory("matched the right video", "b")], 20)
-    found = summarise([trajectory("matched the right video", query) for query in "ab"], 20)
+    def scored(*made: Trajectory) -> EvalSummary:
+        return summarise([prediction_row(item, i, max_turns=2, corpus_size=20) for i, item in enumerate(made)])
+
+    missed = scored(trajectory("not found", "a"), trajectory("matched the right video", "b"))
+    found = scored(*(trajectory("matched the right video", query) for query in "ab"))
     return {"before GRPO": missed.to_json(), "after GRPO": found.to_json()}
 
 

@@ -18,6 +18,13 @@ def test_values_by_hand() -> None:
     assert median_rank([5, 1, 9]) == 5.0
 
 
+def test_a_query_without_a_rank_is_a_miss_and_has_no_part_in_mean_and_median() -> None:
+    ranks = [1, None, 4, None]
+    assert [recall_at(ranks, k) for k in (1, 5, 10**6)] == [0.25, 0.5, 0.5]
+    assert (mrr(ranks), mean_rank(ranks), median_rank(ranks)) == (1.25 / 4, 2.5, 2.5)
+    assert (mrr([None]), mean_rank([None]), median_rank([None])) == (0.0, None, None)
+
+
 @given(RANKS, st.integers(1, 500), st.integers(1, 500))
 def test_recall_grows_with_k_and_stays_a_share(ranks: list[int], a: int, b: int) -> None:
     low, high = sorted((a, b))

@@ -75,6 +75,12 @@ def play(
     return corpus, environment
 
 
+def test_the_ranking_after_a_refinement_is_the_one_before_the_next_turn() -> None:
+    first, second = play([REJECTS, REJECTS], max_turns=2)[1].trajectory().segments
+    assert first.retrieved_after == second.retrieved
+    assert [video for video, _ in second.retrieved_after or []] == ["c"]  # a and b are rejected
+
+
 def test_a_trajectory_sees_one_version_of_the_corpus() -> None:
     corpus, environment = play([REJECTS, REJECTS, REJECTS])
     assert [request.index_version for request in corpus.asked] == [None, "v1", "v1", "v1"]

@@ -101,6 +101,7 @@ class SearchEnvironment:
                 negative_scores_after=[after.scores[video] for video in negatives] if after else None,
                 rewrite=rewrite,
                 ranks_by_depth=await self._ranks_by_depth(request, after) if request and after else None,
+                retrieved_after=after.retrieved if after else None,
             )
         )
         if parsed.verdict == "matched":

@@ -46,7 +46,8 @@ class Segment:
     negative_scores_before: list[float] | None = None
     negative_scores_after: list[float] | None = None
     rewrite: str | None = None  # the query in new words, where refinement is by text
-    ranks_by_depth: list[int] | None = None  # rank of the right video by the refinement's first 1, 2, ... latents
+    retrieved_after: list[tuple[str, float]] | None = None  # ranking after this turn's refinement, None without one
+    ranks_by_depth: list[int] | None = None  # rank of the right video with the first k latents only, k = 1..N
 
     @property
     def refined(self) -> bool:
@@ -104,6 +105,10 @@ class Trajectory:
                 for name in ("latents", "noise")
             }
             span = None if item["span"] is None else (item["span"][0], item["span"][1])
-            retrieved = [(video, score) for video, score in item["retrieved"]]
-            segments.append(Segment(**{**item, **arrays, "span": span, "retrieved": retrieved}))
+            after = item.get("retrieved_after")
+            rankings = {
+                "retrieved": [(video, score) for video, score in item["retrieved"]],
+                "retrieved_after": None if after is None else [(video, score) for video, score in after],
+            }
+            segments.append(Segment(**{**item, **arrays, **rankings, "span": span}))
         return cls(**{**row, "segments": segments, "gt_span": tuple(row["gt_span"])})

@@ -1,6 +1,7 @@
 """Metrics of the rank of the right video, where 1 is the best rank.
 
-Every function reads one rank a query, refuses an empty list and a rank below 1, and is pure.
+Every function reads one rank a query, refuses an empty list and a rank below 1, and is pure. A query that failed has
+the rank None: it is found at no K, has the reciprocal rank 0, and takes no part in the mean and the median.
 """
 
 from __future__ import annotations
@@ -8,39 +9,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, median
 
+Ranks = Sequence[int | None]
 
-def recall_at(ranks: Sequence[int], k: int) -> float:
+
+def recall_at(ranks: Ranks, k: int) -> float:
     """Share of queries whose right video is among the first `k` (VR R@k, data-eval.md §5), in 0..1.
 
-    `k` may exceed the corpus: no rank does, so the result is then 1.
+    `k` may exceed the corpus: no rank does, so the result is then the share of queries with a rank.
 
     Raises:
         ValueError: no ranks, a rank below 1, or `k` below 1.
     """
     if k < 1:
         raise ValueError(f"recall_at: k is {k}; it counts videos and starts at 1")
-    return fmean(rank <= k for rank in _checked(ranks))
+    return fmean(rank is not None and rank <= k for rank in _checked(ranks))
 
 
-def mrr(ranks: Sequence[int]) -> float:
-    """Mean reciprocal rank, in (0, 1]. Raises ValueError on an empty list or a rank below 1."""
-    return fmean(1.0 / rank for rank in _checked(ranks))
+def mrr(ranks: Ranks) -> float:
+    """Mean reciprocal rank, in 0..1. Raises ValueError on an empty list or a rank below 1."""
+    return fmean(0.0 if rank is None else 1.0 / rank for rank in _checked(ranks))
 
 
-def mean_rank(ranks: Sequence[int]) -> float:
-    """Arithmetic mean of the ranks. Raises ValueError on an empty list or a rank below 1."""
-    return fmean(_checked(ranks))
+def mean_rank(ranks: Ranks) -> float | None:
+    """Mean of the ranks there are, None if there are none. Raises ValueError on an empty list or a rank below 1."""
+    known = [rank for rank in _checked(ranks) if rank is not None]
+    return fmean(known) if known else None
 
 
-def median_rank(ranks: Sequence[int]) -> float:
-    """Median of the ranks, the mean of the middle two for an even count. Raises as `mean_rank` does."""
-    return float(median(_checked(ranks)))
+def median_rank(ranks: Ranks) -> float | None:
+    """Median of the ranks there are, the mean of the middle two for an even count; otherwise as `mean_rank`."""
+    known = [rank for rank in _checked(ranks) if rank is not None]
+    return float(median(known)) if known else None
 
 
-def _checked(ranks: Sequence[int]) -> Sequence[int]:
+def _checked(ranks: Ranks) -> Ranks:
     if not ranks:
         raise ValueError("retrieval metric: no ranks were given; an average over no query is undefined")
     for position, rank in enumerate(ranks):
-        if rank < 1:
+        if rank is not None and rank < 1:
             raise ValueError(f"retrieval metric: rank {rank} at position {position} is below 1, the best rank")
     return ranks

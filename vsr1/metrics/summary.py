@@ -1,83 +1,64 @@
-"""One evaluation of a list of trajectories: retrieval, moments, verification and what it cost.
+"""One evaluation of a list of prediction rows: retrieval, moments, verification and what it cost.
 
 Every query counts once in every denominator; a query that failed scores 0, it is never left out. Verification is judged
-on the video that was looked at, with an unreadable verdict counted as wrong (data-eval.md §5 says why).
+on the video that was looked at, with an unreadable verdict counted as wrong (data-eval.md §5 says why); the published
+definition stands beside it. `vsr1 eval` and `vsr1 score` both score here.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from statistics import fmean
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from vsr1.agent.trajectory import Segment, Trajectory
-from vsr1.metrics.retrieval import mean_rank, median_rank, mrr, recall_at
-from vsr1.metrics.temporal import moment_iou, recall_at_iou
-
-
-class _Scores(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
-
-
-def _named(name: str) -> Any:
-    """A field that JSON calls by the reference's metric name."""
-    return Field(validation_alias=name, serialization_alias=name)
-
-
-class RetrievalScores(_Scores):
-    """Ranks of the right video over all queries: recalls and MRR in 0..1, ranks from 1."""
-
-    recall_at_1: float = _named("R@1")
-    recall_at_5: float = _named("R@5")
-    recall_at_10: float = _named("R@10")
-    recall_at_100: float = _named("R@100")
-    mrr: float = _named("MRR")
-    mean_rank: float
-    median_rank: float
+from vsr1.agent.trajectory import Trajectory
+from vsr1.formats.predictions import PredictionRow, Problem, TurnRow
+from vsr1.metrics.rescoring import differences, recomputed
+from vsr1.metrics.scores import (
+    MomentScores,
+    PublishedVerifications,
+    RetrievalScores,
+    Scores,
+    TurnScores,
+    VerificationScores,
+    mean_known,
+    moment_scores,
+    named,
+    published_verification,
+    retrieval_scores,
+    verification_scores,
+)
 
 
-class MomentScores(_Scores):
-    """VCMR: share of queries with the moment found at each overlap, and the mean overlap, in 0..1."""
+class EvalSummary(Scores):
+    """Everything one evaluation reports. Shares are in 0..1, costs are means over the queries that record them."""
 
-    iou_03: float = _named("IoU@0.3@R1")
-    iou_05: float = _named("IoU@0.5@R1")
-    iou_07: float = _named("IoU@0.7@R1")
-    mean_iou: float = _named("mIoU@R1")
-
-
-class VerdictCounts(_Scores):
-    """How often each verdict was given."""
-
-    matched: int = 0
-    not_matched: int = 0
-    unknown: int = 0
-
-
-class VerificationScores(_Scores):
-    """Verdicts against the videos that were looked at; `accuracy` in 0..1 over `judged` looks."""
-
-    accuracy: float
-    judged: int
-    right_video: VerdictCounts
-    wrong_video: VerdictCounts
-
-
-class EvalSummary(_Scores):
-    """Everything one evaluation reports. Shares are in 0..1, costs are means over queries."""
-
-    queries: int = _named("N")
-    corpus_size: int
+    queries: int = named("N")
+    failed: dict[str, int]  # by reason, part of `queries`
+    corpus_size: int | None
+    turns: int = named("T")  # most turns allowed
+    fingerprint: str  # of the settings; "" where the rows have none
+    settings: dict[str, Any] = Field(
+        default_factory=dict
+    )  # everything that the fingerprint is over; {} where the rows were scored again
     engine: RetrievalScores  # the first ranking, before any refinement
     refined: RetrievalScores  # the last ranking, after the last refinement if there was one
+    refined_by_turn: dict[str, RetrievalScores]  # "1".."T": after so many turns, for a query that ended before its last
+    refined_by_depth: dict[str, RetrievalScores]  # "1".."N": after turn 1 with the first latents only; {}: not profiled
     moments: MomentScores
+    moments_by_turn: dict[str, MomentScores]  # as `refined_by_turn`
+    strict_by_turn: dict[str, TurnScores]  # only the queries that ran the turn
+    mean_iou_matched_only: float | None = named("mIoU_matched_only")  # over the queries that matched with a span,
+    matched_with_time: int = named("matched_with_time_count")  # of whichever video; so many are they
     verification_final: VerificationScores  # the last turn of each query
     verification_all_turns: VerificationScores
     verification_by_turn: dict[str, VerificationScores]  # "1", "2", …: the queries that got that far
-    latent_tokens_per_query: float  # all latents decoded, of every turn
-    text_tokens_per_query: float  # sampled tokens, the refine token included, latents not
+    published: PublishedVerifications
+    latent_tokens_per_query: float | None  # all latents decoded, of every turn; None: no row records them
+    text_tokens_per_query: float | None  # sampled tokens, the refine token included, latents not
+    seconds_per_query: float | None
     turns_per_query: float
     end_reasons: dict[str, int]
 
@@ -97,78 +78,105 @@ def refined_rank(trajectory: Trajectory) -> int:
     return last.gt_rank_before if last.gt_rank_after is None else last.gt_rank_after
 
 
-def summarise(trajectories: list[Trajectory], corpus_size: int) -> EvalSummary:
-    """Evaluate trajectories, one a query, against a corpus of `corpus_size` videos.
+def summarise(
+    rows: Sequence[PredictionRow], corpus_size: int | None = None, problems: list[Problem] | None = None
+) -> EvalSummary:
+    """Evaluate prediction rows, one a query. Derived values are worked out again; what a row records is compared.
+
+    Args:
+        corpus_size: videos searched; without it, what the rows say.
+        problems: gets what is wrong with rows: recorded values that differ, or rows of several settings. Without it,
+            that is an error.
 
     Raises:
-        ValueError: no trajectories, one without a turn, or a rank outside 1..`corpus_size`.
+        ValueError: no rows, or a problem and no list for it.
     """
-    if not trajectories:
-        raise ValueError("summarise: no trajectories were given; check that the evaluation split has queries")
-    for trajectory in trajectories:
-        _check(trajectory, corpus_size)
-    looks = [(trajectory, segment) for trajectory in trajectories for segment in trajectory.segments]
-    turns = sorted({segment.turn for _, segment in looks})
-    ious = [moment_iou(trajectory) for trajectory in trajectories]
-    latents = sum(0 if segment.latents is None else len(segment.latents) for _, segment in looks)
-    count = len(trajectories)
+    if not rows:
+        raise ValueError("summarise: no rows were given; check that the evaluation split has queries")
+    found = [problem for row in rows for problem in differences(row)]
+    sizes = {row.corpus_size for row in rows if row.corpus_size is not None}
+    fingerprints = sorted({row.fingerprint for row in rows if row.fingerprint})
+    for name, values in (("corpus_size", sizes), ("fingerprint", fingerprints)):
+        if len(values) > 1:
+            found.append(Problem("", name, f"rows of different runs are mixed: {', '.join(map(str, values))}"))
+    refined = [row for row in rows if row.turns and row.turns[0].refine_applied]
+    profiled = [row for row in refined if row.turns[0].profile_policy_rank_by_depth]
+    if profiled:
+        without = (row for row in refined if not row.turns[0].profile_policy_rank_by_depth)
+        field = "turns.0.profile_policy_rank_by_depth"
+        found += [Problem(row.name, field, "missing, but other rows have it") for row in without]
+    if found and problems is None:
+        raise ValueError(f"summarise: {len(found)} problems, the first: {found[0]}")
+    if problems is not None:
+        problems += found
+    return _summary([recomputed(row) for row in rows], corpus_size or max(sizes, default=None), "+".join(fingerprints))
+
+
+def _summary(rows: list[PredictionRow], corpus_size: int | None, fingerprint: str) -> EvalSummary:
+    played = [row for row in rows if row.status == "ok"]
+    last = [_at(row, len(row.turns)) for row in rows]
+    most = max(max(row.max_turn or 0, len(row.turns)) for row in rows)
+    policy = {str(turn): [_at(row, turn) for row in rows] for turn in range(1, most + 1)}
+    strict = {
+        name: ran for name in policy if (ran := [_at(row, int(name)) for row in played if len(row.turns) >= int(name)])
+    }
+    matched = [turn.iou_raw or 0.0 for turn in last if turn and turn.answer == "matched" and turn.time_parse_ok]
+    looks = [(row, turn) for row in rows for turn in (row.turns or (None,))]  # a failed query looked at nothing
     return EvalSummary(
-        queries=count,
+        queries=len(rows),
+        failed=dict(Counter(row.reason or "unknown" for row in rows if row.status == "failed").most_common()),
         corpus_size=corpus_size,
-        engine=_retrieval([trajectory.segments[0].gt_rank_before for trajectory in trajectories]),
-        refined=_retrieval([refined_rank(trajectory) for trajectory in trajectories]),
-        moments=MomentScores(
-            iou_03=recall_at_iou(ious, 0.3),
-            iou_05=recall_at_iou(ious, 0.5),
-            iou_07=recall_at_iou(ious, 0.7),
-            mean_iou=fmean(ious),
-        ),
-        verification_final=_verification((trajectory, trajectory.last) for trajectory in trajectories),
-        verification_all_turns=_verification(looks),
-        verification_by_turn={
-            str(turn): _verification(look for look in looks if look[1].turn == turn) for turn in turns
+        turns=most,
+        fingerprint=fingerprint,
+        engine=retrieval_scores([row.turns[0].rank if row.turns else None for row in rows]),
+        refined=_refined(last),
+        refined_by_turn={name: _refined(turns) for name, turns in policy.items()},
+        refined_by_depth=_by_depth(rows),
+        moments=moment_scores(last),
+        moments_by_turn={name: moment_scores(turns) for name, turns in policy.items()},
+        strict_by_turn={
+            name: TurnScores(count=len(turns), retrieval=_refined(turns), moments=moment_scores(turns))
+            for name, turns in strict.items()
         },
-        latent_tokens_per_query=latents / count,
-        text_tokens_per_query=sum(len(segment.response_token_ids) for _, segment in looks) / count,
-        turns_per_query=len(looks) / count,
-        end_reasons=dict(Counter(trajectory.end_reason for trajectory in trajectories).most_common()),
+        mean_iou_matched_only=mean_known(matched),
+        matched_with_time=len(matched),
+        verification_final=verification_scores(zip(rows, last, strict=True)),
+        verification_all_turns=verification_scores(looks),
+        verification_by_turn={
+            str(number): verification_scores((row, turn) for row, turn in looks if number == (turn.turn if turn else 1))
+            for number in sorted({turn.turn if turn else 1 for _, turn in looks})
+        },
+        published=PublishedVerifications(
+            turn1=published_verification((row.turns[0].answer, row.turns[0].top1_is_gt) for row in played),
+            final=published_verification((row.turns[-1].answer, row.turns[-1].policy_top1_is_gt) for row in played),
+        ),
+        latent_tokens_per_query=mean_known(row.latent_tokens for row in played),
+        text_tokens_per_query=mean_known(row.text_tokens for row in played),
+        seconds_per_query=mean_known(row.seconds for row in played),
+        turns_per_query=mean_known(len(row.turns) for row in played) or 0.0,
+        end_reasons=dict(Counter(row.end_reason or row.stop_reason or "unknown" for row in played).most_common()),
     )
 
 
-def _check(trajectory: Trajectory, corpus_size: int) -> None:
-    if not trajectory.segments:
-        raise ValueError(f"summarise: the trajectory of query {trajectory.query_id!r} has no turn; drop or rerun it")
-    for segment in trajectory.segments:
-        for rank in (segment.gt_rank_before, segment.gt_rank_after):
-            if rank is not None and not 1 <= rank <= corpus_size:
-                raise ValueError(
-                    f"summarise: query {trajectory.query_id!r}, turn {segment.turn}: rank {rank} is outside "
-                    f"1..{corpus_size}; is corpus_size the number of videos that were searched?"
-                )
+def _at(row: PredictionRow, turn: int) -> TurnRow | None:
+    """The turn that counts after so many turns: that one, or the last before it; None if the query failed."""
+    return row.turns[min(turn, len(row.turns)) - 1] if row.status == "ok" else None
 
 
-def _retrieval(ranks: list[int]) -> RetrievalScores:
-    return RetrievalScores(
-        recall_at_1=recall_at(ranks, 1),
-        recall_at_5=recall_at(ranks, 5),
-        recall_at_10=recall_at(ranks, 10),
-        recall_at_100=recall_at(ranks, 100),
-        mrr=mrr(ranks),
-        mean_rank=mean_rank(ranks),
-        median_rank=median_rank(ranks),
-    )
+def _refined(turns: Iterable[TurnRow | None]) -> RetrievalScores:
+    return retrieval_scores([turn.policy_rank if turn else None for turn in turns])
 
 
-def _verification(looks: Iterable[tuple[Trajectory, Segment]]) -> VerificationScores:
-    counts = Counter((segment.video_id == trajectory.gt_video, segment.verdict) for trajectory, segment in looks)
-    correct = counts[True, "matched"] + counts[False, "not_matched"]
-    right, wrong = (
-        VerdictCounts(
-            matched=counts[shown_right, "matched"],
-            not_matched=counts[shown_right, "not_matched"],
-            unknown=counts[shown_right, "unknown"],
+def _by_depth(rows: list[PredictionRow]) -> dict[str, RetrievalScores]:
+    """Ranks after turn 1 by latents used; a query that did not refine in turn 1 has one rank at every depth."""
+    turns = [_at(row, 1) for row in rows]
+    profiles = [(turn.profile_policy_rank_by_depth if turn else None) or {} for turn in turns]
+    return {
+        str(depth): retrieval_scores(
+            [
+                profile.get(str(depth), turn.policy_rank) if turn else None
+                for turn, profile in zip(turns, profiles, strict=True)
+            ]
         )
-        for shown_right in (True, False)
-    )
-    judged = counts.total()
-    return VerificationScores(accuracy=correct / judged, judged=judged, right_video=right, wrong_video=wrong)
+        for depth in range(1, max(map(len, profiles)) + 1)
+    }

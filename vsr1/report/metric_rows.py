@@ -17,7 +17,7 @@ class MetricRow:
 
     group: str
     label: str
-    read: Callable[[EvalSummary], float]
+    read: Callable[[EvalSummary], float | None]  # None: not recorded
     share: bool = True
     in_terminal: bool = True
 
@@ -65,7 +65,12 @@ def cells(row: MetricRow, evaluations: Iterable[EvalSummary]) -> list[Cell]:
     result: list[Cell] = []
     before: float | None = None
     for summary in evaluations:
-        value = row.read(summary) * (100.0 if row.share else 1.0)
+        found = row.read(summary)
+        if found is None:
+            result.append(Cell("not recorded", "", "neutral"))
+            before = None
+            continue
+        value = found * (100.0 if row.share else 1.0)
         digits = 1 if row.share else 2
         text = f"{value:.{digits}f}" + (" %" if row.share else "")
         if before is None:

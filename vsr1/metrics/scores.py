@@ -1,0 +1,146 @@
+"""The scores that an evaluation is made of, and how each comes from turns: pure, and 0 for a query that failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vsr1.formats.predictions import PredictionRow, TurnRow
+from vsr1.metrics.retrieval import mean_rank, median_rank, mrr, recall_at
+from vsr1.metrics.temporal import recall_at_iou
+
+
+class Scores(BaseModel):
+    """Frozen, with every field named; JSON uses the reference's metric names where it has one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+
+
+def named(name: str) -> Any:
+    """A field that JSON calls by the reference's metric name."""
+    return Field(validation_alias=name, serialization_alias=name)
+
+
+class RetrievalScores(Scores):
+    """Ranks of the right video over all queries: recalls and MRR in 0..1, ranks from 1."""
+
+    recall_at_1: float = named("R@1")
+    recall_at_5: float = named("R@5")
+    recall_at_10: float = named("R@10")
+    recall_at_100: float = named("R@100")
+    mrr: float = named("MRR")
+    mean_rank: float | None  # of the ranked ones; None: there are none
+    median_rank: float | None
+    ranked: int  # queries with a rank, those that did not fail
+
+
+class MomentScores(Scores):
+    """VCMR: share of queries with the moment found at each overlap, and the mean overlap, in 0..1."""
+
+    iou_03: float = named("IoU@0.3@R1")
+    iou_05: float = named("IoU@0.5@R1")
+    iou_07: float = named("IoU@0.7@R1")
+    mean_iou: float = named("mIoU@R1")
+
+
+class TurnScores(Scores):
+    """Scores of the `count` queries that ran a turn."""
+
+    count: int
+    retrieval: RetrievalScores
+    moments: MomentScores
+
+
+class VerdictCounts(Scores):
+    """How often each verdict was given."""
+
+    matched: int = 0
+    not_matched: int = 0
+    unknown: int = 0
+
+
+class VerificationScores(Scores):
+    """Verdicts against the videos that were looked at; `accuracy` in 0..1 over `judged` looks."""
+
+    accuracy: float
+    judged: int
+    right_video: VerdictCounts
+    wrong_video: VerdictCounts
+    failed: int  # queries that failed before a verdict; judged, and wrong
+
+
+class PublishedVerification(Scores):
+    """The published evaluator's VER over the `count` rows with a readable verdict; shares in 0..1, None over nothing.
+
+    The verdict is compared with a flag of the row (data-eval.md §5): in turn 1 whether the right video was shown, at
+    the end whether it is first after the last refinement, which nobody looked at.
+    """
+
+    count: int
+    accuracy: float | None
+    match_precision: float | None
+    not_match_precision: float | None
+
+
+class PublishedVerifications(Scores):
+    turn1: PublishedVerification
+    final: PublishedVerification
+
+
+def retrieval_scores(ranks: Sequence[int | None]) -> RetrievalScores:
+    return RetrievalScores(
+        recall_at_1=recall_at(ranks, 1),
+        recall_at_5=recall_at(ranks, 5),
+        recall_at_10=recall_at(ranks, 10),
+        recall_at_100=recall_at(ranks, 100),
+        mrr=mrr(ranks),
+        mean_rank=mean_rank(ranks),
+        median_rank=median_rank(ranks),
+        ranked=sum(rank is not None for rank in ranks),
+    )
+
+
+def moment_scores(turns: Iterable[TurnRow | None]) -> MomentScores:
+    ious = [turn.iou_r1 or 0.0 if turn else 0.0 for turn in turns]
+    return MomentScores(
+        iou_03=recall_at_iou(ious, 0.3),
+        iou_05=recall_at_iou(ious, 0.5),
+        iou_07=recall_at_iou(ious, 0.7),
+        mean_iou=fmean(ious),
+    )
+
+
+def verification_scores(looks: Iterable[tuple[PredictionRow, TurnRow | None]]) -> VerificationScores:
+    counts = Counter((turn.looked_at == row.gt_pos_doc_id, turn.answer) if turn else None for row, turn in looks)
+    correct = counts[True, "matched"] + counts[False, "not_matched"]
+    right, wrong = (
+        VerdictCounts(
+            matched=counts[shown_right, "matched"],
+            not_matched=counts[shown_right, "not_matched"],
+            unknown=counts[shown_right, "unknown"],
+        )
+        for shown_right in (True, False)
+    )
+    judged = counts.total()
+    return VerificationScores(
+        accuracy=correct / judged, judged=judged, right_video=right, wrong_video=wrong, failed=counts[None]
+    )
+
+
+def published_verification(verdicts: Iterable[tuple[str, bool | None]]) -> PublishedVerification:
+    judged = [(answer == "matched", bool(flag)) for answer, flag in verdicts if answer != "unknown"]
+    return PublishedVerification(
+        count=len(judged),
+        accuracy=mean_known(said == flag for said, flag in judged),
+        match_precision=mean_known(flag for said, flag in judged if said),
+        not_match_precision=mean_known(not flag for said, flag in judged if not said),
+    )
+
+
+def mean_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
