@@ -63,10 +63,23 @@ def eval_command(overrides: Overrides = None, config: ConfigFile = None, dry_run
     """Run the agent over a split and print the metrics."""
     settings = read_settings(config, overrides, dry_run)
     from pipelines.evaluate import evaluate
-    from vsr1.report.terminal import metric_table
+    from vsr1.report import metric_table
 
     summary, _ = guarded(evaluate, settings, print_progress)
     console.print(metric_table({settings.eval.split: summary.to_json()}))
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are shown side by side.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; report.html of the first run if left out.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Dataset folder, if not where the run had it.")] = None,
+    frames: Annotated[bool, typer.Option(help="Show frames of the videos, which needs the dataset.")] = True,
+) -> None:
+    """One HTML page of runs, readable without a server: metrics, curves, every trajectory."""
+    from pipelines.report import write_run_report
+
+    console.print(f"report: {guarded(write_run_report, runs, out, data=data, with_frames=frames)}", soft_wrap=True)
 
 
 @app.command("retriever")
