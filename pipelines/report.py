@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
+from pydantic import ValidationError
 
-from pipelines.trajectory_log import iterate_trajectories
+from vsr1.agent.trajectory import Trajectory
 from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.report import TRAINING, Run, row_of, write_report
@@ -51,7 +52,10 @@ def write_run_report(
     ]
     target = out or paths[0] / "report.html"
     title = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
-    write_report(target, title=title, runs=runs)
+    try:
+        write_report(target, title=title, runs=runs)
+    except ValidationError as error:
+        raise ReportError(f"a summary is not one of this version, evaluate again: {error}") from error
     return target
 
 
@@ -84,7 +88,22 @@ def read_run(folder: Path, name: str, *, data: Path | None = None, with_frames: 
 
 
 def _rows(path: Path, source: str) -> list[Row]:
-    return [row_of(trajectory, source, step) for step, trajectory in iterate_trajectories(path)]
+    """One line at a time: the latents of a long run do not fit in memory together.
+
+    A last line without its end, which a killed run leaves, is not read.
+    """
+    rows = []
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith("\n"):
+                break
+            try:
+                found = json.loads(line)
+                step, advantages = found.pop("step"), found.pop("advantages", None)
+                rows.append(row_of(Trajectory.from_json(found), source, step, advantages))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ReportError(f"{path}:{number}: not a trajectory ({error!r}); delete the line to go on") from error
+    return rows
 
 
 def _place(lines: Path) -> tuple[int, str]:

@@ -6,7 +6,6 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -32,7 +31,7 @@ class RankCell:
 
 @dataclass(frozen=True)
 class RankMatrix:
-    """Bands of ranks, and `cells[after][before]`; the bands grow about threefold, as on a logarithmic axis."""
+    """Upper ends of the bands of ranks, about threefold apart as on a logarithmic axis, and `cells[after][before]`."""
 
     bands: list[str]
     cells: list[list[RankCell]]
@@ -84,7 +83,7 @@ def rank_matrix(rows: Iterable[Row]) -> RankMatrix:
         shade = 0 if not count else 1 + round((_SHADES - 1) * (count / most) ** 0.5)
         return RankCell(count, shade, "better" if after < before else "worse" if after > before else "same")
 
-    bands = ["1"] + [f"{low + 1:,}{DASH}{high:,}".replace(",", "\u202f") for low, high in pairwise(limits)]
+    bands = ["1", *(f"≤\u2009{_short(limit)}" for limit in limits[1:])]
     return RankMatrix(
         bands=bands,
         cells=[[cell(after, before) for before in range(len(limits))] for after in range(len(limits))],
@@ -92,6 +91,10 @@ def rank_matrix(rows: Iterable[Row]) -> RankMatrix:
         worse=sum(after > before for before, after in pairs),
         same=sum(after == before for before, after in pairs),
     )
+
+
+def _short(count: int) -> str:
+    return str(count) if count < 1000 else f"{count // 1000}k" if count < 1_000_000 else f"{count // 1_000_000}M"
 
 
 def iou_bars(rows: Iterable[Row]) -> list[Bar]:

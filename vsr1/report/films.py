@@ -17,7 +17,8 @@ MOST_FRAMES = 12
 LONGEST_SIDE = 96  # pixels; larger frames are scaled down, smaller ones kept as they are
 ALL_BYTES = 40_000_000  # of all films of a page, before base64
 MOST_BYTES = 24_000  # of one film
-QUALITIES = (85, 75, 60, 45, 30, 20, 10)  # of WebP; the first that fits is taken
+QUALITIES = ((85, 1), (75, 1), (60, 1), (45, 1), (30, 1), (20, 1), (10, 1), (20, 2), (10, 4))
+"""Quality of WebP and how much smaller the frames become; the first that fits is taken."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def bytes_of_a_film(videos: int) -> int:
 
 
 def film_of(video_id: str, pixels: np.ndarray, seconds: np.ndarray, most_bytes: int = MOST_BYTES) -> Film:
-    """Up to `MOST_FRAMES` frames of a clip in the best quality that fits `most_bytes`, or else in the lowest.
+    """Up to `MOST_FRAMES` frames of a clip in the best quality that fits `most_bytes`.
 
     Args:
         pixels: [T, H, W, 3] uint8, RGB.
@@ -58,13 +59,21 @@ def film_of(video_id: str, pixels: np.ndarray, seconds: np.ndarray, most_bytes: 
     nearest = np.abs(seconds[None, :] - middles[:, None]).argmin(axis=1)
     frames = [_scaled(pixels[index]) for index in nearest]
     height, width = frames[0].shape[:2]
-    picture = Image.fromarray(np.concatenate(frames, axis=1))
-    for quality in QUALITIES:
+    picture = whole = Image.fromarray(np.concatenate(frames, axis=1))
+    for quality, smaller in QUALITIES:
+        if smaller > 1:
+            picture = whole.resize((max(1, width // smaller) * count, max(1, height // smaller)))
         buffer = io.BytesIO()
         picture.save(buffer, "WEBP", quality=quality, method=2)
         if buffer.tell() <= most_bytes:
             break
-    return Film(base64.b64encode(buffer.getvalue()).decode("ascii"), count, width, height, round(length, 3))
+    return Film(
+        base64.b64encode(buffer.getvalue()).decode("ascii"),
+        count,
+        picture.width // count,
+        picture.height,
+        round(length, 3),
+    )
 
 
 def _scaled(frame: np.ndarray) -> np.ndarray:

@@ -16,12 +16,13 @@ DIGITS = 4
 Row = dict[str, Any]  # JSON values
 
 
-def row_of(trajectory: Trajectory, source: str, step: int) -> Row:
+def row_of(trajectory: Trajectory, source: str, step: int, advantages: list[dict[str, Any]] | None = None) -> Row:
     """The row of one trajectory.
 
     Args:
         source: name of the evaluation, or `TRAINING`.
         step: the training step that it was made in; 0 of an evaluation.
+        advantages: of each turn by name, where it was trained on them.
 
     Raises:
         ValueError: the trajectory has no turn.
@@ -46,8 +47,10 @@ def row_of(trajectory: Trajectory, source: str, step: int) -> Row:
         "turn_rewards": [round(value, DIGITS) for value in trajectory.turn_rewards],
         "reward": round(trajectory.reward, DIGITS),
         "turns": [
-            _turn(trajectory, segment, following)
-            for segment, following in zip(trajectory.segments, [*trajectory.segments[1:], None], strict=True)
+            {**_turn(trajectory, segment, following), "advantages": {} if advantages is None else advantages[index]}
+            for index, (segment, following) in enumerate(
+                zip(trajectory.segments, [*trajectory.segments[1:], None], strict=True)
+            )
         ],
     }
 

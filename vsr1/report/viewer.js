@@ -41,10 +41,15 @@ async function start() {
   const back = (row) => make("p", {}, make("a", { class: "button", href: "#t=" + encodeURIComponent(row.id) }, "← one trajectory"));
 
   pane.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") list.box.focus();
+    if (event.key !== "Escape") return;
+    if (pane.closest(".viewer").classList.contains("wide")) location.hash = pane.querySelector(".button").getAttribute("href");
+    else list.box.focus();
   });
   window.addEventListener("hashchange", show);
   show();
 }
 
-start();
+start().catch((error) => {
+  find("count").textContent = `The trajectories cannot be shown: ${error.message}. Is the browser up to date?`;
+  throw error;
+});

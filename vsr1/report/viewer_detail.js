@@ -16,7 +16,8 @@ function detail(row, group) {
     make("header", {},
       make("h3", { tabindex: -1 }, row.query),
       make("p", {}, badges),
-      make("p", { class: "faint" }, `${from} · query ${row.query_id} · ended: ${words(row.end || "no reason given")} · `, link),
+      make("p", { class: "faint" }, `${from} · query ${row.query_id} · ended: ${words(row.end || "no reason given")}`,
+        make("span", { class: "screen" }, " · ", link)),
       facts([
         ["Right video", row.gt_video], ["Moment", span(row.gt_span)],
         ["Rank", rankChange(row.first_rank, row.last_rank)], ["IoU", fixed(row.iou, 2)],
@@ -61,7 +62,7 @@ function tokens(row) {
 function turnSection(row, turn, index, narrow) {
   const reward = row.turn_rewards[index];
   const picture = make("div", { class: "film" });
-  fillFilm(picture, row, turn);
+  fillFilm(picture, row, turn, narrow);
   return make("section", { class: "turn" },
     make("h4", {}, `Turn ${index + 1}: `, make("span", { class: "video" }, turn.video), " ",
       badge(turn.right ? "good" : "", turn.right ? "right video" : "wrong video"),
@@ -72,9 +73,12 @@ function turnSection(row, turn, index, narrow) {
         make("pre", { class: "reply" }, reply(turn.text)),
         turn.rewrite === null ? null : make("p", { class: "faint" }, "Searched next: ", make("q", {}, turn.rewrite)),
         make("p", { class: "faint" }, `${turn.text_tokens} text tokens, ${turn.latent_tokens} latents, ${fixed(turn.seconds, 2)} s`
-          + (reward === undefined ? "" : `, reward ${signed(reward, 3)}`))),
+          + (reward === undefined ? "" : `, reward ${signed(reward, 3)}`)
+          + numbers(turn.advantages).map(([name, value]) => `, advantage of ${words(name)} ${signed(value, 3)}`).join(""))),
       narrow ? make("p", {}, rankOf(turn)) : ranking(row, turn)));
 }
+
+const numbers = (named) => Object.entries(named).filter(([, value]) => typeof value === "number");
 
 function reply(text) {
   const parts = [];
@@ -129,7 +133,7 @@ function rewards(row) {
       ["total, weighted", make("strong", {}, signed(row.reward, 3))]]));
 }
 
-async function fillFilm(target, row, turn) {
+async function fillFilm(target, row, turn, narrow) {
   const found = await film(turn.film);
   if (!found && !turn.right) return;
   const duration = turn.right ? Math.max(row.gt_duration, row.gt_span[1]) : found.seconds;
@@ -139,25 +143,28 @@ async function fillFilm(target, row, turn) {
       "class": Math.max(found.width, found.height) <= 96 ? "coarse" : null,
       "alt": `${found.count} frames of ${turn.video}, spread over ${fixed(found.seconds, 1)} seconds`,
     });
-    image.style.width = `${Math.min(100, 100 * found.seconds / duration)}%`;
-    target.append(image);
+    const strip = make("div", { class: "strip" }, image);
+    strip.style.width = `${Math.min(100, 100 * found.seconds / duration)}%`;
+    strip.style.setProperty("--frames", found.count);
+    target.append(strip);
   }
-  target.append(timeline(row, turn, duration), legend(row, turn));
+  target.append(timeline(row, turn, duration, narrow ? 5 : 8), legend(row, turn));
 }
 
-function timeline(row, turn, duration) {
+function timeline(row, turn, duration, mostTicks) {
+  const base = turn.right || turn.span ? 24 : 2;
   const percent = (seconds) => `${(100 * Math.min(Math.max(seconds, 0), duration) / duration).toFixed(2)}%`;
   const bar = (kind, pair, y) => pair && draw("rect", {
     class: kind, x: percent(pair[0]), width: percent(pair[1] - pair[0]), y, height: 8, rx: 2,
   });
-  const step = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600].find((value) => duration / value <= 8) ?? duration / 8;
+  const step = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600].find((value) => duration / value <= mostTicks) ?? duration / mostTicks;
   const ticks = Array.from({ length: Math.floor(duration / step) + 1 }, (_, index) => index * step);
-  return draw("svg", { class: "axis", width: "100%", height: 42, role: "img", "aria-label": "Time axis; the moments are written below" },
+  return draw("svg", { class: "axis", width: "100%", height: base + 18, role: "img", "aria-label": "Time axis; the moments are written below" },
     bar("true", turn.right ? row.gt_span : null, 2), bar("predicted", turn.span, 12),
-    draw("line", { x1: 0, x2: "100%", y1: 24.5, y2: 24.5 }),
+    draw("line", { x1: 0, x2: "100%", y1: base + 0.5, y2: base + 0.5 }),
     ticks.map((at) => [
-      draw("line", { x1: percent(at), x2: percent(at), y1: 24, y2: 29 }),
-      draw("text", { x: percent(at), y: 40, "text-anchor": at < duration * 0.03 ? "start" : at > duration * 0.97 ? "end" : "middle" }, `${at} s`),
+      draw("line", { x1: percent(at), x2: percent(at), y1: base, y2: base + 5 }),
+      draw("text", { x: percent(at), y: base + 16, "text-anchor": at < duration * 0.03 ? "start" : at > duration * 0.97 ? "end" : "middle" }, `${at} s`),
     ]));
 }
 
