@@ -30,15 +30,19 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser_path() -> str:
     try:
-        path = find_browser()
+        return find_browser()
     except BrowserError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def browser(browser_path: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=list(BROWSER_FLAGS))
+        chromium = playwright.chromium.launch(executable_path=browser_path, args=list(BROWSER_FLAGS))
         yield chromium
         chromium.close()
 
@@ -234,6 +238,8 @@ def test_samples_of_a_group_stand_side_by_side(tab: Page, made: Made) -> None:
     expect(samples).to_have_count(4)
     tab.keyboard.press("Escape")
     expect(tab.locator("#rows")).to_be_visible()
+    tab.keyboard.press("Escape")
+    expect(tab.locator("#rows")).to_be_focused()
 
 
 def test_a_link_opens_its_trajectory(browser: Browser, made: Made) -> None:

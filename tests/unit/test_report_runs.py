@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from pipelines.bench_report import write_synthetic_run
+from pipelines.cli import app
 from pipelines.report import ReportError, read_run, write_run_report
 from vsr1.config import Config, dump_config
 from vsr1.formats.clips import ClipFolder, write_clip, write_meta
@@ -101,3 +103,11 @@ def test_what_cannot_be_shown_is_an_error_with_a_fix(run: Path, tmp_path: Path) 
     (run / "before.json").unlink()
     with pytest.raises(ReportError, match=r"no before.json beside it"):
         write_run_report([run], with_frames=False)
+
+
+def test_the_command_says_where_the_page_is_or_what_is_wrong(run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(app, ["report", str(run), "--out", str(page), "--no-frames"])
+    assert done.exit_code == 0 and f"report: {page}" in done.output and page.is_file()
+    failed = CliRunner().invoke(app, ["report", str(tmp_path / "nowhere")])
+    assert failed.exit_code == 1 and "does not exist" in failed.output and "Traceback" not in failed.output

@@ -16,6 +16,7 @@ from vsr1.report.metric_rows import DASH
 from vsr1.report.rows import Row
 
 IOU_BINS = 10
+LEAST_SPAN = 30  # ranks that a matrix shows at least, so that those of good evaluations look alike
 _SHADES = 5
 _RANK_LIMITS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 100_000, 1_000_000, 10_000_000)
 
@@ -73,7 +74,7 @@ def intervals(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
 def rank_matrix(rows: Iterable[Row]) -> RankMatrix:
     """Rank of the right video before (engine) and after the last refinement."""
     pairs = [(row["first_rank"], row["last_rank"]) for row in rows]
-    worst = max(max(pair) for pair in pairs)
+    worst = max(LEAST_SPAN, *(max(pair) for pair in pairs))
     limits = [limit for limit in _RANK_LIMITS if limit < worst] + [next(x for x in _RANK_LIMITS if x >= worst)]
     counts = Counter((bisect_left(limits, after), bisect_left(limits, before)) for before, after in pairs)
     most = max(counts.values())

@@ -26,7 +26,7 @@ from vsr1.formats.atomic import replacing
 from vsr1.metrics.summary import EvalSummary
 from vsr1.report import curves, figures
 from vsr1.report.films import Film, bytes_of_a_film, film_of
-from vsr1.report.metric_rows import METRIC_ROWS, cells
+from vsr1.report.metric_rows import METRIC_ROWS, Cell, MetricRow, cells
 from vsr1.report.rows import Row
 from vsr1.report.settings import setting_rows
 
@@ -128,13 +128,13 @@ def _evaluation(run: Run, number: int, name: str, several: bool) -> Evaluation:
     )
 
 
-def _grouped_metrics() -> Iterator[tuple[str, Any]]:
+def _grouped_metrics() -> Iterator[tuple[str, Iterator[MetricRow]]]:
     return groupby(METRIC_ROWS, key=lambda row: row.group)
 
 
-def _cells(row: Any, evaluations: list[Evaluation]) -> list[Any]:
+def _cells(row: MetricRow, evaluations: list[Evaluation]) -> list[Cell]:
     """The cells of all columns; a change is told within a run only."""
-    made = []
+    made: list[Cell] = []
     for _, group in groupby(evaluations, key=lambda evaluation: evaluation.run):
         of_run = list(group)
         made += cells(row, [item.summary for item in of_run], [item.intervals for item in of_run])

@@ -42,8 +42,10 @@ async function start() {
 
   pane.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
-    if (pane.closest(".viewer").classList.contains("wide")) location.hash = pane.querySelector(".button").getAttribute("href");
-    else list.box.focus();
+    if (pane.closest(".viewer").classList.contains("wide")) {
+      byKey = true;
+      location.hash = pane.querySelector(".button").getAttribute("href");
+    } else list.box.focus();
   });
   window.addEventListener("hashchange", show);
   show();

@@ -4,7 +4,6 @@
 const TAG = /(<\/?(?:think|answer|start|end|query)>|<REFINE>)/;
 
 function detail(row, group) {
-  const from = row.source === TRAINING ? `training step ${row.step}, sample ${row.sample}` : row.source;
   const badges = [badge(row.outcome !== "right video" ? "bad" : "good", {
     "right video": "✓ matched the right video", "wrong video": "✗ matched a wrong video", "not found": "✗ not found",
   }[row.outcome])];
@@ -16,7 +15,7 @@ function detail(row, group) {
     make("header", {},
       make("h3", { tabindex: -1 }, row.query),
       make("p", {}, badges),
-      make("p", { class: "faint" }, `${from} · query ${row.query_id} · ended: ${words(row.end || "no reason given")}`,
+      make("p", { class: "faint" }, `${row.from} · query ${row.query_id} · ended: ${words(row.end || "no reason given")}`,
         make("span", { class: "screen" }, " · ", link)),
       facts([
         ["Right video", row.gt_video], ["Moment", span(row.gt_span)],
@@ -75,7 +74,7 @@ function turnSection(row, turn, index, narrow) {
         make("p", { class: "faint" }, `${turn.text_tokens} text tokens, ${turn.latent_tokens} latents, ${fixed(turn.seconds, 2)} s`
           + (reward === undefined ? "" : `, reward ${signed(reward, 3)}`)
           + numbers(turn.advantages).map(([name, value]) => `, advantage of ${words(name)} ${signed(value, 3)}`).join(""))),
-      narrow ? make("p", {}, rankOf(turn)) : ranking(row, turn)));
+      narrow ? make("p", { class: "faint" }, rankOf(turn)) : ranking(row, turn)));
 }
 
 const numbers = (named) => Object.entries(named).filter(([, value]) => typeof value === "number");
@@ -152,15 +151,16 @@ async function fillFilm(target, row, turn, narrow) {
 }
 
 function timeline(row, turn, duration, mostTicks) {
-  const base = turn.right || turn.span ? 24 : 2;
+  const bars = [turn.right && ["true", row.gt_span], turn.span && ["predicted", turn.span]].filter(Boolean);
+  const base = 4 + 10 * bars.length;
   const percent = (seconds) => `${(100 * Math.min(Math.max(seconds, 0), duration) / duration).toFixed(2)}%`;
-  const bar = (kind, pair, y) => pair && draw("rect", {
-    class: kind, x: percent(pair[0]), width: percent(pair[1] - pair[0]), y, height: 8, rx: 2,
+  const bar = ([kind, pair], index) => draw("rect", {
+    class: kind, x: percent(pair[0]), width: percent(pair[1] - pair[0]), y: 2 + 10 * index, height: 8, rx: 2,
   });
   const step = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600].find((value) => duration / value <= mostTicks) ?? duration / mostTicks;
   const ticks = Array.from({ length: Math.floor(duration / step) + 1 }, (_, index) => index * step);
   return draw("svg", { class: "axis", width: "100%", height: base + 18, role: "img", "aria-label": "Time axis; the moments are written below" },
-    bar("true", turn.right ? row.gt_span : null, 2), bar("predicted", turn.span, 12),
+    bars.map(bar),
     draw("line", { x1: 0, x2: "100%", y1: base + 0.5, y2: base + 0.5 }),
     ticks.map((at) => [
       draw("line", { x1: percent(at), x2: percent(at), y1: base, y2: base + 5 }),

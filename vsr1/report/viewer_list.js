@@ -29,6 +29,8 @@ class List {
     this.several = runs.length > 1;
     rows.forEach((row, order) => {
       row.order = order;
+      row.from = (runs.length > 1 ? `${runs[row.run]}: ` : "")
+        + (row.source === TRAINING ? `training step ${row.step}, sample ${row.sample}` : row.source);
       row.source_key = `${row.run}/${row.source}`;
       row.words = [row.query, row.query_id, row.gt_video, ...row.turns.map((turn) => turn.video)].join("\n").toLowerCase();
     });
@@ -103,7 +105,6 @@ class List {
 
   option(position) {
     const row = this.shown[position];
-    const from = row.source === TRAINING ? `step ${row.step}, sample ${row.sample}` : row.source;
     const wrong = mistakes(row);
     const option = make("div", {
       "role": "option", "id": `option-${position}`, "data-position": position, "data-id": row.id,
@@ -112,17 +113,13 @@ class List {
     },
     make("span", { class: "title" }, row.query),
     make("span", { class: "line" },
-      make("span", { class: "from" }, (this.several ? `${this.runName(row)}: ` : "") + `${from} · ${row.query_id}`),
+      make("span", { class: "from" }, `${row.from} · ${row.query_id}`),
       make("span", { class: "ranks" }, rankChange(row.first_rank, row.last_rank)),
       make("span", { class: "iou" }, `IoU ${fixed(row.iou, 2)}`),
       make("span", { class: wrong ? "verdict bad" : "verdict good", title: wrong ? `wrong verdicts: ${wrong}` : "every verdict correct" },
         mark(!wrong), make("span", { class: "unseen" }, wrong ? " a wrong verdict" : " verdicts correct"))));
     option.style.transform = `translateY(${position * ROW}px)`;
     return option;
-  }
-
-  runName(row) {
-    return row.id.slice(0, row.id.indexOf("/"));
   }
 
   onKey(event) {
