@@ -119,3 +119,15 @@ def bench_eval_command(
     from pipelines.bench_eval import bench_eval
 
     print(json.dumps(guarded(bench_eval, settings, rounds)))
+
+
+@bench_app.command("report")
+def bench_report_command(
+    trajectories: Annotated[int, typer.Option(help="Trajectories on the page, each with a video of its own.")] = 5000,
+    rounds: Annotated[int, typer.Option(help="Measured openings in a fresh browser; medians count.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Keep the page there.")] = None,
+) -> None:
+    """The report page of a large run: its size, and the waits of a reader in Chromium."""
+    from pipelines.bench_report import bench_report
+
+    print(json.dumps(guarded(bench_report, trajectories, rounds, out)))

@@ -116,6 +116,19 @@ def export_command(
     console.print(f"{count} queries in {out}")
 
 
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are shown side by side.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; report.html of the first run if left out.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Dataset folder, if not where the run had it.")] = None,
+    frames: Annotated[bool, typer.Option(help="Show frames of the videos, which needs the dataset.")] = True,
+) -> None:
+    """One HTML page of runs, readable without a server: metrics, curves, every trajectory."""
+    from pipelines.report import write_run_report
+
+    console.print(f"report: {guarded(write_run_report, runs, out, data=data, with_frames=frames)}", soft_wrap=True)
+
+
 @app.command("retriever")
 def retriever_command(
     overrides: Overrides = None,

@@ -7,12 +7,10 @@ and write the report.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,13 +19,10 @@ from pipelines import evaluate, grpo, sft
 from pipelines.data.build import build_dataset
 from pipelines.machine import check_packages
 from pipelines.plan import capacity, placement_plan
+from pipelines.report import write_run_report
 from pipelines.services import connect
 from vsr1.config import Config, dump_config
-from vsr1.formats.clips import ClipFolder
-from vsr1.formats.dataset import DatasetFolder
-from vsr1.report import write_report
-from vsr1.report.terminal import metric_table
-from vsr1.runlog import read_scalars
+from vsr1.report import metric_table
 from vsr1.toy.corpus import write_toy_corpus
 
 
@@ -40,7 +35,6 @@ def run_demo(config: Config, console: Console) -> Path:
         shutil.rmtree(run)
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    began = time.monotonic()
     with _bar(console, "toy videos") as bar:
         write_toy_corpus(
             config.data.root,
@@ -64,33 +58,11 @@ def run_demo(config: Config, console: Console) -> Path:
             final = grpo.train(after_sft, bar)
         after_grpo = config.model_copy(update={"model": config.model.model_copy(update={"policy": final})})
         with _bar(console, "evaluation after GRPO") as bar:
-            after, trajectories = evaluate.evaluate(after_grpo, bar, name="after")
+            after, _ = evaluate.evaluate(after_grpo, bar, name="after")
     finally:
         ray.shutdown()
-    evaluations = {"before GRPO": before.to_json(), "after GRPO": after.to_json()}
-    clips = ClipFolder(DatasetFolder(config.data.root).clips(config.eval.split), config.data.timestamps)
-
-    def frames(video: str) -> tuple[np.ndarray, np.ndarray]:
-        clip = clips.read(video)
-        return clip.frames, clip.timestamps
-
-    out = run / "report.html"
-    write_report(
-        out,
-        title="vsr1 demo",
-        settings={
-            "corpus": f"{config.toy.train} training and {config.toy.test} test videos, seed {config.seed}",
-            "Stage 1": f"{config.sft.epochs} epoch(s), batch {config.sft.batch_size}",
-            "Stage 2": f"{config.grpo.steps} steps, {config.grpo.prompts_per_step} by {config.grpo.group_size} samples",
-            "agent": f"up to {config.agent.max_turns} turns, {config.agent.latents} latents",
-            "wall clock": f"{(time.monotonic() - began) / 60:.1f} minutes",
-        },
-        scalars=read_scalars(run / "scalars.jsonl"),
-        evaluations=evaluations,
-        trajectories=trajectories,
-        frames=frames,
-    )
-    console.print(metric_table(evaluations))
+    out = write_run_report([run])
+    console.print(metric_table({"before GRPO": before.to_json(), "after GRPO": after.to_json()}))
     return out
 
 

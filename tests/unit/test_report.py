@@ -1,6 +1,12 @@
 """The report page and the terminal table, made from synthetic trajectories and read back with an HTML parser."""
 
+import base64
+import gzip
+import hashlib
 import io
+import json
+import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,11 +18,12 @@ from rich.console import Console
 
 from vsr1.agent.predictions import prediction_row
 from vsr1.agent.trajectory import Segment, Span, Trajectory, Verdict
+from vsr1.config import Config
 from vsr1.metrics.summary import EvalSummary, summarise
-from vsr1.report import metric_table, pick_trajectories, write_report
-from vsr1.report.selection import OUTCOMES, outcomes
+from vsr1.report import TRAINING, Run, metric_table, row_of, write_report
 
-VOID = {"meta", "img", "br"}
+OUTCOMES = ("refined and improved", "matched the right video", "matched a wrong video", "not found")
+VOID = {"meta", "img", "br", "input"}
 RIGHT = "right_video"
 
 
@@ -31,8 +38,10 @@ def look(turn: int, video: str, verdict: Verdict, before: int, after: int | None
 
 
 def trajectory(outcome: str, query: str, text: str = "<think> seen </think> <answer>matched</answer>") -> Trajectory:
+    better, found = look(1, "wrong", "not_matched", 4, 1, text), look(2, RIGHT, "matched", 1, None, text)
+    better.retrieved_after = found.retrieved
     segments = {
-        "refined and improved": [look(1, "wrong", "not_matched", 4, 1, text), look(2, RIGHT, "matched", 1, None, text)],
+        "refined and improved": [better, found],
         "matched the right video": [look(1, RIGHT, "matched", 1, None, text)],
         "matched a wrong video": [look(1, "wrong", "matched", 3, None, text)],
         "not found": [look(1, "wrong", "unknown", 9, 9, text)],
@@ -41,7 +50,7 @@ def trajectory(outcome: str, query: str, text: str = "<think> seen </think> <ans
     return Trajectory(query, f"query {query}", RIGHT, (6.0, 14.0), 16.0, 0, 0, segments, "matched", terms, reward=1.5)
 
 
-def frames(video_id: str) -> tuple[np.ndarray, np.ndarray]:
+def frames(video_id: str, clip_hash: str) -> tuple[np.ndarray, np.ndarray]:
     return np.full((16, 64, 64, 3), 90, np.uint8), np.arange(16.0)
 
 
@@ -52,6 +61,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.texts: list[tuple[str, str, str]] = []  # tag, class and text of the innermost elements
         self._open: list[str] = []
         self.feed(html)
         self.close()
@@ -70,28 +80,27 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        tag, attributes = self.tags[-1] if self.tags else ("", {})
+        self.texts.append((tag, attributes.get("class") or "", data.strip()))
+
+    @property
+    def policy(self) -> str:
+        [text] = [found["content"] for _, found in self.tags if found.get("http-equiv") == "Content-Security-Policy"]
+        return str(text)
+
+    def texts_of(self, tag: str, class_: str) -> list[str]:
+        return [text for name, kind, text in self.texts if (name, kind) == (tag, class_)]
 
     def count(self, tag: str, **attributes: str) -> int:
         wanted = {("class" if key == "class_" else key): value for key, value in attributes.items()}
         return sum(name == tag and wanted.items() <= found.items() for name, found in self.tags)
 
 
-def page(tmp_path: Path, **changes: Any) -> Page:
-    arguments: dict[str, Any] = {
-        "title": "A run",
-        "settings": {"seed": "0"},
-        "scalars": [
-            {"stage": stage, "step": step, "name": "loss", "value": 1.0 / step, "time": 0.0}
-            for stage in ("sft", "grpo")
-            for step in (1, 2, 3)
-        ],
-        "evaluations": {},
-        "trajectories": [trajectory(outcome, outcome) for outcome in OUTCOMES],
-        "frames": frames,
-    }
-    out = tmp_path / "new folder" / "report.html"
-    write_report(out, **{**arguments, **changes})
-    return Page(out.read_text(encoding="utf-8"))
+SCALARS = [
+    {"stage": stage, "step": step, "name": "loss", "value": 1.0 / step, "time": 0.0}
+    for stage in ("sft", "grpo")
+    for step in (1, 2, 3)
+]
 
 
 def evaluations() -> dict[str, dict[str, Any]]:
@@ -103,93 +112,158 @@ def evaluations() -> dict[str, dict[str, Any]]:
     return {"before GRPO": missed.to_json(), "after GRPO": found.to_json()}
 
 
+def run(name: str = "A run", **changes: Any) -> Run:
+    rows = [row_of(trajectory(outcome, outcome), "after GRPO", 0) for outcome in OUTCOMES]
+    made = Run(name, Config().model_dump(mode="json"), SCALARS, evaluations(), rows, frames)
+    return replace(made, **changes)
+
+
+def html_of(tmp_path: Path, *runs: Run) -> str:
+    out = tmp_path / "new folder" / "report.html"
+    write_report(out, title=runs[0].name, runs=runs)
+    return out.read_text(encoding="utf-8")
+
+
+def data_of(html: str) -> dict[str, Any]:
+    """The data block, decoded as the page's script decodes it."""
+    found = re.search(r'<script type="text/plain" id="data">([^<]*)</script>', html)
+    assert found
+    return json.loads(gzip.decompress(base64.b64decode(found[1])))
+
+
 def test_page_needs_nothing_from_outside(tmp_path: Path) -> None:
-    made = page(tmp_path, evaluations=evaluations())
-    html = (tmp_path / "new folder" / "report.html").read_text(encoding="utf-8")
-    assert not [word for word in ("http://", "https://", "url(", "@import") if word in html]
-    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in made.tags}
+    html = html_of(tmp_path, run())
+    made = Page(html)
+    assert not {"link", "iframe", "object", "base", "img"} & {tag for tag, _ in made.tags}
     for tag, attributes in made.tags:
-        assert (attributes.get("src", "data:image/jpeg;base64,") or "").startswith("data:image/jpeg;base64,"), tag
+        assert "src" not in attributes and "style" not in attributes, tag
         assert (attributes.get("href", "#") or "").startswith("#"), tag
         assert not any(name.startswith("on") for name in attributes), tag
+    without_names = html.replace("http://www.w3.org/2000/svg", "")  # the name of SVG, which nothing is fetched from
+    assert not [word for word in ("http://", "https://", "url(", "@import", "fetch(") if word in without_names]
+
+
+def test_policy_admits_the_script_and_the_style_of_the_page_alone(tmp_path: Path) -> None:
+    html = html_of(tmp_path, run())
+    policy = Page(html).policy
+    assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
+    for tag in ("style", "script"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
 
 
 def test_page_shows_each_part(tmp_path: Path) -> None:
-    made = page(tmp_path, evaluations=evaluations())
+    made = Page(html_of(tmp_path, run()))
     assert made.count("figure", class_="chart") == 2
-    assert made.count("article", class_="episode") == 4
-    assert made.count("section", class_="turn") == 5
-    assert made.count("img", class_="pixelated") == 5 * 12
-    assert all(attributes.get("alt") for tag, attributes in made.tags if tag == "img")
-    for expected in ("Stage: sft", "min 0.3333 at 3", "verification", "+1.500", "refined and improved", "stayed 9"):
+    assert made.count("section", class_="evaluation") == 2
+    assert made.count("figure", class_="card") == 2  # of the evaluation whose trajectories are there
+    for expected in ("Stage: sft", "min 0.3333 at 3", "100.0 %", "+50.0", "queries (N)", "1 better, 3 the same"):
         assert expected in made.text
-    assert made.count("span", class_="change better") > 0
-    assert "100.0 %" in made.text
-    assert "+50.0" in made.text
+    assert made.count("td", class_="change better") > 0
+    assert not [row for row in data_of(html_of(tmp_path, run()))["trajectories"] if len(row["turns"]) < 1]
 
 
-def test_true_moment_is_drawn_only_on_the_right_video(tmp_path: Path) -> None:
-    wrong = page(tmp_path, trajectories=[trajectory("matched a wrong video", "a")])
-    assert (wrong.count("rect", class_="true"), wrong.count("rect", class_="predicted")) == (0, 1)
-    right = page(tmp_path, trajectories=[trajectory("matched the right video", "a")])
-    bar = next(attributes for tag, attributes in right.tags if tag == "rect" and attributes["class"] == "true")
-    assert (bar["x"], bar["width"]) == ("37.50%", "50.00%")  # 6 s to 14 s of 16 s
-    assert "IoU 0.75" in right.text
+def test_failures_and_fingerprints_are_told_where_a_summary_has_them(tmp_path: Path) -> None:
+    found = evaluations()
+    found["after GRPO"] |= {"failed": {"EngineError": 3}, "fingerprint": "f00", "settings": {"policy": "abc123"}}
+    made = Page(html_of(tmp_path, run(evaluations=found)))
+    assert "failed: EngineError" in made.text and "abc123" in made.text
+    assert "failed:" not in Page(html_of(tmp_path, run())).text
 
 
-def test_texts_are_escaped_and_tags_coloured(tmp_path: Path) -> None:
-    attack = "<think> <script>alert(1)</script> <img src=x onerror=y> </think> <answer>matched <REFINE>"
-    made = page(
-        tmp_path,
-        title="<script>t</script>",
-        settings={"<script>k</script>": "<b>v</b>"},
-        trajectories=[trajectory("not found", "<script>q</script>", attack)],
-    )
-    assert not {"script", "b"} & {tag for tag, _ in made.tags}
-    assert attack in made.text
-    for style in ("tag-think", "in-think", "tag-answer", "in-answer", "tag-refine"):
-        assert made.count("span", class_=style) >= 1
+def test_intervals_are_those_of_the_trajectories(tmp_path: Path) -> None:
+    hits = [row_of(trajectory("matched the right video", str(index)), "after GRPO", 0) for index in range(9)]
+    made = Page(html_of(tmp_path, run(rows=hits)))
+    texts = [text for text in made.texts_of("td", "interval") if text]
+    assert len(texts) == 5  # engine R@1, refined R@1, IoU 0.5, mean IoU, verification
+    assert texts[0] == "100.0\u2013100.0" and texts[3] == "75.0\u201375.0"
+
+
+def test_the_data_has_what_a_reader_looks_at_and_no_arrays(tmp_path: Path) -> None:
+    data = data_of(html_of(tmp_path, run()))
+    row, right = data["trajectories"][:2]
+    assert row["id"] == "A run/after GRPO/0/refined and improved/0"
+    assert (row["first_rank"], row["last_rank"], row["iou"], row["outcome"]) == (4, 1, 0.75, "right video")
+    first, second = row["turns"]
+    assert (first["refined"], first["rank_before"], first["rank_after"], first["latent_tokens"]) == (True, 4, 1, 8)
+    assert first["after"] == second["before"] and second["after"] is None
+    assert (first["right"], first["correct"], second["iou"]) == (False, True, 0.75)
+    assert second["film"] == right["turns"][0]["film"] != first["film"]  # one film a video
+    kept = json.dumps(data)
+    assert not [name for name in ("token_ids", "logprobs", '"latents"', "noise", "negative") if name in kept]
+
+
+def test_a_ranking_after_the_last_refinement_is_shown_where_it_was_kept() -> None:
+    refined = trajectory("refined and improved", "q")
+    refined.segments[0].retrieved_after = [("kept", 1.0)]  # type: ignore[attr-defined]
+    assert row_of(refined, TRAINING, 3)["turns"][0]["after"] == [["kept", 1.0]]
+    trained = row_of(refined, TRAINING, 3, [{"tokens": 0.5}, {"tokens": -0.5}])
+    assert [turn["advantages"] for turn in trained["turns"]] == [{"tokens": 0.5}, {"tokens": -0.5}]
+    with pytest.raises(ValueError, match="no turn"):
+        row_of(replace(refined, segments=[]), TRAINING, 3)
+
+
+def test_names_of_trajectories_differ_even_where_a_step_was_done_again(tmp_path: Path) -> None:
+    twice = [row_of(trajectory("not found", "q"), TRAINING, 1)] * 2
+    names = [row["id"] for row in data_of(html_of(tmp_path, run(rows=twice)))["trajectories"]]
+    assert names == ["A run/training/1/q/0", "A run/training/1/q/0/2"]
+
+
+def test_every_video_has_one_film_whichever_run_shows_it(tmp_path: Path) -> None:
+    html = html_of(tmp_path, run("a"), run("b"))
+    assert len(re.findall(r'id="film-\d+"', html)) == 2
+    assert 'id="film-' not in html_of(tmp_path, run(frames=None))
+
+
+def test_runs_stand_side_by_side(tmp_path: Path) -> None:
+    other = Config(seed=5).model_dump(mode="json")
+    made = Page(html_of(tmp_path, run("first"), run("second", settings=other)))
+    assert made.count("polyline", class_="curve run-0") == made.count("polyline", class_="curve run-1") == 2
+    for expected in ("first: before GRPO", "second: after GRPO", "What differs between the runs"):
+        assert expected in made.text
+    assert len(made.texts_of("td", "change ")) == 0
+    with pytest.raises(ValueError, match="a name of its own"):
+        html_of(tmp_path, run("same"), run("same"))
+
+
+def test_texts_are_escaped(tmp_path: Path) -> None:
+    attack = "</script><script>alert(1)</script><img src=x onerror=y>"
+    hostile = [row_of(trajectory("not found", attack, attack), attack, 0)]
+    scalars = [{**row, "name": attack, "stage": attack} for row in SCALARS]
+    summary = {attack: evaluations()["after GRPO"] | {"failed": {attack: 1}}}
+    found = run(attack, rows=hostile, scalars=scalars, settings={attack: attack}, evaluations=summary)
+    html = html_of(tmp_path, found)
+    made = Page(html)
+    scripts = [attributes for tag, attributes in made.tags if tag == "script"]
+    assert len(scripts) == 3 and "img" not in {tag for tag, _ in made.tags}  # data, script, film
+    assert "<script>alert" not in html
+    assert made.text.count(attack) >= 4
+    assert data_of(html)["trajectories"][0]["query_id"] == attack
 
 
 def test_empty_run_still_makes_a_page(tmp_path: Path) -> None:
-    made = page(tmp_path, scalars=[], trajectories=[], settings={})
-    assert all(expected in made.text for expected in ("no evaluation", "no scalars", "no trajectories"))
+    made = Page(html_of(tmp_path, Run("nothing")))
+    for expected in ("No evaluation", "No scalars", "No trajectories", "nothing has no config.yaml"):
+        assert expected in made.text
 
 
 def test_frames_that_cannot_be_had_are_an_error(tmp_path: Path) -> None:
-    def missing(video_id: str) -> tuple[np.ndarray, np.ndarray]:
+    def missing(video_id: str, clip_hash: str) -> tuple[np.ndarray, np.ndarray]:
         raise FileNotFoundError(f"no clip of {video_id}")
 
     with pytest.raises(FileNotFoundError, match="no clip of wrong"):
-        page(tmp_path, frames=missing)
+        html_of(tmp_path, run(frames=missing))
     with pytest.raises(ValueError, match="video 'wrong' are float64"):
-        page(tmp_path, frames=lambda _: (np.zeros((2, 4, 4, 3)), np.arange(2.0)))
+        html_of(tmp_path, run(frames=lambda *_: (np.zeros((2, 4, 4, 3)), np.arange(2.0))))
     with pytest.raises(ValueError, match="'wrong' has 2 frames but times of shape"):
-        page(tmp_path, frames=lambda _: (np.zeros((2, 4, 4, 3), np.uint8), np.arange(3.0)))
-    assert not (tmp_path / "new folder").exists()
+        html_of(tmp_path, run(frames=lambda *_: (np.zeros((2, 4, 4, 3), np.uint8), np.arange(3.0))))
+    assert not list(tmp_path.rglob("*.html"))
 
 
 def test_evaluation_of_another_shape_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValidationError):
-        page(tmp_path, evaluations={"before": {"N": 3}})
-
-
-def test_pick_shows_every_outcome_that_exists() -> None:
-    crowd = [trajectory("matched the right video", f"r{index}") for index in range(50)]
-    rare = [trajectory(outcome, outcome) for outcome in OUTCOMES if outcome != "matched the right video"]
-    picked = pick_trajectories(crowd + rare, 4)
-    assert {name for item in picked for name in outcomes(item)} == set(OUTCOMES)
-    assert len(pick_trajectories(crowd + rare, 10)) == 10
-    assert pick_trajectories(crowd + rare, 10) == pick_trajectories(crowd + rare, 10)
-
-
-def test_pick_gives_each_once_and_prefers_other_queries() -> None:
-    group = [trajectory("not found", "same") for _ in range(8)]
-    other = trajectory("not found", "other")
-    picked = pick_trajectories([*group, other], 2)
-    assert [item.query_id for item in picked] == ["same", "other"]
-    assert len({id(item) for item in pick_trajectories([*group, other], 20)}) == 9
-    assert pick_trajectories([], 10) == []
+        html_of(tmp_path, run(evaluations={"before": {"N": 3}}))
 
 
 def test_terminal_table_has_a_column_an_evaluation() -> None:

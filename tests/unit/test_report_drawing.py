@@ -1,13 +1,19 @@
-"""What the report draws: ticks, curves, thumbnails, time axes and cut replies."""
+"""What the report draws and lists: ticks, curves, films, rank matrices, histograms, settings."""
+
+import base64
+import io
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from vsr1.report.curves import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, curves_by_stage
-from vsr1.report.filmstrip import thumbnails
-from vsr1.report.reply import pieces
+from vsr1.config import Config
+from vsr1.report.curves import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, Line, charts_by_stage
+from vsr1.report.figures import iou_bars, rank_matrix
+from vsr1.report.films import ALL_BYTES, MOST_BYTES, bytes_of_a_film, film_of
+from vsr1.report.settings import ABSENT, setting_rows
 from vsr1.report.ticks import round_ticks
 
 VALUES = st.floats(-1e9, 1e9, allow_nan=False)
@@ -36,18 +42,32 @@ def test_ticks_are_few_and_inside(a: float, b: float) -> None:
     assert all(low - slack <= at <= high + slack for at, _ in ticks)
 
 
+def only_line(rows: list[dict[str, object]], stage: str = "sft") -> Line:
+    (chart,) = charts_by_stage([rows])[stage]
+    (line,) = chart.lines
+    return line
+
+
 def test_curves_keep_stages_apart_and_the_later_of_two_values() -> None:
-    stages = curves_by_stage([row(2, 5.0), row(1, 3.0), row(2, 4.0), row(1, 1.0, stage="grpo")])
-    assert list(stages) == ["sft", "grpo"]
-    (curve,) = stages["sft"]
-    assert (curve.lowest, curve.highest, curve.last) == ((1, 3.0), (2, 4.0), (2, 4.0))
-    assert curve.line == [(LEFT, BOTTOM), (RIGHT, TOP)]
+    rows = [row(2, 5.0), row(1, 3.0), row(2, 4.0), row(1, 1.0, stage="grpo")]
+    assert list(charts_by_stage([rows])) == ["sft", "grpo"]
+    line = only_line(rows)
+    assert (line.lowest, line.highest, line.last) == ((1, 3.0), (2, 4.0), (2, 4.0))
+    assert line.points == [(LEFT, BOTTOM), (RIGHT, TOP)]
+
+
+def test_runs_share_the_axes_of_a_chart() -> None:
+    (chart,) = charts_by_stage([[row(0, 0.0), row(10, 5.0)], [], [row(5, 10.0)]])["sft"]
+    assert [line.run for line in chart.lines] == [0, 2]
+    assert chart.lines[0].points == [(LEFT, BOTTOM), (RIGHT, (TOP + BOTTOM) / 2)]
+    assert chart.lines[1].points == [((LEFT + RIGHT) / 2, TOP)]
+    assert (chart.low, chart.high) == (0.0, 10.0)
 
 
 @given(st.lists(VALUES, min_size=1, max_size=30))
 def test_curves_stay_in_the_plot(values: list[float]) -> None:
-    (curve,) = curves_by_stage([row(step, value) for step, value in enumerate(values)])["sft"]
-    for x, y in [*curve.line, curve.lowest_mark, curve.highest_mark]:
+    line = only_line([row(step, value) for step, value in enumerate(values)])
+    for x, y in [*line.points, line.lowest_mark, line.highest_mark]:
         assert LEFT - 1e-6 <= x <= RIGHT + 1e-6
         assert TOP - 1e-6 <= y <= BOTTOM + 1e-6
 
@@ -55,36 +75,73 @@ def test_curves_stay_in_the_plot(values: list[float]) -> None:
 def test_thinning_keeps_the_spike() -> None:
     values = [1.0] * 10_000
     values[4321] = 9.0
-    (curve,) = curves_by_stage([row(step, value) for step, value in enumerate(values)])["sft"]
-    assert len(curve.line) <= MOST_POINTS + 2
-    assert curve.highest_mark in curve.line
+    line = only_line([row(step, value) for step, value in enumerate(values)])
+    assert len(line.points) <= MOST_POINTS + 2
+    assert line.highest_mark in line.points
 
 
-def test_thumbnails_are_spread_and_small() -> None:
-    clip = np.zeros((64, 200, 400, 3), np.uint8)
-    film = thumbnails("v", clip, np.arange(64) * 2.0)
-    assert (len(film), film[0].seconds, film[-1].seconds) == (12, 0.0, 126.0)
-    assert (film[0].width, film[0].height, film[0].pixelated) == (160, 80, False)
-    assert len(thumbnails("v", clip[:3], np.arange(3.0))) == 3
+def picture_of(film_base64: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(film_base64))).convert("RGB"))
+
+
+def test_a_film_is_a_row_of_frames_to_scale() -> None:
+    """Frame i is that of the middle of the i-th of 12 equal parts: of 24 frames of 1 s, those near 1, 3, 5, … s."""
+    clip = np.repeat((np.arange(24) * 10)[:, None, None, None], 3, axis=3).astype(np.uint8)
+    clip = np.broadcast_to(clip, (24, 32, 32, 3))
+    film = film_of("v", np.ascontiguousarray(clip), np.arange(24.0))
+    assert (film.count, film.width, film.height, film.seconds) == (12, 32, 32, 24.0)
+    picture = picture_of(film.base64)
+    assert picture.shape == (32, 12 * 32, 3)
+    assert picture[16, 16::32, 0] == pytest.approx(np.arange(12) * 20 + 10, abs=6)
+
+
+def test_films_are_small_and_keep_their_shape() -> None:
+    film = film_of("v", np.zeros((64, 200, 400, 3), np.uint8), np.arange(64) * 2.0)
+    assert (film.width, film.height, film.seconds) == (96, 48, 128.0)
+    assert film_of("v", np.zeros((3, 8, 8, 3), np.uint8), np.arange(3.0)).count == 3
     with pytest.raises(ValueError, match="video 'v'"):
-        thumbnails("v", clip[:0], np.zeros(0))
+        film_of("v", np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0))
 
 
-def test_reply_is_cut_at_its_tags() -> None:
-    cut = [(piece.text, piece.style) for piece in pieces("<think>a</think> <start>1.0</start><REFINE>")]
-    assert cut == [
-        ("<think>", "tag-think"),
-        ("a", "in-think"),
-        ("</think>", "tag-think"),
-        (" ", ""),
-        ("<start>", "tag-start"),
-        ("1.0", "in-start"),
-        ("</start>", "tag-start"),
-        ("<REFINE>", "tag-refine"),
-    ]
+def test_a_film_takes_the_best_quality_that_fits() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3), dtype=np.uint8)  # the worst case
+    sizes = [len(film_of("v", noise, np.arange(12.0), most).base64) * 3 // 4 for most in (MOST_BYTES, 12_000, 4_000)]
+    assert sizes[0] <= MOST_BYTES + 2 and sizes[1] <= 12_002 and sizes[2] <= 4_002
+    assert bytes_of_a_film(3) == MOST_BYTES
+    assert bytes_of_a_film(5000) * 5000 <= ALL_BYTES
 
 
-@given(st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "<REFINE>", "</end>", "<", ">", "text"])))
-def test_pieces_together_are_the_reply(parts: list[str]) -> None:
-    text = "".join(parts)
-    assert "".join(piece.text for piece in pieces(text)) == text
+def ranks(*pairs: tuple[int, int]) -> list[dict[str, object]]:
+    return [{"first_rank": before, "last_rank": after} for before, after in pairs]
+
+
+def test_rank_matrix_by_hand() -> None:
+    matrix = rank_matrix(ranks((1, 1), (1, 1), (2, 1), (3, 2), (8, 40)))
+    assert matrix.bands == ["1", "≤\u20093", "≤\u200910", "≤\u200930", "≤\u2009100"]
+    counts = {(a, b): cell.count for a, line in enumerate(matrix.cells) for b, cell in enumerate(line) if cell.count}
+    assert counts == {(0, 0): 2, (0, 1): 1, (1, 1): 1, (4, 2): 1}  # after, before
+    assert (matrix.better, matrix.same, matrix.worse) == (2, 2, 1)
+    assert (matrix.cells[0][1].trend, matrix.cells[4][2].trend, matrix.cells[0][0].shade) == ("better", "worse", 5)
+
+
+@given(st.lists(st.tuples(st.integers(1, 200_000), st.integers(1, 200_000)), min_size=1, max_size=50))
+def test_every_query_is_in_the_rank_matrix(pairs: list[tuple[int, int]]) -> None:
+    matrix = rank_matrix(ranks(*pairs))
+    assert sum(cell.count for line in matrix.cells for cell in line) == len(pairs)
+    assert matrix.better + matrix.same + matrix.worse == len(pairs)
+
+
+def test_iou_bars_hold_every_query_once() -> None:
+    bars = iou_bars([{"iou": value} for value in (0.0, 0.0, 0.05, 0.1, 0.95, 1.0)])
+    assert [bar.count for bar in bars] == [2, 1, 1, *[0] * 7, 2]
+    assert (bars[0].label, bars[0].height, bars[1].height) == ("none", 1.0, 0.5)
+
+
+def test_settings_are_those_that_are_not_the_default() -> None:
+    changed = Config().model_dump(mode="json") | {"seed": 7, "gone": {"key": [1, 2]}}
+    rows = {item.key: item for item in setting_rows([changed, Config().model_dump(mode="json"), None])}
+    assert rows.keys() == {"seed", "gone.key"}
+    assert (rows["seed"].default, rows["seed"].values) == ("0", ("7", "0", ABSENT))
+    assert (rows["gone.key"].default, rows["gone.key"].values) == (ABSENT, ("1, 2", ABSENT, ABSENT))
+    assert rows["seed"].differs and not setting_rows([changed])[0].differs
+    assert setting_rows([None]) == []

@@ -1,129 +1,169 @@
-"""The HTML report of a run: one file with no script and no reference to anything outside it.
+"""The HTML report of one run or of several side by side: one file with no reference to anything outside it.
 
-Every text is escaped; a content security policy in the page forbids what escaping might miss. A video whose frames
-cannot be had is an error, not a gap in the page.
+The page's own script and style are the only ones that its content security policy lets run, by their hashes. Every text
+of a run is escaped or goes into a compressed data block that the script writes out as text. A video whose frames cannot
+be had is an error, not a gap in the page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import base64
+import gzip
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from vsr1.agent.trajectory import Segment, Trajectory
-from vsr1.metrics.summary import EvalSummary, refined_rank
-from vsr1.report import curves
-from vsr1.report.filmstrip import Thumbnail, thumbnails
-from vsr1.report.metric_rows import METRIC_ROWS, cells
-from vsr1.report.reply import Piece, pieces
-from vsr1.report.selection import outcomes, pick_trajectories
-from vsr1.report.timeline import Timeline, timeline
+from vsr1.formats.atomic import replacing
+from vsr1.metrics.summary import EvalSummary
+from vsr1.report import curves, figures
+from vsr1.report.films import Film, bytes_of_a_film, film_of
+from vsr1.report.metric_rows import METRIC_ROWS, Cell, MetricRow, cells
+from vsr1.report.rows import Row
+from vsr1.report.settings import setting_rows
 
-SHOWN_TRAJECTORIES = 10
-SHOWN_RETRIEVED = 5
+SCRIPTS = ("viewer_data.js", "viewer_list.js", "viewer_detail.js", "viewer.js")  # they make one script, in this order
 
-Frames = Callable[[str], tuple[np.ndarray, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What the page shows of one segment."""
-
-    segment: Segment
-    right: bool  # the video shown is the right one
-    correct: bool  # the verdict is
-    film: list[Thumbnail]
-    axis: Timeline
-    reply: list[Piece]
-    retrieved: list[tuple[int, str, float]]  # rank from 1, video, score
+Frames = Callable[[str, str], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Episode:
-    """What the page shows of one trajectory."""
+class Run:
+    """What the page is told about one run.
 
-    trajectory: Trajectory
-    outcomes: list[str]
-    first_rank: int
-    last_rank: int
-    turns: list[Turn]
+    Attributes:
+        settings: its resolved configuration as nested mappings, None if it is not known.
+        scalars: rows of `runlog.read_scalars`.
+        evaluations: name ("before", "after", …) to `EvalSummary.to_json`, in the order of the columns.
+        rows: every trajectory, of evaluations and of training, see `rows.row_of`.
+        frames: video id and hash of its clip to (frames [T, H, W, 3] uint8 RGB, frame times [T] in seconds); its errors
+            pass through. None leaves films out.
+    """
+
+    name: str
+    settings: Mapping[str, Any] | None = None
+    scalars: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    frames: Frames | None = None
 
 
-def write_report(
-    out: Path,
-    *,
-    title: str,
-    settings: dict[str, str],
-    scalars: list[dict[str, Any]],
-    evaluations: dict[str, dict[str, Any]],
-    trajectories: list[Trajectory],
-    frames: Frames,
-) -> None:
+@dataclass(frozen=True)
+class Evaluation:
+    """A column of the metric table and its figures."""
+
+    run: int
+    label: str
+    summary: EvalSummary
+    rows: list[Row]
+    intervals: dict[str, tuple[float, float]]
+
+
+def write_report(out: Path, *, title: str, runs: Sequence[Run]) -> None:
     """Write the page to `out`, whose folder is made if missing.
 
-    Args:
-        settings: what the run was started with, shown as given.
-        scalars: rows of `runlog.read_scalars`.
-        evaluations: label ("before GRPO", …) to `EvalSummary.to_json`, in the order of the columns.
-        trajectories: `SHOWN_TRAJECTORIES` of them are shown, see `pick_trajectories`; may be empty.
-        frames: video id to (frames [T, H, W, 3] uint8 RGB, frame times [T] in seconds); its errors pass through.
-
     Raises:
-        ValueError: unusable frames, or a trajectory without a turn.
+        ValueError: no run, two runs of one name, or unusable frames.
         pydantic.ValidationError: an evaluation that is not an `EvalSummary`.
     """
-    summaries = {label: EvalSummary.from_json(row) for label, row in evaluations.items()}
+    if not runs or len({run.name for run in runs}) < len(runs):
+        raise ValueError(f"report: runs {[run.name for run in runs]}; give at least one, each with a name of its own")
+    evaluations = [
+        _evaluation(run, number, name, len(runs) > 1) for number, run in enumerate(runs) for name in run.evaluations
+    ]
+    folder = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html = environment.get_template("page.html.j2").render(
+    style = (folder / "page.css").read_text(encoding="utf-8")
+    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    data, films = _data(runs)
+    parts = environment.get_template("page.html.j2").generate(
         title=title,
-        settings=settings,
-        summaries=summaries,
-        groups=[
-            (group, [(row, cells(row, summaries.values())) for row in rows])
-            for group, rows in groupby(METRIC_ROWS, key=lambda row: row.group)
-        ],
-        stages=curves.curves_by_stage(scalars),
+        runs=runs,
+        evaluations=evaluations,
+        groups=[(group, [(row, _cells(row, evaluations)) for row in rows]) for group, rows in _grouped_metrics()],
+        stages=curves.charts_by_stage([run.scalars for run in runs]),
         chart=curves,
-        episodes=[_episode(item, frames) for item in pick_trajectories(trajectories, SHOWN_TRAJECTORIES)],
-        trajectory_count=len(trajectories),
+        figures=figures,
+        settings=setting_rows([run.settings for run in runs]),
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_sha256(style),
+        script_hash=_sha256(script),
+        data=data,
+        films=films,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html, encoding="utf-8")
+    with replacing(out) as part, part.open("w", encoding="utf-8") as file:
+        file.writelines(parts)
 
 
-def _episode(trajectory: Trajectory, frames: Frames) -> Episode:
-    return Episode(
-        trajectory=trajectory,
-        outcomes=outcomes(trajectory),
-        first_rank=trajectory.segments[0].gt_rank_before,
-        last_rank=refined_rank(trajectory),
-        turns=[_turn(trajectory, segment, frames) for segment in trajectory.segments],
+def _evaluation(run: Run, number: int, name: str, several: bool) -> Evaluation:
+    summary = EvalSummary.from_json(run.evaluations[name])
+    rows = [row for row in run.rows if row["source"] == name]
+    return Evaluation(
+        run=number,
+        label=f"{run.name}: {name}" if several else name,
+        summary=summary,
+        rows=rows,
+        intervals=figures.intervals(rows, sum(summary.failed.values())) if rows else {},
     )
 
 
-def _turn(trajectory: Trajectory, segment: Segment, frames: Frames) -> Turn:
-    pixels, seconds = frames(segment.video_id)
-    film = thumbnails(segment.video_id, pixels, seconds)
-    right = segment.video_id == trajectory.gt_video
-    return Turn(
-        segment=segment,
-        right=right,
-        correct=segment.verdict == ("matched" if right else "not_matched"),
-        film=film,
-        axis=timeline(trajectory, segment, seconds),
-        reply=pieces(segment.text),
-        retrieved=[
-            (rank, video, score) for rank, (video, score) in enumerate(segment.retrieved[:SHOWN_RETRIEVED], start=1)
-        ],
+def _grouped_metrics() -> Iterator[tuple[str, Iterator[MetricRow]]]:
+    return groupby(METRIC_ROWS, key=lambda row: row.group)
+
+
+def _cells(row: MetricRow, evaluations: list[Evaluation]) -> list[Cell]:
+    """The cells of all columns; a change is told within a run only."""
+    made: list[Cell] = []
+    for _, group in groupby(evaluations, key=lambda evaluation: evaluation.run):
+        of_run = list(group)
+        made += cells(row, [item.summary for item in of_run], [item.intervals for item in of_run])
+    return made
+
+
+def _data(runs: Sequence[Run]) -> tuple[str, Iterator[Film]]:
+    """The data block, and the films that it refers to by number, each made when it is asked for."""
+    numbers: dict[tuple[str, str], int] = {}
+    readers: list[Frames] = []
+    trajectories: list[Row] = []
+    taken: Counter[str] = Counter()
+    for number, run in enumerate(runs):
+        for row in run.rows:
+            name = f"{run.name}/{row['source']}/{row['step']}/{row['query_id']}/{row['sample']}"
+            taken[name] += 1
+            turns = []
+            for turn in row["turns"]:
+                film = None
+                if run.frames is not None:
+                    film = numbers.setdefault((turn["video"], turn["clip"]), len(readers))
+                    if film == len(readers):
+                        readers.append(run.frames)
+                turns.append({**turn, "film": film})
+            unique = name if taken[name] == 1 else f"{name}/{taken[name]}"  # a step that was done again
+            trajectories.append({**row, "id": unique, "run": number, "turns": turns})
+    block = {"runs": [run.name for run in runs], "trajectories": trajectories}
+    packed = gzip.compress(json.dumps(block, ensure_ascii=False, separators=(",", ":")).encode(), 6, mtime=0)
+    most_bytes = bytes_of_a_film(len(readers))
+    films = (
+        film_of(video, *frames(video, clip), most_bytes) for (video, clip), frames in zip(numbers, readers, strict=True)
     )
+    return base64.b64encode(packed).decode("ascii"), films
+
+
+def _sha256(text: str) -> str:
+    """As a content security policy names an inline script or style."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

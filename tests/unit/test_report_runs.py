@@ -1,0 +1,113 @@
+"""What `vsr1 report` reads of a run folder, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.bench_report import write_synthetic_run
+from pipelines.cli import app
+from pipelines.report import ReportError, read_run, write_run_report
+from vsr1.config import Config, dump_config
+from vsr1.formats.clips import ClipFolder, write_clip, write_meta
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.report import TRAINING
+from vsr1.video.decode import SampledVideo
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of sixteen trajectories and the dataset that it saw, named in its configuration."""
+    folder = tmp_path / "runs" / "one"
+    videos = write_synthetic_run(folder, 16)
+    clips = DatasetFolder(tmp_path / "data").clips("test")
+    frames, times = np.zeros((2, 8, 8, 3), np.uint8), np.arange(2.0)
+    sampled = SampledVideo(frames, times, [0, 1], 2, 2.0, 1.0, [0, 1], False, 2)
+    source = Path("v.mp4")
+    write_meta(
+        clips,
+        [write_clip(clips, v, sampled, source=source.with_stem(v), target_fps=1.0, max_frames=2) for v in videos],
+    )
+    config = Config.model_validate({"seed": 4, "data": {"root": str(tmp_path / "data")}})
+    (folder / "config.yaml").write_text(dump_config(config))
+    return folder
+
+
+def test_a_run_folder_is_read_whole(run: Path) -> None:
+    found = read_run(run, "one")
+    assert list(found.evaluations) == ["before", "after"]
+    assert [row["source"] for row in found.rows] == ["before"] * 4 + ["after"] * 4 + [TRAINING] * 8
+    assert [row["step"] for row in found.rows[8:]] == [1] * 4 + [2] * 4
+    assert found.settings is not None and found.settings["seed"] == 4
+    assert {row["name"] for row in found.scalars} == {"reward/mean", "loss", "entropy"}
+
+
+def test_the_page_goes_into_the_run_or_where_it_is_told(run: Path, tmp_path: Path) -> None:
+    assert write_run_report([run]) == run / "report.html"
+    assert '<script type="text/plain" id="film-15"' in (run / "report.html").read_text()
+    other = tmp_path / "deep" / "page.html"
+    assert write_run_report([run], other, with_frames=False) == other
+    assert 'id="film-0"' not in other.read_text()
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(run: Path, tmp_path: Path) -> None:
+    twin = tmp_path / "other" / "one"
+    write_synthetic_run(twin, 4)
+    page = write_run_report([run, twin], tmp_path / "both.html", with_frames=False).read_text()
+    assert "<title>runs one and other one</title>" in page
+    with pytest.raises(ReportError, match="given twice"):
+        write_run_report([run, run])
+
+
+def test_a_line_that_a_killed_run_left_is_not_read(run: Path) -> None:
+    log = run / "train_trajectories.jsonl"
+    log.write_text(log.read_text() + '{"step": 3, "query_id"')
+    assert len(read_run(run, "one").rows) == 16
+    log.write_text('{"step": 3}\n')
+    with pytest.raises(ReportError, match=r"train_trajectories.jsonl:1: not a trajectory"):
+        read_run(run, "one")
+
+
+def test_clips_that_the_run_did_not_see_are_refused(run: Path) -> None:
+    log = run / "before.trajectories.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    clip = ClipFolder(DatasetFolder(run.parents[1] / "data").clips("test")).read(rows[0]["segments"][0]["video_id"])
+    for content_hash, fails in ((clip.content_hash, False), ("0" * 64, True)):
+        rows[0]["segments"][0]["clip_hash"] = content_hash
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if fails:
+            with pytest.raises(ReportError, match="is not the one that"):
+                write_run_report([run])
+        else:
+            write_run_report([run])
+
+
+def test_what_cannot_be_shown_is_an_error_with_a_fix(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="does not exist"):
+        write_run_report([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ReportError, match="give the run_dir of a stage"):
+        write_run_report([tmp_path / "empty"])
+    (run / "config.yaml").unlink()
+    with pytest.raises(ReportError, match="say --data FOLDER or --no-frames"):
+        write_run_report([run])
+    assert write_run_report([run], data=tmp_path / "data").is_file()
+    (tmp_path / "wrong").mkdir()
+    with pytest.raises(ReportError, match="has no clip of video"):
+        write_run_report([run], data=tmp_path / "wrong")
+    (run / "before.json").write_text("{}")
+    with pytest.raises(ReportError, match="evaluate again"):
+        write_run_report([run], with_frames=False)
+    (run / "before.json").unlink()
+    with pytest.raises(ReportError, match=r"no before.json beside it"):
+        write_run_report([run], with_frames=False)
+
+
+def test_the_command_says_where_the_page_is_or_what_is_wrong(run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(app, ["report", str(run), "--out", str(page), "--no-frames"])
+    assert done.exit_code == 0 and f"report: {page}" in done.output and page.is_file()
+    failed = CliRunner().invoke(app, ["report", str(tmp_path / "nowhere")])
+    assert failed.exit_code == 1 and "does not exist" in failed.output and "Traceback" not in failed.output

@@ -1,0 +1,53 @@
+// What the page holds, and elements made of it. Data becomes text nodes and attribute values, never markup.
+"use strict";
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== false));
+  return element;
+}
+
+const make = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
+const draw = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
+const find = (id) => document.getElementById(id);
+
+async function readData() {
+  const packed = atob(find("data").textContent);
+  const bytes = new Uint8Array(packed.length);
+  for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+// The films stand behind this script, so that the list shows before they are read; one asked for early is waited for.
+const allFilms = new Promise((resolve) => {
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", resolve);
+  else resolve();
+});
+
+async function film(number) {
+  if (number === null) return null;
+  const id = `film-${number}`;
+  const next = `film-${number + 1}`; // where it is there, the one before it is whole
+  if (!find(next)) await allFilms;
+  const element = find(id);
+  const { count, width, height, seconds } = element.dataset;
+  return {
+    source: "data:image/webp;base64," + element.textContent,
+    count: Number(count), width: Number(width), height: Number(height), seconds: Number(seconds),
+  };
+}
+
+const fixed = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+const signed = (value, digits) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+const words = (name) => name.replaceAll("_", " ");
+const span = (pair) => `${fixed(pair[0], 1)}–${fixed(pair[1], 1)} s`;
+const mark = (good) => (good ? "✓" : "✗");
+const mistakes = (row) => row.turns.filter((turn) => !turn.correct).length;
+const isRefined = (row) => row.turns.some((turn) => turn.refined);
+const gain = (row) => Math.log(row.first_rank) - Math.log(row.last_rank); // 2 to 1 counts as much as 200 to 100
+const TRAINING = "training";
