@@ -18,7 +18,8 @@ from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.manifest import Manifest, record
 from vsr1.rl.batch import BatchTotals, Example, batch_totals, rounds, split_over_ranks
-from vsr1.rl.learner import Learner, LearnerError, load_vectors
+from vsr1.rl.learner import Learner, LearnerError
+from vsr1.rl.loss import load_vectors
 
 DEATH_NOTICE_S = 2.0  # in which Ray knows that a process is gone, after others have lost their connection to it
 

@@ -112,7 +112,8 @@ def train_rank(settings: dict[str, Any]) -> None:
     import torch
 
     from vsr1.rl.batch import BatchTotals, Example, batch_totals, micro_batches
-    from vsr1.rl.learner import Learner, load_vectors
+    from vsr1.rl.learner import Learner
+    from vsr1.rl.loss import load_vectors
     from vsr1.video.processor import ClipProcessor
 
     config = Config.model_validate(settings["config"])

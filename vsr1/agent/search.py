@@ -67,7 +67,7 @@ class SearchEnvironment:
 
     async def step(self, reply: PolicyReply) -> Observation | None:
         shown = self._clip.video_id
-        parsed = parse_reply(reply.text, self._duration())
+        parsed = parse_reply(reply.text, seconds_shown(self._clip, self._task.gt_video, self._task.gt_duration))
         if self._settings.exclude_rejected and parsed.verdict != "matched":
             self._rejected.append(shown)
         rewrite = (last_element(reply.text, "query") or "").strip() or None
@@ -152,17 +152,18 @@ class SearchEnvironment:
         self._shown_at = time.monotonic()
         return Observation(turn_prompt(self._task.query, self._settings.system_prompt), self._clip)
 
-    def _duration(self) -> float:
-        """Seconds of the shown video; of a wrong one, up to a frame interval past its last frame."""
-        if self._clip.video_id == self._task.gt_video:
-            return self._task.gt_duration
-        times = self._clip.timestamps
-        return float(times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1))
-
     def _end(self, reason: str) -> Observation | None:
         """No observation follows."""
         self._trajectory.end_reason = reason
         return None
+
+
+def seconds_shown(clip: Clip, gt_video: str, gt_duration: float) -> float:
+    """Length of the shown video in seconds; of a wrong one, up to a frame interval past its last frame."""
+    if clip.video_id == gt_video:
+        return gt_duration
+    times = clip.timestamps
+    return float(times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1))
 
 
 def _rank(result: SearchResult) -> int:
