@@ -14,8 +14,8 @@ from typing import Any
 
 import ray
 
+from actors.logs import log_to
 from vsr1.agent.environment import Observation, run_episode
-from vsr1.agent.prompts import agent_prompt
 from vsr1.agent.search import SearchEnvironment, SearchSettings, SearchTask
 from vsr1.agent.trajectory import Trajectory
 from vsr1.config import AgentConfig, Config
@@ -28,7 +28,8 @@ from vsr1.retrieval.request import SearchRequest, SearchResult
 class RolloutWorkerActor:
     """`retrieval` holds, by split, the handle of its `RetrievalService`."""
 
-    def __init__(self, config: Config, retrieval: dict[str, Any]) -> None:
+    def __init__(self, config: Config, retrieval: dict[str, Any], log: Path | None = None) -> None:
+        log_to(log)
         self._config, self._retrieval = config, retrieval
         self._engine: PolicyEngine | None = None
 
@@ -56,14 +57,7 @@ class RolloutWorkerActor:
         self, split: str, task: SearchTask, agent: AgentConfig, temperature: float, sigma: float = 0.0
     ) -> Trajectory:
         """Play one episode over a split; greedy at temperature 0, latents with noise of deviation `sigma`."""
-        settings = SearchSettings(
-            max_turns=agent.max_turns,
-            top_k=self._config.retrieval.top_k,
-            exclude_rejected=agent.exclude_rejected,
-            accumulate=agent.latents_of_turns == "accumulate",
-            refinement=agent.refinement,
-            system_prompt=agent_prompt(agent),
-        )
+        settings = SearchSettings.of(agent, self._config.retrieval.top_k)
         environment = SearchEnvironment(task, settings, partial(self._search, split), partial(self._clip, split))
 
         async def reply_to(observation: Observation, turn: int) -> Reply:

@@ -10,7 +10,7 @@ from vsr1.agent.trajectory import Trajectory
 from vsr1.rl.credit import Credit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoggedTrajectory:
     step: int  # 0 in an evaluation
     trajectory: Trajectory

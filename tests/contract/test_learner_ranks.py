@@ -214,9 +214,7 @@ def _broken_numbers(folder: Path, rank: int) -> Any:
     loss = learner._loss
     plain = loss._retrieval_losses
     for factor in (float("nan"), 1e38):
-        loss._retrieval_losses = lambda *args, factor=factor: (
-            plain(*args) * factor
-        )  # a finite loss, infinite norm
+        loss._retrieval_losses = lambda *args, factor=factor: plain(*args) * factor  # a finite loss, infinite norm
         try:
             learner.step([good], 1, BatchTotals(10, 2, 2, 0), 1e-3)
             found.append("no error")

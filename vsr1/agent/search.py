@@ -15,8 +15,9 @@ import numpy as np
 
 from vsr1.agent.environment import Observation, PolicyReply
 from vsr1.agent.parse import last_element, parse_reply
-from vsr1.agent.prompts import turn_prompt
+from vsr1.agent.prompts import agent_prompt, turn_prompt
 from vsr1.agent.trajectory import Segment, Span, Trajectory
+from vsr1.config import AgentConfig
 from vsr1.formats.clips import Clip
 from vsr1.retrieval.request import SearchRequest, SearchResult
 
@@ -47,6 +48,17 @@ class SearchSettings:
     accumulate: bool  # soft tokens of all turns, not of the last one only
     refinement: Literal["latents", "text", "none"]
     system_prompt: str
+
+    @classmethod
+    def of(cls, agent: AgentConfig, top_k: int) -> SearchSettings:
+        return cls(
+            max_turns=agent.max_turns,
+            top_k=top_k,
+            exclude_rejected=agent.exclude_rejected,
+            accumulate=agent.latents_of_turns == "accumulate",
+            refinement=agent.refinement,
+            system_prompt=agent_prompt(agent),
+        )
 
 
 class SearchEnvironment:
