@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,6 +106,9 @@ def replay_command(
     for one in different:
         console.print(f"{one.name}: {one.first.stage} differs: {one.first.detail}", markup=False, soft_wrap=True)
     console.print(f"{len(done) - len(different)} of {len(done)} trajectories agree in every stage that was checked")
+    unchecked = Counter((f.stage, f.detail) for one in done for f in one.findings if f.status == "not checked")
+    for (stage, reason), count in unchecked.items():
+        console.print(f"not checked in {count}: {stage}: {reason}", markup=False, soft_wrap=True)
     raise typer.Exit(int(bool(different)))
 
 

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class PlainLines(Progress):
 
 
 class LiveTable(Progress):
-    """The state of a stage, and `table` of it as it is now."""
+    """The state of a stage, and a `view` of it as it is now: the roles, and below them how far it is."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -75,17 +76,17 @@ class LiveTable(Progress):
         self._done, self._values = number, values
         self._until = self._clock()
 
-    def table(self) -> Table:
-        table = Table(title=f"{self._stage}: {self._phase}" if self._stage else "starting", caption=self._caption())
+    def view(self) -> Group:
+        table = Table(title=f"{self._stage}: {self._phase}" if self._stage else "starting")
         table.add_column("role")
         for heading in ("busy", "idle", "waiting"):
             table.add_column(heading, justify="right")
         for role, count in self._actors.items():
             load = self._loads.get(role, Load(0))
             table.add_row(role, str(load.busy), str(count - load.busy), str(load.waiting))
-        return table
+        return Group(table, Text(self._line()))
 
-    def _caption(self) -> str:
+    def _line(self) -> str:
         if not self._steps:
             return ""
         values = [f"{name} {value:.3f}" for name, value in self._values.items()]
@@ -106,5 +107,5 @@ def shown_progress(console: Console) -> Iterator[Progress]:
         yield PlainLines(console)
         return
     live = LiveTable()
-    with Live(get_renderable=live.table, console=console, refresh_per_second=2):
+    with Live(get_renderable=live.view, console=console, refresh_per_second=2):
         yield live

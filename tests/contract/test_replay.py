@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import evaluate, grpo
+from pipelines import grpo
 from pipelines.replay.command import Replayed, ReplayError, replay
 from pipelines.run_folder import TRAINING_LOG, config_of
 from vsr1.config import Config, ConfigError, load_config
@@ -23,17 +23,15 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("ray_cluster")]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
-    """Two steps, whose first weights are kept and whose second are not needed, and an evaluation."""
+    """Two steps, the weights after each, and an evaluation of the last on the same engine."""
     folder = tmp_path_factory.mktemp("run")
     options = [
         f"run_dir={folder}", f"data.root={folder / 'data'}", "toy.train=8", "toy.val=0", "toy.test=4", "eval.limit=2",
         "data.splits=[train,test]", "grpo.steps=2", "grpo.prompts_per_step=2", "grpo.group_size=2",
         "grpo.learner.ranks=1", "grpo.learner.learning_rate=0.001", "grpo.save_every=1", "grpo.validate_every=null",
-        "cluster.rollout.memory_gib=1", "cluster.learner.memory_gib=0.5",
+        "grpo.evaluate_after=true", "cluster.rollout.memory_gib=1", "cluster.learner.memory_gib=0.5",
     ]  # fmt: skip
-    config = load_config(REPOSITORY / "configs" / "toy.yaml", options)
-    grpo.train(config)
-    evaluate.evaluate(config)
+    grpo.train(load_config(REPOSITORY / "configs" / "toy.yaml", options))
     return folder
 
 
@@ -55,7 +53,7 @@ def test_training_replays_clean_to_the_loss(run: Path) -> None:
 
 
 def test_an_evaluation_replays_clean_and_has_nothing_learned(run: Path) -> None:
-    log = run / "eval.trajectories.jsonl"
+    log = run / "after.trajectories.jsonl"
     for one in replay(log, _config(log)):
         statuses = _statuses(one)
         assert (statuses.pop("advantage"), statuses.pop("grpo")) == ("not checked", "not checked")
@@ -164,13 +162,13 @@ def test_weights_that_were_not_kept_are_named(run: Path, tampered: Callable[...,
 
 
 def test_a_rerun_gives_identical_tokens(run: Path) -> None:
-    log = run / "eval.trajectories.jsonl"
+    log = run / "after.trajectories.jsonl"
     for one in replay(log, _config(log), rerun=True):
         assert (one.findings[-1].stage, one.findings[-1].status) == ("rerun", "ok"), one.findings[-1]
 
 
 def test_what_is_not_there_is_answered_with_what_there_is(run: Path) -> None:
-    log = run / "eval.trajectories.jsonl"
+    log = run / "after.trajectories.jsonl"
     query = json.loads(log.read_text().splitlines()[0])["query_id"]
     with pytest.raises(ReplayError, match=rf"no trajectory of .* fits; there is.*step 0: {query} \(0\); "):
         replay(log, _config(log), query="nobody asked")
@@ -181,11 +179,11 @@ def test_what_is_not_there_is_answered_with_what_there_is(run: Path) -> None:
 
 
 def test_the_command_says_it_with_its_exit_code(run: Path, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in (run / "eval.trajectories.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "after.trajectories.jsonl").read_text().splitlines()]
     _reward(rows[1])
-    (tmp_path / "eval.trajectories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    copyfile(run / "config.eval.yaml", tmp_path / "config.yaml")
-    command = [sys.executable, "-m", "pipelines.cli", "replay", str(tmp_path / "eval.trajectories.jsonl"), "--json"]
+    (tmp_path / "after.trajectories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    copyfile(run / "config.after.yaml", tmp_path / "config.yaml")
+    command = [sys.executable, "-m", "pipelines.cli", "replay", str(tmp_path / "after.trajectories.jsonl"), "--json"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1, done.stderr
     assert [one["first"] for one in json.loads(done.stdout)] == [None, "rewards"]
