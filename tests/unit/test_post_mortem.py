@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import post_mortem
+from pipelines.command import guarded
 from pipelines.post_mortem import LAST_STEPS, LOG_TAIL_BYTES, kept_in_folder
 from vsr1.config import Config, load_config
 from vsr1.runlog import RunLog, read_scalars
@@ -60,3 +61,15 @@ def test_a_stage_keeps_its_configuration_and_the_last_one_is_the_folder_s(config
     seeds = {path.name: load_config(path).seed for path in config.run_dir.glob("config*.yaml")}
     assert seeds == {"config.sft.yaml": 0, "config.grpo.yaml": 7, "config.yaml": 7}
     assert not list(config.run_dir.glob("post-mortem-*"))
+
+
+def test_the_command_line_says_where_the_folder_is(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    def stage() -> None:
+        with kept_in_folder(config, "eval"):
+            raise FileNotFoundError("data is missing; build it")
+
+    with pytest.raises(SystemExit, match="1"):
+        guarded(stage)
+    lines = capsys.readouterr().err.splitlines()
+    [folder] = config.run_dir.glob("post-mortem-*")
+    assert lines == ["error: data is missing; build it", f"post-mortem: {folder}"]
