@@ -6,11 +6,13 @@ The references belong to this actor: when it dies, they are lost with it and rea
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.logs import log_to
 from vsr1.formats.clip_cache import ClipCache
 
 
@@ -24,7 +26,8 @@ class ClipReader(Protocol):
 class ClipStoreActor:
     """Calls run one after the other, so a clip asked for twice at once is still read once."""
 
-    def __init__(self, reader: ClipReader, budget_bytes: int) -> None:
+    def __init__(self, reader: ClipReader, budget_bytes: int, log: Path | None = None) -> None:
+        log_to(log)
         self._reader = reader
         self._cache: ClipCache[ray.ObjectRef] = ClipCache(budget_bytes)
         self._loads = 0
@@ -70,18 +73,21 @@ class ClipStores:
         reader: of the clip folder, which every node must see.
         budget_bytes: of each store.
         options: Ray options of each store.
+        log: of each store, to which its node is added.
     """
 
-    def __init__(self, reader: ClipReader, budget_bytes: int, options: dict[str, Any]) -> None:
+    def __init__(self, reader: ClipReader, budget_bytes: int, options: dict[str, Any], log: Path | None = None) -> None:
         self._reader, self._budget_bytes, self._options = reader, budget_bytes, options
+        self._log = log
         self._by_node: dict[str, Any] = {}
 
     def on(self, node_id: str) -> Any:
         """Handle of the node's store, started at the first call."""
         if node_id not in self._by_node:
+            log = self._log and self._log.with_stem(f"{self._log.stem}-{node_id[:8]}")
             there = NodeAffinitySchedulingStrategy(node_id, soft=False)
             self._by_node[node_id] = ClipStore.options(**self._options, scheduling_strategy=there).remote(
-                self._reader, self._budget_bytes
+                self._reader, self._budget_bytes, log
             )
         return self._by_node[node_id]
 

@@ -13,11 +13,13 @@ import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.logs import log_to
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.manifest import Manifest, record
 from vsr1.rl.batch import BatchTotals, Example, batch_totals, rounds, split_over_ranks
-from vsr1.rl.learner import Learner, LearnerError, load_vectors
+from vsr1.rl.learner import Learner, LearnerError
+from vsr1.rl.loss import load_vectors
 
 DEATH_NOTICE_S = 2.0  # in which Ray knows that a process is gone, after others have lost their connection to it
 
@@ -25,7 +27,8 @@ DEATH_NOTICE_S = 2.0  # in which Ray knows that a process is gone, after others 
 class LearnerRankActor:
     """One rank. Construct all, then `setup` all at once with rank 0's address."""
 
-    def __init__(self, config: Config, rank: int) -> None:
+    def __init__(self, config: Config, rank: int, log: Path | None = None) -> None:
+        log_to(log)
         self._config, self._rank = config, rank
 
     def address(self) -> tuple[str, int]:
@@ -98,12 +101,12 @@ LearnerRank: Any = ray.remote(LearnerRankActor)  # Any: the stubs of Ray give a 
 class LearnerGroup:
     """All ranks behind one object, held by the driver."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, logs: Path | None = None) -> None:
         learner, need = config.grpo.learner, config.cluster.learner
         bundle = {"CPU": need.cpus, "memory": int(need.memory_gib * 2**30)}
         if need.gpus:
             bundle["GPU"] = need.gpus
-        self._micro_tokens = learner.micro_tokens
+        self.ranks, self._micro_tokens = learner.ranks, learner.micro_tokens
         self._group = placement_group([bundle] * learner.ranks, strategy="PACK")
         ray.get(self._group.ready())
         self._ranks = [
@@ -112,7 +115,7 @@ class LearnerGroup:
                 num_gpus=need.gpus,
                 memory=bundle["memory"],
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank),
-            ).remote(config, rank)
+            ).remote(config, rank, logs and logs / f"learner-{rank}.log")
             for rank in range(learner.ranks)
         ]
 

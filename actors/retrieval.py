@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -15,6 +16,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError
 
+from actors.logs import log_to
 from vsr1.config import Config, ModelConfig, RetrievalConfig
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.corpus import Catalogue
@@ -30,7 +32,8 @@ RECOVERY_PAUSE_S = 0.1  # between attempts to reach a replica that is down
 class IndexShardActor:
     """One replica of a shard: its part of each version that was loaded."""
 
-    def __init__(self, name: str, config: RetrievalConfig, threads: int, gpu: bool) -> None:
+    def __init__(self, name: str, config: RetrievalConfig, threads: int, gpu: bool, log: Path | None = None) -> None:
+        log_to(log)
         faiss.omp_set_num_threads(threads)
         self._name, self._config, self._gpu = name, config, gpu
         self._versions: dict[str, Shard] = {}
@@ -108,17 +111,23 @@ class RetrievalServiceActor:
     """Searches one split. If the corpus or the embedder cannot be used, it fails at start and each call says why."""
 
     def __init__(
-        self, config: Config, split: str, load: Callable[[ModelConfig], QueryEmbedder] = load_embedder
+        self,
+        config: Config,
+        split: str,
+        load: Callable[[ModelConfig], QueryEmbedder] = load_embedder,
+        logs: Path | None = None,
     ) -> None:
         """
         Args:
             config: `data.root` holds the dataset; `retrieval` and `cluster.shard` give the shards and their resources.
             load: loads the query embedder, inside this actor.
+            logs: folder for the logs of this actor and its shards.
 
         Raises:
             RetrievalError: corpus or snapshot missing or malformed, more shards than videos, or embedder and corpus of
                 different width or fingerprint.
         """
+        log_to(logs and logs / f"retrieval-{split}.log")
         self._folder, self._split = DatasetFolder(config.data.root), split
         snapshot = open_current(self._folder, split)
         self._embedder = load(config.model)
@@ -140,9 +149,11 @@ class RetrievalServiceActor:
             shard = f"shard {i} ({split})"
             names = [shard] if retrieval.replicas == 1 else [f"{shard} replica {r}" for r in range(retrieval.replicas)]
             threads = max(1, int(need.cpus))
-            members = [
-                RemoteShard(name, start.remote(shard, retrieval, threads, need.gpus > 0), parts) for name in names
-            ]
+            members = []
+            for r, name in enumerate(names):
+                log = logs and logs / f"shard-{split}-{i}-{r}.log"
+                actor = start.remote(shard, retrieval, threads, need.gpus > 0, log)
+                members.append(RemoteShard(name, actor, parts))
             self._replicas.append(members)
             sets.append(ReplicaSet(shard, members, timeout_s=retrieval.shard_timeout_s))
         self._sets = sets

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ray
 
+from actors.logs import log_to
 from vsr1.agent.trajectory import FailedSample, Trajectory
 from vsr1.config import RewardConfig
 from vsr1.rewards.score import scored
@@ -13,7 +15,8 @@ from vsr1.rewards.terms import RewardError
 
 
 class RewardWorkerActor:
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardConfig, log: Path | None = None) -> None:
+        log_to(log)
         self._config = config
 
     def score(self, trajectories: list[Trajectory]) -> list[Trajectory | FailedSample]:

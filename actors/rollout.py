@@ -15,8 +15,8 @@ from typing import Any
 
 import ray
 
+from actors.logs import log_to
 from vsr1.agent.environment import Observation, run_episode
-from vsr1.agent.prompts import agent_prompt
 from vsr1.agent.search import SearchEnvironment, SearchSettings, SearchTask
 from vsr1.agent.trajectory import Trajectory
 from vsr1.config import AgentConfig, Config
@@ -39,7 +39,8 @@ class Sampling:
 class RolloutWorkerActor:
     """`retrieval` holds, by split, the handle of its `RetrievalService`."""
 
-    def __init__(self, config: Config, retrieval: dict[str, Any]) -> None:
+    def __init__(self, config: Config, retrieval: dict[str, Any], log: Path | None = None) -> None:
+        log_to(log)
         self._config, self._retrieval = config, retrieval
         self._engine: PolicyEngine | None = None
 
@@ -65,7 +66,7 @@ class RolloutWorkerActor:
 
     async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> Trajectory:
         """Play one episode over a split."""
-        settings = SearchSettings(agent, agent_prompt(agent), sampling.top_k, sampling.rank_by_depth)
+        settings = SearchSettings.of(agent, sampling.top_k, sampling.rank_by_depth)
         environment = SearchEnvironment(task, settings, partial(self._search, split), partial(self._clip, split))
 
         async def reply_to(observation: Observation, turn: int) -> Reply:

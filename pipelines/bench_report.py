@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.machine import cores
-from pipelines.report import TRAINING_LINES, read_run
-from pipelines.trajectory_log import append_trajectories
+from pipelines.report import read_run
+from pipelines.run_folder import EVALUATION_LOG, TRAINING_LOG
+from pipelines.trajectory_log import LoggedTrajectory, append_trajectories
 from vsr1.agent.predictions import prediction_row
 from vsr1.agent.prompts import assistant_text
 from vsr1.agent.trajectory import Segment, Trajectory
@@ -154,11 +155,11 @@ def write_synthetic_run(folder: Path, trajectories: int, seed: int = 0) -> dict[
         size = max(100, trajectories)
         rows = [prediction_row(item, at, max_turns=3, corpus_size=size) for at, item in enumerate(made)]
         (folder / f"{name}.json").write_text(json.dumps(summarise(rows).to_json()))
-        append_trajectories(folder / f"{name}.trajectories.jsonl", 0, made)
+        append_trajectories(folder / f"{name}{EVALUATION_LOG}", [LoggedTrajectory(item) for item in made])
     for step, first in enumerate(range(2 * queries, trajectories, GROUP), start=1):
         members = range(first, min(first + GROUP, trajectories))
         made = [_trajectory(examples, first, at, at - first, generator) for at in members]
-        append_trajectories(folder / TRAINING_LINES, step, made)
+        append_trajectories(folder / TRAINING_LOG, [LoggedTrajectory(item, step) for item in made])
     scalars = [
         {"stage": "grpo", "step": step, "name": name, "value": float(generator.normal(step / 50, 0.2)), "time": 0.0}
         for step in range(1, 101)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipelines.bench_cli import bench_app
-from pipelines.command import ConfigFile, DryRun, Overrides, console, guarded, print_progress, read_settings
+from pipelines.command import ConfigFile, DryRun, Overrides, console, guarded, read_settings, run_stage
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train, evaluate and serve a video search agent.")
 data_app = typer.Typer(no_args_is_help=True, help="Make and build datasets.")
@@ -48,7 +49,7 @@ def sft_command(overrides: Overrides = None, config: ConfigFile = None, dry_run:
     settings = read_settings(config, overrides, dry_run)
     from pipelines.sft import train
 
-    console.print(f"checkpoint: {guarded(train, settings, print_progress)}")
+    console.print(f"checkpoint: {run_stage(train, settings)}")
 
 
 @app.command("grpo")
@@ -57,7 +58,7 @@ def grpo_command(overrides: Overrides = None, config: ConfigFile = None, dry_run
     settings = read_settings(config, overrides, dry_run)
     from pipelines.grpo import train
 
-    console.print(f"checkpoint: {guarded(train, settings, print_progress)}")
+    console.print(f"checkpoint: {run_stage(train, settings)}")
 
 
 @app.command("eval")
@@ -67,7 +68,7 @@ def eval_command(overrides: Overrides = None, config: ConfigFile = None, dry_run
     from pipelines.evaluate import evaluate
     from pipelines.score import show_summary
 
-    summary, _ = guarded(evaluate, settings, print_progress)
+    summary, _ = run_stage(evaluate, settings)
     show_summary(console, settings.eval.split, summary)
     console.print(f"rows: {settings.run_dir / 'eval.jsonl'}", soft_wrap=True)
 
@@ -127,6 +128,48 @@ def report_command(
     from pipelines.report import write_run_report
 
     console.print(f"report: {guarded(write_run_report, runs, out, data=data, with_frames=frames)}", soft_wrap=True)
+
+
+@app.command("replay")
+def replay_command(
+    file: Annotated[Path, typer.Argument(help="train_trajectories.jsonl, or NAME.trajectories.jsonl.")],
+    overrides: Overrides = None,
+    config: Annotated[
+        list[Path] | None, typer.Option("--config", "-c", help="Instead of the config beside FILE.")
+    ] = None,
+    query: Annotated[str | None, typer.Option(help="Only this query id.")] = None,
+    sample: Annotated[int | None, typer.Option(help="Only this sample.")] = None,
+    step: Annotated[int | None, typer.Option(help="Only this training step.")] = None,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Of an evaluation: also play it again, on Ray.")] = False,
+    score_tolerance: Annotated[float | None, typer.Option(help="Of search scores; 1e-4 in float32.")] = None,
+    logprob_tolerance: Annotated[float | None, typer.Option(help="Of log-probs and losses; 1e-3 in float32.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list instead of tables.")] = False,
+) -> None:
+    """Recompute recorded trajectories stage by stage and name the first stage that differs. Exit code 1 if any does."""
+    from pipelines.replay.command import TOLERANCES, replay
+    from pipelines.replay.stages import Tolerances
+    from pipelines.run_folder import config_of
+
+    settings = read_settings(config or [guarded(config_of, file)], overrides, False)
+    usual = TOLERANCES[settings.model.dtype]
+    tolerances = Tolerances(
+        usual.score if score_tolerance is None else score_tolerance,
+        usual.logprob if logprob_tolerance is None else logprob_tolerance,
+    )
+    done = guarded(replay, file, settings, query=query, sample=sample, step=step, rerun=rerun, tolerances=tolerances)
+    different = [one for one in done if one.first]
+    if as_json:
+        print(json.dumps([one.to_json() for one in done], ensure_ascii=False, indent=2))
+        raise typer.Exit(int(bool(different)))
+    for one in done if len(done) == 1 else different:
+        console.print(one.table())
+    for one in different:
+        console.print(f"{one.name}: {one.first.stage} differs: {one.first.detail}", markup=False, soft_wrap=True)
+    console.print(f"{len(done) - len(different)} of {len(done)} trajectories agree in every stage that was checked")
+    unchecked = Counter((f.stage, f.detail) for one in done for f in one.findings if f.status == "not checked")
+    for (stage, reason), count in unchecked.items():
+        console.print(f"not checked in {count}: {stage}: {reason}", markup=False, soft_wrap=True)
+    raise typer.Exit(int(bool(different)))
 
 
 @app.command("retriever")
@@ -236,7 +279,7 @@ def run_job(job: Callable[..., Any]) -> None:
         settings = read_settings(config, overrides, dry_run)
         if JOB_FOLDERS in settings.run_dir.parts:
             console.print(f"{settings.run_dir} goes when Ray removes this job's files; run_dir=/PATH keeps the results")
-        console.print(guarded(job, settings, print_progress))
+        console.print(run_stage(job, settings))
 
     typer.run(command)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pipelines.progress import Progress, shown_progress
 from vsr1.config import Config, dump_config, load_config
 
 console = Console()
@@ -22,12 +23,6 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the placement plan, then stop.")]
 
 OWN_PACKAGES = ("vsr1", "actors", "pipelines")  # whose errors name the thing, the place and the fix
-
-
-def print_progress(text: str, done: int, total: int) -> None:
-    """One line each time a part is complete."""
-    if done == total:
-        console.print(f"{text}: {done}")
 
 
 def read_settings(path: list[Path] | None, overrides: list[str] | None, dry_run: bool) -> Config:
@@ -51,6 +46,18 @@ def guarded(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         cause = getattr(error, "cause", error)  # what failed inside a Ray actor
         if type(cause).__module__.split(".")[0] not in OWN_PACKAGES and not isinstance(cause, FileNotFoundError):
             raise
-        error = cause
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        stderr = Console(stderr=True)
+        stderr.print(f"error: {cause}", style="red", markup=False, soft_wrap=True)
+        for note in getattr(error, "__notes__", []):
+            stderr.print(note, markup=False, soft_wrap=True)
         sys.exit(1)
+
+
+def run_stage(stage: Callable[[Config, Progress], Any], settings: Config) -> Any:
+    """Call a stage, show how it goes and end as `guarded` does."""
+
+    def shown() -> Any:
+        with shown_progress(console) as progress:
+            return stage(settings, progress)
+
+    return guarded(shown)

@@ -11,17 +11,21 @@ setting, weights or data begins anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.rollout import Sampling
 from pipelines.data.build import ensure_dataset
+from pipelines.post_mortem import kept_in_folder
 from pipelines.probes import SUPPORTED, installed_version
+from pipelines.progress import QUIET, Progress
+from pipelines.run_folder import EVALUATION_LOG
 from pipelines.services import Outcome, Services, connect, services
 from pipelines.tasks import EvaluationQuery, evaluation_queries
-from pipelines.trajectory_log import read_rows, trajectory_of
+from pipelines.trajectory_log import LoggedTrajectory, append_trajectories, read_log
 from vsr1 import __version__
 from vsr1.agent.predictions import failed_row, prediction_row
 from vsr1.agent.prompts import agent_prompt
@@ -35,7 +39,6 @@ from vsr1.formats.predictions import PredictionRow
 from vsr1.metrics.summary import EvalSummary, summarise
 from vsr1.retrieval.snapshot import CURRENT
 
-Progress = Callable[[str, int, int], None]
 STACK = ("torch", "transformers", "vllm", "faiss")  # packages whose versions change numbers
 
 
@@ -63,9 +66,7 @@ class Evaluation:
         return [query for query in self.queries if query.task.query_id not in self.outcomes]
 
 
-def evaluate(
-    config: Config, progress: Progress | None = None, *, name: str = "eval"
-) -> tuple[EvalSummary, list[Trajectory]]:
+def evaluate(config: Config, progress: Progress = QUIET, *, name: str = "eval") -> tuple[EvalSummary, list[Trajectory]]:
     """Run every query of `eval.split` with `agent`, then with each of `eval.agents`; the result is the first's.
 
     Writes to `run_dir`, for the first as `<name>` and for the others as `<name>-<agent>`: `.json` (the summary),
@@ -74,30 +75,28 @@ def evaluate(
     Raises:
         EvaluationError: too many queries failed; everything is written all the same.
     """
-    connect(config)
-    ensure_dataset(config)
-    split = config.eval.split
-    evaluations = planned(config, split, name)
-    if not any(evaluation.waiting for evaluation in evaluations):
-        return _finished(None, config, evaluations, progress)
-    with services(config, split) as world:
-        return _finished(world, config, evaluations, progress)
+    with kept_in_folder(config, name):
+        connect(config)
+        ensure_dataset(config)
+        evaluations = planned(config, config.eval.split, name)
+        if not any(evaluation.waiting for evaluation in evaluations):
+            return _finished(None, config, evaluations)
+        with services(config, config.eval.split, progress=progress) as world:
+            workers = {"rollout": len(world.rollouts), "retrieval": 1, "rewards": len(world.rewards)}
+            progress.begin(name, len(evaluations), workers)
+            return _finished(world, config, evaluations)
 
 
-def evaluate_on(
-    world: Services, config: Config, progress: Progress | None, name: str
-) -> tuple[EvalSummary, list[Trajectory]]:
+def evaluate_on(world: Services, config: Config, name: str) -> tuple[EvalSummary, list[Trajectory]]:
     """As `evaluate`, on running services whose engines hold the weights of `model.policy`."""
-    return _finished(world, config, planned(config, config.eval.split, name), progress)
+    return _finished(world, config, planned(config, config.eval.split, name))
 
 
-def evaluate_split(
-    world: Services, config: Config, split: str, progress: Progress | None, name: str
-) -> tuple[EvalSummary, list[Trajectory]]:
+def evaluate_split(world: Services, config: Config, split: str, name: str) -> tuple[EvalSummary, list[Trajectory]]:
     """Run every query of a split with the weights that the engines hold now; nothing is written, failures count."""
     queries = evaluation_queries(config, split)
     evaluation = Evaluation(name, split, config.agent, queries, {}, _skipped(queries))
-    for outcome in _played(world, evaluation, Sampling(config.retrieval.top_k), progress):
+    for outcome in _played(world, evaluation, Sampling(config.retrieval.top_k)):
         evaluation.outcomes[outcome.query_id] = outcome
     return _summary(config, evaluation)[1:]
 
@@ -117,9 +116,10 @@ def planned(config: Config, split: str, name: str) -> list[Evaluation]:
         label = f"{name}-{agent_name}" if agent_name else name
         evaluation = Evaluation(label, split, agent, queries, settings, _skipped(queries))
         wanted = {query.task.query_id for query in queries}
-        for row in read_rows(_trajectories(config, evaluation)):
-            if row.get("fingerprint") == evaluation.fingerprint and row["query_id"] in wanted:
-                evaluation.outcomes[row["query_id"]] = trajectory_of(row)
+        log = _trajectories(config, evaluation)
+        for logged in read_log(log) if log.is_file() else ():
+            if logged.fingerprint == evaluation.fingerprint and logged.trajectory.query_id in wanted:
+                evaluation.outcomes[logged.trajectory.query_id] = logged.trajectory
         evaluations.append(evaluation)
     return evaluations
 
@@ -153,26 +153,28 @@ def _inputs(config: Config, split: str) -> dict[str, Any]:
 
 
 def _finished(
-    world: Services | None, config: Config, evaluations: list[Evaluation], progress: Progress | None
+    world: Services | None, config: Config, evaluations: list[Evaluation]
 ) -> tuple[EvalSummary, list[Trajectory]]:
     """Play what is waiting and write the results."""
     results, failed = [], []
-    for evaluation in evaluations:
+    for number, evaluation in enumerate(evaluations, start=1):
+        began = time.monotonic()
         log = _trajectories(config, evaluation)
         write_lines(log, _log_rows(evaluation))  # without rows of other settings and a last line that was cut off
         if world is not None:
             sampling = Sampling(config.eval.top_k, rank_by_depth=config.eval.rank_by_depth)
-            with log.open("a", encoding="utf-8") as lines:
-                for outcome in _played(world, evaluation, sampling, progress):
-                    evaluation.outcomes[outcome.query_id] = outcome
-                    if isinstance(outcome, Trajectory):
-                        lines.write(json.dumps(_log_row(evaluation, outcome)) + "\n")
-                        lines.flush()
+            for outcome in _played(world, evaluation, sampling):
+                evaluation.outcomes[outcome.query_id] = outcome
+                if isinstance(outcome, Trajectory):
+                    append_trajectories(log, [LoggedTrajectory(outcome, fingerprint=evaluation.fingerprint)])
         rows, summary, trajectories = _summary(config, evaluation)
         write_lines(log, _log_rows(evaluation))
         write_lines(log.with_name(f"{evaluation.label}.jsonl"), [row.model_dump(mode="json") for row in rows])
         write_json(log.with_name(f"{evaluation.label}.json"), summary.to_json())
         results.append((summary, trajectories))
+        if world is not None:
+            values = {"R@1 after": summary.refined.recall_at_1, "IoU@0.5": summary.moments.iou_05}
+            world.progress.step(number, values, {"evaluate": time.monotonic() - began})
         failed.append([row for row in rows if row.status == "failed"])
     for evaluation, rows in zip(evaluations, failed, strict=True):
         if len(rows) > config.eval.max_failed_fraction * len(evaluation.queries):
@@ -185,15 +187,12 @@ def _finished(
     return results[0]
 
 
-def _played(
-    world: Services, evaluation: Evaluation, sampling: Sampling, progress: Progress | None
-) -> Iterator[Outcome]:
+def _played(world: Services, evaluation: Evaluation, sampling: Sampling) -> Iterator[Outcome]:
     """Outcomes of what is waiting, scored, in the order they come."""
     tasks = [query.task for query in evaluation.waiting]
-    for done, outcome in enumerate(world.rollout(evaluation.split, tasks, evaluation.agent, sampling), start=1):
+    phase = f"{evaluation.label} queries"
+    for outcome in world.rollout(evaluation.split, tasks, evaluation.agent, sampling, phase):
         yield world.score([outcome])[0] if isinstance(outcome, Trajectory) else outcome
-        if progress:
-            progress(f"{evaluation.label} queries", done, len(tasks))
 
 
 def _summary(config: Config, evaluation: Evaluation) -> tuple[list[PredictionRow], EvalSummary, list[Trajectory]]:
@@ -223,16 +222,16 @@ def _summary(config: Config, evaluation: Evaluation) -> tuple[list[PredictionRow
 
 
 def _trajectories(config: Config, evaluation: Evaluation) -> Path:
-    return config.run_dir / f"{evaluation.label}.trajectories.jsonl"
+    return config.run_dir / f"{evaluation.label}{EVALUATION_LOG}"
 
 
 def _log_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     played = (evaluation.outcomes.get(query.task.query_id) for query in evaluation.queries)
-    return [_log_row(evaluation, outcome) for outcome in played if isinstance(outcome, Trajectory)]
-
-
-def _log_row(evaluation: Evaluation, trajectory: Trajectory) -> dict[str, Any]:
-    return {"fingerprint": evaluation.fingerprint, **trajectory.to_json()}
+    return [
+        LoggedTrajectory(outcome, fingerprint=evaluation.fingerprint).to_json()
+        for outcome in played
+        if isinstance(outcome, Trajectory)
+    ]
 
 
 if __name__ == "__main__":

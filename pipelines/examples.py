@@ -9,6 +9,7 @@ import ray
 
 from vsr1.agent.trajectory import Segment, Trajectory
 from vsr1.config import Config
+from vsr1.formats.clips import Clip
 from vsr1.rl.batch import Example
 from vsr1.rl.credit import Credit
 
@@ -23,32 +24,42 @@ def trained_examples(
     """
     wanted = sorted({segment.video_id for trajectory in trajectories for segment in trajectory.segments})
     loaded = dict(zip(wanted, ray.get(ray.get([clips.get.remote(video) for video in wanted])), strict=True))
-    examples = []
-    for trajectory, turns in zip(trajectories, credits, strict=True):
-        for number, (segment, credit) in enumerate(zip(trajectory.segments, turns, strict=True)):
-            clip = loaded[segment.video_id]
-            if clip.content_hash != segment.clip_hash:
-                raise ValueError(f"clip {segment.video_id} changed between rollout and learning; rebuild the dataset")
-            if segment.finish_reason == "length" and not config.grpo.objective.train_truncated:
-                continue
-            examples.append(
-                Example(
-                    query=trajectory.query,
-                    clip=clip,
-                    prompt_ids=segment.prompt_token_ids,
-                    response_ids=segment.response_token_ids,
-                    refined=segment.refined,
-                    positive=trajectory.gt_video,
-                    negatives=_negatives(trajectory, segment),
-                    behaviour_logprobs=segment.response_logprobs,
-                    advantage=credit.tokens,
-                    latents=segment.latents,
-                    noise=segment.noise,
-                    latent_advantage=credit.latents,
-                    earlier_latents=_earlier(trajectory, number, config),
-                )
-            )
-    return examples
+    return [
+        turn_example(trajectory, number, credit, loaded[segment.video_id], config)
+        for trajectory, turns in zip(trajectories, credits, strict=True)
+        for number, (segment, credit) in enumerate(zip(trajectory.segments, turns, strict=True))
+        if is_trained(segment, config)
+    ]
+
+
+def is_trained(segment: Segment, config: Config) -> bool:
+    return segment.finish_reason != "length" or config.grpo.objective.train_truncated
+
+
+def turn_example(trajectory: Trajectory, number: int, credit: Credit, clip: Clip, config: Config) -> Example:
+    """The example of a turn, `number` counted from 0.
+
+    Raises:
+        ValueError: the clip's content is not what the rollout saw.
+    """
+    segment = trajectory.segments[number]
+    if clip.content_hash != segment.clip_hash:
+        raise ValueError(f"clip {segment.video_id} changed between rollout and learning; rebuild the dataset")
+    return Example(
+        query=trajectory.query,
+        clip=clip,
+        prompt_ids=segment.prompt_token_ids,
+        response_ids=segment.response_token_ids,
+        refined=segment.refined,
+        positive=trajectory.gt_video,
+        negatives=_negatives(trajectory, segment),
+        behaviour_logprobs=segment.response_logprobs,
+        advantage=credit.tokens,
+        latents=segment.latents,
+        noise=segment.noise,
+        latent_advantage=credit.latents,
+        earlier_latents=_earlier(trajectory, number, config),
+    )
 
 
 def _negatives(trajectory: Trajectory, segment: Segment) -> list[str]:

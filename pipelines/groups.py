@@ -8,7 +8,7 @@ samples goes whole. Groups whose samples all earned the same teach the policy no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -21,8 +21,6 @@ from vsr1.agent.search import SearchTask
 from vsr1.agent.trajectory import Trajectory
 from vsr1.config import Config
 from vsr1.rl.advantages import groups_with_variance
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -45,9 +43,7 @@ class StepGroups:
         return values | {f"failed_samples/{reason}": count for reason, count in self.failures.items()}
 
 
-def roll_out_groups(
-    world: Services, stream: Iterator[SearchTask], config: Config, step: int, progress: Progress | None
-) -> StepGroups:
+def roll_out_groups(world: Services, stream: Iterator[SearchTask], config: Config, step: int) -> StepGroups:
     """Play, score and choose the groups of one step.
 
     Raises:
@@ -63,11 +59,7 @@ def roll_out_groups(
             seed = config.seed + 1000 * (step * 1000 + done.prompts)
             tasks += group_of(prompt, settings.group_size, seed)
             done.prompts += 1
-        outcomes = []
-        for outcome in world.rollout("train", tasks, config.agent, sampling):
-            outcomes.append(outcome)
-            if progress:
-                progress(f"step {step}/{settings.steps} rollouts", len(outcomes), len(tasks))
+        outcomes = list(world.rollout("train", tasks, config.agent, sampling))
         played, lost = complete(outcomes, tolerated=1.0)
         scored, unscored = complete(world.score(played), tolerated=1.0)
         judged += [*lost, *unscored, *scored]

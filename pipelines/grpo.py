@@ -6,7 +6,6 @@ python -m pipelines.grpo --config configs/toy.yaml [section.key=value ...]
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import ray
@@ -17,37 +16,47 @@ from pipelines.evaluate import evaluate_on, evaluate_split
 from pipelines.examples import trained_examples
 from pipelines.groups import roll_out_groups
 from pipelines.plan import capacity, grpo_splits, placement_plan
+from pipelines.post_mortem import kept_in_folder
+from pipelines.progress import QUIET, Load, Progress
 from pipelines.rollout_metrics import credit_metrics, rollout_metrics, validation_metrics
+from pipelines.run_folder import TRAINING_LOG, write_config
 from pipelines.services import Services, connect, services
 from pipelines.tasks import prompt_stream
-from pipelines.trajectory_log import append_trajectories
+from pipelines.trajectory_log import LoggedTrajectory, append_trajectories
 from vsr1.config import Config
 from vsr1.rl.credit import credits_of
 from vsr1.runlog import RunLog
 
-Progress = Callable[[str, int, int], None]
 
-
-def train(config: Config, progress: Progress | None = None) -> Path:
-    """Run Stage 2 and return the checkpoint folder it wrote.
+def train(config: Config, progress: Progress = QUIET) -> Path:
+    """Run Stage 2 and return the checkpoint folder it wrote; `grpo.save_every` adds `checkpoints/step-N`.
 
     Raises:
         PlanError: the cluster cannot hold the actors.
         RolloutError: more samples failed than tolerated. Errors of actors come through with their names.
     """
-    connect(config)
-    ensure_dataset(config)
-    placement_plan(config, capacity(config)).check()
-    run, settings = config.run_dir, config.grpo
-    with services(config, *grpo_splits(config)) as world, RunLog(run) as log:
-        learners = LearnerGroup(config)
+    with kept_in_folder(config, "grpo"):
+        connect(config)
+        ensure_dataset(config)
+        placement_plan(config, capacity(config)).check()
+        return _train(config, progress)
+
+
+def _train(config: Config, progress: Progress) -> Path:
+    run, settings, splits = config.run_dir, config.grpo, grpo_splits(config)
+    checkpoints = run / "checkpoints"
+    with services(config, *splits, progress=progress) as world, RunLog(run) as log:
+        learners = LearnerGroup(config, run / "logs")
         ray.get(learners.setup())
         stream = prompt_stream(config)
-        _validate(world, log, config, 0, progress)
+        workers = {"rollout": len(world.rollouts), "retrieval": len(splits), "rewards": len(world.rewards)}
+        progress.begin("grpo", settings.steps, workers | {"learner": learners.ranks})
+        _validate(world, log, config, 0)
         for step in range(1, settings.steps + 1):
             started = time.monotonic()
-            groups = roll_out_groups(world, stream, config, step, progress)
+            groups = roll_out_groups(world, stream, config, step)
             rolled = time.monotonic()
+            progress.now("learning", learner=Load(learners.ranks))
             credits = credits_of(groups.trained, settings.objective, config.agent.max_new_tokens)
             examples = trained_examples(groups.trained, credits, world.clips["train"], config)
             learned = learners.step(examples)
@@ -59,22 +68,28 @@ def train(config: Config, progress: Progress | None = None) -> Path:
             tokens = sum(len(example.response_ids) for example in examples)
             speed = {"tokens_per_second": tokens / (pushed - started)}
             log.log("grpo", step, values | learned | speed | {f"seconds/{k}": v for k, v in timing.items()})
-            append_trajectories(run / "train_trajectories.jsonl", step, groups.trained)
+            logged = zip(groups.trained, credits, strict=True)
+            append_trajectories(run / TRAINING_LOG, [LoggedTrajectory(one, step, turns) for one, turns in logged])
+            if step % (settings.save_every or settings.steps + 1) == 0:
+                learners.save(checkpoints / f"step-{step}")
             if step % (settings.validate_every or settings.steps + 1) == 0:
-                _validate(world, log, config, step, progress)
-        target = run / "checkpoints" / "grpo"
-        learners.save(target)
+                _validate(world, log, config, step)
+            timing["rest"] = time.monotonic() - pushed
+            progress.step(step, {"reward": values["reward/total"], "R@1 after": values["R@1_after"]}, timing)
+        learners.save(checkpoints / "grpo")
         learners.close()
         if settings.evaluate_after:
-            trained = config.model_copy(update={"model": config.model.model_copy(update={"policy": target})})
-            evaluate_on(world, trained, progress, "after")
-    return target
+            trained = config.model.model_copy(update={"policy": checkpoints / "grpo"})
+            config = config.model_copy(update={"model": trained})  # what the engines hold by now
+            write_config(config, "after")
+            evaluate_on(world, config, "after")
+    return checkpoints / "grpo"
 
 
-def _validate(world: Services, log: RunLog, config: Config, step: int, progress: Progress | None) -> None:
+def _validate(world: Services, log: RunLog, config: Config, step: int) -> None:
     if config.grpo.validate_every:
         split = config.grpo.val_split
-        summary, _ = evaluate_split(world, config, split, progress, f"step {step} {split}")
+        summary, _ = evaluate_split(world, config, split, f"step {step} {split}")
         log.log(split, step, validation_metrics(summary))
 
 

@@ -17,16 +17,14 @@ import numpy as np
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from pipelines.trajectory_log import trajectory_of
+from pipelines.run_folder import EVALUATION_LOG, TRAINING_LOG
+from pipelines.trajectory_log import read_log
 from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.report import TRAINING, Run, row_of, write_report
 from vsr1.report.page import Frames
 from vsr1.report.rows import Row
 from vsr1.runlog import read_scalars
-
-LINES = ".trajectories.jsonl"
-TRAINING_LINES = "train_trajectories.jsonl"
 
 
 class ReportError(ValueError):
@@ -66,15 +64,15 @@ def read_run(folder: Path, name: str, *, data: Path | None = None, with_frames: 
     settings = _settings(folder / "config.yaml")
     scalars = folder / "scalars.jsonl"
     evaluations, rows = {}, []
-    for lines in sorted(folder.glob(f"*{LINES}"), key=_place):
-        label = lines.name.removesuffix(LINES)
+    for lines in sorted(folder.glob(f"*{EVALUATION_LOG}"), key=_place):
+        label = lines.name.removesuffix(EVALUATION_LOG)
         summary = folder / f"{label}.json"
         if not summary.is_file():
             raise ReportError(f"{lines} has no {summary.name} beside it; evaluate again, or remove it")
         evaluations[label] = json.loads(summary.read_text(encoding="utf-8"))
         rows += _rows(lines, label)
-    if (folder / TRAINING_LINES).is_file():
-        rows += _rows(folder / TRAINING_LINES, TRAINING)
+    if (folder / TRAINING_LOG).is_file():
+        rows += _rows(folder / TRAINING_LOG, TRAINING)
     if not rows and not scalars.is_file():
         raise ReportError(f"{folder} has neither scalars.jsonl nor trajectories; give the run_dir of a stage")
     return Run(
@@ -88,27 +86,13 @@ def read_run(folder: Path, name: str, *, data: Path | None = None, with_frames: 
 
 
 def _rows(path: Path, source: str) -> list[Row]:
-    """One line at a time: the latents of a long run do not fit in memory together.
-
-    A last line without its end, which a killed run leaves, is not read.
-    """
-    rows = []
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith("\n"):
-                break
-            try:
-                found = json.loads(line)
-                rows.append(row_of(trajectory_of(found), source, found.get("step", 0), found.get("advantages")))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ReportError(f"{path}:{number}: not a trajectory ({error!r}); delete the line to go on") from error
-    return rows
+    return [row_of(logged.trajectory, source, logged.step, logged.credits) for logged in read_log(path)]
 
 
 def _place(lines: Path) -> tuple[int, str]:
     """Evaluations made before a stage come first, those made after it last."""
     name = lines.name
-    return (0 if name.startswith("before") else 2 if name.startswith("after") else 1), name.removesuffix(LINES)
+    return (0 if name.startswith("before") else 2 if name.startswith("after") else 1), name.removesuffix(EVALUATION_LOG)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from actors.retrieval import RetrievalService
 from actors.rewards import RewardWorker
 from actors.rollout import RolloutWorker, Sampling
 from pipelines.machine import check_port
+from pipelines.progress import QUIET, Load, Progress
 from vsr1.agent.search import SearchTask
 from vsr1.agent.trajectory import FailedSample, Trajectory
 from vsr1.config import ActorResources, AgentConfig, Config
@@ -43,17 +45,29 @@ class Services:
     rewards: list[Any]
     rollouts: list[Any]
     transfer: str
+    at_once: int  # episodes that a rollout worker plays at one time
+    progress: Progress = QUIET
     _connected: bool = False
 
-    def rollout(self, split: str, tasks: list[SearchTask], agent: AgentConfig, sampling: Sampling) -> Iterator[Outcome]:
-        """Play the tasks over all workers; outcomes in the order they finish. A dead actor raises Ray's own error."""
-        pending = {
-            self.rollouts[i % len(self.rollouts)].rollout.remote(split, task, agent, sampling): task
-            for i, task in enumerate(tasks)
-        }
+    def rollout(
+        self, split: str, tasks: list[SearchTask], agent: AgentConfig, sampling: Sampling, phase: str = "rollouts"
+    ) -> Iterator[Outcome]:
+        """Play the tasks over all workers; outcomes in the order they finish. A dead actor raises Ray's own error.
+
+        Args:
+            phase: what the progress calls it.
+        """
+        pending: dict[Any, tuple[int, SearchTask]] = {}
+        for i, task in enumerate(tasks):
+            worker = i % len(self.rollouts)
+            pending[self.rollouts[worker].rollout.remote(split, task, agent, sampling)] = worker, task
         while pending:
+            queues = Counter(worker for worker, _ in pending.values())
+            waiting = sum(max(0, length - self.at_once) for length in queues.values())
+            done_of = f"{phase} {len(tasks) - len(pending)} of {len(tasks)}"
+            self.progress.now(done_of, rollout=Load(len(queues), waiting), retrieval=Load(1))
             [done], _ = ray.wait(list(pending))
-            task = pending.pop(done)
+            _, task = pending.pop(done)
             try:
                 yield ray.get(done)
             except ray.exceptions.RayActorError:
@@ -64,11 +78,13 @@ class Services:
     def score(self, trajectories: list[Trajectory]) -> list[Outcome]:
         """Reward every trajectory, in the order given."""
         count = len(self.rewards)
+        self.progress.now("scoring", rewards=Load(min(count, len(trajectories)), max(0, len(trajectories) - count)))
         parts = ray.get([worker.score.remote(trajectories[i::count]) for i, worker in enumerate(self.rewards)])
         return [parts[i % count][i // count] for i in range(len(trajectories))]
 
     def push(self, learners: LearnerGroup, version: int) -> None:
         """Bring the learner's weights into every engine, in the way that `rollout.transfer` says, and check them."""
+        self.progress.now("pushing the weights", rollout=Load(len(self.rollouts)), learner=Load(learners.ranks))
         if self.transfer == "nccl":
             if not self._connected:
                 learners.open_transfer(self.rollouts)
@@ -105,21 +121,27 @@ def complete(outcomes: list[Outcome], tolerated: float = 0.0) -> tuple[list[Traj
 
 
 @contextmanager
-def services(config: Config, *splits: str) -> Iterator[Services]:
+def services(config: Config, *splits: str, progress: Progress = QUIET) -> Iterator[Services]:
     """Start the actors for these splits and wait until each is ready; stop them on the way out."""
-    need = config.cluster
+    need, logs = config.cluster, config.run_dir / "logs"
     retrieval = {
-        split: RetrievalService.options(**resources(need.retrieval), name=f"retrieval-{split}").remote(config, split)
+        split: RetrievalService.options(**resources(need.retrieval), name=f"retrieval-{split}").remote(
+            config, split, logs=logs
+        )
         for split in splits
     }
     budget = int(need.object_store_gib * 2**30 * CLIP_BUDGET_SHARE / len(splits))
-    clips = {split: ClipStores(_clip_folder(config, split), budget, resources(need.clips)) for split in splits}
+    clips = {
+        split: ClipStores(_clip_folder(config, split), budget, resources(need.clips), logs / f"clips-{split}.log")
+        for split in splits
+    }
     rewards = [
-        RewardWorker.options(**resources(need.reward)).remote(config.rewards) for _ in range(need.reward_workers)
+        RewardWorker.options(**resources(need.reward)).remote(config.rewards, logs / f"reward-{i}.log")
+        for i in range(need.reward_workers)
     ]
     rollouts = [
-        RolloutWorker.options(**resources(need.rollout)).remote(config, retrieval)
-        for _ in range(config.rollout.workers)
+        RolloutWorker.options(**resources(need.rollout)).remote(config, retrieval, logs / f"rollout-{i}.log")
+        for i in range(config.rollout.workers)
     ]
     try:
         nodes = ray.get([worker.node.remote() for worker in rollouts])
@@ -129,7 +151,8 @@ def services(config: Config, *splits: str) -> Iterator[Services]:
         ]
         ray.get([*[service.ready.remote() for service in retrieval.values()], *started])
         here = {split: stores.here() for split, stores in clips.items()}
-        yield Services(here, rewards, rollouts, config.rollout.transfer)
+        rollout = config.rollout
+        yield Services(here, rewards, rollouts, rollout.transfer, rollout.engine.max_num_seqs, progress)
     finally:
         stores = [actor for split in splits for actor in clips[split].actors()]
         _stop(rollouts, [*retrieval.values(), *stores, *rewards])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,10 @@ import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from actors.logs import log_to
 from pipelines.data.build import ensure_dataset
+from pipelines.post_mortem import kept_in_folder
+from pipelines.progress import QUIET, Load, Progress
 from pipelines.services import connect
 from vsr1.agent.prompts import agent_prompt, turn_prompt, with_rewrite
 from vsr1.config import Config
@@ -30,14 +33,13 @@ from vsr1.runlog import RunLog, read_scalars
 
 BLOCKS_PER_RANK = 4  # in flight: a few, because each starts a process
 _IN_ORDER = ray.data.ExecutionOptions(preserve_order=True)
-Progress = Callable[[str, int, int], None]
 
 
 class SftError(RuntimeError):
     """Training that stopped; the message names the ranks and what each of them said."""
 
 
-def train(config: Config, progress: Progress | None = None) -> Path:
+def train(config: Config, progress: Progress = QUIET) -> Path:
     """Run Stage 1 and return the checkpoint folder it wrote.
 
     A stock checkpoint as `model.policy` gets the refine token and new heads first, in `run_dir/checkpoints/start`.
@@ -49,8 +51,13 @@ def train(config: Config, progress: Progress | None = None) -> Path:
         StateError: `run_dir` holds a state of other settings.
         SftError: a rank failed or died.
     """
-    connect(config)
-    ensure_dataset(config)
+    with kept_in_folder(config, "sft"):
+        connect(config)
+        ensure_dataset(config)
+        return _train(config, progress)
+
+
+def _train(config: Config, progress: Progress) -> Path:
     folder = DatasetFolder(config.data.root)
     path = folder.sft_records()
     if not path.is_file():
@@ -98,8 +105,11 @@ def train(config: Config, progress: Progress | None = None) -> Path:
     )
     with ThreadPoolExecutor(1) as pool:
         fitting = pool.submit(trainer.fit)
-        while progress and not wait([fitting], timeout=1.0).done:
-            progress("steps", _steps_logged(config.run_dir), steps)
+        progress.begin("sft", steps, {"learner": ranks})
+        progress.now("training", learner=Load(ranks))
+        while not wait([fitting], timeout=1.0).done:
+            done = _tell_steps(config.run_dir, done, progress)
+        _tell_steps(config.run_dir, done, progress)
         try:
             fitting.result()
         except ray.train.WorkerGroupError as error:
@@ -112,17 +122,19 @@ def train_rank(settings: dict[str, Any]) -> None:
     import torch
 
     from vsr1.rl.batch import BatchTotals, Example, batch_totals, micro_batches
-    from vsr1.rl.learner import Learner, load_vectors
+    from vsr1.rl.learner import Learner
+    from vsr1.rl.loss import load_vectors
     from vsr1.video.processor import ClipProcessor
 
     config = Config.model_validate(settings["config"])
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    log_to(config.run_dir / "logs" / f"learner-{rank}.log")
     steps, per_rank = settings["steps"], settings["per_rank"]
     folder = DatasetFolder(config.data.root)
     vectors = load_vectors(folder, "train")
     processor = ClipProcessor(config.model.policy)
     system = agent_prompt(config.agent)
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
     torch.manual_seed(config.seed * 1000 + rank)
     learner = Learner(config.sft, config.model, config.agent, vectors)
     if settings["state"] is not None:
@@ -235,9 +247,18 @@ class _WithClip:
         return {**row, "clip": self._clips.read(row["video_id"])}
 
 
-def _steps_logged(run_dir: Path) -> int:
+def _tell_steps(run_dir: Path, told: int, progress: Progress) -> int:
+    """Report the steps that were logged since step `told`; the last one of them."""
     path = run_dir / "scalars.jsonl"
-    return max((row["step"] for row in read_scalars(path) if row["stage"] == "sft"), default=0) if path.is_file() else 0
+    rows = [row for row in read_scalars(path) if row["stage"] == "sft"] if path.is_file() else []
+    steps: dict[int, dict[str, float]] = {}
+    ended = {row["step"]: row["time"] for row in rows}
+    for row in rows:
+        steps.setdefault(row["step"], {})[row["name"]] = row["value"]
+    for step in sorted(step for step in steps if step > told):
+        seconds = {"step": ended[step] - ended[step - 1]} if step - 1 in ended else {}
+        progress.step(step, {"loss": steps[step]["loss"]}, seconds)
+    return max(steps, default=told)
 
 
 def _rewrites(folder: DatasetFolder) -> dict[str, str]:

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray.data
 
@@ -27,25 +28,41 @@ def prompt_stream(config: Config) -> Iterator[SearchTask]:
     Raises:
         FileNotFoundError: the GRPO records are missing.
     """
-    path = DatasetFolder(config.data.root).grpo_records()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; build the dataset first with `vsr1 data build`")
-    rows = read_lines(path)
-    recorded = config.grpo.first_video == "recorded"
-    unique = [row for row in rows if recorded or not row["is_augmented"]]
+    unique = _grpo_rows(config)
     order = random.Random(config.seed)
     while True:
         order.shuffle(unique)  # here, because a shuffle in the cluster would wait for a CPU that the actors hold
         for row in ray.data.from_items(unique, override_num_blocks=1).iter_rows():
-            yield SearchTask(
-                query_id=row["qid"] + (":augmented" if row["is_augmented"] else ""),
-                query=row["query"],
-                gt_video=row["gt_video"],
-                gt_span=(float(row["gt_time"][0]), float(row["gt_time"][1])),
-                gt_duration=float(row["gt_duration"]),
-                negatives=list(row["hard_negative_ids"])[: config.grpo.retrieval_loss.negatives],
-                first_video=row["retrieved_video"] if recorded else None,
-            )
+            yield _training_task(row, config)
+
+
+def training_tasks(config: Config) -> list[SearchTask]:
+    """The tasks of `prompt_stream`, each once.
+
+    Raises:
+        FileNotFoundError: the GRPO records are missing.
+    """
+    return [_training_task(row, config) for row in _grpo_rows(config)]
+
+
+def _grpo_rows(config: Config) -> list[dict[str, Any]]:
+    path = DatasetFolder(config.data.root).grpo_records()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; build the dataset first with `vsr1 data build`")
+    recorded = config.grpo.first_video == "recorded"
+    return [row for row in read_lines(path) if recorded or not row["is_augmented"]]
+
+
+def _training_task(row: dict[str, Any], config: Config) -> SearchTask:
+    return SearchTask(
+        query_id=row["qid"] + (":augmented" if row["is_augmented"] else ""),
+        query=row["query"],
+        gt_video=row["gt_video"],
+        gt_span=(float(row["gt_time"][0]), float(row["gt_time"][1])),
+        gt_duration=float(row["gt_duration"]),
+        negatives=list(row["hard_negative_ids"])[: config.grpo.retrieval_loss.negatives],
+        first_video=row["retrieved_video"] if config.grpo.first_video == "recorded" else None,
+    )
 
 
 def group_of(task: SearchTask, size: int, seed: int) -> list[SearchTask]:

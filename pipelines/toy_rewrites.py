@@ -8,7 +8,7 @@ from vsr1.config import Config
 from vsr1.formats.atomic import read_lines, write_json
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.embedder import Embedder
-from vsr1.rl.learner import load_vectors
+from vsr1.rl.loss import load_vectors
 from vsr1.toy.teacher import load_events
 from vsr1.toy.world import sentences_about
 

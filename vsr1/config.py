@@ -244,6 +244,9 @@ class GrpoConfig(Section):
         0, ge=0, description="more prompts a step for groups whose samples all earned the same (dynamic sampling)"
     )
     max_failed_fraction: float = Field(0.1, ge=0, le=1, description="share of a step's samples that may fail")
+    save_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints in `checkpoints/step-N`; empty: the last one only"
+    )
     validate_every: int | None = Field(None, ge=1, description="steps between evaluations on `val_split`")
     val_split: str = "val"
     evaluate_after: bool = Field(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 
 from pipelines import evaluate
 from pipelines.data.build import ensure_dataset
-from pipelines.services import Services, services
+from pipelines.services import Outcome, Services, services
 from pipelines.trajectory_log import read_trajectories
+from vsr1.agent.search import SearchTask
 from vsr1.config import Config, load_config
 from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import DatasetFolder
@@ -48,8 +50,15 @@ def changed(config: Config, run: Path, **eval_settings: Any) -> Config:
 
 def counted(world: Services, config: Config) -> tuple[EvalSummary, int]:
     """The summary, and how many queries were played for it."""
-    played = []
-    summary, _ = evaluate.evaluate_on(world, config, lambda text, done, total: played.append(done), "eval")
+    played: list[str] = []
+
+    class Counting(Services):
+        def rollout(self, split: str, tasks: list[SearchTask], *rest: Any) -> Iterator[Outcome]:
+            played.extend(task.query_id for task in tasks)
+            return super().rollout(split, tasks, *rest)
+
+    counting = Counting(**{field.name: getattr(world, field.name) for field in fields(world)})
+    summary, _ = evaluate.evaluate_on(counting, config, "eval")
     return summary, len(played)
 
 

@@ -30,7 +30,8 @@ from vsr1.formats.clips import Clip
 from vsr1.model.forward import roll_latents
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.rl.batch import BatchTotals, Example, batch_totals, rounds
-from vsr1.rl.learner import Learner, LearnerError, VideoVectors
+from vsr1.rl.learner import Learner, LearnerError
+from vsr1.rl.loss import VideoVectors
 from vsr1.toy.models import HIDDEN, toy_config, toy_processor, write_random_models
 from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer
 from vsr1.toy.world import vocabulary_texts
@@ -210,16 +211,17 @@ def _broken_numbers(folder: Path, rank: int) -> Any:
     good = _example(folder, 64, 5)
     learner.step([good], 1, BatchTotals(10, 2, 2, 0), 1e-3)
     before = {name: tensor.clone() for name, tensor in learner.full_weights()}
-    plain = learner._retrieval_losses
+    loss = learner._loss
+    plain = loss._retrieval_losses
     for factor in (float("nan"), 1e38):
-        learner._retrieval_losses = lambda *args, factor=factor: plain(*args) * factor  # a finite loss, infinite norm
+        loss._retrieval_losses = lambda *args, factor=factor: plain(*args) * factor  # a finite loss, infinite norm
         try:
             learner.step([good], 1, BatchTotals(10, 2, 2, 0), 1e-3)
             found.append("no error")
         except LearnerError as error:
             found.append(str(error))
     same = all(tensor.equal(before[name]) for name, tensor in learner.full_weights())
-    learner._retrieval_losses = plain
+    loss._retrieval_losses = plain
     learner.step([good], 1, BatchTotals(10, 2, 2, 0), 1e-3)
     return found, same, learner.steps
 
@@ -283,7 +285,7 @@ def _moves(folder: Path, advantage: float, sigma: float, train_heads: bool = Tru
     if sigma:  # as the engine samples them
         noise = torch.randn(1, DEPTH, learner.policy.config.refine_dim, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
-            _, _, state = learner._prefill([example])
+            _, _, state = learner._loss._prefill([example])
             latents = roll_latents(learner.policy, state, DEPTH, sigma * noise)
         example.latents, example.noise = latents[0].numpy(), noise[0].numpy()
         example.latent_advantage = advantage
@@ -338,10 +340,10 @@ def _accumulated(folder: Path, rank: int) -> tuple[list[float], list[float]]:
     examples[1].earlier_latents = drawn[2].numpy()
     queries = [drawn[0], torch.cat([drawn[2], drawn[1]])]
     with torch.no_grad():
-        found = learner._retrieval_losses(examples, [0, 1], drawn[:2])
+        found = learner._loss._retrieval_losses(examples, [0, 1], drawn[:2])
         soft = [learner.policy.soft_tokens(latents).numpy() for latents in queries]
-    vectors = torch.from_numpy(learner._embedder.embed_queries(["a red circle"] * 2, list(soft)))
-    scores = vectors @ learner._vectors.of(["v0", "v1"]).T / RetrievalLossConfig().temperature
+    vectors = torch.from_numpy(learner._loss.embedder.embed_queries(["a red circle"] * 2, list(soft)))
+    scores = vectors @ learner._loss._vectors.of(["v0", "v1"]).T / RetrievalLossConfig().temperature
     return found.tolist(), (-scores.log_softmax(dim=-1)[:, 0]).tolist()
 
 

@@ -39,6 +39,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, local_head: Any) -> Config:
         command = ["python", "-m", f"pipelines.{stage}", "--config", "configs/toy.yaml"]
         done = local_head.submit(REPOSITORY, *command, *options)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith(f"{stage} step")] == [
+            f"{stage} step 1/2", f"{stage} step 2/2"
+        ]  # fmt: skip
         options.append(f"model.policy={folder / 'checkpoints' / stage}")
     return load_config(CONFIG, options)
 
@@ -108,12 +111,27 @@ def test_a_dead_retrieval_service_stops_the_step_with_its_name(run: Config) -> N
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(ray.exceptions.RayError, match="retrieval-train"):
+    with pytest.raises(ray.exceptions.RayError, match="retrieval-train") as caught:
         grpo.train(config)
     killer.join()
+    _check_post_mortem(config, caught.value)
     rows = [json.loads(line) for line in trajectories.read_text().splitlines()[before:]]
     assert max(row["step"] for row in rows) < steps
     assert all(segment["retrieved"] for row in rows for segment in row["segments"])
+
+
+def _check_post_mortem(config: Config, error: Exception) -> None:
+    [folder] = config.run_dir.glob("post-mortem-*Z")
+    assert f"post-mortem: {folder}" in error.__notes__
+    assert "retrieval-train" in (folder / "traceback.txt").read_text()
+    assert load_config(folder / "config.yaml") == config == load_config(config.run_dir / "config.grpo.yaml")
+    names = {path.name for path in (folder / "logs").iterdir()}
+    assert names >= {"rollout-0.log", "learner-0.log", "retrieval-train.log", "reward-0.log", "shard-train-0-0.log"}
+    assert all("begins" in (folder / "logs" / name).read_text() for name in names)
+    assert "EngineCore" in (folder / "logs" / "rollout-0.log").read_text(), "vLLM's own process writes there too"
+    assert max(row["step"] for row in read_scalars(folder / "scalars.jsonl")) >= 1
+    assert json.loads((folder / "timeline.json").read_text()), "Ray was up"
+    assert json.loads((folder / "versions.json").read_text())["ray"] == ray.__version__
 
 
 def test_without_vllm_there_is_no_other_engine(run: Config, tmp_path: Path) -> None:

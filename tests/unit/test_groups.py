@@ -67,7 +67,7 @@ def config(prompts: int, **grpo: Any) -> Config:
 def step_of(outcomes: Outcomes, prompts: int, queries: str | None = None, **grpo: Any) -> tuple[StepGroups, World]:
     """One step on prompts that come in that order, by default in that of `outcomes`."""
     world = World(outcomes)
-    return roll_out_groups(world, stream(*(queries or outcomes)), config(prompts, **grpo), 1, None), world
+    return roll_out_groups(world, stream(*(queries or outcomes)), config(prompts, **grpo), 1), world
 
 
 def trained(done: StepGroups) -> list[tuple[str, int]]:
@@ -175,9 +175,3 @@ def test_the_tolerated_share_is_of_the_whole_step() -> None:
 def test_nothing_left_to_train_on_is_an_error() -> None:
     with pytest.raises(RolloutError, match=r"step 1: no group is left to train on; samples failed with \{'E': 7\}"):
         step_of({"a": ["E", "E", "E", 1.0], "b": ["E"] * SIZE}, 2)
-
-
-def test_progress_counts_every_sample() -> None:
-    seen: list[tuple[str, int, int]] = []
-    roll_out_groups(World({"a": GOOD}), stream("a"), config(1), 2, lambda *args: seen.append(args))
-    assert seen == [("step 2/10 rollouts", done, SIZE) for done in range(1, SIZE + 1)]

@@ -21,6 +21,7 @@ from vsr1.agent.trajectory import Segment, Span, Trajectory, Verdict
 from vsr1.config import Config
 from vsr1.metrics.summary import EvalSummary, summarise
 from vsr1.report import TRAINING, Run, metric_table, row_of, write_report
+from vsr1.rl.credit import Credit
 
 OUTCOMES = ("refined and improved", "matched the right video", "matched a wrong video", "not found")
 VOID = {"meta", "img", "br", "input"}
@@ -196,10 +197,13 @@ def test_the_data_has_what_a_reader_looks_at_and_no_arrays(tmp_path: Path) -> No
 
 def test_a_ranking_after_the_last_refinement_is_shown_where_it_was_kept() -> None:
     refined = trajectory("refined and improved", "q")
-    refined.segments[0].retrieved_after = [("kept", 1.0)]  # type: ignore[attr-defined]
+    refined.segments[0].retrieved_after = [("kept", 1.0)]
     assert row_of(refined, TRAINING, 3)["turns"][0]["after"] == [["kept", 1.0]]
-    trained = row_of(refined, TRAINING, 3, [{"tokens": 0.5}, {"tokens": -0.5}])
-    assert [turn["advantages"] for turn in trained["turns"]] == [{"tokens": 0.5}, {"tokens": -0.5}]
+    trained = row_of(refined, TRAINING, 3, [Credit(0.5, 0.25), Credit(-0.5, 0.0)])
+    assert [turn["advantages"] for turn in trained["turns"]] == [
+        {"tokens": 0.5, "latents": 0.25},
+        {"tokens": -0.5, "latents": 0.0},
+    ]
     with pytest.raises(ValueError, match="no turn"):
         row_of(replace(refined, segments=[]), TRAINING, 3)
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from pipelines.bench_report import write_synthetic_run
 from pipelines.cli import app
 from pipelines.report import ReportError, read_run, write_run_report
+from pipelines.trajectory_log import TrajectoryLogError
 from vsr1.config import Config, dump_config
 from vsr1.formats.clips import ClipFolder, write_clip, write_meta
 from vsr1.formats.dataset import DatasetFolder
@@ -66,7 +67,7 @@ def test_a_line_that_a_killed_run_left_is_not_read(run: Path) -> None:
     log.write_text(log.read_text() + '{"step": 3, "query_id"')
     assert len(read_run(run, "one").rows) == 16
     log.write_text('{"step": 3}\n')
-    with pytest.raises(ReportError, match=r"train_trajectories.jsonl:1: not a trajectory"):
+    with pytest.raises(TrajectoryLogError, match=r"train_trajectories.jsonl:1: not a trajectory"):
         read_run(run, "one")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from vsr1.agent.environment import Observation, PolicyReply
 from vsr1.agent.parse import last_element, parse_reply
-from vsr1.agent.prompts import turn_prompt
+from vsr1.agent.prompts import agent_prompt, turn_prompt
 from vsr1.agent.trajectory import Segment, Span, Trajectory
 from vsr1.config import AgentConfig
 from vsr1.formats.clips import Clip
@@ -47,6 +47,10 @@ class SearchSettings:
     top_k: int  # videos listed by a search
     rank_by_depth: bool = False  # after a refinement, also search with its first 1, 2, ... latents
 
+    @classmethod
+    def of(cls, agent: AgentConfig, top_k: int, rank_by_depth: bool = False) -> SearchSettings:
+        return cls(agent, agent_prompt(agent), top_k, rank_by_depth)
+
 
 class SearchEnvironment:
     def __init__(self, task: SearchTask, settings: SearchSettings, search: Search, load_clip: LoadClip) -> None:
@@ -66,7 +70,7 @@ class SearchEnvironment:
 
     async def step(self, reply: PolicyReply) -> Observation | None:
         shown = self._clip.video_id
-        parsed = parse_reply(reply.text, self._duration())
+        parsed = parse_reply(reply.text, seconds_shown(self._clip, self._task.gt_video, self._task.gt_duration))
         if self._agent.exclude_rejected and parsed.verdict != "matched":
             self._rejected.append(shown)
         rewrite = None
@@ -168,17 +172,18 @@ class SearchEnvironment:
         self._shown_at = time.monotonic()
         return Observation(turn_prompt(self._task.query, self._settings.system_prompt), self._clip)
 
-    def _duration(self) -> float:
-        """Seconds of the shown video; of a wrong one, up to a frame interval past its last frame."""
-        if self._clip.video_id == self._task.gt_video:
-            return self._task.gt_duration
-        times = self._clip.timestamps
-        return float(times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1))
-
     def _end(self, reason: str) -> Observation | None:
         """No observation follows."""
         self._trajectory.end_reason = reason
         return None
+
+
+def seconds_shown(clip: Clip, gt_video: str, gt_duration: float) -> float:
+    """Length of the shown video in seconds; of a wrong one, up to a frame interval past its last frame."""
+    if clip.video_id == gt_video:
+        return gt_duration
+    times = clip.timestamps
+    return float(times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1))
 
 
 def _rank(result: SearchResult) -> int:

@@ -5,11 +5,13 @@ Everything that the page counts or draws is taken from these rows, so a run is r
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from vsr1.agent.trajectory import Segment, Trajectory
 from vsr1.metrics.summary import refined_rank
 from vsr1.metrics.temporal import clamp_span, moment_iou, temporal_iou
+from vsr1.rl.credit import Credit
 
 TRAINING = "training"  # the source of a trajectory that no evaluation made
 DIGITS = 4
@@ -17,13 +19,13 @@ SHOWN_RETRIEVED = 10  # of a ranking
 Row = dict[str, Any]  # JSON values
 
 
-def row_of(trajectory: Trajectory, source: str, step: int, advantages: list[dict[str, Any]] | None = None) -> Row:
+def row_of(trajectory: Trajectory, source: str, step: int, credits: list[Credit] | None = None) -> Row:
     """The row of one trajectory.
 
     Args:
         source: name of the evaluation, or `TRAINING`.
         step: the training step that it was made in; 0 of an evaluation.
-        advantages: of each turn by name, where it was trained on them.
+        credits: of each turn, where it was trained on them.
 
     Raises:
         ValueError: the trajectory has no turn.
@@ -48,7 +50,7 @@ def row_of(trajectory: Trajectory, source: str, step: int, advantages: list[dict
         "turn_rewards": [round(value, DIGITS) for value in trajectory.turn_rewards],
         "reward": round(trajectory.reward, DIGITS),
         "turns": [
-            {**_turn(trajectory, segment), "advantages": {} if advantages is None else advantages[index]}
+            {**_turn(trajectory, segment), "advantages": {} if credits is None else asdict(credits[index])}
             for index, segment in enumerate(trajectory.segments)
         ],
     }
