@@ -167,7 +167,7 @@ def replay_command(
         console.print(f"{one.name}: {one.first.stage} differs: {one.first.detail}", markup=False, soft_wrap=True)
     console.print(f"{len(done) - len(different)} of {len(done)} trajectories agree in every stage that was checked")
     unchecked = Counter((f.stage, f.detail) for one in done for f in one.findings if f.status == "not checked")
-    for (stage, reason), count in unchecked.items():
+    for (stage, reason), count in unchecked.items() if len(done) > 1 else ():
         console.print(f"not checked in {count}: {stage}: {reason}", markup=False, soft_wrap=True)
     raise typer.Exit(int(bool(different)))
 

@@ -109,3 +109,4 @@ def shown_progress(console: Console) -> Iterator[Progress]:
     live = LiveTable()
     with Live(get_renderable=live.view, console=console, refresh_per_second=2):
         yield live
+        live.now("done")

@@ -21,6 +21,7 @@ from vsr1.config import AgentConfig, Config
 
 # The learner in float32 is within 1e-3 of the engine; what bfloat16 adds is rough, for both round.
 TOLERANCES = {"float32": Tolerances(1e-4, 1e-3), "bfloat16": Tolerances(2e-2, 0.25)}
+MOST_LISTED = 20
 _STYLES = {"ok": "green", "differs": "bold red", "not checked": "yellow"}
 
 
@@ -128,9 +129,13 @@ def _there_is(steps: dict[int, Step]) -> str:
         samples: dict[str, list[int]] = {}
         for member in members:
             samples.setdefault(member.trajectory.query_id, []).append(member.trajectory.sample)
-        told = "; ".join(f"{query} ({', '.join(map(str, of_query))})" for query, of_query in samples.items())
-        lines.append(f"step {number}: {told}")
-    return "there is, with samples in brackets: " + " | ".join(lines)
+        told = _first_of([f"{query} ({', '.join(map(str, of_query))})" for query, of_query in samples.items()])
+        lines.append(f"step {number}: {'; '.join(told)}")
+    return "there is, with samples in brackets: " + " | ".join(_first_of(lines))
+
+
+def _first_of(items: list[str]) -> list[str]:
+    return items if len(items) <= MOST_LISTED else [*items[:MOST_LISTED], f"and {len(items) - MOST_LISTED} more"]
 
 
 def _agent_of(file: Path, config: Config) -> AgentConfig:

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
 import pytest
+import torch
 
 from pipelines import grpo
 from pipelines.replay.command import Replayed, ReplayError, replay
@@ -33,6 +34,15 @@ def run(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     ]  # fmt: skip
     grpo.train(load_config(REPOSITORY / "configs" / "toy.yaml", options))
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The toy policy is too small to share out, and threads that wait for each other are slow on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _config(log: Path) -> Config:
