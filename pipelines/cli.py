@@ -80,16 +80,20 @@ def score_command(
     ground_truth: Annotated[Path | None, typer.Option(help="Of PREDICTIONS in --format.")] = None,
     form: Format = "tvr",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="The published evaluator's summary, as JSON.")] = False,
     tolerate: Tolerate = False,
 ) -> None:
     """Score a file of predictions, without a model. Exit code 1 if anything is wrong with it."""
     from pipelines.score import score_exchange, score_predictions, show_problems, show_summary
+    from vsr1.metrics.published import published_summary
 
     if ground_truth is not None:
         print(json.dumps(guarded(score_exchange, predictions, ground_truth, form), indent=2))
         return
-    summary, problems = guarded(score_predictions, predictions, annotations)
-    if as_json:
+    summary, problems, rows = guarded(score_predictions, predictions, annotations)
+    if published:
+        print(json.dumps(published_summary(rows), ensure_ascii=False, indent=2))
+    elif as_json:
         found = [str(problem) for problem in problems]
         print(json.dumps(summary.to_json() | {"problems": found}, ensure_ascii=False, indent=2))
     else:

@@ -36,6 +36,7 @@ from vsr1.formats.clips import META, read_meta
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256, value_sha256, weights_fingerprint
 from vsr1.formats.predictions import PredictionRow
+from vsr1.metrics.published import published_summary
 from vsr1.metrics.summary import EvalSummary, summarise
 from vsr1.retrieval.snapshot import CURRENT
 
@@ -70,7 +71,7 @@ def evaluate(config: Config, progress: Progress = QUIET, *, name: str = "eval") 
     """Run every query of `eval.split` with `agent`, then with each of `eval.agents`; the result is the first's.
 
     Writes to `run_dir`, for the first as `<name>` and for the others as `<name>-<agent>`: `.json` (the summary),
-    `.jsonl` (a row a query) and `.trajectories.jsonl`.
+    `.published.json` (the published evaluator's), `.jsonl` (a row a query) and `.trajectories.jsonl`.
 
     Raises:
         EvaluationError: too many queries failed; everything is written all the same.
@@ -171,6 +172,7 @@ def _finished(
         write_lines(log, _log_rows(evaluation))
         write_lines(log.with_name(f"{evaluation.label}.jsonl"), [row.model_dump(mode="json") for row in rows])
         write_json(log.with_name(f"{evaluation.label}.json"), summary.to_json())
+        write_json(log.with_name(f"{evaluation.label}.published.json"), published_summary(rows))
         results.append((summary, trajectories))
         if world is not None:
             values = {"R@1 after": summary.refined.recall_at_1, "IoU@0.5": summary.moments.iou_05}

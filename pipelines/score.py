@@ -25,8 +25,10 @@ from vsr1.metrics.summary import EvalSummary, summarise
 from vsr1.report.terminal import metric_table
 
 
-def score_predictions(path: Path, annotations: Path | None = None) -> tuple[EvalSummary, list[Problem]]:
-    """Score a prediction file; with the annotations, only rows about them.
+def score_predictions(
+    path: Path, annotations: Path | None = None
+) -> tuple[EvalSummary, list[Problem], list[PredictionRow]]:
+    """Score a prediction file, with the annotations only rows about them; also what is wrong, and the rows.
 
     Raises:
         PredictionError: no readable row, or none of this dataset.
@@ -43,7 +45,7 @@ def score_predictions(path: Path, annotations: Path | None = None) -> tuple[Eval
         if missing := known.keys() - {row.qid for row in rows}:
             first = ", ".join(sorted(missing)[:5])
             problems.append(Problem("", "qid", f"{len(missing)} of {len(known)} annotated have no row: {first}"))
-    return summarise(rows, problems=problems), problems
+    return summarise(rows, problems=problems), problems, rows
 
 
 def score_exchange(path: Path, ground_truth: Path, form: ExchangeFormat) -> dict[str, Any]:

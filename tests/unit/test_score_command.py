@@ -164,3 +164,25 @@ def test_export_scores_as_what_it_came_from(trapped: Path, tmp_path: Path) -> No
     target = tmp_path / "none"
     code, _, problems = run("export", trapped, "--out", target)
     assert (code, len(problems), target.exists()) == (1, 3, False)
+
+
+def test_the_published_summary_has_its_own_denominators(tmp_path: Path) -> None:
+    path = tmp_path / "good.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in good()), encoding="utf-8")
+    code, out, _ = run("score", path, "--published")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["rows_total"], found["rows_valid"], found["skip"]) == (8, 7, {"ClipError": 1})
+    assert found["answer_counts"] == {"matched": 5, "unknown": 1, "not_matched": 1}
+    assert found["matched_by_turn"] == {"1": 5}
+    assert found["refine"]["samples_with_refine"] == 1
+    retrieval, temporal = found["retrieval"], found["temporal"]["final"]
+    assert (retrieval["orig_query"]["R@1"], retrieval["final"]["R@1"]) == (pytest.approx(5 / 7), pytest.approx(6 / 7))
+    assert retrieval["final"]["mean_rank"] == pytest.approx(15 / 7)
+    assert retrieval["delta_final_minus_turn1"]["R@1"] == 0
+    assert (temporal["count"], temporal["matched_with_time_count"]) == (7, 5)
+    assert temporal["mIoU_matched_only"] == pytest.approx(0.6)
+    assert temporal["mIoU@R1"] == pytest.approx(2 / 7)
+    assert temporal["IoU@0.5@R1"] == pytest.approx(3 / 7)
+    assert found["retrieval_policy_by_turn"]["policy@2"] == retrieval["final"]
+    assert found["temporal_strict_by_turn"]["turn2"] == {"count": 0}
