@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vsr1.agent.environment import Observation, PolicyReply
+from vsr1.agent.events import Judged, Observe, Refined, Retrieved, TurnStarted, unobserved
 from vsr1.agent.parse import last_element, parse_reply
 from vsr1.agent.prompts import agent_prompt, turn_prompt
 from vsr1.agent.trajectory import Segment, Span, Trajectory
@@ -27,17 +28,18 @@ LoadClip = Callable[[str], Awaitable[Clip]]
 
 @dataclass
 class SearchTask:
-    """One sample of one query, with what is known about its answer."""
+    """One sample of one query, with what is known about its answer: nothing, when serving."""
 
     query_id: str
     query: str
-    gt_video: str
-    gt_span: Span  # seconds
-    gt_duration: float  # seconds
+    gt_video: str = ""
+    gt_span: Span = (0.0, 0.0)  # seconds
+    gt_duration: float = 0.0  # seconds
     negatives: list[str] = field(default_factory=list)  # wrong videos whose scores the reward compares
     sample: int = 0
     seed: int = 0
     first_video: str | None = None  # shown in turn 1 instead of what the search finds
+    exclude: list[str] = field(default_factory=list)  # videos that are never shown
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,17 @@ class SearchSettings:
 
 
 class SearchEnvironment:
-    def __init__(self, task: SearchTask, settings: SearchSettings, search: Search, load_clip: LoadClip) -> None:
+    def __init__(
+        self,
+        task: SearchTask,
+        settings: SearchSettings,
+        search: Search,
+        load_clip: LoadClip,
+        observe: Observe = unobserved,
+    ) -> None:
         self._task, self._settings, self._agent = task, settings, settings.agent
-        self._search, self._load_clip = search, load_clip
-        self._rejected: list[str] = []
+        self._search, self._load_clip, self._observe = search, load_clip, observe
+        self._rejected = list(task.exclude)
         self._soft: list[np.ndarray] = []  # of the turns so far, [N, E] each
         self._shown: list[str] = []
         self._version: str | None = None  # of the corpus, the same from the first search to the last
@@ -77,11 +86,17 @@ class SearchEnvironment:
         if self._agent.refinement == "text":
             rewrite = (last_element(reply.text, "query") or "").strip() or None
         request = self._refined(reply, rewrite)
+        turn = len(self._trajectory.segments) + 1
+        said_after = time.monotonic() - self._shown_at
+        self._observe(Judged(turn, shown, parsed.verdict, parsed.span, parsed.think or "", said_after))
         after = None if request is None else await self._retrieve(request)
+        if after is not None:
+            self._observe(Refined(turn, self._found.retrieved, after.retrieved))
+        right = self._task.gt_video
         negatives = [video for video in dict.fromkeys([*self._task.negatives, shown]) if video != self._task.gt_video]
         self._trajectory.segments.append(
             Segment(
-                turn=len(self._trajectory.segments) + 1,
+                turn=turn,
                 video_id=shown,
                 clip_hash=self._clip.content_hash,
                 prompt_token_ids=reply.prompt_token_ids,
@@ -94,13 +109,13 @@ class SearchEnvironment:
                 latents=reply.latents,
                 noise=reply.noise,
                 retrieved=self._found.retrieved,
-                gt_rank_before=_rank(self._found),
-                gt_rank_after=_rank(after) if after else None,
+                gt_rank_before=self._rank(self._found),
+                gt_rank_after=self._rank(after) if after else None,
                 index_version=self._found.index_version,
                 weight_version=reply.weight_version,
                 seconds=time.monotonic() - self._shown_at,
-                gt_score_before=self._found.scores[self._task.gt_video],
-                gt_score_after=after.scores[self._task.gt_video] if after else None,
+                gt_score_before=self._found.scores[right] if right else None,
+                gt_score_after=after.scores[right] if after and right else None,
                 negative_scores_before=[self._found.scores[video] for video in negatives],
                 negative_scores_after=[after.scores[video] for video in negatives] if after else None,
                 rewrite=rewrite,
@@ -137,13 +152,14 @@ class SearchEnvironment:
 
     async def _retrieve(self, request: SearchRequest) -> SearchResult:
         first = [self._task.first_video] if self._task.first_video else []
-        wanted = [self._task.gt_video, *self._task.negatives, *first, *self._shown]
+        right = [self._task.gt_video] if self._task.gt_video else []
+        wanted = [*right, *self._task.negatives, *first, *self._shown]
         result = await self._search(
             replace(
                 request,
                 k=self._settings.top_k,
                 exclude=list(self._rejected),
-                rank_of=self._task.gt_video,
+                rank_of=self._task.gt_video or None,
                 scores_of=list(dict.fromkeys(wanted)),
                 index_version=self._version,
             )
@@ -160,9 +176,11 @@ class SearchEnvironment:
             replace(request, soft_tokens=request.soft_tokens[:-dropped]) for dropped in range(latents - 1, 0, -1)
         )
         results = await asyncio.gather(*map(self._retrieve, shorter))
-        return [_rank(result) for result in [*results, after]]
+        return [self._rank(result) for result in [*results, after]]
 
     async def _show(self, video: str | None = None) -> Observation | None:
+        turn = len(self._trajectory.segments) + 1
+        self._observe(Retrieved(turn, self._found.retrieved, self._found.index_version))
         if video is None:
             if not self._found.retrieved:
                 return self._end("corpus_exhausted")
@@ -170,7 +188,16 @@ class SearchEnvironment:
         self._clip = await self._load_clip(video)
         self._shown.append(self._clip.video_id)
         self._shown_at = time.monotonic()
+        self._observe(TurnStarted(turn, video))
         return Observation(turn_prompt(self._task.query, self._settings.system_prompt), self._clip)
+
+    def _rank(self, result: SearchResult) -> int:
+        """Of the right video, 0 where there is none."""
+        if not self._task.gt_video:
+            return 0
+        if result.rank_of is None:
+            raise ValueError("the retrieval service left out the rank it was asked for")
+        return result.rank_of
 
     def _end(self, reason: str) -> Observation | None:
         """No observation follows."""
@@ -184,9 +211,3 @@ def seconds_shown(clip: Clip, gt_video: str, gt_duration: float) -> float:
         return gt_duration
     times = clip.timestamps
     return float(times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1))
-
-
-def _rank(result: SearchResult) -> int:
-    if result.rank_of is None:
-        raise ValueError("the retrieval service left out the rank it was asked for")
-    return result.rank_of

@@ -34,7 +34,7 @@ class Segment:
     latents: np.ndarray | None  # [N, R] float32, as sampled
     noise: np.ndarray | None  # [N, R] float32 standard normal; latents are their means + sigma * noise
     retrieved: list[tuple[str, float]]  # ranking this turn's video was taken from, best first
-    gt_rank_before: int  # rank of the right video in that ranking, 1 is best, nothing excluded
+    gt_rank_before: int  # rank of the right video in that ranking, 1 is best, nothing excluded; 0: there is none
     gt_rank_after: int | None  # rank after this turn's refinement, None without one
     index_version: str
     weight_version: int

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import pickle
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ class PolicyEngine:
         seed: int,
         sigma: float = 0.0,
         words: int | None = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> Reply:
         """One reply about one clip, with latents if the reply ends in the refine token.
 
@@ -133,6 +135,7 @@ class PolicyEngine:
             seed: of this request's sampling, of tokens and of noise.
             sigma: standard deviation of the noise that is added to each latent.
             words: for measurements: the reply has exactly so many tokens, then the refine token when `latents` > 0.
+            on_text: gets the reply's text piece by piece while it is sampled; the pieces together are the text.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -158,7 +161,7 @@ class PolicyEngine:
                 stop_token_ids=[self._end_token] if words is None else [],
                 ignore_eos=words is not None,
                 detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
+                output_kind=RequestOutputKind.CUMULATIVE if on_text else RequestOutputKind.FINAL_ONLY,
                 extra_args={
                     "slot": slot,
                     "depth": latents,
@@ -175,17 +178,33 @@ class PolicyEngine:
             if clip is not None:
                 request["multi_modal_data"] = {"video": [(clip.frames, engine_metadata(clip.timestamps))]}
                 request["multi_modal_uuids"] = {"video": [clip.content_hash]}
-            final = None
+            final, told = None, ""
             async for output in self._llm.generate(request, params, request_id):
                 final = output
+                if on_text:
+                    told = self._tell(output.outputs[0].token_ids, params.extra_args, told, on_text)
             if final is None:
                 raise RuntimeError(f"the engine ended request {request_id} without an answer")
-            return await self._reply(final, params)
+            reply = await self._reply(final, params)
+            if on_text and len(reply.text) > len(told):
+                on_text(reply.text[len(told) :])
+            return reply
         finally:  # without an await, so that a second cancellation cannot keep the slot
             self._running -= 1
             if not self._running:
                 self._idle.set()
             self._slots.put_nowait(slot)
+
+    def _tell(self, ids: Sequence[int], extra: dict[str, Any], told: str, on_text: Callable[[str], None]) -> str:
+        """Pass on what is new in the text; what follows the refine token or the limit is not text."""
+        said = list(ids)[: extra["text_limit"]]
+        if extra["depth"] and self._refine_token in said:
+            said = said[: said.index(self._refine_token) + 1]
+        text = self.processor.tokenizer.decode(said, skip_special_tokens=False)
+        if len(text) > len(told) and not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character comes later
+            on_text(text[len(told) :])
+            return text
+        return told
 
     async def push_weights(
         self, receive: str, args: tuple[Any, ...], version: int, manifest: Manifest | None = None
