@@ -176,6 +176,42 @@ def replay_command(
     raise typer.Exit(int(bool(different)))
 
 
+@app.command("serve")
+def serve_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Policy checkpoint to serve.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    corpus: Annotated[
+        list[Path] | None, typer.Option(help="Dataset folder to search, by its name; repeat for more.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of each --corpus.")] = "test",
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option()] = 8000,
+) -> None:
+    """Serve the trained agent, until interrupted."""
+    named = [f"serve.corpora.{folder.name}={{root: {folder}, split: {split}}}" for folder in corpus or []]
+    settings = read_settings(config, [f"model.policy={checkpoint}", *named, *(overrides or [])], False)
+    from pipelines.service.deploy import serve_agent
+
+    guarded(serve_agent, settings, host, port)
+
+
+@app.command("search")
+def search_command(
+    query: Annotated[str, typer.Argument(help="One sentence about one moment.")],
+    url: Annotated[str, typer.Option(help="Of a running `vsr1 serve`.")] = "http://127.0.0.1:8000",
+    corpus: Annotated[str | None, typer.Option(help="Its name, if several are served.")] = None,
+    max_turns: Annotated[int | None, typer.Option(help="Videos looked at.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="A video that it is not; repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False,
+) -> None:
+    """Ask a running server for a moment. Exit code 3 if nothing is found."""
+    from pipelines.service.client import search
+
+    body = {"query": query, "corpus": corpus, "max_turns": max_turns, "exclude_ids": exclude or []}
+    raise typer.Exit(guarded(search, url.rstrip("/"), body, console, as_json))
+
+
 @app.command("retriever")
 def retriever_command(
     overrides: Overrides = None,

@@ -339,6 +339,25 @@ class EvalConfig(Section):
     )
 
 
+class CorpusConfig(Section):
+    """A corpus to search: one split of a dataset folder that was built."""
+
+    root: AbsolutePath
+    split: str = "test"
+
+
+class ServeConfig(Section):
+    """The served agent."""
+
+    corpora: dict[str, CorpusConfig] = Field({}, description="by the name that a search gives")
+    model: str = Field("vsr1", description="name of the model in answers")
+    least_replicas: int = Field(1, ge=1, description="agents, one engine each")
+    most_replicas: int = Field(1, ge=1)
+    searches_a_replica: int = Field(32, ge=1, description="searches that one agent plays at one time")
+    waiting_searches: int = Field(64, ge=0, description="further searches that wait; beyond them the answer is 429")
+    request_limit_s: float = Field(120.0, gt=0, description="after which a search ends with what it has")
+
+
 class ToyConfig(Section):
     """The corpus that `vsr1 demo` renders."""
 
@@ -361,6 +380,7 @@ class Config(Section):
     retrieval: RetrievalConfig = RetrievalConfig()
     cluster: ClusterConfig = ClusterConfig()
     eval: EvalConfig = EvalConfig()
+    serve: ServeConfig = ServeConfig()
     toy: ToyConfig = ToyConfig()
 
     @model_validator(mode="after")

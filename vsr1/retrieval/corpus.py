@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vsr1.retrieval.request import RetrievalError
+from vsr1.retrieval.request import RetrievalError, UnknownVideoError
 
 UNIT_TOLERANCE = 1e-6  # of a length; rounding a unit vector to float32 moves it less
 
@@ -41,12 +41,12 @@ class Catalogue:
         """Rows of some videos, int64 [n].
 
         Raises:
-            RetrievalError: ids that are not in the corpus, named with the `role` they were given in.
+            UnknownVideoError: ids that are not in the corpus, named with the `role` they were given in.
         """
         unknown = [video_id for video_id in video_ids if video_id not in self._rows]
         if unknown:
             more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-            raise RetrievalError(
+            raise UnknownVideoError(
                 f"{role}: {', '.join(repr(video_id) for video_id in unknown[:5])}{more} not in the corpus of "
                 f"{len(self)} videos, index {self.version}; search the split the query belongs to"
             )

@@ -21,6 +21,10 @@ class SearchTimeoutError(RetrievalError):
     """A search got no answer before its deadline."""
 
 
+class UnknownVideoError(RetrievalError):
+    """A request names a video that is not in the corpus."""
+
+
 class QueryEmbedder(Protocol):
     """What the search needs of an embedder; `vsr1.model.embedder.Embedder` is the one in use."""
 

@@ -1,0 +1,1 @@
+"""The trained agent as a Ray Serve application: gateway (HTTP), agents (engines), library (corpora)."""

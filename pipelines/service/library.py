@@ -1,0 +1,49 @@
+"""The library: the corpora that are served, each with its retrieval service and its clips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray import serve
+
+from actors.clips import ClipStores
+from actors.retrieval import RetrievalService
+from pipelines.services import CLIP_BUDGET_SHARE, resources
+from vsr1.config import Config
+from vsr1.formats.clips import ClipFolder
+from vsr1.formats.dataset import DatasetFolder
+
+
+class LibraryReplica:
+    """Owns the actors of every corpus; there is one."""
+
+    def __init__(self, config: Config) -> None:
+        need, corpora = config.cluster, config.serve.corpora
+        budget = int(need.object_store_gib * 2**30 * CLIP_BUDGET_SHARE / len(corpora))
+        self._retrieval: dict[str, Any] = {}
+        self._clips: dict[str, ClipStores] = {}
+        for name, corpus in corpora.items():
+            own = config.model_copy(update={"data": config.data.model_copy(update={"root": corpus.root})})
+            self._retrieval[name] = RetrievalService.options(**resources(need.retrieval)).remote(own, corpus.split)
+            folder = ClipFolder(DatasetFolder(corpus.root).clips(corpus.split), config.data.timestamps)
+            self._clips[name] = ClipStores(folder, budget, resources(need.clips))
+
+    async def check_health(self) -> None:
+        for service in self._retrieval.values():
+            await service.ready.remote()
+
+    async def parts(self, node: str) -> dict[str, tuple[Any, Any]]:
+        """Of each corpus its retrieval service, and its clip store on a node."""
+        return {name: (service, self._clips[name].on(node)) for name, service in self._retrieval.items()}
+
+    async def describe(self) -> dict[str, dict[str, Any]]:
+        """Of each corpus what `RetrievalService.describe` says."""
+        return {name: await service.describe.remote() for name, service in self._retrieval.items()}
+
+
+Library: Any = serve.deployment(LibraryReplica, name="library", num_replicas=1, max_ongoing_requests=64)
+
+
+def node_id() -> str:
+    return str(ray.get_runtime_context().get_node_id())
