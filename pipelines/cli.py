@@ -203,13 +203,27 @@ def search_command(
     corpus: Annotated[str | None, typer.Option(help="Its name, if several are served.")] = None,
     max_turns: Annotated[int | None, typer.Option(help="Videos looked at.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="A video that it is not; repeatable.")] = None,
+    key_file: Annotated[Path | None, typer.Option(help="File that holds the API key and nothing else.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False,
 ) -> None:
     """Ask a running server for a moment. Exit code 3 if nothing is found."""
     from pipelines.service.client import search
 
     body = {"query": query, "corpus": corpus, "max_turns": max_turns, "exclude_ids": exclude or []}
-    raise typer.Exit(guarded(search, url.rstrip("/"), body, console, as_json))
+    raise typer.Exit(guarded(search, url.rstrip("/"), body, key_file, console, as_json))
+
+
+@app.command("key")
+def key_command(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    file: Annotated[Path, typer.Option(help="serve.key_file of the server.")],
+    per_minute: Annotated[int, typer.Option(help="Requests a minute.")] = 120,
+    at_once: Annotated[int, typer.Option(help="Requests at one time.")] = 16,
+) -> None:
+    """Make an API key for `vsr1 serve`. It is shown once; the file keeps its hash."""
+    from pipelines.service.keys import add_key
+
+    print(guarded(add_key, file, name, per_minute, at_once))
 
 
 @app.command("retriever")

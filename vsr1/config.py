@@ -356,6 +356,7 @@ class ServeConfig(Section):
     searches_a_replica: int = Field(32, ge=1, description="searches that one agent plays at one time")
     waiting_searches: int = Field(64, ge=0, description="further searches that wait; beyond them the answer is 429")
     request_limit_s: float = Field(120.0, gt=0, description="after which a search ends with what it has")
+    key_file: AbsolutePath | None = Field(None, description="hashes of API keys; empty lets everybody in")
 
 
 class ToyConfig(Section):

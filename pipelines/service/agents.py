@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,7 +12,8 @@ from ray import serve
 
 from pipelines.service.library import node_id
 from pipelines.service.schema import SearchBody
-from pipelines.service.searching import Event, OnText, Searching
+from pipelines.service.searching import OnText, Searching
+from pipelines.service.stream import Event
 from vsr1.agent.environment import Observation
 from vsr1.config import AgentConfig, Config
 from vsr1.engine.engine import PolicyEngine, Reply
@@ -35,16 +35,6 @@ class AgentReplica:
             allow_bin=model.allow_bin,
         )
         self._parts: dict[str, tuple[Any, Any]] = await library.parts.remote(node_id())
-
-    async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take the weights of another checkpoint, once the running replies are out; searches wait meanwhile.
-
-        Args:
-            user_config: `policy`, a checkpoint folder, and `version`, which is stamped on every answer from now on.
-        """
-        if user_config.get("version", 0) != self._engine.weight_version:
-            file = Path(user_config["policy"]) / "model.safetensors"
-            await self._engine.push_weights("receive_file", (str(file),), user_config["version"])
 
     async def search(self, search_id: str, body: SearchBody, corpus: str) -> AsyncIterator[Event]:
         """Events of one search, see `Searching`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -18,14 +19,16 @@ class SearchError(RuntimeError):
     """The server cannot be reached or refused; the message says why."""
 
 
-def stream_search(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def stream_search(url: str, body: dict[str, Any], key: str | None = None) -> Iterator[dict[str, Any]]:
     """Events of a search, the last of type `done`.
 
     Raises:
         SearchError: no answer, a refusal, or an `error` event.
     """
     try:
-        with httpx2.stream("POST", f"{url}/v1/search", json=body | {"stream": True}, timeout=LIMIT_S) as answer:
+        headers = {"X-API-Key": key} if key else {}
+        asked = body | {"stream": True}
+        with httpx2.stream("POST", f"{url}/v1/search", json=asked, headers=headers, timeout=LIMIT_S) as answer:
             if answer.status_code != 200:
                 answer.read()
                 raise SearchError(f"{url} answered {answer.status_code}: {_message(answer.text)}")
@@ -42,10 +45,11 @@ def stream_search(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     raise SearchError(f"{url} ended the search without an answer; try again")
 
 
-def search(url: str, body: dict[str, Any], console: Console, as_json: bool) -> int:
+def search(url: str, body: dict[str, Any], key_file: Path | None, console: Console, as_json: bool) -> int:
     """Print the answer; the exit code is 0 for a match, else `NOT_FOUND`."""
+    key = key_file.read_text(encoding="utf-8").strip() if key_file else None
     result: dict[str, Any] = {}
-    for event in stream_search(url, body):
+    for event in stream_search(url, body, key):
         if event["type"] == "done":
             result = event["result"]
         elif event["type"] == "verdict" and not as_json:

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from typing import Any
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from pipelines.service.schema import Corpus, ErrorAnswer, Health, SearchAnswer, SearchBody
-from pipelines.service.stream import ApiError, server_sent
+from pipelines.service.keys import Limiter, known, read_keys, secret_of
+from pipelines.service.schema import Corpus, ErrorAnswer, Health, SearchAnswer, SearchBody, Video
+from pipelines.service.stream import ApiError, Event, server_sent
 from vsr1.config import ServeConfig
+from vsr1.formats.clips import ClipError
 from vsr1.retrieval.request import SearchTimeoutError, UnknownVideoError
 
-RETRY_AFTER_S = 2
-
 app = FastAPI(title="vsr1", description="Search a corpus of videos for one moment.", docs_url="/docs", redoc_url=None)
-ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in (404, 422, 429, 503)}
+PAGE = {path.name: path.read_bytes() for path in (Path(__file__).parent / "page").iterdir()}
+PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob:; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in (401, 404, 422, 429, 503)}
 
 
 @app.exception_handler(ApiError)
 async def _api_error(request: Request, error: ApiError) -> Response:
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status in (429, 503) else None
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
     return JSONResponse(error.body(), error.status, headers=headers)
 
 
@@ -44,27 +56,50 @@ class Gateway:
     def __init__(self, config: ServeConfig, agents: Any, library: Any) -> None:
         self._config, self._library = config, library
         self._agents = agents.options(stream=True)
+        self._keys = read_keys(config.key_file) if config.key_file else None
+        self._limiter = Limiter()
 
     @app.post("/v1/search", response_model=SearchAnswer, responses=ERRORS)
-    async def search(self, body: SearchBody) -> Any:
+    async def search(self, body: SearchBody, request: Request) -> Any:
         """Find one moment. With `stream` the answer is server-sent events: turn.started, retrieved, reasoning.delta,
         verdict, refined, moment, and at the end `done` with the whole answer, or `error`."""
-        events = self._events(body)
+        events = self._events(body, request)
+        event = await anext(events)  # what is refused has a status, streamed or not
         if body.stream:
-            return StreamingResponse(
-                server_sent(events), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-            )
-        async for event in events:
-            if event["type"] == "done":
-                return event["result"]
-        raise ApiError(503, "agent_failed", "the agent ended without an answer; try again")
+            headers = {"Cache-Control": "no-store"}
+            return StreamingResponse(server_sent(event, events), media_type="text/event-stream", headers=headers)
+        while event["type"] != "done":
+            event = await anext(events)
+        await events.aclose()
+        return event["result"]
 
     @app.get("/v1/corpora", responses=ERRORS)
-    async def corpora(self) -> list[Corpus]:
-        found = await self._library.describe.remote()
-        return [
-            Corpus(name=name, **{key: row[key] for key in ("videos", "index_version")}) for name, row in found.items()
-        ]
+    async def corpora(self, request: Request) -> list[Corpus]:
+        with self._admitted(request):
+            found = await self._library.describe.remote()
+        return [Corpus(name=n, videos=row["videos"], index_version=row["index_version"]) for n, row in found.items()]
+
+    @app.get("/v1/videos/{video_id}", responses=ERRORS)
+    async def video(self, video_id: str, request: Request, corpus: str | None = None) -> Video:
+        with self._admitted(request):
+            return Video(video_id=video_id, duration=await self._of_video("video", corpus, video_id))
+
+    @app.get("/v1/videos/{video_id}/thumbnail", response_class=Response, responses=ERRORS)
+    async def thumbnail(
+        self, video_id: str, request: Request, t: Annotated[float, Query(ge=0)] = 0.0, corpus: str | None = None
+    ) -> Response:
+        """The frame nearest to second `t`, as JPEG."""
+        with self._admitted(request):
+            picture = await self._of_video("thumbnail", corpus, video_id, t)
+        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    @app.get("/", include_in_schema=False)
+    async def page(self) -> Response:
+        return Response(PAGE["index.html"], media_type="text/html", headers=PAGE_HEADERS)
+
+    @app.get("/page.{kind}", include_in_schema=False)
+    async def page_part(self, kind: Literal["css", "js"]) -> Response:
+        return Response(PAGE[f"page.{kind}"], media_type={"css": "text/css", "js": "text/javascript"}[kind])
 
     @app.get("/healthz")
     async def healthz(self) -> Health:
@@ -76,22 +111,45 @@ class Gateway:
         """The corpora can be searched."""
         return Health(status="ok", detail=await self._library.describe.remote())
 
-    async def _events(self, body: SearchBody) -> AsyncGenerator[dict[str, Any], None]:
-        corpus = self._corpus(body.corpus)
-        stream = self._agents.search.remote(uuid4().hex, body, corpus)
+    @contextmanager
+    def _admitted(self, request: Request) -> Iterator[None]:
+        """Around a request: let in by its key's limits, everybody without a file of keys."""
+        if self._keys is None:
+            yield
+            return
+        key = known(self._keys, secret_of(request.headers))
+        if key is None:
+            raise ApiError(401, "unknown_key", "send a valid API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+        if wait := self._limiter.begin(key, time.monotonic()):
+            raise ApiError(429, "rate_limited", f"the limits of key {key.name!r} are reached", retry_after_s=wait)
         try:
-            async for event in stream:
-                yield event
-        except BackPressureError:
-            raise ApiError(429, "busy", "as many searches as this server takes are running; try again") from None
-        except UnknownVideoError as error:
-            raise ApiError(422, "unknown_video", str(getattr(error, "cause", error))) from error
-        except SearchTimeoutError as error:
-            raise ApiError(503, "search_timeout", str(getattr(error, "cause", error))) from error
-        except (RayActorError, RayTaskError) as error:
-            raise ApiError(503, "agent_failed", f"the search broke off ({type(error).__name__}); try again") from error
+            yield
         finally:
-            stream.cancel()
+            self._limiter.end(key)
+
+    async def _events(self, body: SearchBody, request: Request) -> AsyncGenerator[Event, None]:
+        with self._admitted(request):
+            stream = self._agents.search.remote(uuid4().hex, body, self._corpus(body.corpus))
+            try:
+                async for event in stream:
+                    yield event
+                raise ApiError(503, "agent_failed", "the agent ended without an answer; try again")
+            except BackPressureError:
+                raise ApiError(429, "busy", "this server runs as many searches as it takes; try again", 2) from None
+            except UnknownVideoError as error:
+                raise ApiError(422, "unknown_video", str(getattr(error, "cause", error))) from error
+            except SearchTimeoutError as error:
+                raise ApiError(503, "search_timeout", str(getattr(error, "cause", error))) from error
+            except (RayActorError, RayTaskError) as error:
+                raise ApiError(503, "agent_failed", f"the search broke off ({type(error).__name__})") from error
+            finally:
+                stream.cancel()
+
+    async def _of_video(self, what: str, corpus: str | None, video_id: str, *more: Any) -> Any:
+        try:
+            return await getattr(self._library, what).remote(self._corpus(corpus), video_id, *more)
+        except ClipError as error:
+            raise ApiError(404, "unknown_video", str(getattr(error, "cause", error))) from error
 
     def _corpus(self, name: str | None) -> str:
         names = list(self._config.corpora)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 from typing import Any
 
+import numpy as np
 import ray
+from PIL import Image
 from ray import serve
 
 from actors.clips import ClipStores
 from actors.retrieval import RetrievalService
 from pipelines.services import CLIP_BUDGET_SHARE, resources
+from vsr1.agent.search import seconds_shown
 from vsr1.config import Config
 from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
@@ -23,11 +28,12 @@ class LibraryReplica:
         budget = int(need.object_store_gib * 2**30 * CLIP_BUDGET_SHARE / len(corpora))
         self._retrieval: dict[str, Any] = {}
         self._clips: dict[str, ClipStores] = {}
+        self._folders: dict[str, ClipFolder] = {}
         for name, corpus in corpora.items():
             own = config.model_copy(update={"data": config.data.model_copy(update={"root": corpus.root})})
             self._retrieval[name] = RetrievalService.options(**resources(need.retrieval)).remote(own, corpus.split)
-            folder = ClipFolder(DatasetFolder(corpus.root).clips(corpus.split), config.data.timestamps)
-            self._clips[name] = ClipStores(folder, budget, resources(need.clips))
+            self._folders[name] = ClipFolder(DatasetFolder(corpus.root).clips(corpus.split), config.data.timestamps)
+            self._clips[name] = ClipStores(self._folders[name], budget, resources(need.clips))
 
     async def check_health(self) -> None:
         for service in self._retrieval.values():
@@ -40,6 +46,21 @@ class LibraryReplica:
     async def describe(self) -> dict[str, dict[str, Any]]:
         """Of each corpus what `RetrievalService.describe` says."""
         return {name: await service.describe.remote() for name, service in self._retrieval.items()}
+
+    async def video(self, corpus: str, video_id: str) -> float:
+        """Seconds of a video.
+
+        Raises:
+            ClipError: the corpus has no clip of it.
+        """
+        return seconds_shown(await asyncio.to_thread(self._folders[corpus].read, video_id), "", 0.0)
+
+    async def thumbnail(self, corpus: str, video_id: str, seconds: float) -> bytes:
+        """The frame nearest to a time, as JPEG. Raises as `video` does."""
+        clip = await asyncio.to_thread(self._folders[corpus].read, video_id)
+        picture = io.BytesIO()
+        Image.fromarray(clip.frames[int(np.abs(clip.timestamps - seconds).argmin())]).save(picture, "JPEG", quality=85)
+        return picture.getvalue()
 
 
 Library: Any = serve.deployment(LibraryReplica, name="library", num_replicas=1, max_ongoing_requests=64)

@@ -86,6 +86,11 @@ class Corpus(BaseModel):
     index_version: str
 
 
+class Video(BaseModel):
+    video_id: str
+    duration: float = Field(description="seconds, up to a frame interval past the last frame that is kept")
+
+
 class Health(BaseModel):
     status: Literal["ok", "starting"]
     detail: dict[str, Any] = {}

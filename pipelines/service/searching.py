@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from pipelines.service.schema import Found, Moment, SearchAnswer, SearchBody, TurnTrace, Usage
+from pipelines.service.stream import Event
 from vsr1.agent.environment import Observation, run_episode
 from vsr1.agent.events import Judged, Ranking, Refined, Retrieved, SearchEvent, TurnStarted
 from vsr1.agent.search import LoadClip, Search, SearchEnvironment, SearchSettings, SearchTask
@@ -18,7 +19,6 @@ from vsr1.agent.trajectory import Trajectory
 from vsr1.config import AgentConfig
 from vsr1.engine.engine import Reply
 
-Event = dict[str, Any]  # with a `type` of `schema.EVENTS`
 OnText = Callable[[str], None]
 ReplyTo = Callable[[Observation, int, AgentConfig, OnText], Awaitable[Reply]]
 

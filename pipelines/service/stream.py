@@ -8,40 +8,46 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 HEARTBEAT_S = 10.0
+Event = dict[str, Any]  # with a `type` of `schema.EVENTS`
 
 
 class ApiError(Exception):
     """An answer other than success."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, retry_after_s: int = 0) -> None:
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.retry_after_s = status, code, retry_after_s
 
     def body(self) -> dict[str, Any]:
         return {"error": {"code": self.code, "message": str(self)}}
 
+    def event(self) -> Event:
+        return {"type": "error", **self.body()["error"]}
 
-async def server_sent(events: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[str]:
-    """Server-sent events with numbers; a comment now and then while nothing happens, and always an end."""
-    number = 0
-    coming: asyncio.Task[Any] = asyncio.ensure_future(anext(events))
+
+async def server_sent(first: Event, events: AsyncGenerator[Event, None]) -> AsyncIterator[str]:
+    """Server-sent events with numbers; a comment now and then while nothing happens, and always an end.
+
+    Args:
+        first: the event that was taken from `events` already, so that a refusal has a status of its own.
+    """
+    event, number = first, 0
+    coming: asyncio.Task[Event] | None = None
     try:
         while True:
-            done, _ = await asyncio.wait([coming], timeout=HEARTBEAT_S)
-            if not done:
-                yield ": still searching\n\n"
-                continue
-            try:
-                event = coming.result()
-            except StopAsyncIteration:
-                return
-            except ApiError as error:
-                event = {"type": "error", **error.body()["error"]}
             number += 1
             yield f"id: {number}\nevent: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
             if event["type"] in ("done", "error"):
                 return
             coming = asyncio.ensure_future(anext(events))
+            while not (await asyncio.wait([coming], timeout=HEARTBEAT_S))[0]:
+                yield ": still searching\n\n"
+            try:
+                event = coming.result()
+            except ApiError as error:
+                event = error.event()
     finally:
-        coming.cancel()
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait([coming])
         await events.aclose()

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 from safetensors.torch import load_file, save_file
 
+from pipelines.bench_report import BROWSER_FLAGS, BrowserError, find_browser
 from vsr1.formats.checkpoint import refine_token_id
 from vsr1.formats.clips import Clip, write_clip
 from vsr1.toy.corpus import write_toy_corpus
@@ -144,3 +146,22 @@ def clip_rows():
         return rows
 
     return write
+
+
+@pytest.fixture(scope="module")
+def browser_path() -> str:
+    """Where Chromium is; in CI it has to be somewhere."""
+    try:
+        return find_browser()
+    except BrowserError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def browser(browser_path: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser_path, args=list(BROWSER_FLAGS))
+        yield chromium
+        chromium.close()

@@ -1,7 +1,6 @@
 """The report page in a real browser, opened from its file: filters, order, details, groups, links, keys and print."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +9,9 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from pipelines.bench_report import BROWSER_FLAGS, BrowserError, find_browser, write_synthetic_run
+from pipelines.bench_report import write_synthetic_run
 from pipelines.report import read_run
 from vsr1.report import write_report
 from vsr1.toy.render import render
@@ -27,24 +26,6 @@ class Made:
 
     url: str
     rows: list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def browser_path() -> str:
-    try:
-        return find_browser()
-    except BrowserError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def browser(browser_path: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser_path, args=list(BROWSER_FLAGS))
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,18 @@
 """The served agent on a real Ray Serve: one search as an answer and as events, and what is refused."""
 
+import io
 import json
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx2
 import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
 from ray import serve
 from typer.testing import CliRunner
 
@@ -16,6 +20,7 @@ from pipelines.cli import app
 from pipelines.data.build import ensure_dataset
 from pipelines.evaluate import evaluate
 from pipelines.service.deploy import start_agent
+from pipelines.service.keys import add_key
 from vsr1.agent.parse import last_element
 from vsr1.agent.trajectory import Trajectory
 from vsr1.config import load_config
@@ -32,12 +37,21 @@ class Served:
     url: str
     evaluated: list[Trajectory]  # by the same policy, on the same corpus
 
+    key: str
+    slow_key: str  # one request a minute
+
     def search(self, **body: Any) -> tuple[int, dict[str, Any]]:
-        answer = httpx2.post(f"{self.url}/v1/search", json=body, timeout=120)
+        answer = httpx2.post(f"{self.url}/v1/search", json=body, timeout=120, headers={"X-API-Key": self.key})
         return answer.status_code, answer.json()
 
     def events(self, **body: Any) -> list[dict[str, Any]]:
-        with httpx2.stream("POST", f"{self.url}/v1/search", json=body | {"stream": True}, timeout=120) as answer:
+        with httpx2.stream(
+            "POST",
+            f"{self.url}/v1/search",
+            json=body | {"stream": True},
+            timeout=120,
+            headers={"Authorization": f"Bearer {self.key}"},
+        ) as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
             return [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
 
@@ -53,8 +67,12 @@ def served(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Itera
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    start_agent(config, "127.0.0.1", port)
-    yield Served(f"http://127.0.0.1:{port}", evaluated)
+    keys = folder / "keys.json"
+    key = add_key(keys, "tests", per_minute=10_000, at_once=8)
+    slow = add_key(keys, "slow", per_minute=1, at_once=1)
+    served = config.serve.model_copy(update={"key_file": keys})
+    start_agent(config.model_copy(update={"serve": served}), "127.0.0.1", port)
+    yield Served(f"http://127.0.0.1:{port}", evaluated, key, slow)
     serve.shutdown()
 
 
@@ -114,12 +132,25 @@ def test_what_cannot_be_searched_is_refused(
     found, answer = served.search(**body)
     assert (found, answer["error"]["code"]) == (status, code)
     assert message in answer["error"]["message"]
-    if status != 422 or code != "invalid_request":
-        assert served.events(**body)[-1] == {"type": "error", **answer["error"]}
+    assert served.search(**body, stream=True) == (status, answer)
+
+
+def test_only_keys_are_let_in_and_only_so_often(served: Served) -> None:
+    def status(headers: dict[str, str]) -> tuple[int, str, str]:
+        body = {"query": "a ring", "max_turns": 1}
+        answer = httpx2.post(f"{served.url}/v1/search", json=body, timeout=120, headers=headers)
+        code = answer.json().get("error", {}).get("code", "")
+        return answer.status_code, code, answer.headers.get("retry-after", "")
+
+    assert status({}) == (401, "unknown_key", "")
+    assert status({"X-API-Key": served.key + "x"}) == (401, "unknown_key", "")
+    assert status({"X-API-Key": served.slow_key})[0] == 200
+    code, name, wait = status({"X-API-Key": served.slow_key})
+    assert (code, name) == (429, "rate_limited") and 0 < int(wait) <= 60
 
 
 def test_what_the_server_has(served: Served) -> None:
-    [corpus] = httpx2.get(f"{served.url}/v1/corpora", timeout=60).json()
+    [corpus] = httpx2.get(f"{served.url}/v1/corpora", timeout=60, headers={"X-API-Key": served.key}).json()
     assert (corpus["name"], corpus["videos"]) == ("toy", QUERIES)
     assert httpx2.get(f"{served.url}/healthz", timeout=60).json()["status"] == "ok"
     assert httpx2.get(f"{served.url}/readyz", timeout=60).json()["detail"]["toy"]["videos"] == QUERIES
@@ -127,13 +158,104 @@ def test_what_the_server_has(served: Served) -> None:
     assert "/v1/search" in schema["paths"]
 
 
-def test_the_command_asks_the_server(served: Served) -> None:
+def test_frames_of_a_video(served: Served) -> None:
+    video = served.evaluated[0].gt_video
+
+    def get(path: str, **query: Any) -> httpx2.Response:
+        return httpx2.get(f"{served.url}/v1/videos/{path}", params=query, headers={"X-API-Key": served.key}, timeout=60)
+
+    assert get(video).json()["duration"] > 5
+    pictures = [get(f"{video}/thumbnail", t=t).content for t in (0.0, 1e6)]
+    assert [Image.open(io.BytesIO(picture)).size for picture in pictures] == [(64, 64)] * 2
+    assert pictures[0] != pictures[1]
+    for path in ("nowhere", "nowhere/thumbnail", "..%2f..%2fetc%2fpasswd"):
+        assert get(path).status_code == 404, path
+    assert get(f"{video}/thumbnail", t=-1).json()["error"]["code"] == "invalid_request"
+
+
+def test_the_command_asks_the_server(served: Served, tmp_path: Path) -> None:
+    own = tmp_path / "key"
+    own.write_text(served.key + "\n")
     found = next(one for one in served.evaluated if one.end_reason == "matched")
-    done = CliRunner().invoke(app, ["search", found.query, "--url", served.url, "--json"])
+    done = CliRunner().invoke(app, ["search", found.query, "--url", served.url, "--key-file", str(own), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["moments"][0]["video_id"] == found.last.video_id
     others = [option for one in served.evaluated for option in ("--exclude", one.gt_video)]
-    nothing = CliRunner().invoke(app, ["search", found.query, "--url", served.url, *others])
+    nothing = CliRunner().invoke(app, ["search", found.query, "--url", served.url, "--key-file", str(own), *others])
     assert nothing.exit_code == 3, nothing.output
     nobody = CliRunner().invoke(app, ["search", "a ring", "--url", "http://127.0.0.1:9"])
     assert nobody.exit_code == 1 and "vsr1 serve" in nobody.stderr
+
+
+@pytest.fixture
+def tab(browser: Browser, served: Served) -> Iterator[Page]:
+    """The page with the key entered; afterwards it must have made no error and asked nobody else."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    problems: list[str] = []
+    asked: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(served.url)
+    page.get_by_label("API key").fill(served.key)
+    page.keyboard.press("Enter")
+    expect(page.locator("#state")).to_have_text("ready")
+    yield page
+    page.close()
+    assert problems == []
+    assert [url for url in asked if not url.startswith((served.url, "blob:"))] == []
+
+
+def test_a_person_searches_and_says_not_this_one(tab: Page, served: Served) -> None:
+    one = next(trajectory for trajectory in served.evaluated if trajectory.last.verdict == "matched")
+    tab.get_by_label("What happens in it?").fill(one.query)
+    tab.get_by_role("button", name="Search").click()
+    answer, cards = tab.locator("#answer"), tab.locator("#turns-list .card")
+    expect(answer.get_by_role("heading")).to_contain_text(one.last.video_id)
+    expect(cards).to_have_count(len(one.segments))
+    expect(answer.locator(".strip img").first).to_have_js_property("naturalWidth", 64)
+    assert answer.locator(".strip img.inside").count() >= 1
+    answer.get_by_role("button", name="Not this one").click()
+    expect(answer.get_by_role("heading")).not_to_contain_text(one.last.video_id)
+    assert not [title for title in tab.locator("#turns-list h2").all_inner_texts() if one.last.video_id in title]
+
+
+def test_the_turns_show_what_was_said_and_how_the_ranking_moved(tab: Page, served: Served) -> None:
+    one = max(served.evaluated, key=lambda trajectory: len(trajectory.segments))
+    tab.get_by_label("What happens in it?").fill(one.query)
+    tab.get_by_role("button", name="Search").click()
+    expect(tab.locator("#answer")).to_be_visible()
+    cards = tab.locator("#turns-list .card")
+    for number, segment in enumerate(one.segments):
+        expect(cards.nth(number).locator(".badge")).to_have_text(segment.verdict.replace("_", " "))
+        cards.nth(number).get_by_text("Reasoning and ranking").click()
+        expect(cards.nth(number).locator("pre")).to_have_text(segment.text)
+    expect(cards.first.get_by_text("After refining the query")).to_be_visible()
+
+
+def test_a_link_asks_again_and_nothing_is_an_answer(tab: Page, served: Served) -> None:
+    one = served.evaluated[0]
+    tab.goto(f"{served.url}/#{urlencode({'q': one.query, 'corpus': 'toy'})}")
+    tab.reload()
+    expect(tab.locator("#answer").get_by_role("heading")).to_be_visible()
+    for _ in range(QUERIES):
+        heading = tab.locator("#answer h2").inner_text()
+        if heading == "Nothing matches.":
+            break
+        tab.get_by_role("button", name="Not this one").click()
+        expect(tab.locator("#answer")).to_be_visible()
+        expect(tab.locator("#answer h2")).not_to_have_text(heading)
+    expect(tab.locator("#answer h2")).to_have_text("Nothing matches.")
+
+
+def test_a_refusal_is_shown(tab: Page) -> None:
+    tab.get_by_label("What happens in it?").fill("   ")
+    tab.get_by_role("button", name="Search").click()
+    expect(tab.locator("#message")).to_contain_text("query")
+
+
+def test_the_page_fits_a_phone(tab: Page, served: Served) -> None:
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.get_by_label("What happens in it?").fill(served.evaluated[0].query)
+    tab.get_by_role("button", name="Search").click()
+    expect(tab.locator("#answer")).to_be_visible()
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -1,0 +1,119 @@
+"""API keys and what each may ask for: hashes in a file, a bucket of requests a minute, and so many at one time.
+
+A key has 256 random bits, so its plain sha256 cannot be turned back. Without a file of keys everybody is let in under
+one name. Time comes from outside, so that limits can be tested.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from vsr1.formats.atomic import write_json
+
+PREFIX = "vsr1_"  # so that a leaked key can be recognised
+
+
+class KeyFileError(ValueError):
+    """A file of keys that cannot be used; the message names it and the fix."""
+
+
+class ApiKey(BaseModel):
+    """One key: only its hash is kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    per_minute: int = Field(120, ge=1, description="requests")
+    at_once: int = Field(16, ge=1, description="requests that run at one time")
+
+
+_FILE = TypeAdapter(list[ApiKey])
+
+
+def read_keys(path: Path) -> dict[str, ApiKey]:
+    """Keys of a file by hash.
+
+    Raises:
+        KeyFileError: no such file, not a list of keys, or two of one name.
+    """
+    if not path.is_file():
+        raise KeyFileError(f"key file {path} does not exist; make one with `vsr1 key NAME --file {path}`")
+    try:
+        keys = _FILE.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise KeyFileError(f"key file {path}: {error.errors(include_input=False)[0]['msg']}; restore it") from None
+    twice = [name for name, count in Counter(key.name for key in keys).items() if count > 1]
+    if twice:
+        raise KeyFileError(f"key file {path} has more than one key of {twice[0]!r}; remove one")
+    return {key.sha256: key for key in keys}
+
+
+def add_key(path: Path, name: str, per_minute: int, at_once: int) -> str:
+    """Add a key to a file, which is made if it is missing, and return it: it is not kept anywhere.
+
+    Raises:
+        KeyFileError: the file cannot be used, or has a key of that name.
+    """
+    keys = list(read_keys(path).values()) if path.exists() else []
+    if any(key.name == name for key in keys):
+        raise KeyFileError(f"key file {path} has a key of {name!r} already; remove it first")
+    secret = PREFIX + secrets.token_urlsafe(32)
+    keys.append(ApiKey(name=name, sha256=_hash(secret), per_minute=per_minute, at_once=at_once))
+    write_json(path, [key.model_dump() for key in keys])
+    path.chmod(0o600)
+    return secret
+
+
+def secret_of(headers: Mapping[str, str]) -> str:
+    """What a request sends as its key, "" without one."""
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    return bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+
+
+def known(keys: dict[str, ApiKey], secret: str) -> ApiKey | None:
+    """The key of a secret; comparing hashes tells nothing about it."""
+    return keys.get(_hash(secret))
+
+
+@dataclass
+class _Use:
+    allowance: float
+    since: float
+    running: int = 0
+
+
+class Limiter:
+    """Counts requests by key name."""
+
+    def __init__(self) -> None:
+        self._uses: dict[str, _Use] = {}
+
+    def begin(self, key: ApiKey, now: float) -> int:
+        """Start a request at `now` seconds: 0, or after how many whole seconds to try again."""
+        use = self._uses.setdefault(key.name, _Use(key.per_minute, now))
+        use.allowance = min(key.per_minute, use.allowance + (now - use.since) * key.per_minute / 60)
+        use.since = now
+        if use.running >= key.at_once:
+            return 1
+        if use.allowance < 1:
+            return max(1, math.ceil((1 - use.allowance) * 60 / key.per_minute))
+        use.allowance -= 1
+        use.running += 1
+        return 0
+
+    def end(self, key: ApiKey) -> None:
+        """A request that `begin` let in is over."""
+        self._uses[key.name].running -= 1
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
