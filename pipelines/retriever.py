@@ -7,7 +7,6 @@ no answer.
 from __future__ import annotations
 
 import itertools
-import time
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 
 from actors.retrieval import RetrievalService
-from pipelines.machine import check_port
-from pipelines.services import connect, resources
+from pipelines.service.running import deploy, serve_until_interrupted
+from pipelines.services import resources
 from vsr1.config import Config
 from vsr1.retrieval.request import RetrievalError, SearchRequest, SearchResult, SearchTimeoutError
 
@@ -133,26 +132,13 @@ class Retriever:
 
 
 def serve_retriever(config: Config, split: str, host: str, port: int) -> None:
-    """Serve a split until interrupted.
-
-    Raises:
-        MachineError: the port is taken.
-    """
-    check_port(port)
-    connect(config)
-    start_retriever(config, split, host, port)
-    print(f"POST http://{host}:{port}/retrieve", flush=True)
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        serve.shutdown()
+    """Serve a split until interrupted; raises as `serve_until_interrupted`."""
+    serve_until_interrupted(config, host, port, "/retrieve", lambda: start_retriever(config, split, host, port))
 
 
 def start_retriever(config: Config, split: str, host: str, port: int) -> None:
     """Deploy on the Ray that runs, and wait until it answers."""
-    serve.start(http_options={"host": host, "port": port}, logging_config={"enable_access_log": False})
-    serve.run(Retriever.bind(config, split), name="retriever", route_prefix="/")  # type: ignore[attr-defined]
+    deploy(Retriever.bind(config, split), "retriever", host, port)  # type: ignore[attr-defined]
 
 
 def _table(rows: list[list[float]] | None, i: int) -> np.ndarray | None:

@@ -58,16 +58,18 @@ class Services:
             phase: what the progress calls it.
         """
         pending: dict[Any, tuple[int, SearchTask]] = {}
+        queues: Counter[int] = Counter()  # tasks by worker
         for i, task in enumerate(tasks):
             worker = i % len(self.rollouts)
             pending[self.rollouts[worker].rollout.remote(split, task, agent, sampling)] = worker, task
+            queues[worker] += 1
         while pending:
-            queues = Counter(worker for worker, _ in pending.values())
             waiting = sum(max(0, length - self.at_once) for length in queues.values())
             done_of = f"{phase} {len(tasks) - len(pending)} of {len(tasks)}"
-            self.progress.now(done_of, rollout=Load(len(queues), waiting), retrieval=Load(1))
+            self.progress.now(done_of, rollout=Load(len(+queues), waiting), retrieval=Load(1))
             [done], _ = ray.wait(list(pending))
-            _, task = pending.pop(done)
+            worker, task = pending.pop(done)
+            queues[worker] -= 1
             try:
                 yield ray.get(done)
             except ray.exceptions.RayActorError:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 from ray import serve
 
-from pipelines.machine import check_port
 from pipelines.service.agents import Agents
 from pipelines.service.gateway import Gateway
 from pipelines.service.library import Library
-from pipelines.services import connect, resources
+from pipelines.service.running import deploy, serve_until_interrupted
+from pipelines.services import resources
 from vsr1.config import Config, ConfigError
 
 
@@ -41,23 +39,10 @@ def application(config: Config) -> serve.Application:
 
 
 def serve_agent(config: Config, host: str, port: int) -> None:
-    """Serve until interrupted.
-
-    Raises:
-        MachineError: the port is taken.
-    """
-    check_port(port)
-    connect(config)
-    start_agent(config, host, port)
-    print(f"POST http://{host}:{port}/v1/search", flush=True)
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        serve.shutdown()
+    """Serve until interrupted; raises as `serve_until_interrupted` and `application`."""
+    serve_until_interrupted(config, host, port, "/v1/search", lambda: start_agent(config, host, port))
 
 
 def start_agent(config: Config, host: str, port: int) -> None:
     """Deploy on the Ray that runs, and wait until it answers."""
-    serve.start(http_options={"host": host, "port": port}, logging_config={"enable_access_log": False})
-    serve.run(application(config), name="vsr1", route_prefix="/")
+    deploy(application(config), "vsr1", host, port)

@@ -94,6 +94,3 @@ class Video(BaseModel):
 class Health(BaseModel):
     status: Literal["ok", "starting"]
     detail: dict[str, Any] = {}
-
-
-EVENTS = ("turn.started", "retrieved", "reasoning.delta", "verdict", "refined", "moment", "done", "error")

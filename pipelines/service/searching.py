@@ -75,13 +75,12 @@ class Searching:
             yield event
 
     def _ending(self, played: Trajectory | None) -> list[Event]:
-        segments = played.segments if played else []
+        last = played.last if played and played.segments else None
         moments = []
-        if segments and segments[-1].verdict == "matched" and segments[-1].span is not None:
-            last = segments[-1]
+        if last and last.verdict == "matched" and last.span is not None:
             score = dict(last.retrieved)[last.video_id]
             if self._body.threshold is None or score >= self._body.threshold:
-                start, end = last.span or (0.0, 0.0)
+                start, end = last.span
                 moments.append(Moment(video_id=last.video_id, start=start, end=end, score=score))
         answer = SearchAnswer(
             id=self._id,
@@ -98,7 +97,7 @@ class Searching:
             ),
             model=self._model,
             weight_version=self._replies[-1].weight_version if self._replies else 0,
-            index_version=segments[-1].index_version if segments else None,
+            index_version=last.index_version if last else None,
         )
         told = [{"type": "moment", **moment.model_dump()} for moment in moments]
         return [*told, {"type": "done", "result": answer.model_dump()}]

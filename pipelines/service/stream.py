@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 HEARTBEAT_S = 10.0
-Event = dict[str, Any]  # with a `type` of `schema.EVENTS`
+Event = dict[str, Any]  # with a `type`, see `Gateway.search`
 
 
 class ApiError(Exception):
