@@ -30,7 +30,7 @@ class Row:
     response: list[int]
     clip: int | None
     grid: Grid | None
-    positions: torch.Tensor | None = None
+    positions: torch.Tensor | np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)

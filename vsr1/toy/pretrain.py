@@ -5,24 +5,26 @@ yet, which is Stage 1's to teach. The embedder starts from the policy's weights 
 captions, films of other families first, then more and more of one family in a batch. The benchmark's queries are new to
 it, as fine-grained queries are to a general engine, but what they name is in its video vectors.
 
-Films are rendered, not encoded, and each time shown moved and tinted, so that nothing can be told by a background. The
-same seed and steps give the same data.
+Films are rendered, not encoded. The same seed and steps give the same data.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, Dataset
 
 from vsr1.agent.prompts import SYSTEM_PROMPT, assistant_text, turn_prompt
 from vsr1.formats.checkpoint import save_policy
@@ -42,11 +44,11 @@ from vsr1.video.processor import ClipProcessor, pair_marks
 BATCH = 128
 HELD_OUT = 512  # films of the validation split that progress is measured on
 CORPUS = 2048  # films in which a query has one answer; pretraining takes several such corpora
-EMBEDDER_RATE, POLICY_RATE = 1e-3, 1e-3
+EMBEDDER_RATE, POLICY_RATE = 4e-4, 1e-3  # a higher rate destroys what the embedder starts with
 TEMPERATURE = 0.05  # of the contrastive loss
 CURRICULUM = ((0.3, 1), (0.65, 2), (1.0, FAMILY))  # up to this share of the steps, films of one family in a batch
-TINT, GRAIN = 12.0, 6.0  # standard deviations of what is added to a film's colours and to each of its pixels, of 255
-RowCache = dict[tuple[int, int], Row]  # of (query, film)
+T = TypeVar("T")
+READERS = 8  # processes that prepare rows, at most
 
 
 @dataclass
@@ -67,9 +69,9 @@ def pretrain(
     out: Path,
     seed: int = 0,
     device: str = "cpu",
-    policy_steps: int = 4000,
-    embedder_steps: int = 1000,
-    corpora: int = 10,
+    policy_steps: int = 2500,
+    embedder_steps: int = 750,
+    corpora: int = 12,
 ) -> None:
     """Write `out/policy` and `out/embedder`.
 
@@ -126,18 +128,23 @@ def _train_policy(
     steps: int,
     seed: int,
 ) -> None:
-    rng = np.random.default_rng(seed + 1)
     policy.train()
     for parameter in [*policy.head_parameters(), *policy.refine_gate.parameters()]:
         parameter.requires_grad_(False)
     optimizer, schedule = _optimizer(policy, POLICY_RATE, steps)
-    ids: RowCache = {}
+    workers = min(READERS, (os.cpu_count() or 2) // 2)
+    replies = DataLoader(
+        _Replies(processor, train, steps, seed + 1),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        multiprocessing_context="fork",
+        prefetch_factor=4,
+    )
     began = time.monotonic()
-    for step in range(1, steps + 1):
-        wanted = rng.integers(0, len(train), BATCH)
-        shown = [_shown(int(i), rng, len(train)) for i in wanted]
-        rows, distinct = _rows(processor, train, wanted, shown, ids)
-        features = _features(policy, distinct, augment=True)
+    for step, (rows, shown) in enumerate(replies, 1):
+        distinct = [train[i] for i in shown]
+        features = _features(policy, distinct)
         logprobs, _ = token_logprobs(policy, prefill(policy.model, rows, features, keep_cache=False), rows)
         loss = -logprobs.mean()
         _step(loss, policy, optimizer, schedule)
@@ -152,9 +159,10 @@ def held_out_loss(policy: VideoSearchPolicy, processor: ClipProcessor, films: li
     """Mean token loss of the true replies, half of them about a confuser."""
     films = films[:256]
     wanted, shown = np.arange(len(films)), [i if i % 4 < 2 else i ^ 1 for i in range(len(films))]
-    rows, distinct = _rows(processor, films, wanted, shown, {})
+    rows, distinct = _rows(processor, films, wanted, shown)
+    shown_films = [films[i] for i in distinct]
     policy.eval()
-    state = prefill(policy.model, rows, _features(policy, distinct), keep_cache=False)
+    state = prefill(policy.model, rows, _features(policy, shown_films), keep_cache=False)
     logprobs, _ = token_logprobs(policy, state, rows)
     policy.train()
     return -float(logprobs.mean())
@@ -169,8 +177,8 @@ def _train_embedder(embedder: Embedder, train: list[Film], held_out: list[Film],
         members = next(count for until, count in CURRICULUM if step <= until * steps)
         families = rng.choice(len(train) // FAMILY, BATCH // members, replace=False) * FAMILY
         batch = [train[first + i] for first in families for i in rng.permutation(FAMILY)[:members]]
-        queries = embedder.query_vectors([caption(film.example.film, rng) for film in batch])
-        scores = queries @ _clip_vectors(embedder, batch, augment=True).T / TEMPERATURE
+        queries = embedder.query_vectors([caption(film.example, rng) for film in batch])
+        scores = queries @ _clip_vectors(embedder, batch).T / TEMPERATURE
         target = torch.arange(len(batch), device=scores.device)
         loss = functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target)
         _step(loss, model, optimizer, schedule)
@@ -197,45 +205,53 @@ def embedder_recall(embedder: Embedder, films: list[Film]) -> tuple[float, float
     return 1 - float(wrong.float().mean()), float(related.sum() / wrong.sum().clamp(min=1))
 
 
-def _features(policy: VideoSearchPolicy, films: list[Film], *, augment: bool = False) -> list[VisionFeatures]:
-    return encode_clips(policy.model.visual, _pixels(films, augment), [film.grid for film in films])
+def _features(policy: VideoSearchPolicy, films: list[Film]) -> list[VisionFeatures]:
+    return encode_clips(policy.model.visual, _pixels(films), [film.grid for film in films])
 
 
-def _pixels(films: list[Film], augment: bool) -> list[torch.Tensor]:
+def _pixels(films: list[Film]) -> list[torch.Tensor]:
     counts = [grid[0] * grid[1] * grid[2] for grid in (film.grid for film in films)]
-    frames = [film.frames for film in films]
-    if augment:
-        frames = [_augmented(film.frames) for film in films]
-    return list(patches(torch.cat(frames)).split(counts))
+    return list(patches(torch.cat([film.frames for film in films])).split(counts))
 
 
-def _augmented(frames: torch.Tensor) -> torch.Tensor:
-    """The same film elsewhere on its screen, which wraps around, and in another light: float32 [T, side, side, 3]."""
-    down, across = torch.randint(0, frames.shape[1], (2,)).tolist()
-    tint = TINT * torch.randn(3, device=frames.device)
-    grain = GRAIN * torch.randn((*frames.shape[1:3], 1), device=frames.device)
-    return (frames.roll((down, across), dims=(1, 2)) + tint + grain).clamp(0, 255)
+class _Replies(Dataset[tuple[list[Row], list[int]]]):
+    """One batch a step, by the step's own seed: true replies about films, and which films they show."""
+
+    def __init__(self, processor: ClipProcessor, films: list[Film], steps: int, seed: int) -> None:
+        self._processor, self._films, self._steps, self._seed = processor, films, steps, seed
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> tuple[list[Row], list[int]]:
+        if step >= self._steps:
+            raise IndexError(step)
+        rng = np.random.default_rng([self._seed, step])
+        wanted = rng.integers(0, len(self._films), BATCH)
+        return _rows(self._processor, self._films, wanted, [_shown(int(i), rng, len(self._films)) for i in wanted])
+
+
+def _as_it_is(batch: T) -> T:
+    return batch
 
 
 def _rows(
-    processor: ClipProcessor, films: list[Film], wanted: np.ndarray, shown: list[int], known: RowCache
-) -> tuple[list[Row], list[Film]]:
-    places: dict[int, int] = {}
-    rows = []
-    for query, video in zip(wanted.tolist(), shown, strict=True):
-        if (query, video) not in known:
-            known[query, video] = _row(processor, films[query].example, films[video])
-        rows.append(replace(known[query, video], clip=places.setdefault(video, len(places))))
-    return rows, [films[video] for video in places]
+    processor: ClipProcessor, films: list[Film], wanted: np.ndarray, shown: list[int]
+) -> tuple[list[Row], list[int]]:
+    """Rows of queries about films, and the distinct films, which the rows' clips number."""
+    places = {video: place for place, video in enumerate(dict.fromkeys(shown))}
+    pairs = zip(wanted.tolist(), shown, strict=True)
+    rows = [_row(processor, films[query].example, films[video], places[video]) for query, video in pairs]
+    return rows, list(places)
 
 
-def _row(processor: ClipProcessor, wanted: Example, film: Film) -> Row:
+def _row(processor: ClipProcessor, wanted: Example, film: Film, clip: int | None = None) -> Row:
     shown = film.example.film.events
     span = find_queried(shown, wanted.queried)
     reply = assistant_text(reasoning(shown, wanted.queried, span is not None), span is not None, span)
     prompt = processor.insert(_prompt_ids(processor, wanted.query), processor.clip_tokens(film.grid, film.marks))
-    row = Row(prompt, processor.tokenizer.encode(reply, add_special_tokens=False), None, film.grid)
-    return replace(row, positions=rotary_positions(row, processor.video_token, processor.merge))
+    row = Row(prompt, processor.tokenizer.encode(reply, add_special_tokens=False), clip, film.grid)
+    return replace(row, positions=rotary_positions(row, processor.video_token, processor.merge).numpy())
 
 
 @cache
@@ -253,8 +269,8 @@ def _shown(query: int, rng: np.random.Generator, count: int) -> int:
     return int(rng.integers(0, count))
 
 
-def _clip_vectors(embedder: Embedder, films: list[Film], *, augment: bool = False) -> torch.Tensor:
-    features = encode_clips(embedder.model.visual, _pixels(films, augment), [film.grid for film in films])
+def _clip_vectors(embedder: Embedder, films: list[Film]) -> torch.Tensor:
+    features = encode_clips(embedder.model.visual, _pixels(films), [film.grid for film in films])
     rows = [replace(film.clip_row, clip=i) for i, film in enumerate(films)]
     state = prefill(embedder.model, rows, features, keep_cache=False)
     return functional.normalize(state.after_norm[:, -1].float(), dim=-1)

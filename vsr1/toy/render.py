@@ -13,6 +13,8 @@ SIDE = 64  # pixels
 FRAMES_PER_SECOND = 4
 RADIUS = 11.0  # pixels
 SPEED = 10.0  # pixels a second
+START_SPREAD = 10.0  # pixels from the middle of the screen, where a shape starts
+BACKGROUND = 45  # grey: a film must not be told by its background
 _COLOURS = {
     "red": (225, 35, 35), "green": (40, 175, 50), "blue": (45, 80, 235), "yellow": (240, 220, 40),
     "purple": (170, 45, 210), "white": (245, 245, 245),
@@ -24,10 +26,8 @@ _GRID = np.arange(SIDE, dtype=np.float32)
 def render(film: Film, times: np.ndarray) -> np.ndarray:
     """Frames at `times` (seconds [T]): uint8 [T, 64, 64, 3]."""
     rng = np.random.default_rng(film.seed)
-    tint = rng.uniform(30, 75, 3).astype(np.float32)
-    background = tint + rng.normal(0, 9, (SIDE, SIDE, 1)).astype(np.float32)
-    places = rng.uniform(0, SIDE, (len(film.events), 2))
-    frames = np.repeat(background[None], len(times), axis=0)
+    places = SIDE / 2 + rng.uniform(-START_SPREAD, START_SPREAD, (len(film.events), 2))
+    frames = np.full((len(times), SIDE, SIDE, 3), BACKGROUND, np.float32)
     for event, place in zip(film.events, places, strict=True):
         last = event is film.events[-1]
         inside = np.flatnonzero((times >= event.start) & ((times < event.end) | last))

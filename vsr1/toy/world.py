@@ -23,7 +23,7 @@ MOTIONS = ("left", "right", "up", "down", "pulsing")
 _ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "motion": MOTIONS}
 MIN_SECONDS, MAX_SECONDS, MIN_EVENT_SECONDS = 16, 48, 5
 FAMILY = 4  # films that differ from the first of them in one attribute each
-COARSENESS = 0.25  # of a caption: how often an attribute is left out
+COARSENESS = 0.1  # of a caption: how often an attribute is left out
 UNSEEN_SPLITS = ("val", "test")  # these hold looks and sentence forms that no other split has
 MOST_REFUSED = 10_000  # films in a row that may not join a corpus
 Look = tuple[str, str, str]  # colour, shape, motion
@@ -45,6 +45,7 @@ _SENTENCES = [
     for joints, first, second in ((_FORWARD, "{0}", "{1}"), (_BACKWARD, "{1}", "{0}"))
     for j, joint in enumerate(joints)
 ]
+_IN_ORDER = [text for text, is_new in _SENTENCES if not is_new and text.index("{0}") < text.index("{1}")]
 
 
 class ToyWorldError(ValueError):
@@ -99,14 +100,17 @@ def describe(event: Event) -> str:
     return f"{event.colour} {event.shape} {_DOING[event.motion]}"
 
 
-def caption(film: Film, rng: np.random.Generator) -> str:
-    """A coarse caption, as search engines are trained on: some of the events in order, in other words than a query's.
+def caption(example: Example, rng: np.random.Generator) -> str:
+    """A caption, as search engines are trained on: the queried events and perhaps others, always in their order.
 
-    Now and then an attribute is left out.
+    Now and then an attribute is left out. No caption names a later event first, as many queries do.
     """
-    count = int(rng.integers(1, len(film.events) + 1))
-    named = sorted(rng.choice(len(film.events), count, replace=False).tolist())
-    return ", ".join(_coarsely(film.events[i], rng) for i in named)
+    first = int(rng.integers(example.first + 1))
+    end = int(rng.integers(example.first + 2, len(example.film.events) + 1))
+    named = [_coarsely(event, rng) for event in example.film.events[first:end]]
+    if len(named) == 2 and rng.random() < 0.5:
+        return _IN_ORDER[int(rng.integers(len(_IN_ORDER)))].format(*named)
+    return ", ".join(named)
 
 
 def is_unseen(look: Look) -> bool:
@@ -171,7 +175,7 @@ def vocabulary_texts(seed: int, count: int = 3000) -> Iterator[str]:
     for example in make_corpus("vocabulary", count, seed):
         events = list(example.film.events)
         yield user_text(example.query)
-        yield caption(example.film, rng)
+        yield caption(example, rng)
         yield assistant_text(reasoning(events, example.queried, True), True, (0.0, float(example.film.duration)))
         yield assistant_text(reasoning(events[:1], example.queried, False), False, None)
     yield from [SYSTEM_PROMPT] * 20
@@ -205,10 +209,11 @@ def _query(pair: tuple[Event, ...], sentences: tuple[str, ...], rng: np.random.G
 
 def _coarsely(event: Event, rng: np.random.Generator) -> str:
     kept = rng.random(3) >= COARSENESS
+    doing = _DOING if rng.random() < 0.5 else _LONG_DOING
     words = [
         event.colour if kept[0] else "",
         event.shape if kept[1] else "shape",
-        _DOING[event.motion] if kept[2] else "",
+        doing[event.motion] if kept[2] else "",
     ]
     return " ".join(word for word in words if word)
 
