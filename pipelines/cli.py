@@ -307,9 +307,9 @@ def toy_pretrain(
     out: Annotated[Path, typer.Option(help="Folder for policy/ and embedder/.")],
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    policy_steps: Annotated[int, typer.Option(help="Optimiser steps of the policy.")] = 4000,
-    embedder_steps: Annotated[int, typer.Option(help="Optimiser steps of the embedder.")] = 1000,
-    corpora: Annotated[int, typer.Option(help="Corpora of 2,048 films to train on.")] = 10,
+    policy_steps: Annotated[int, typer.Option(help="Optimiser steps of the policy.")] = 2500,
+    embedder_steps: Annotated[int, typer.Option(help="Optimiser steps of the embedder.")] = 750,
+    corpora: Annotated[int, typer.Option(help="Corpora of 2,048 films to train on.")] = 12,
 ) -> None:
     """Train the toy policy and embedder from random weights."""
     from vsr1.toy.pretrain import pretrain
