@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 LONGEST_QUERY = 2000  # characters
 Status = Literal["matched", "not_found", "partial"]
+QUERY = "a red ring moving up, then a blue cross moving down"  # of the examples; theirs are videos of the toy corpus
+VideoId = Annotated[str, Path(max_length=500, examples=["test_0001"])]
+CorpusName = Annotated[str | None, Query(description="may be left out where there is only one", examples=["toy"])]
+Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False, examples=[2.5])]
+
+
+def example(**values: Any) -> ConfigDict:
+    """Settings of a model: unknown fields are refused, and the description has an example."""
+    return ConfigDict(extra="forbid", json_schema_extra={"examples": [values]})
 
 
 class SearchBody(BaseModel):
     """A search for one moment."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = example(query=QUERY, max_turns=2, top_k=5, exclude_ids=["test_0001"])
 
     query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_QUERY)]
     corpus: str | None = Field(None, description="name of a corpus; may be left out where there is only one")
@@ -36,6 +46,8 @@ class Moment(BaseModel):
     start: float
     end: float
     score: float
+    thumbnail_url: str = Field(description="the frame in the middle, at this server")
+    deep_link: str = Field(description="the page open at the moment, at this server")
 
 
 class TurnTrace(BaseModel):
