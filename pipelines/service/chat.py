@@ -21,28 +21,33 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipelines.service.faults import ADMITTED, OF_SEARCH, errors, json_only, openai_error
 from pipelines.service.replica import gateway
 from pipelines.service.runs import SearchRun
-from pipelines.service.schema import QUERY, SearchAnswer, SearchBody
+from pipelines.service.schema import QUERY, SearchAnswer, SearchBody, SearchOptions, Whole
 from pipelines.service.stream import ApiError
 from vsr1.config import ServeConfig
 
 router = APIRouter()
 REFUSED = ("tools", "functions", "logprobs", "audio", "prediction", "web_search_options")  # would change the answer
-OURS = ("corpus", "max_turns", "top_k", "exclude_ids", "threshold")
 
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "the answer, or with `stream` its chunks", "content": {"text/event-stream": {}}},
-    **errors("model_not_found", *OF_SEARCH, also={"unknown_video": 400, "invalid_request": 400}),
+    **errors(
+        "model_not_found", *OF_SEARCH, also=dict.fromkeys(("unknown_video", "invalid_request", "query_too_long"), 400)
+    ),
 }
 del ANSWERS[422]  # 400 here
 
 
 class Part(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     type: Literal["text"]
     text: str
 
 
 class Message(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     role: str
     content: str | list[Part] | None = None
 
@@ -52,27 +57,25 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     include_usage: bool = False
 
 
-class ChatBody(BaseModel):
+class ChatBody(SearchOptions):
     """OpenAI's request, and beside its fields those of a search."""
 
     model_config = ConfigDict(
         extra="allow",
+        strict=True,
         json_schema_extra={"examples": [{"model": "vsr1", "messages": [{"role": "user", "content": QUERY}]}]},
     )
 
     model: str
-    messages: list[Message] = Field(min_length=1, max_length=1000)
+    messages: list[Message] = Field(min_length=1, max_length=1000, description="one at least has the role `user`")
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
-    corpus: Annotated[Any, Field(description="this and the following: as in /v1/search")] = None
-    max_turns: Any = None
-    top_k: Any = None
-    exclude_ids: Any = None
-    threshold: Any = None
+    n: Annotated[Whole, Field(ge=1, le=1)] | None = None
 
     def search(self) -> SearchBody:
         """The search that the last message of the user asks for.
@@ -86,13 +89,11 @@ class ChatBody(BaseModel):
             raise ApiError(
                 422, "invalid_request", _unsupported(wanted) if wanted else "messages: none has the role user"
             )
-        ours = {name: getattr(self, name) for name in OURS if getattr(self, name) is not None}
         try:
-            return SearchBody(query=told[-1], **ours)
+            return SearchBody(query=told[-1], **{name: getattr(self, name) for name in SearchOptions.model_fields})
         except ValidationError as error:
-            first = error.errors(include_input=False, include_context=False, include_url=False)[0]
-            where = "the last message of the user" if first["loc"] == ("query",) else ".".join(map(str, first["loc"]))
-            raise ApiError(422, "invalid_request", f"{where}: {first['msg']}") from None
+            fault = error.errors(include_input=False)[0]["msg"]
+            raise ApiError(422, "invalid_request", f"the last message of the user: {fault}") from None
 
 
 class ChatAnswer(ChatCompletion):

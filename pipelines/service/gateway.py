@@ -23,6 +23,7 @@ from pipelines.service.runs import SearchRun, SearchRuns
 from pipelines.service.schema import Corpus, CorpusName, Health, SearchAnswer, SearchBody, Seconds, Video, VideoId
 from pipelines.service.stream import ApiError, Event, server_sent
 from vsr1.config import ServeConfig
+from vsr1.engine.engine import PromptError
 from vsr1.formats.clips import ClipError
 from vsr1.retrieval.request import SearchTimeoutError, UnknownVideoError
 
@@ -43,7 +44,7 @@ PAGE_HEADERS = {
 OF_VIDEO = errors("unknown_video", "unknown_corpus", "invalid_request", *ADMITTED)
 SEARCH_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "the answer, or with `stream` its events", "content": {"text/event-stream": {}}},
-    **errors(*OF_SEARCH, also={"unknown_video": 422}),
+    **errors(*OF_SEARCH, "query_too_long", also={"unknown_video": 422}),
 }
 
 
@@ -169,6 +170,10 @@ class Gateway:
                 raise ApiError(429, "busy", "this server runs as many searches as it takes; try again", 2) from None
             except UnknownVideoError as error:
                 raise ApiError(422, "unknown_video", str(getattr(error, "cause", error))) from error
+            except PromptError as error:
+                raise ApiError(
+                    422, "query_too_long", f"ask in fewer words: {getattr(error, 'cause', error)}"
+                ) from error
             except SearchTimeoutError as error:
                 raise ApiError(503, "search_timeout", str(getattr(error, "cause", error))) from error
             except (RayActorError, RayTaskError) as error:
