@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,25 @@ class Served:
         ) as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
             return [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+
+    def metric(self, name: str) -> dict[str, float]:
+        """Values of a metric by its labels."""
+        lines = httpx2.get(f"{self.url}/metrics", timeout=60).text.splitlines()
+        found = [line.rsplit(" ", 1) for line in lines if line.startswith(name)]
+        return {labels.removeprefix(name): float(value) for labels, value in found}
+
+    def until_idle(self) -> None:
+        deadline = time.monotonic() + 20
+        while any(self.metric("vsr1_searches_now").values()):
+            assert time.monotonic() < deadline, "a search nobody reads goes on"
+            time.sleep(0.2)
+
+    def raw(self, request: str) -> socket.socket:
+        """A connection on which this was sent as it is."""
+        host, port = self.url.removeprefix("http://").split(":")
+        connection = socket.create_connection((host, int(port)), timeout=30)
+        connection.sendall(request.encode())
+        return connection
 
 
 @pytest.fixture(scope="module")
