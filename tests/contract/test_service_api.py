@@ -14,9 +14,11 @@ from pathlib import Path
 from runpy import run_path
 from typing import Any
 
+import grpc
 import httpx2
 import jsonschema
 import openai
+import psutil
 import pytest
 import ray
 from mcp import Client, StdioServerParameters
@@ -301,6 +303,18 @@ def test_only_the_sites_that_are_named_may_ask(http: httpx2.Client) -> None:
     assert allowed(ORIGIN) == ORIGIN
     assert allowed("https://stranger.example") is None
     assert "access-control-allow-origin" not in http.get("/v1/corpora", headers={"Origin": "null"}).headers
+
+
+def test_the_ports_of_the_replicas_want_the_token_of_ray(served: Served) -> None:
+    replicas = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::ServeReplica")]
+    listening = [c for p in replicas for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    codes = []
+    for port in [c.laddr.port for c in listening if c.laddr.ip == "::"]:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as refused:
+            channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(b"", timeout=20)
+        codes.append(refused.value.code())
+    assert codes.count(grpc.StatusCode.UNAUTHENTICATED) == len(replicas) == 3
+    assert set(codes) <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}  # ports of Ray's core
 
 
 def test_no_log_has_a_key_or_a_query(served: Served, http: httpx2.Client) -> None:
