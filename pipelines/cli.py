@@ -12,6 +12,7 @@ import typer
 
 from pipelines.bench_cli import bench_app
 from pipelines.command import ConfigFile, DryRun, Overrides, console, guarded, read_settings, run_stage
+from pipelines.machine import check_packages, keep_ray_local
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train, evaluate and serve a video search agent.")
 data_app = typer.Typer(no_args_is_help=True, help="Make and build datasets.")
@@ -191,6 +192,7 @@ def serve_command(
     """Serve the trained agent, until interrupted."""
     named = [f"serve.corpora.{folder.name}={{root: {folder}, split: {split}}}" for folder in corpus or []]
     settings = read_settings(config, [f"model.policy={checkpoint}", *named, *(overrides or [])], False)
+    keep_ray_local(settings.cluster.address)
     from pipelines.service.deploy import serve_agent
 
     guarded(serve_agent, settings, host, port)
@@ -211,6 +213,18 @@ def search_command(
 
     body = {"query": query, "corpus": corpus, "max_turns": max_turns, "exclude_ids": exclude or []}
     raise typer.Exit(guarded(search, url.rstrip("/"), body, key_file, console, as_json))
+
+
+@app.command("mcp")
+def mcp_command(
+    url: Annotated[str, typer.Option(help="Of a running `vsr1 serve`.")] = "http://127.0.0.1:8000",
+    key_file: Annotated[Path | None, typer.Option(help="File that holds the API key and nothing else.")] = None,
+) -> None:
+    """Give an assistant the tool `search_videos` (Model Context Protocol on standard input and output)."""
+    guarded(check_packages, "mcp", fix="pip install 'vsr1[mcp]'")
+    from pipelines.service.mcp_tool import run_tool
+
+    guarded(run_tool, url.rstrip("/"), key_file)
 
 
 @app.command("key")

@@ -40,7 +40,17 @@ def check_port(port: int = 0) -> None:
             raise MachineError(f"{what} of 127.0.0.1 cannot be opened ({error.strerror}): {fix}") from error
 
 
-def check_packages(*names: str) -> None:
+def keep_ray_local(address: str | None) -> None:
+    """Let a Ray that this process starts listen on the loopback address only. To be called before Ray is imported.
+
+    Args:
+        address: `cluster.address`; a Ray that is joined listens where it was told to.
+    """
+    if (address or os.environ.get("RAY_ADDRESS", "local")) == "local":
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's own: may other machines' nodes join?
+
+
+def check_packages(*names: str, fix: str = "run `make clean demo`, or see `vsr1 doctor`") -> None:
     """See that packages are installed, without importing them.
 
     Raises:
@@ -48,7 +58,7 @@ def check_packages(*names: str) -> None:
     """
     missing = [name for name in names if find_spec(name) is None]
     if missing:
-        raise MachineError(f"not installed: {', '.join(missing)}; run `make clean demo`, or see `vsr1 doctor`")
+        raise MachineError(f"not installed: {', '.join(missing)}; {fix}")
 
 
 def cores() -> int:

@@ -357,6 +357,14 @@ class ServeConfig(Section):
     waiting_searches: int = Field(64, ge=0, description="further searches that wait; beyond them the answer is 429")
     request_limit_s: float = Field(120.0, gt=0, description="after which a search ends with what it has")
     key_file: AbsolutePath | None = Field(None, description="hashes of API keys; empty lets everybody in")
+    cors_origins: list[str] = Field([], description="sites whose scripts may ask, as in https://example.org")
+    body_limit_kib: int = Field(1024, ge=1, description="largest body of a request")
+    body_limit_s: float = Field(20.0, gt=0, description="after which a body that is still coming is refused")
+    resume_grace_s: float = Field(
+        5.0, ge=0, description="a streamed search goes on for so long without a reader; 0: it ends with its reader"
+    )
+    resume_keep_s: float = Field(60.0, ge=0, description="events of a search that is over can be read for so long")
+    resume_keep: int = Field(256, ge=0, description="searches that are over and kept")
 
 
 class ToyConfig(Section):

@@ -19,6 +19,11 @@ class SearchError(RuntimeError):
     """The server cannot be reached or refused; the message says why."""
 
 
+def read_key(file: Path | None) -> str | None:
+    """The key in a file that holds nothing else, None without a file."""
+    return file.read_text(encoding="utf-8").strip() if file else None
+
+
 def stream_search(url: str, body: dict[str, Any], key: str | None = None) -> Iterator[dict[str, Any]]:
     """Events of a search, the last of type `done`.
 
@@ -47,7 +52,7 @@ def stream_search(url: str, body: dict[str, Any], key: str | None = None) -> Ite
 
 def search(url: str, body: dict[str, Any], key_file: Path | None, console: Console, as_json: bool) -> int:
     """Print the answer; the exit code is 0 for a match, else `NOT_FOUND`."""
-    key = key_file.read_text(encoding="utf-8").strip() if key_file else None
+    key = read_key(key_file)
     result: dict[str, Any] = {}
     for event in stream_search(url, body, key):
         if event["type"] == "done":

@@ -4,48 +4,48 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
 
-from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import Response, StreamingResponse
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from pipelines.service.keys import Limiter, known, read_keys, secret_of
-from pipelines.service.schema import Corpus, ErrorAnswer, Health, SearchAnswer, SearchBody, Video
+from pipelines.service import chat, metrics, resume
+from pipelines.service.faults import ADMITTED, ALWAYS, OF_SEARCH, errors, handle_faults, json_only
+from pipelines.service.guard import Cors, Guard
+from pipelines.service.keys import ApiKey, Limiter, known, read_keys, secret_of
+from pipelines.service.runs import SearchRun, SearchRuns
+from pipelines.service.schema import Corpus, CorpusName, Health, SearchAnswer, SearchBody, Seconds, Video, VideoId
 from pipelines.service.stream import ApiError, Event, server_sent
 from vsr1.config import ServeConfig
+from vsr1.engine.engine import PromptError
 from vsr1.formats.clips import ClipError
 from vsr1.retrieval.request import SearchTimeoutError, UnknownVideoError
 
 app = FastAPI(title="vsr1", description="Search a corpus of videos for one moment.", docs_url="/docs", redoc_url=None)
+handle_faults(app)
+for middleware in (Guard, Cors, metrics.Counted):  # the last is the outermost
+    app.add_middleware(middleware)
+for router in (resume.router, chat.router, metrics.router):
+    app.include_router(router)
 PAGE = {path.name: path.read_bytes() for path in (Path(__file__).parent / "page").iterdir()}
 PAGE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob:; connect-src 'self'; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'"
     ),
-    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in (401, 404, 422, 429, 503)}
-
-
-@app.exception_handler(ApiError)
-async def _api_error(request: Request, error: ApiError) -> Response:
-    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
-    return JSONResponse(error.body(), error.status, headers=headers)
-
-
-@app.exception_handler(RequestValidationError)
-async def _invalid(request: Request, error: RequestValidationError) -> Response:
-    faults = "; ".join(f"{'.'.join(map(str, item['loc'][1:])) or 'body'}: {item['msg']}" for item in error.errors())
-    return JSONResponse({"error": {"code": "invalid_request", "message": faults}}, 422)
+OF_VIDEO = errors("unknown_video", "unknown_corpus", "invalid_request", *ADMITTED)
+SEARCH_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the answer, or with `stream` its events", "content": {"text/event-stream": {}}},
+    **errors(*OF_SEARCH, "query_too_long", also={"unknown_video": 422}),
+}
 
 
 @serve.deployment(name="gateway", max_ongoing_requests=1024)
@@ -54,39 +54,54 @@ class Gateway:
     """`agents` and `library` are the handles of the other deployments."""
 
     def __init__(self, config: ServeConfig, agents: Any, library: Any) -> None:
-        self._config, self._library = config, library
+        self.settings, self._library = config, library
         self._agents = agents.options(stream=True)
         self._keys = read_keys(config.key_file) if config.key_file else None
         self._limiter = Limiter()
+        self.runs = SearchRuns(config)
 
-    @app.post("/v1/search", response_model=SearchAnswer, responses=ERRORS)
+    @app.post("/v1/search", response_model=SearchAnswer, responses=SEARCH_ANSWERS, dependencies=[Depends(json_only)])
     async def search(self, body: SearchBody, request: Request) -> Any:
         """Find one moment. With `stream` the answer is server-sent events: turn.started, retrieved, reasoning.delta,
-        verdict, refined, moment, and at the end `done` with the whole answer, or `error`."""
-        events = self._events(body, request)
-        event = await anext(events)  # what is refused has a status, streamed or not
+        verdict, refined, moment, and at the end `done` with the whole answer, or `error`. The header X-Search-Id names
+        the search to `GET /v1/search/{search_id}/events`."""
+        run = await self.begin(body, request, resumable=body.stream)
         if body.stream:
-            headers = {"Cache-Control": "no-store"}
-            return StreamingResponse(server_sent(event, events), media_type="text/event-stream", headers=headers)
-        while event["type"] != "done":
-            event = await anext(events)
-        await events.aclose()
-        return event["result"]
+            headers = {"Cache-Control": "no-store", "X-Search-Id": run.id}
+            return StreamingResponse(server_sent(run.read()), media_type="text/event-stream", headers=headers)
+        return await run.result()
 
-    @app.get("/v1/corpora", responses=ERRORS)
+    async def begin(self, body: SearchBody, request: Request, resumable: bool = False) -> SearchRun:
+        """Start a search and wait for its first event: what is refused has a status, streamed or not.
+
+        Args:
+            resumable: it goes on for `serve.resume_grace_s` without a reader.
+
+        Raises:
+            ApiError: it was refused.
+        """
+        key, search_id = self.key_of(request), uuid4().hex
+        events = self._events(search_id, body, key)
+        return await self.runs.begin(search_id, key.name if key else None, events, resumable)
+
+    @app.get("/v1/corpora", responses=errors(*ADMITTED))
     async def corpora(self, request: Request) -> list[Corpus]:
         with self._admitted(request):
             found = await self._library.describe.remote()
         return [Corpus(name=n, videos=row["videos"], index_version=row["index_version"]) for n, row in found.items()]
 
-    @app.get("/v1/videos/{video_id}", responses=ERRORS)
-    async def video(self, video_id: str, request: Request, corpus: str | None = None) -> Video:
+    @app.get("/v1/videos/{video_id}", responses=OF_VIDEO)
+    async def video(self, video_id: VideoId, request: Request, corpus: CorpusName = None) -> Video:
         with self._admitted(request):
             return Video(video_id=video_id, duration=await self._of_video("video", corpus, video_id))
 
-    @app.get("/v1/videos/{video_id}/thumbnail", response_class=Response, responses=ERRORS)
+    @app.get(
+        "/v1/videos/{video_id}/thumbnail",
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}}}, **OF_VIDEO},
+    )
     async def thumbnail(
-        self, video_id: str, request: Request, t: Annotated[float, Query(ge=0)] = 0.0, corpus: str | None = None
+        self, video_id: VideoId, request: Request, t: Seconds = 0.0, corpus: CorpusName = None
     ) -> Response:
         """The frame nearest to second `t`, as JPEG."""
         with self._admitted(request):
@@ -101,35 +116,52 @@ class Gateway:
     async def page_part(self, kind: Literal["css", "js"]) -> Response:
         return Response(PAGE[f"page.{kind}"], media_type={"css": "text/css", "js": "text/javascript"}[kind])
 
-    @app.get("/healthz")
+    @app.get("/healthz", responses=errors(*ALWAYS))
     async def healthz(self) -> Health:
         """The gateway is there."""
         return Health(status="ok")
 
-    @app.get("/readyz", responses=ERRORS)
+    @app.get("/readyz", responses=errors(*ALWAYS))
     async def readyz(self) -> Health:
         """The corpora can be searched."""
         return Health(status="ok", detail=await self._library.describe.remote())
 
-    @contextmanager
-    def _admitted(self, request: Request) -> Iterator[None]:
-        """Around a request: let in by its key's limits, everybody without a file of keys."""
+    def key_of(self, request: Request) -> ApiKey | None:
+        """The key of a request, None where there is no file of keys.
+
+        Raises:
+            ApiError: it has none that is known.
+        """
         if self._keys is None:
+            return None
+        if key := known(self._keys, secret_of(request.headers)):
+            return key
+        raise ApiError(401, "unknown_key", "send a valid API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+
+    @contextmanager
+    def within_limits(self, key: ApiKey | None, holds: bool = True) -> Iterator[None]:
+        """Around what a key asked for. Raises ApiError at its limits.
+
+        Args:
+            holds: it counts among what the key runs at one time.
+        """
+        if key is None:
             yield
             return
-        key = known(self._keys, secret_of(request.headers))
-        if key is None:
-            raise ApiError(401, "unknown_key", "send a valid API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-        if wait := self._limiter.begin(key, time.monotonic()):
+        if wait := self._limiter.begin(key, time.monotonic(), holds):
             raise ApiError(429, "rate_limited", f"the limits of key {key.name!r} are reached", retry_after_s=wait)
         try:
             yield
         finally:
-            self._limiter.end(key)
+            if holds:
+                self._limiter.end(key)
 
-    async def _events(self, body: SearchBody, request: Request) -> AsyncGenerator[Event, None]:
-        with self._admitted(request):
-            stream = self._agents.search.remote(uuid4().hex, body, self._corpus(body.corpus))
+    def _admitted(self, request: Request) -> AbstractContextManager[None]:
+        return self.within_limits(self.key_of(request))
+
+    async def _events(self, search_id: str, body: SearchBody, key: ApiKey | None) -> AsyncGenerator[Event, None]:
+        with self.within_limits(key):
+            stream = self._agents.search.remote(search_id, body, self._corpus(body.corpus))
             try:
                 async for event in stream:
                     yield event
@@ -138,6 +170,10 @@ class Gateway:
                 raise ApiError(429, "busy", "this server runs as many searches as it takes; try again", 2) from None
             except UnknownVideoError as error:
                 raise ApiError(422, "unknown_video", str(getattr(error, "cause", error))) from error
+            except PromptError as error:
+                raise ApiError(
+                    422, "query_too_long", f"ask in fewer words: {getattr(error, 'cause', error)}"
+                ) from error
             except SearchTimeoutError as error:
                 raise ApiError(503, "search_timeout", str(getattr(error, "cause", error))) from error
             except (RayActorError, RayTaskError) as error:
@@ -146,13 +182,15 @@ class Gateway:
                 stream.cancel()
 
     async def _of_video(self, what: str, corpus: str | None, video_id: str, *more: Any) -> Any:
+        corpus = self._corpus(corpus)
         try:
-            return await getattr(self._library, what).remote(self._corpus(corpus), video_id, *more)
-        except ClipError as error:
-            raise ApiError(404, "unknown_video", str(getattr(error, "cause", error))) from error
+            return await getattr(self._library, what).remote(corpus, video_id, *more)
+        except ClipError as error:  # its message has folders of this machine
+            message = f"corpus {corpus!r} has no video {video_id!r} that can be read; ids are those of the answers"
+            raise ApiError(404, "unknown_video", message) from error
 
     def _corpus(self, name: str | None) -> str:
-        names = list(self._config.corpora)
+        names = list(self.settings.corpora)
         if name is None and len(names) == 1:
             return names[0]
         if name not in names:

@@ -80,7 +80,7 @@ def secret_of(headers: Mapping[str, str]) -> str:
 
 
 def known(keys: dict[str, ApiKey], secret: str) -> ApiKey | None:
-    """The key of a secret; comparing hashes tells nothing about it."""
+    """The key of a secret. How long it takes tells about hashes only, of which nobody can choose the digits."""
     return keys.get(_hash(secret))
 
 
@@ -97,17 +97,21 @@ class Limiter:
     def __init__(self) -> None:
         self._uses: dict[str, _Use] = {}
 
-    def begin(self, key: ApiKey, now: float) -> int:
-        """Start a request at `now` seconds: 0, or after how many whole seconds to try again."""
+    def begin(self, key: ApiKey, now: float, holds: bool = True) -> int:
+        """Start a request at `now` seconds: 0, or after how many whole seconds to try again.
+
+        Args:
+            holds: it counts among what runs, until `end`.
+        """
         use = self._uses.setdefault(key.name, _Use(key.per_minute, now))
         use.allowance = min(key.per_minute, use.allowance + (now - use.since) * key.per_minute / 60)
         use.since = now
-        if use.running >= key.at_once:
+        if holds and use.running >= key.at_once:
             return 1
         if use.allowance < 1:
             return max(1, math.ceil((1 - use.allowance) * 60 / key.per_minute))
         use.allowance -= 1
-        use.running += 1
+        use.running += holds
         return 0
 
     def end(self, key: ApiKey) -> None:

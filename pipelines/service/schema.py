@@ -4,23 +4,45 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from fastapi import Path, Query
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 LONGEST_QUERY = 2000  # characters
 Status = Literal["matched", "not_found", "partial"]
+QUERY = "a red ring moving up, then a blue cross moving down"  # of the examples; theirs are videos of the toy corpus
+VideoId = Annotated[str, Path(max_length=500, examples=["test_0001"])]
+CorpusName = Annotated[str | None, Query(description="may be left out where there is only one", examples=["toy"])]
+Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False, examples=[2.5])]
 
 
-class SearchBody(BaseModel):
-    """A search for one moment."""
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    model_config = ConfigDict(extra="forbid")
 
-    query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_QUERY)]
+Whole = Annotated[int, BeforeValidator(_whole)]  # JSON has one kind of number: 2.0 is 2
+
+
+def example(**values: Any) -> ConfigDict:
+    """Settings of a body: no field of another name or type, and an example in the description."""
+    return ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [values]})
+
+
+class SearchOptions(BaseModel):
+    """How to search."""
+
     corpus: str | None = Field(None, description="name of a corpus; may be left out where there is only one")
-    max_turns: int | None = Field(None, ge=1, le=16, description="videos looked at; empty: as the agent was trained")
-    top_k: int = Field(10, ge=1, le=100, description="videos listed of each ranking")
+    max_turns: Whole | None = Field(None, ge=1, le=16, description="videos looked at; empty: as the agent was trained")
+    top_k: Whole = Field(10, ge=1, le=100, description="videos listed of each ranking")
     exclude_ids: list[str] = Field([], max_length=1000, description="videos that are not looked at")
     threshold: float | None = Field(None, ge=-1, le=1, description="least score of a moment's video")
+
+
+class SearchBody(SearchOptions):
+    """A search for one moment."""
+
+    model_config = example(query=QUERY, max_turns=2, top_k=5, exclude_ids=["test_0001"])
+
+    query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_QUERY)]
     stream: bool = Field(False, description="server-sent events instead of one answer")
 
 
@@ -36,6 +58,8 @@ class Moment(BaseModel):
     start: float
     end: float
     score: float
+    thumbnail_url: str = Field(description="the frame in the middle, at this server")
+    deep_link: str = Field(description="the page open at the moment, at this server")
 
 
 class TurnTrace(BaseModel):

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from pipelines.service.links import deep_link, thumbnail_url
 from pipelines.service.schema import Found, Moment, SearchAnswer, SearchBody, TurnTrace, Usage
 from pipelines.service.stream import Event
 from vsr1.agent.environment import Observation, run_episode
@@ -80,8 +81,7 @@ class Searching:
         if last and last.verdict == "matched" and last.span is not None:
             score = dict(last.retrieved)[last.video_id]
             if self._body.threshold is None or score >= self._body.threshold:
-                start, end = last.span
-                moments.append(Moment(video_id=last.video_id, start=start, end=end, score=score))
+                moments.append(self._moment(last.video_id, *last.span, score))
         answer = SearchAnswer(
             id=self._id,
             status="partial" if played is None else "matched" if moments else "not_found",
@@ -101,6 +101,16 @@ class Searching:
         )
         told = [{"type": "moment", **moment.model_dump()} for moment in moments]
         return [*told, {"type": "done", "result": answer.model_dump()}]
+
+    def _moment(self, video_id: str, start: float, end: float, score: float) -> Moment:
+        return Moment(
+            video_id=video_id,
+            start=start,
+            end=end,
+            score=score,
+            thumbnail_url=thumbnail_url(self._corpus, video_id, (start + end) / 2),
+            deep_link=deep_link(self._body.query, self._corpus, video_id, start, end),
+        )
 
     def _told(self, turn: int, text: str) -> None:
         self._queue.put_nowait({"type": "reasoning.delta", "turn": turn, "text": text})

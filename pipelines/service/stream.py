@@ -1,4 +1,4 @@
-"""Events over HTTP: a numbered stream that always ends in `done` or `error`."""
+"""Events over HTTP: server-sent events with the numbers that a reader goes on from."""
 
 from __future__ import annotations
 
@@ -25,27 +25,19 @@ class ApiError(Exception):
         return {"type": "error", **self.body()["error"]}
 
 
-async def server_sent(first: Event, events: AsyncGenerator[Event, None]) -> AsyncIterator[str]:
-    """Server-sent events with numbers; a comment now and then while nothing happens, and always an end.
-
-    Args:
-        first: the event that was taken from `events` already, so that a refusal has a status of its own.
-    """
-    event, number = first, 0
-    coming: asyncio.Task[Event] | None = None
+async def server_sent(events: AsyncGenerator[tuple[int, Event], None]) -> AsyncIterator[str]:
+    """Server-sent events with their numbers; a comment now and then while nothing happens. Closes `events`."""
+    coming: asyncio.Task[tuple[int, Event]] | None = None
     try:
         while True:
-            number += 1
-            yield f"id: {number}\nevent: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
-            if event["type"] in ("done", "error"):
-                return
             coming = asyncio.ensure_future(anext(events))
             while not (await asyncio.wait([coming], timeout=HEARTBEAT_S))[0]:
                 yield ": still searching\n\n"
             try:
-                event = coming.result()
-            except ApiError as error:
-                event = error.event()
+                number, event = coming.result()
+            except StopAsyncIteration:
+                return
+            yield f"id: {number}\nevent: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
     finally:
         if coming is not None:
             coming.cancel()

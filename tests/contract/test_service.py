@@ -2,10 +2,9 @@
 
 import io
 import json
-import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -13,67 +12,15 @@ import httpx2
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
-from ray import serve
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.data.build import ensure_dataset
-from pipelines.evaluate import evaluate
-from pipelines.service.deploy import start_agent
-from pipelines.service.keys import add_key
 from vsr1.agent.parse import last_element
-from vsr1.agent.trajectory import Trajectory
-from vsr1.config import load_config
 
-REPOSITORY = Path(__file__).parents[2]
-QUERIES = 24
-SMALL = ["toy.train=4", "toy.val=0", f"toy.test={QUERIES}", "data.splits=[train,test]", "eval.top_k=5"]
+shared = run_path(str(Path(__file__).parent / "toy_service.py"))
+Served, served, QUERIES = shared["Served"], shared["served"], shared["QUERIES"]
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-@dataclass(frozen=True)
-class Served:
-    url: str
-    evaluated: list[Trajectory]  # by the same policy, on the same corpus
-
-    key: str
-    slow_key: str  # one request a minute
-
-    def search(self, **body: Any) -> tuple[int, dict[str, Any]]:
-        answer = httpx2.post(f"{self.url}/v1/search", json=body, timeout=120, headers={"X-API-Key": self.key})
-        return answer.status_code, answer.json()
-
-    def events(self, **body: Any) -> list[dict[str, Any]]:
-        with httpx2.stream(
-            "POST",
-            f"{self.url}/v1/search",
-            json=body | {"stream": True},
-            timeout=120,
-            headers={"Authorization": f"Bearer {self.key}"},
-        ) as answer:
-            assert answer.headers["content-type"].startswith("text/event-stream")
-            return [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("service")
-    paths = [f"run_dir={folder / 'run'}", f"data.root={folder / 'data'}", f"serve.corpora.toy.root={folder / 'data'}"]
-    memory = ["cluster.rollout.memory_gib=1"]  # Ray offers what is free when it starts
-    config = load_config(REPOSITORY / "configs" / "toy.yaml", [*SMALL, *memory, *paths])
-    ensure_dataset(config)
-    _, evaluated = evaluate(config)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    keys = folder / "keys.json"
-    key = add_key(keys, "tests", per_minute=10_000, at_once=8)
-    slow = add_key(keys, "slow", per_minute=1, at_once=1)
-    served = config.serve.model_copy(update={"key_file": keys})
-    start_agent(config.model_copy(update={"serve": served}), "127.0.0.1", port)
-    yield Served(f"http://127.0.0.1:{port}", evaluated, key, slow)
-    serve.shutdown()
 
 
 def test_a_search_is_the_evaluation_s_episode(served: Served) -> None:

@@ -31,6 +31,10 @@ class PushError(RuntimeError):
     """New weights that did not arrive whole; the message names every tensor."""
 
 
+class PromptError(ValueError):
+    """A prompt that the engine does not take, as it is too long; the message is the engine's."""
+
+
 @dataclass
 class Reply:
     """One finished request. Token ids and log-probs are those of sampled tokens, the refine token included."""
@@ -136,8 +140,12 @@ class PolicyEngine:
             sigma: standard deviation of the noise that is added to each latent.
             words: for measurements: the reply has exactly so many tokens, then the refine token when `latents` > 0.
             on_text: gets the reply's text piece by piece while it is sampled; the pieces together are the text.
+
+        Raises:
+            PromptError: prompt and clip are longer than `rollout.engine.max_model_len`.
         """
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import RequestOutputKind
 
         slot = await self._slots.get()
@@ -189,6 +197,8 @@ class PolicyEngine:
             if on_text and len(reply.text) > len(told):
                 on_text(reply.text[len(told) :])
             return reply
+        except VLLMValidationError as error:
+            raise PromptError(str(error)) from error
         finally:  # without an await, so that a second cancellation cannot keep the slot
             self._running -= 1
             if not self._running:

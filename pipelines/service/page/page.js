@@ -195,5 +195,8 @@ corpora().then(() => {
   if (!linked.get("q")) return;
   find("query").value = linked.get("q");
   if (linked.get("corpus")) find("corpus").value = linked.get("corpus");
-  search();
+  const span = (linked.get("t") || "").split("-").map(Number);
+  if (!linked.get("v") || span.length !== 2 || span.some(Number.isNaN)) return search();
+  const moment = { video_id: linked.get("v"), start: span[0], end: span[1] };
+  return show({ status: "matched", query: linked.get("q"), moments: [moment] }, find("corpus").value);
 }).catch(fail);
