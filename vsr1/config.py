@@ -361,7 +361,7 @@ class UploadConfig(Section):
     at_once: int = Field(4, ge=1, description="files received at one time; beyond them the answer is 429")
     path_root: AbsolutePath | None = Field(None, description="folder below which a path may be given; empty: none may")
     urls: bool = Field(False, description="whether a video may be fetched from a public address")
-    url_limit_s: float = Field(300.0, gt=0, description="for fetching one")
+    limit_s: float = Field(3600.0, gt=0, description="for receiving a file, or fetching one")
 
 
 class ServeConfig(Section):

@@ -6,24 +6,26 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
+from pipelines.service.intake import Intake
 from pipelines.service.keys import Limiter, known, read_keys, secret_of
-from pipelines.service.schema import Corpus, ErrorAnswer, Health, SearchAnswer, SearchBody, Video
+from pipelines.service.schema import Corpus, ErrorAnswer, Health, SearchAnswer, SearchBody
 from pipelines.service.stream import ApiError, Event, server_sent
+from pipelines.service.videos import router as videos
 from vsr1.config import ServeConfig
-from vsr1.formats.clips import ClipError
 from vsr1.retrieval.request import SearchTimeoutError, UnknownVideoError
 
 app = FastAPI(title="vsr1", description="Search a corpus of videos for one moment.", docs_url="/docs", redoc_url=None)
+app.include_router(videos)
 PAGE = {path.name: path.read_bytes() for path in (Path(__file__).parent / "page").iterdir()}
 PAGE_HEADERS = {
     "Content-Security-Policy": (
@@ -54,7 +56,7 @@ class Gateway:
     """`agents` and `library` are the handles of the other deployments."""
 
     def __init__(self, config: ServeConfig, agents: Any, library: Any) -> None:
-        self._config, self._library = config, library
+        self._config, self.library, self.intake = config, library, Intake(config, library)
         self._agents = agents.options(stream=True)
         self._keys = read_keys(config.key_file) if config.key_file else None
         self._limiter = Limiter()
@@ -75,23 +77,9 @@ class Gateway:
 
     @app.get("/v1/corpora", responses=ERRORS)
     async def corpora(self, request: Request) -> list[Corpus]:
-        with self._admitted(request):
-            found = await self._library.describe.remote()
+        with self.admitted(request):
+            found = await self.library.describe.remote()
         return [Corpus(name=n, videos=row["videos"], index_version=row["index_version"]) for n, row in found.items()]
-
-    @app.get("/v1/videos/{video_id}", responses=ERRORS)
-    async def video(self, video_id: str, request: Request, corpus: str | None = None) -> Video:
-        with self._admitted(request):
-            return Video(video_id=video_id, duration=await self._of_video("video", corpus, video_id))
-
-    @app.get("/v1/videos/{video_id}/thumbnail", response_class=Response, responses=ERRORS)
-    async def thumbnail(
-        self, video_id: str, request: Request, t: Annotated[float, Query(ge=0)] = 0.0, corpus: str | None = None
-    ) -> Response:
-        """The frame nearest to second `t`, as JPEG."""
-        with self._admitted(request):
-            picture = await self._of_video("thumbnail", corpus, video_id, t)
-        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     @app.get("/", include_in_schema=False)
     async def page(self) -> Response:
@@ -109,10 +97,10 @@ class Gateway:
     @app.get("/readyz", responses=ERRORS)
     async def readyz(self) -> Health:
         """The corpora can be searched."""
-        return Health(status="ok", detail=await self._library.describe.remote())
+        return Health(status="ok", detail=await self.library.describe.remote())
 
     @contextmanager
-    def _admitted(self, request: Request) -> Iterator[None]:
+    def admitted(self, request: Request) -> Iterator[None]:
         """Around a request: let in by its key's limits, everybody without a file of keys."""
         if self._keys is None:
             yield
@@ -128,8 +116,8 @@ class Gateway:
             self._limiter.end(key)
 
     async def _events(self, body: SearchBody, request: Request) -> AsyncGenerator[Event, None]:
-        with self._admitted(request):
-            stream = self._agents.search.remote(uuid4().hex, body, self._corpus(body.corpus))
+        with self.admitted(request):
+            stream = self._agents.search.remote(uuid4().hex, body, self.corpus(body.corpus))
             try:
                 async for event in stream:
                     yield event
@@ -145,13 +133,8 @@ class Gateway:
             finally:
                 stream.cancel()
 
-    async def _of_video(self, what: str, corpus: str | None, video_id: str, *more: Any) -> Any:
-        try:
-            return await getattr(self._library, what).remote(self._corpus(corpus), video_id, *more)
-        except ClipError as error:
-            raise ApiError(404, "unknown_video", str(getattr(error, "cause", error))) from error
-
-    def _corpus(self, name: str | None) -> str:
+    def corpus(self, name: str | None) -> str:
+        """The corpus of a request, which may leave it out where there is only one; raises `ApiError` 404."""
         names = list(self._config.corpora)
         if name is None and len(names) == 1:
             return names[0]

@@ -22,11 +22,14 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vsr1.config import CorpusConfig
 from vsr1.formats.atomic import replacing, write_json
 from vsr1.formats.clips import Clip, ClipError, ClipFolder
+from vsr1.formats.dataset import DatasetFolder
 
 LONGEST_ID = 200  # bytes in UTF-8: a file's name may have 255, and ours have more in them than the id
 SOURCE = "source"
+State = Literal["incoming", "videos", "deleted"]
 
 
 class Fault(BaseModel):
@@ -67,34 +70,44 @@ class AddedFolder:
 
     root: Path
 
+    @classmethod
+    def of(cls, corpus: CorpusConfig) -> AddedFolder:
+        """The folder that a served corpus names, or its own in the dataset folder."""
+        return cls(corpus.added or DatasetFolder(corpus.root).added(corpus.split))
+
     @property
     def receiving(self) -> Path:
         return self.root / "receiving"
 
     def incoming(self, video_id: str) -> Path:
-        return self.root / "incoming" / video_id
+        return self._place("incoming", video_id)
 
     def video(self, video_id: str) -> Path:
-        return self.root / "videos" / video_id
+        return self._place("videos", video_id)
 
     def deleted(self, video_id: str) -> Path:
-        return self.root / "deleted" / video_id
+        return self._place("deleted", video_id)
 
-    def read_all(self, state: Literal["incoming", "videos"]) -> dict[str, AddedVideo]:
+    def _place(self, state: State, video_id: str) -> Path:
+        if problem := video_id_problem(video_id):
+            raise ClipError(f"video id {video_id!r} {problem}; name the video otherwise")
+        return self.root / state / video_id
+
+    def has(self, video_id: str, state: State = "videos") -> bool:
+        """Whether a video is in a state; any text may be asked for."""
+        return video_id_problem(video_id) is None and self._place(state, video_id).is_dir()
+
+    def read(self, video_id: str) -> AddedVideo:
+        """A video that can be searched; raises as `read_all`."""
+        return _read(self.video(video_id) / "video.json")
+
+    def read_all(self, state: State) -> dict[str, AddedVideo]:
         """The videos in a state by id, sorted.
 
         Raises:
             ClipError: a `video.json` that is not one.
         """
-        found = {}
-        for file in sorted((self.root / state).glob("[!.]*/video.json")):
-            try:
-                found[file.parent.name] = AddedVideo.model_validate_json(file.read_bytes())
-            except ValidationError as error:
-                raise ClipError(
-                    f"{file} cannot be used ({error}); remove its folder and add the video again"
-                ) from error
-        return found
+        return {file.parent.name: _read(file) for file in sorted((self.root / state).glob("[!.]*/video.json"))}
 
     def write(self, folder: Path, video: AddedVideo) -> None:
         write_json(folder / "video.json", video.model_dump())
@@ -113,8 +126,10 @@ class AddedFolder:
         _move(place, self.video(video.video_id))
 
     def fail(self, video: AddedVideo, fault: Fault) -> None:
-        """Keep only why a video on its way did not come in."""
+        """Keep only why a video did not come in."""
         place = self.incoming(video.video_id)
+        if self.has(video.video_id):
+            _move(self.video(video.video_id), place)
         self.write(place, video.model_copy(update={"fault": fault}))
         for path in place.iterdir():
             if path.name != "video.json":
@@ -122,15 +137,21 @@ class AddedFolder:
 
     def delete(self, video_id: str) -> None:
         """Take a video out of those that can be searched, or off its way; nothing happens if it is neither."""
-        _forget(self.incoming(video_id))
-        if self.video(video_id).is_dir():
+        if self.has(video_id, "incoming"):
+            _forget(self.incoming(video_id))
+        if self.has(video_id):
             _move(self.video(video_id), self.deleted(video_id))
 
-    def purge(self, video_id: str | None = None) -> None:
-        """Free the disk of a deleted video, or of all of them and of what was never received whole."""
-        _forget(self.deleted(video_id) if video_id else self.root / "deleted")
-        if video_id is None:
-            _forget(self.receiving)
+    def purge(self, video_id: str) -> None:
+        """Free the disk of a deleted video."""
+        if self.has(video_id, "deleted"):
+            _forget(self.deleted(video_id))
+
+    def purge_all(self) -> None:
+        """Free the disk of all deleted videos, of what was never received whole, and of what a kill left of them."""
+        for path in [self.root / "deleted", self.receiving, *self.root.glob("*/.*.gone"), *self.root.glob(".*.gone")]:
+            if path.is_dir():
+                shutil.rmtree(path)
 
     def removed(self) -> list[str]:
         """Ids of the build's videos that are not searched any more."""
@@ -160,9 +181,9 @@ class LibraryClips:
         return self._folder(video_id).read(video_id)
 
     def _folder(self, video_id: str) -> ClipFolder:
-        for folder in (self._added.video(video_id), self._added.deleted(video_id)):
-            if video_id_problem(video_id) is None and folder.is_dir():
-                return ClipFolder(folder, self.built.timestamps)
+        for state in ("videos", "deleted"):
+            if self._added.has(video_id, state):
+                return ClipFolder(self._added.root / state / video_id, self.built.timestamps)
         return self.built
 
     def known(self, video_id: str) -> ClipFolder:
@@ -171,11 +192,18 @@ class LibraryClips:
         Raises:
             ClipError: there is none.
         """
-        folder = self._folder(video_id)
-        gone = folder is self.built and (video_id not in folder or video_id in self._added.removed())
-        if gone or folder.folder == self._added.deleted(video_id):
+        if self._added.has(video_id):
+            return self._folder(video_id)
+        if video_id not in self.built or video_id in self._added.removed():
             raise ClipError(f"the corpus has no video {video_id!r}; `POST /v1/videos` adds one")
-        return folder
+        return self.built
+
+
+def _read(file: Path) -> AddedVideo:
+    try:
+        return AddedVideo.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise ClipError(f"{file} cannot be used ({error}); remove its folder and add the video again") from error
 
 
 def _forget(folder: Path) -> None:
