@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from urllib.parse import urljoin
 
 import httpx2
@@ -29,7 +29,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or outside)
 
 
-async def fetch(url: str, transport: httpx2.AsyncBaseTransport | None = None) -> AsyncIterator[bytes]:
+async def fetch(url: str, transport: httpx2.AsyncBaseTransport | None = None) -> AsyncGenerator[bytes, None]:
     """The content of a URL, piece by piece.
 
     Args:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,7 +29,7 @@ class Intake:
         self._config, self._library, self._limits = config, library, config.upload
         self._receiving = 0
 
-    async def add(self, corpus: str, video_id: str | None, pieces: AsyncIterator[bytes]) -> str:
+    async def add(self, corpus: str, video_id: str | None, pieces: AsyncGenerator[bytes, None]) -> str:
         """Receive a file and hand it to the library; returns the video's id.
 
         Raises:
@@ -42,7 +43,8 @@ class Intake:
         self._receiving += 1
         try:
             async with asyncio.timeout(self._limits.limit_s):
-                digest = await receive(pieces, folder / SOURCE, self._limits.max_mib * 2**20)
+                async with aclosing(pieces):
+                    digest = await receive(pieces, folder / SOURCE, self._limits.max_mib * 2**20)
             return str(await self._library.accept.remote(corpus, video_id, str(folder), digest))
         except TimeoutError:
             raise ApiError(
@@ -53,13 +55,13 @@ class Intake:
             if folder.is_dir():  # not accepted
                 await asyncio.to_thread(shutil.rmtree, folder)
 
-    def body(self, declared: str | None, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    def body(self, declared: str | None, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """A request's body; `declared` is its Content-Length, which may be enough to refuse it."""
         if declared and int(declared) > self._limits.max_mib * 2**20:
             raise _too_large(self._limits.max_mib * 2**20)
         return pieces
 
-    def file(self, path: str) -> AsyncIterator[bytes]:
+    def file(self, path: str) -> AsyncGenerator[bytes, None]:
         """A file below `serve.upload.path_root`, links followed only as far as they stay there.
 
         Raises:
@@ -78,7 +80,7 @@ class Intake:
             raise ApiError(422, "path_refused", f"path {path!r} cannot be one: {error}") from error
         return _pieces(place)
 
-    def url(self, url: str) -> AsyncIterator[bytes]:
+    def url(self, url: str) -> AsyncGenerator[bytes, None]:
         """A file from a public address.
 
         Raises:
@@ -89,7 +91,7 @@ class Intake:
         return fetch(url)
 
 
-async def receive(pieces: AsyncIterator[bytes], target: Path, most: int) -> str:
+async def receive(pieces: AsyncGenerator[bytes, None], target: Path, most: int) -> str:
     """Write pieces to a new file, off the event loop and never more than `PIECE` and one piece in memory.
 
     Returns:
@@ -118,7 +120,7 @@ async def receive(pieces: AsyncIterator[bytes], target: Path, most: int) -> str:
     return digest.hexdigest()
 
 
-async def _pieces(path: Path) -> AsyncIterator[bytes]:
+async def _pieces(path: Path) -> AsyncGenerator[bytes, None]:
     with path.open("rb") as file:
         while piece := await asyncio.to_thread(file.read, PIECE):
             yield piece

@@ -5,7 +5,7 @@ They belong to the gateway's application, whose replica they find through Serve:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -29,7 +29,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorAnswer} for status in (401, 404, 422, 429, 503, *statuses)}
 
 
-def _gateway(request: Request) -> Iterator[Any]:
+async def _gateway(request: Request) -> AsyncIterator[Any]:
     """The replica that answers, once the request's key has let it in."""
     gateway = serve.get_replica_context().servable_object
     with gateway.admitted(request):
@@ -128,21 +128,22 @@ async def file(video_id: str, gateway: Served, corpus: CorpusName = None) -> Fil
     return FileResponse(path, media_type=media_type, headers={"X-Content-Type-Options": "nosniff"})
 
 
-async def _pieces(request: Request, intake: Any) -> AsyncIterator[bytes]:
+async def _pieces(request: Request, intake: Any) -> AsyncGenerator[bytes, None]:
     """The file that a request brings or names.
 
     A page of another site can send neither kind of body without this server's leave, so forms are not taken.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/octet-stream" or kind.startswith("video/"):
-        body: AsyncIterator[bytes] = intake.body(request.headers.get("content-length"), request.stream())
+        body: AsyncGenerator[bytes, None] = intake.body(request.headers.get("content-length"), request.stream())
         return body
     if kind != "application/json":
         raise ApiError(
             415, "unsupported_type", "send the file as application/octet-stream or video/*, or JSON with path or url"
         )
     source = await _json(request)
-    named: AsyncIterator[bytes] = intake.file(source.path) if source.path is not None else intake.url(source.url)
+    path, url = source.path, source.url
+    named: AsyncGenerator[bytes, None] = intake.file(path) if path is not None else intake.url(url)
     return named
 
 

@@ -19,7 +19,7 @@ from ray import serve
 from pipelines.data.build import build_dataset
 from pipelines.service.deploy import start_agent
 from vsr1.config import Config, load_config
-from vsr1.formats.added import AddedFolder
+from vsr1.formats.added import SOURCE, AddedFolder, AddedVideo
 from vsr1.formats.annotations import read_annotations
 from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
@@ -52,7 +52,7 @@ class Served:
 
     def wait(self, video_id: str) -> dict[str, Any]:
         """The video once it is ready or failed."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             found = self.ask("GET", f"/v1/videos/{video_id}").json()
             if found["status"] in ("ready", "failed"):
@@ -99,8 +99,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Itera
     settings = [
         f"run_dir={folder / 'run'}", "data.splits=[test]", "data.search_only=true", "cluster.rollout.memory_gib=1",
         f"serve.corpora.toy.root={folder / 'data'}", f"serve.upload.path_root={folder / 'inbox'}",
-        "serve.upload.urls=true", "serve.upload.max_mib=1", "serve.upload.max_seconds=60", "serve.upload.max_frames=400",
-        "serve.upload.max_pixels=16384", "serve.upload.waiting=2", "serve.longest_clip_s=20",
+        "serve.upload.urls=true", "serve.upload.max_mib=1", "serve.upload.max_seconds=60",
+        "serve.upload.max_frames=400", "serve.upload.max_pixels=16384", "serve.upload.waiting=2",
+        "serve.longest_clip_s=20",
     ]  # fmt: skip
     config = load_config(REPOSITORY / "configs" / "toy.yaml", settings)
     roots = {"whole": folder / "whole", "data": folder / "data"}
@@ -317,11 +318,15 @@ def test_what_was_added_and_deleted_outlives_a_restart(served: Served, tmp_path:
     root = DatasetFolder(served.config.serve.corpora["toy"].root)
     assert (root.raw_videos("test") / "test_0001.mp4").is_file() and (root.clips("test") / "test_0001.npy").is_file()
     version = served.ask("GET", "/v1/corpora").json()[0]["index_version"]
-    assert served.add(film(tmp_path / "film", seed=4), video_id="late").status_code == 202
     serve.delete("vsr1")
-    left = served.added.incoming("late").is_dir()
+    received = served.added.receiving / "late"
+    received.mkdir()
+    (received / SOURCE).write_bytes(film(tmp_path / "film", seed=4))
+    served.added.accept(received, AddedVideo(video_id="late", sha256="0" * 64, media_type="video/mp4"))
+    (served.added.receiving / "half").mkdir()
     start_agent(served.config, "127.0.0.1", int(served.url.rpartition(":")[2]))
-    assert served.wait("late")["status"] == "ready" and left
+    assert served.wait("late")["status"] == "ready"
+    assert not served.added.receiving.exists()
     assert served.ask("DELETE", "/v1/videos/late").status_code == 204
     assert served.ask("GET", "/v1/corpora").json()[0]["index_version"] == version
     assert served.ranking(NEW)[0] == NEW

@@ -6,6 +6,7 @@ on when it begins is its first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain, count, pairwise
@@ -66,9 +67,12 @@ def _pictures(path: Path, start: float, end: float, *, seek: bool) -> Iterator[t
         else:
             frames = chain([opening], frames)
         on: VideoFrame | None = None
+        time = -math.inf
         for number, frame in zip(count(), frames, strict=False):
-            at = frame_seconds(frame)
+            at, before = frame_seconds(frame), time
             time = float(number / rate if at is None else at - (begin or 0))
+            if time < before:
+                raise VideoError(path, f"a frame at {time:g} s lies before an earlier one; encode it again")
             if time >= end:
                 break
             if time <= start:
