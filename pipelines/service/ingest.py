@@ -85,10 +85,9 @@ class Ingestion:
 
     def fault(self, video_id: str) -> Fault | None:
         """Why a video did not come in, None where it did or there is none."""
-        if video_id in self.stages or self._exists(video_id):
+        if self._exists(video_id) or not self.added.has(video_id, "incoming"):
             return None
-        failed = self.added.read_all("incoming").get(video_id)
-        return failed.fault if failed else None
+        return self.added.read(video_id, "incoming").fault
 
     async def delete(self, video_id: str) -> None:
         """Take a video out of the searches that begin from now on; the data build keeps its own.
@@ -128,7 +127,7 @@ class Ingestion:
     async def _work(self) -> None:
         while True:
             name = await self._queue.get()
-            video = self.added.read_all("incoming")[name]
+            video = self.added.read(name, "incoming")
             try:
                 await self._ingest(video)
             except sandbox.SandboxError as error:

@@ -97,9 +97,9 @@ class AddedFolder:
         """Whether a video is in a state; any text may be asked for."""
         return video_id_problem(video_id) is None and self._place(state, video_id).is_dir()
 
-    def read(self, video_id: str) -> AddedVideo:
-        """A video that can be searched; raises as `read_all`."""
-        return _read(self.video(video_id) / "video.json")
+    def read(self, video_id: str, state: State = "videos") -> AddedVideo:
+        """A video that is in a state; raises as `read_all`."""
+        return _read(self._place(state, video_id) / "video.json")
 
     def read_all(self, state: State) -> dict[str, AddedVideo]:
         """The videos in a state by id, sorted.
@@ -130,10 +130,10 @@ class AddedFolder:
         place = self.incoming(video.video_id)
         if self.has(video.video_id):
             _move(self.video(video.video_id), place)
-        self.write(place, video.model_copy(update={"fault": fault}))
-        for path in place.iterdir():
+        for path in place.iterdir():  # first, because the disk may be full
             if path.name != "video.json":
                 path.unlink()
+        self.write(place, video.model_copy(update={"fault": fault}))
 
     def delete(self, video_id: str) -> None:
         """Take a video out of those that can be searched, or off its way; nothing happens if it is neither."""
