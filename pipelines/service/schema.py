@@ -103,7 +103,7 @@ class VideoSource(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str | None = Field(None, min_length=1, description="file below `serve.upload.path_root`, or relative to it")
+    path: str | None = Field(None, min_length=1, description="file below `serve.upload.path_root`, or from there")
     url: str | None = Field(None, min_length=1, description="public http(s) address, where `serve.upload.urls` is true")
 
     @model_validator(mode="after")

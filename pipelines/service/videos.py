@@ -38,8 +38,9 @@ async def _gateway(request: Request) -> AsyncIterator[Any]:
 
 Served = Annotated[Any, Depends(_gateway)]
 CorpusName = Annotated[str | None, Query(description="may be left out where there is only one")]
-Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False, description="seconds after the first frame")]
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
+_LOCATION = {"description": "where to see how far the video is", "schema": {"type": "string"}}
 _BODY = {
     "required": True,
     "description": "the video file itself, or where it is",
@@ -54,7 +55,7 @@ _BODY = {
 @router.post(
     "",
     status_code=202,
-    responses=_errors(403, 408, 409, 413, 415),
+    responses={202: {"headers": {"Location": _LOCATION}}, **_errors(403, 408, 409, 413, 415)},
     openapi_extra={"requestBody": _BODY},
 )
 async def add_video(
