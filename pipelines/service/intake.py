@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -74,10 +75,13 @@ class Intake:
         root = self._limits.path_root.resolve()
         try:
             place = (root / path).resolve()
-            if not place.is_relative_to(root) or not place.is_file():
-                raise ApiError(422, "path_refused", f"path {path!r} is not a file below serve.upload.path_root")
-        except ValueError as error:
+            is_ours = place.is_relative_to(root) and place.is_file() and os.access(place, os.R_OK)
+        except (ValueError, OSError, RuntimeError) as error:  # no text of a path, too long, links in a circle
             raise ApiError(422, "path_refused", f"path {path!r} cannot be one: {error}") from error
+        if not is_ours:
+            raise ApiError(
+                422, "path_refused", f"path {path!r} is not a file below serve.upload.path_root that can be read"
+            )
         return _pieces(place)
 
     def url(self, url: str) -> AsyncGenerator[bytes, None]:

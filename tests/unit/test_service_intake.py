@@ -128,3 +128,18 @@ def test_paths_and_addresses_are_off_unless_they_are_turned_on() -> None:
     intake = Intake(ServeConfig(), None)
     assert code_of(lambda: intake.file("film.mp4")) == "paths_are_off"
     assert code_of(lambda: intake.url("http://8.8.8.8/film.mp4")) == "urls_are_off"
+
+
+def test_a_path_is_followed_below_its_root_only(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (root / "sub" / "film").write_bytes(b"film")
+    (tmp_path / "outside").write_bytes(b"secret")
+    (root / "link").symlink_to(tmp_path / "outside")
+    (root / "inner").symlink_to(root / "sub" / "film")
+    (root / "circle").symlink_to(root / "circle")
+    intake = Intake(ServeConfig.model_validate({"upload": {"path_root": root}}), None)
+    for path in ("sub/film", "sub/../sub/film", str(root / "sub" / "film"), "inner"):
+        assert asyncio.run(everything(intake.file(path))) == b"film"
+    for path in ("../outside", str(tmp_path / "outside"), "link", "circle", "sub", "x" * 5000, "a\0b", "~/x", "."):
+        assert code_of(lambda path=path: intake.file(path)) == "path_refused"
