@@ -358,7 +358,7 @@ class UploadConfig(Section):
     cpu_s: float = Field(1800.0, ge=1, description="CPU seconds of a process that decodes a video")
     memory_gib: float = Field(4.0, gt=0, description="address space of such a process")
     waiting: int = Field(16, ge=1, description="videos of a corpus on their way; beyond them the answer is 429")
-    at_once: int = Field(4, ge=1, description="files received at one time; beyond them the answer is 429")
+    at_once: int = Field(2, ge=1, description="files received at one time; beyond them the answer is 429")
     path_root: AbsolutePath | None = Field(None, description="folder below which a path may be given; empty: none may")
     urls: bool = Field(False, description="whether a video may be fetched from a public address")
     limit_s: float = Field(3600.0, gt=0, description="for receiving a file, or fetching one")

@@ -1,6 +1,7 @@
 """Videos that come and go on a real Ray Serve: added, searched, seen, deleted, kept over a restart, and refused."""
 
 import io
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from vsr1.toy.corpus import write_toy_corpus
 REPOSITORY = Path(__file__).parents[2]
 VIDEOS = 8
 NEW = "test_0003"  # held back from the served corpus
+WHOLE = "whole"  # a split with all of them
 BINARY = {"Content-Type": "application/octet-stream"}
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -37,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 class Served:
     url: str
     config: Config
-    whole: DatasetFolder  # the corpus with the video that was held back
+    data: DatasetFolder
     films: dict[str, Path]
     queries: dict[str, str]
 
@@ -97,24 +99,24 @@ def served(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Itera
         port = probe.getsockname()[1]
     (folder / "inbox").mkdir()
     settings = [
-        f"run_dir={folder / 'run'}", "data.splits=[test]", "data.search_only=true", "cluster.rollout.memory_gib=1",
-        f"serve.corpora.toy.root={folder / 'data'}", f"serve.upload.path_root={folder / 'inbox'}",
+        f"run_dir={folder / 'run'}", f"data.root={folder / 'data'}",
+        "data.splits=[test,whole]", "data.search_only=true",
+        "cluster.rollout.memory_gib=1", f"serve.corpora.toy.root={folder / 'data'}",
+        f"serve.upload.path_root={folder / 'inbox'}",
         "serve.upload.urls=true", "serve.upload.max_mib=1", "serve.upload.max_seconds=60",
         "serve.upload.max_frames=400", "serve.upload.max_pixels=16384", "serve.upload.waiting=2",
         "serve.longest_clip_s=20",
     ]  # fmt: skip
     config = load_config(REPOSITORY / "configs" / "toy.yaml", settings)
-    roots = {"whole": folder / "whole", "data": folder / "data"}
-    for root in roots.values():
-        write_toy_corpus(root, 2, VIDEOS, 0)
-    (DatasetFolder(roots["data"]).raw_videos("test") / f"{NEW}.mp4").unlink()
-    for root in roots.values():
-        build_dataset(config.model_copy(update={"data": config.data.model_copy(update={"root": root})}))
-    whole = DatasetFolder(roots["whole"])
-    films = {path.stem: path for path in sorted(whole.raw_videos("test").iterdir())}
-    queries = {row.video: row.fig_desc for row in reversed(read_annotations(whole.annotations("test")))}
+    data = DatasetFolder(folder / "data")
+    write_toy_corpus(data.root, 2, VIDEOS, 0)
+    shutil.copytree(data.raw_videos("test"), data.raw_videos(WHOLE))
+    (data.raw_videos("test") / f"{NEW}.mp4").unlink()
+    build_dataset(config)
+    films = {path.stem: path for path in sorted(data.raw_videos(WHOLE).iterdir())}
+    queries = {row.video: row.fig_desc for row in reversed(read_annotations(data.annotations("test")))}
     start_agent(config, "127.0.0.1", port)
-    yield Served(f"http://127.0.0.1:{port}", config, whole, films, queries)
+    yield Served(f"http://127.0.0.1:{port}", config, data, films, queries)
     serve.shutdown()
 
 
@@ -167,7 +169,7 @@ def test_the_source_is_played_by_ranges(served: Served) -> None:
 
 
 def test_a_source_that_is_gone_is_named(served: Served) -> None:
-    place = DatasetFolder(served.config.serve.corpora["toy"].root).raw_videos("test") / "test_0002.mp4"
+    place = served.data.raw_videos("test") / "test_0002.mp4"
     hidden = place.rename(place.with_suffix(".hidden"))
     for path in ("/file", "/clip?start=0&end=1"):
         answer = served.ask("GET", f"/v1/videos/test_0002{path}")
@@ -178,12 +180,12 @@ def test_a_source_that_is_gone_is_named(served: Served) -> None:
 def test_clip_and_vector_are_those_of_the_data_build(served: Served) -> None:
     assert served.add(served.films[NEW].read_bytes(), video_id=NEW).status_code == 202
     assert served.wait(NEW)["status"] == "ready"
-    built = ClipFolder(served.whole.clips("test")).read(NEW)
+    built = ClipFolder(served.data.clips(WHOLE)).read(NEW)
     added = ClipFolder(served.added.video(NEW)).read(NEW)
     assert added.content_hash == built.content_hash
     row = sorted(served.films).index(NEW)
     vector = np.load(served.added.video(NEW) / "vector.npy")
-    np.testing.assert_allclose(vector, np.load(served.whole.video_embeddings("test"))[row], atol=1e-5)
+    np.testing.assert_allclose(vector, np.load(served.data.video_embeddings(WHOLE))[row], atol=1e-5)
     assert served.ask("DELETE", f"/v1/videos/{NEW}").status_code == 204
 
 
@@ -315,7 +317,7 @@ def test_what_was_added_and_deleted_outlives_a_restart(served: Served, tmp_path:
     assert served.wait(NEW)["status"] == "ready"
     assert served.ask("DELETE", "/v1/videos/test_0001").status_code == 204
     assert "test_0001" not in served.ranking("test_0001")
-    root = DatasetFolder(served.config.serve.corpora["toy"].root)
+    root = served.data
     assert (root.raw_videos("test") / "test_0001.mp4").is_file() and (root.clips("test") / "test_0001.npy").is_file()
     version = served.ask("GET", "/v1/corpora").json()[0]["index_version"]
     serve.delete("vsr1")
