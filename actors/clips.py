@@ -51,6 +51,10 @@ class ClipStoreActor:
         self._cache.put(video_id, reference, size)
         return reference
 
+    def forget(self, video_id: str) -> None:
+        """Read the clip again when it is asked for next."""
+        self._cache.drop(video_id)
+
     def stats(self) -> dict[str, int]:
         """Counts since the start, and what is held now, in clips and bytes."""
         return {

@@ -8,99 +8,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
 
 from actors.logs import log_to
-from vsr1.config import Config, ModelConfig, RetrievalConfig
+from actors.shards import IndexShard, RemoteShard
+from vsr1.config import Config, ModelConfig
+from vsr1.formats.added import AddedFolder
+from vsr1.formats.clips import Clip
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.corpus import Catalogue
-from vsr1.retrieval.index import RankTarget, Shard, ShardHits, ShardQueries
-from vsr1.retrieval.replicas import ReplicaSet, ShardUnavailableError
-from vsr1.retrieval.request import QueryEmbedder, RetrievalError, SearchRequest, SearchResult
+from vsr1.retrieval.replicas import ReplicaSet
+from vsr1.retrieval.request import ClipEmbedder, RetrievalError, SearchRequest, SearchResult, vector_problem
 from vsr1.retrieval.searcher import Searcher, ShardClient
-from vsr1.retrieval.snapshot import Snapshot, changed, open_current, set_current, write_snapshot
-
-RECOVERY_PAUSE_S = 0.1  # between attempts to reach a replica that is down
+from vsr1.retrieval.snapshot import Snapshot, changed, open_current, set_current, with_added, write_snapshot
 
 
-class IndexShardActor:
-    """One replica of a shard: its part of each version that was loaded."""
-
-    def __init__(self, name: str, config: RetrievalConfig, threads: int, gpu: bool, log: Path | None = None) -> None:
-        log_to(log)
-        faiss.omp_set_num_threads(threads)
-        self._name, self._config, self._gpu = name, config, gpu
-        self._versions: dict[str, Shard] = {}
-
-    def load(self, version: str, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Take `rows` int64 [n] and `vectors` float32 [n, dim] of a version; nothing happens if it is there."""
-        if version not in self._versions:
-            self._versions[version] = Shard(
-                self._name,
-                rows,
-                vectors,
-                factory=self._config.index,
-                search_params=self._config.index_params,
-                gpu=self._gpu,
-            )
-
-    def unload(self, version: str) -> None:
-        self._versions.pop(version, None)
-
-    def search(self, version: str, queries: ShardQueries) -> ShardHits:
-        return self._version(version).search(queries)
-
-    def count_above(self, version: str, targets: list[RankTarget]) -> list[int]:
-        return self._version(version).count_above(targets)
-
-    def _version(self, version: str) -> Shard:
-        if version not in self._versions:  # started again, and not loaded yet
-            raise ShardUnavailableError(self._name, "loading")
-        return self._versions[version]
-
-
-# Typed as Any: the stubs that Ray ships type a handle as the plain class, whose methods have no `.remote`.
-IndexShard: Any = ray.remote(IndexShardActor)
-
-
-class RemoteShard:
-    """A `ShardClient` that sends its calls to an `IndexShard`; `parts` are what it must hold, by version."""
-
-    def __init__(self, name: str, actor: Any, parts: dict[str, tuple[np.ndarray, ray.ObjectRef]]) -> None:
-        self.name, self.actor, self._parts = name, actor, parts
-
-    async def search(self, version: str, queries: ShardQueries) -> ShardHits:
-        return await self._answer(self.actor.search.remote(version, queries))
-
-    async def count_above(self, version: str, targets: list[RankTarget]) -> list[int]:
-        return await self._answer(self.actor.count_above.remote(version, targets))
-
-    async def load(self) -> None:
-        """Bring the replica what it does not hold yet."""
-        for version, (rows, vectors) in list(self._parts.items()):
-            await self._answer(self.actor.load.remote(version, rows, vectors))
-
-    async def recover(self) -> None:
-        while True:
-            try:
-                return await self.load()
-            except ShardUnavailableError:
-                await asyncio.sleep(RECOVERY_PAUSE_S)
-
-    async def _answer(self, reference: Any) -> Any:
-        try:
-            return await reference
-        except RayActorError as error:
-            raise ShardUnavailableError(self.name, type(error).__name__) from error
-
-
-def load_embedder(model: ModelConfig) -> QueryEmbedder:
+def load_embedder(model: ModelConfig) -> ClipEmbedder:
     """The embedder that the configuration names."""
     from vsr1.model.embedder import Embedder  # here, because it loads torch: shards and callers do without
 
@@ -114,21 +42,23 @@ class RetrievalServiceActor:
         self,
         config: Config,
         split: str,
-        load: Callable[[ModelConfig], QueryEmbedder] = load_embedder,
+        load: Callable[[ModelConfig], ClipEmbedder] = load_embedder,
         logs: Path | None = None,
+        added: AddedFolder | None = None,
     ) -> None:
         """
         Args:
             config: `data.root` holds the dataset; `retrieval` and `cluster.shard` give the shards and their resources.
             load: loads the query embedder, inside this actor.
             logs: folder for the logs of this actor and its shards.
+            added: videos that belong to the corpus too, see `refresh`; then `change` is not for use.
 
         Raises:
             RetrievalError: corpus or snapshot missing or malformed, more shards than videos, or embedder and corpus of
                 different width or fingerprint.
         """
         log_to(logs and logs / f"retrieval-{split}.log")
-        self._folder, self._split = DatasetFolder(config.data.root), split
+        self._folder, self._split, self._added = DatasetFolder(config.data.root), split, added
         snapshot = open_current(self._folder, split)
         self._embedder = load(config.model)
         if snapshot.embedder not in (None, self._embedder.fingerprint):
@@ -137,6 +67,9 @@ class RetrievalServiceActor:
                 f"but queries are embedded with {self._embedder.fingerprint}: set model.embedder to the one used, or "
                 "build the dataset again"
             )
+        if added:
+            catalogue, vectors = with_added(snapshot, added, self._embedder.fingerprint)
+            snapshot = replace(snapshot, catalogue=catalogue, vectors=vectors)
         retrieval, need = config.retrieval, config.cluster.shard
         snapshot.catalogue.bounds(retrieval.shards)
         start = IndexShard.options(
@@ -217,6 +150,43 @@ class RetrievalServiceActor:
         set_current(folder, catalogue.version)
         self._serve(catalogue)
         return catalogue.version
+
+    async def refresh(self) -> str:
+        """Read the built corpus and the added videos again, as at a start, and make what is there now current.
+
+        Searches go on as in `change`.
+
+        Returns:
+            the current version.
+
+        Raises:
+            RetrievalError: as `with_added`, or more shards than videos.
+        """
+        await self.ready()
+        async with self._changing:
+            catalogue, vectors = await asyncio.to_thread(self._read)
+            if catalogue.version != self._searcher.current.version:
+                catalogue.bounds(len(self._sets))
+                if catalogue.version not in self._searcher.versions:
+                    await self._load(catalogue, vectors)
+                self._serve(catalogue)
+            return catalogue.version
+
+    def _read(self) -> tuple[Catalogue, np.ndarray]:
+        if self._added is None:
+            raise RetrievalError("this service was started without a folder of added videos; use `change`")
+        return with_added(open_current(self._folder, self._split), self._added, self._embedder.fingerprint)
+
+    async def embed_clip(self, clip: Clip) -> tuple[np.ndarray, str]:
+        """Vector of a clip, float32 [dim], of length 1, and the fingerprint of the embedder; queries wait meanwhile.
+
+        Raises:
+            RetrievalError: the embedder gives a vector that has no direction.
+        """
+        [vector] = await self._searcher.embedded(lambda: self._embedder.embed_clips([clip]))
+        if problem := vector_problem(vector, self._embedder.dim):
+            raise RetrievalError(f"the embedding of video {clip.video_id!r} {problem}; check the embedder checkpoint")
+        return vector.astype(np.float32), self._embedder.fingerprint
 
     async def _load(self, catalogue: Catalogue, vectors: np.ndarray) -> None:
         """Bring a version to one replica of each shard at least; the others get it before they answer again."""

@@ -303,6 +303,7 @@ class RetrievalConfig(Section):
     deadline_s: float = Field(60.0, gt=0, description="after which a search fails with what it waited for")
     shard_timeout_s: float = Field(30.0, gt=0, description="after which a replica that does not answer counts as down")
     keep_versions: int = Field(2, ge=1, description="versions of the corpus that can be searched, the current included")
+    keep_s: float = Field(0.0, ge=0, description="and older ones for so long after they were replaced")
 
 
 class ActorResources(Section):
@@ -344,6 +345,23 @@ class CorpusConfig(Section):
 
     root: AbsolutePath
     split: str = "test"
+    added: AbsolutePath | None = Field(None, description="folder of added videos; empty: root/added/SPLIT")
+
+
+class UploadConfig(Section):
+    """Which videos may be added to what is served, and what one may cost."""
+
+    max_mib: int = Field(2048, ge=1, description="of a file")
+    max_seconds: float = Field(14_400.0, gt=0, description="length of a video")
+    max_frames: int = Field(1_000_000, ge=1, description="of a video")
+    max_pixels: int = Field(9_437_184, ge=1, description="of a frame, as in 4096x2304")
+    cpu_s: float = Field(1800.0, ge=1, description="CPU seconds of a process that decodes a video")
+    memory_gib: float = Field(4.0, gt=0, description="address space of such a process")
+    waiting: int = Field(16, ge=1, description="videos of a corpus on their way; beyond them the answer is 429")
+    at_once: int = Field(2, ge=1, description="files received at one time; beyond them the answer is 429")
+    path_root: AbsolutePath | None = Field(None, description="folder below which a path may be given; empty: none may")
+    urls: bool = Field(False, description="whether a video may be fetched from a public address")
+    limit_s: float = Field(3600.0, gt=0, description="for receiving a file, or fetching one")
 
 
 class ServeConfig(Section):
@@ -365,6 +383,8 @@ class ServeConfig(Section):
     )
     resume_keep_s: float = Field(60.0, ge=0, description="events of a search that is over can be read for so long")
     resume_keep: int = Field(256, ge=0, description="searches that are over and kept")
+    upload: UploadConfig = UploadConfig()
+    longest_clip_s: float = Field(120.0, gt=0, description="of a part of a video that is cut out")
 
 
 class ToyConfig(Section):

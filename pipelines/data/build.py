@@ -20,7 +20,7 @@ from rich.table import Table
 from pipelines.data.embed import embed, embedder_key
 from pipelines.data.journal import read_journal
 from pipelines.data.manifest import BuildError, Manifest, load_manifest, with_durations
-from pipelines.data.split_steps import SplitSteps, annotations_step, clips_journal, clips_step
+from pipelines.data.split_steps import SplitSteps, annotations_step, clips_step
 from pipelines.data.steps import Facts, StepLog, StepReport
 from pipelines.data.teacher import check_teacher
 from vsr1.config import Config
@@ -111,7 +111,7 @@ def build_dataset(config: Config, progress: Progress | None = None, embedder_cla
             check_teacher(folder, config.data.teacher)
         clips = [_facts_of_clips(folder, manifest, config, log, say) for manifest in manifests]
         built = [
-            SplitSteps(folder, _with_clips(manifest, facts, config, log), config, embedder, log, say)
+            SplitSteps(folder, _with_clips(folder, manifest, facts, config), config, embedder, log, say)
             for manifest, facts in zip(manifests, clips, strict=True)
         ]
         _embed(folder, built, config, log, say, embedder_class)
@@ -151,16 +151,16 @@ def _manifest(folder: DatasetFolder, split: str, config: Config, log: StepLog) -
 
 
 def _facts_of_clips(folder: DatasetFolder, manifest: Manifest, config: Config, log: StepLog, say: Progress) -> Facts:
-    facts = log.run(clips_step(folder, manifest, config, log, say))
+    facts = log.run(clips_step(folder, manifest, config, say))
     return facts | {"decoded": facts["decoded"] if log.reports[-1].status == "built" else 0}
 
 
-def _with_clips(manifest: Manifest, facts: Facts, config: Config, log: StepLog) -> Manifest:
+def _with_clips(folder: DatasetFolder, manifest: Manifest, facts: Facts, config: Config) -> Manifest:
     """The videos that gave a clip; without annotations they are as long as the decoder found."""
     left = manifest.without(set(facts["failed"]))
     if not config.data.search_only:
         return left
-    rows = read_journal(clips_journal(log, manifest.split))
+    rows = read_journal(folder.clips_journal(manifest.split))
     return with_durations(left, {name: row["meta"]["source_duration_sec"] for name, row in rows.items()})
 
 

@@ -21,10 +21,10 @@ from pipelines.data.journal import Row, read_journal
 from pipelines.data.manifest import BuildError, Manifest, Video, portable, video_path
 from vsr1.config import DataConfig
 from vsr1.formats.atomic import write_lines
-from vsr1.formats.clips import META, clip_file, clip_storage, read_meta, write_clip, write_meta
+from vsr1.formats.clips import META, clip_file, clip_storage, make_clip, read_meta, write_meta
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256
-from vsr1.video.decode import VideoError, sample_video
+from vsr1.video.decode import VideoError
 
 VIDEOS_A_TASK = 8  # at most
 
@@ -137,14 +137,9 @@ def _make_clip(item: dict[str, str], *, root: Path, clips: Path, data: DataConfi
             row |= {"source": source_of, "clip": now, "meta": earlier["meta"]}
             return result | {"row": json.dumps(row, ensure_ascii=False)}
     try:
-        sampled = sample_video(source, fps=data.sample_fps, max_frames=data.max_frames, max_pixels=data.max_pixels)
+        meta = make_clip(clips, name, source, data)
     except VideoError as error:
         return result | {"error": error.reason}
-    try:
-        meta = write_clip(
-            clips, name, sampled, source=source, target_fps=data.sample_fps, max_frames=data.max_frames,
-            storage=data.clip_storage,
-        )  # fmt: skip
     except OSError as error:
         return result | {"stop": str(error)}
     folder = DatasetFolder(root)

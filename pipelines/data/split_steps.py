@@ -43,9 +43,9 @@ def annotations_step(folder: DatasetFolder, split: str, source: Path) -> Step:
     return Step(split, "annotations", run, lambda: [target], files=[source])
 
 
-def clips_step(folder: DatasetFolder, manifest: Manifest, config: Config, log: StepLog, say: Progress) -> Step:
+def clips_step(folder: DatasetFolder, manifest: Manifest, config: Config, say: Progress) -> Step:
     """Clips, their metadata and the failures, which the facts name too."""
-    clips, journal = folder.clips(manifest.split), clips_journal(log, manifest.split)
+    clips, journal = folder.clips(manifest.split), folder.clips_journal(manifest.split)
 
     def run() -> Facts:
         outcome = build_clips(folder, manifest, config.data, journal, say)
@@ -66,10 +66,6 @@ def clips_step(folder: DatasetFolder, manifest: Manifest, config: Config, log: S
     )
 
 
-def clips_journal(log: StepLog, split: str) -> Path:
-    return log.folder / f"{split}.clips.rows.jsonl"
-
-
 @dataclass
 class SplitSteps:
     """What follows the clips of a split; `manifest` names the videos that gave one, `embedder` is `embedder_key`'s."""
@@ -85,7 +81,7 @@ class SplitSteps:
         """Query and video vectors, each with the batches that must be embedded before the step runs."""
         folder, manifest, data, split = self.folder, self.manifest, self.config.data, self.manifest.split
         parts = self.log.folder / "parts"
-        videos = video_batches(manifest, self.embedder, data, clips_journal(self.log, split), parts)
+        videos = video_batches(manifest, self.embedder, data, folder.clips_journal(split), parts)
 
         def run_videos() -> Facts:
             write_videos(folder, manifest, joined(videos), data, self.embedder["weights"])

@@ -18,20 +18,21 @@ from ray.serve.exceptions import BackPressureError
 from pipelines.service import chat, metrics, resume
 from pipelines.service.faults import ADMITTED, ALWAYS, OF_SEARCH, errors, handle_faults, json_only
 from pipelines.service.guard import Cors, Guard
+from pipelines.service.intake import Intake
 from pipelines.service.keys import ApiKey, Limiter, known, read_keys, secret_of
 from pipelines.service.runs import SearchRun, SearchRuns
-from pipelines.service.schema import Corpus, CorpusName, Health, SearchAnswer, SearchBody, Seconds, Video, VideoId
+from pipelines.service.schema import Corpus, Health, SearchAnswer, SearchBody
 from pipelines.service.stream import ApiError, Event, server_sent
+from pipelines.service.videos import router as videos
 from vsr1.config import ServeConfig
 from vsr1.engine.engine import PromptError
-from vsr1.formats.clips import ClipError
 from vsr1.retrieval.request import SearchTimeoutError, UnknownVideoError
 
 app = FastAPI(title="vsr1", description="Search a corpus of videos for one moment.", docs_url="/docs", redoc_url=None)
 handle_faults(app)
 for middleware in (Guard, Cors, metrics.Counted):  # the last is the outermost
     app.add_middleware(middleware)
-for router in (resume.router, chat.router, metrics.router):
+for router in (resume.router, chat.router, metrics.router, videos):
     app.include_router(router)
 PAGE = {path.name: path.read_bytes() for path in (Path(__file__).parent / "page").iterdir()}
 PAGE_HEADERS = {
@@ -41,7 +42,6 @@ PAGE_HEADERS = {
     ),
     "Referrer-Policy": "no-referrer",
 }
-OF_VIDEO = errors("unknown_video", "unknown_corpus", "invalid_request", *ADMITTED)
 SEARCH_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "the answer, or with `stream` its events", "content": {"text/event-stream": {}}},
     **errors(*OF_SEARCH, "query_too_long", also={"unknown_video": 422}),
@@ -54,7 +54,7 @@ class Gateway:
     """`agents` and `library` are the handles of the other deployments."""
 
     def __init__(self, config: ServeConfig, agents: Any, library: Any) -> None:
-        self.settings, self._library = config, library
+        self.settings, self.library, self.intake = config, library, Intake(config, library)
         self._agents = agents.options(stream=True)
         self._keys = read_keys(config.key_file) if config.key_file else None
         self._limiter = Limiter()
@@ -86,27 +86,9 @@ class Gateway:
 
     @app.get("/v1/corpora", responses=errors(*ADMITTED))
     async def corpora(self, request: Request) -> list[Corpus]:
-        with self._admitted(request):
-            found = await self._library.describe.remote()
+        with self.admitted(request):
+            found = await self.library.describe.remote()
         return [Corpus(name=n, videos=row["videos"], index_version=row["index_version"]) for n, row in found.items()]
-
-    @app.get("/v1/videos/{video_id}", responses=OF_VIDEO)
-    async def video(self, video_id: VideoId, request: Request, corpus: CorpusName = None) -> Video:
-        with self._admitted(request):
-            return Video(video_id=video_id, duration=await self._of_video("video", corpus, video_id))
-
-    @app.get(
-        "/v1/videos/{video_id}/thumbnail",
-        response_class=Response,
-        responses={200: {"content": {"image/jpeg": {}}}, **OF_VIDEO},
-    )
-    async def thumbnail(
-        self, video_id: VideoId, request: Request, t: Seconds = 0.0, corpus: CorpusName = None
-    ) -> Response:
-        """The frame nearest to second `t`, as JPEG."""
-        with self._admitted(request):
-            picture = await self._of_video("thumbnail", corpus, video_id, t)
-        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     @app.get("/", include_in_schema=False)
     async def page(self) -> Response:
@@ -124,7 +106,7 @@ class Gateway:
     @app.get("/readyz", responses=errors(*ALWAYS))
     async def readyz(self) -> Health:
         """The corpora can be searched."""
-        return Health(status="ok", detail=await self._library.describe.remote())
+        return Health(status="ok", detail=await self.library.describe.remote())
 
     def key_of(self, request: Request) -> ApiKey | None:
         """The key of a request, None where there is no file of keys.
@@ -156,12 +138,13 @@ class Gateway:
             if holds:
                 self._limiter.end(key)
 
-    def _admitted(self, request: Request) -> AbstractContextManager[None]:
+    def admitted(self, request: Request) -> AbstractContextManager[None]:
+        """Around a request: let in by its key's limits, everybody without a file of keys."""
         return self.within_limits(self.key_of(request))
 
     async def _events(self, search_id: str, body: SearchBody, key: ApiKey | None) -> AsyncGenerator[Event, None]:
         with self.within_limits(key):
-            stream = self._agents.search.remote(search_id, body, self._corpus(body.corpus))
+            stream = self._agents.search.remote(search_id, body, self.corpus(body.corpus))
             try:
                 async for event in stream:
                     yield event
@@ -181,15 +164,8 @@ class Gateway:
             finally:
                 stream.cancel()
 
-    async def _of_video(self, what: str, corpus: str | None, video_id: str, *more: Any) -> Any:
-        corpus = self._corpus(corpus)
-        try:
-            return await getattr(self._library, what).remote(corpus, video_id, *more)
-        except ClipError as error:  # its message has folders of this machine
-            message = f"corpus {corpus!r} has no video {video_id!r} that can be read; ids are those of the answers"
-            raise ApiError(404, "unknown_video", message) from error
-
-    def _corpus(self, name: str | None) -> str:
+    def corpus(self, name: str | None) -> str:
+        """The corpus of a request, which may leave it out where there is only one; raises `ApiError` 404."""
         names = list(self.settings.corpora)
         if name is None and len(names) == 1:
             return names[0]

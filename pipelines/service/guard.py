@@ -36,11 +36,11 @@ class Guard:
                 MutableHeaders(scope=message).setdefault("X-Content-Type-Options", "nosniff")
             await send(message)
 
-        most = settings.body_limit_kib * 1024
+        most = None if _is_upload(scope) else settings.body_limit_kib * 1024  # `Intake` has limits of its own
         if refusal := _too_large(scope, most):
             await answer(scope["path"], refusal)(scope, receive, plain)
             return
-        await self._app(scope, _limited(receive, most, settings.body_limit_s), plain)
+        await self._app(scope, _limited(receive, most, settings.body_limit_s) if most else receive, plain)
 
 
 class Cors:
@@ -64,11 +64,17 @@ class Cors:
         await self._allowing(scope, receive, send)
 
 
-def _too_large(scope: Scope, most: int) -> ApiError | None:
+def _is_upload(scope: Scope) -> bool:
+    kind = Headers(scope=scope).get("content-type", "")
+    is_file = kind.startswith(("application/octet-stream", "video/"))
+    return is_file and (scope["method"], scope["path"]) == ("POST", "/v1/videos")
+
+
+def _too_large(scope: Scope, most: int | None) -> ApiError | None:
     if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES:
         return ApiError(431, "headers_too_large", f"the headers are larger than {HEADER_BYTES // 1024} KiB; send less")
     length = Headers(scope=scope).get("content-length", "0")
-    return ApiError(413, "body_too_large", _told(most)) if length.isdecimal() and int(length) > most else None
+    return ApiError(413, "body_too_large", _told(most)) if most and length.isdecimal() and int(length) > most else None
 
 
 def _limited(receive: Receive, most: int, seconds: float) -> Receive:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 LONGEST_QUERY = 2000  # characters
 Status = Literal["matched", "not_found", "partial"]
@@ -111,8 +111,30 @@ class Corpus(BaseModel):
 
 
 class Video(BaseModel):
+    """`ready` videos can be searched; those before it are on their way; `failed` ones never came in."""
+
     video_id: str
-    duration: float = Field(description="seconds, up to a frame interval past the last frame that is kept")
+    status: Literal["queued", "decoding", "embedding", "indexing", "ready", "failed"]
+    progress: float = Field(description="share of the stages that are done, 0 to 1")
+    duration: float | None = Field(
+        None, description="of a ready video: seconds, up to a frame interval past the last frame that is kept"
+    )
+    error: Problem | None = Field(None, description="of a failed video")
+
+
+class VideoSource(BaseModel):
+    """Where a video is; exactly one of the two."""
+
+    model_config = example(path="2026/kitchen_03.mp4")
+
+    path: str | None = Field(None, min_length=1, description="file below `serve.upload.path_root`, or from there")
+    url: str | None = Field(None, min_length=1, description="public http(s) address, where `serve.upload.urls` is true")
+
+    @model_validator(mode="after")
+    def _is_one_place(self) -> VideoSource:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("give either path or url")
+        return self
 
 
 class Health(BaseModel):

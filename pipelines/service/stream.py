@@ -18,6 +18,9 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.code, self.retry_after_s = status, code, retry_after_s
 
+    def __reduce__(self) -> tuple[type[ApiError], tuple[int, str, str, int]]:
+        return ApiError, (self.status, self.code, str(self), self.retry_after_s)
+
     def body(self) -> dict[str, Any]:
         return {"error": {"code": self.code, "message": str(self)}}
 

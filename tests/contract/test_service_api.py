@@ -207,14 +207,17 @@ def test_every_example_of_the_description_works(served: Served, http: httpx2.Cli
     checked = 0
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
+            if (path, method) == ("/v1/videos/{video_id}", "delete"):
+                continue  # other tests need the video
             given = {p["name"]: example(p["schema"]) for p in operation.get("parameters", []) if p["in"] != "header"}
             body = None
             if "requestBody" in operation:
-                name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
-                body = example(document["components"]["schemas"][name])
+                schema = operation["requestBody"]["content"]["application/json"]["schema"]
+                name = schema.get("$ref", "").rpartition("/")[2]
+                body = example(document["components"]["schemas"][name] if name else schema)
             query = {name: value for name, value in given.items() if f"{{{name}}}" not in path and value is not None}
             answer = http.request(method, path.format(**given), params=query, json=body)
-            status = 404 if "{search_id}" in path else 200
+            status = 404 if "{search_id}" in path else 403 if path == "/v1/videos" else 200
             assert answer.status_code == status, (path, answer.text)
             described = operation["responses"][str(status)]["content"]
             kind = answer.headers["content-type"].partition(";")[0]

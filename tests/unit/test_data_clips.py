@@ -32,7 +32,7 @@ def test_a_full_disk_is_no_failure_of_the_video(item: dict[str, str], monkeypatc
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(data_clips, "write_clip", full)
+    monkeypatch.setattr(data_clips, "make_clip", full)
     done = make(item)
     assert "No space left" in done["stop"]
     assert (done["row"], done["error"]) == ("", "")

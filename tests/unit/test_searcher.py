@@ -293,6 +293,18 @@ def test_versions_are_served_side_by_side_and_retired() -> None:
     asyncio.run(story())
 
 
+def test_older_versions_are_kept_as_long_as_a_search_may_need_them() -> None:
+    async def story() -> None:
+        search, _ = searcher(config=RetrievalConfig(keep_versions=1, keep_s=0.2))
+        later = [Catalogue(list("ABCDE"), DIM, name) for name in ("v2", "v3", "v4", "v5")]
+        assert [search.serve(catalogue) for catalogue in later[:3]] == [[], [], []]
+        assert search.versions == ["v1", "v2", "v3", "v4"]
+        await asyncio.sleep(0.3)
+        assert search.serve(later[3]) == ["v1", "v2", "v3"]  # v4 has only now been replaced
+
+    asyncio.run(story())
+
+
 def test_a_slow_embedder_is_named() -> None:
     async def story() -> None:
         search, _ = searcher(WordEmbedder(seconds=0.4), RetrievalConfig(deadline_s=0.1))

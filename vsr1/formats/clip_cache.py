@@ -53,3 +53,8 @@ class ClipCache(Generic[Value]):
             raise ValueError(f"clip {video_id!r} is held already or does not fit; get it or make room first")
         self._entries[video_id] = (value, size)
         self.held_bytes += size
+
+    def drop(self, video_id: str) -> None:
+        """Hold it no more, if it is held."""
+        if video_id in self._entries:
+            self.held_bytes -= self._entries.pop(video_id)[1]

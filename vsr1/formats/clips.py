@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vsr1.config import DataConfig
 from vsr1.formats.atomic import replacing, write_lines
 from vsr1.formats.compact import read_frames, write_frames
-from vsr1.video.decode import SampledVideo
+from vsr1.video.decode import SampledVideo, sample_video
 
 META = "meta.jsonl"
 Storage = Literal["npy", "compact"]
@@ -65,6 +66,20 @@ class Clip:
     def nbytes(self) -> int:
         """Bytes of frames and timestamps."""
         return int(self.frames.nbytes + self.timestamps.nbytes)
+
+
+def make_clip(folder: Path, video_id: str, source: Path, data: DataConfig) -> dict[str, Any]:
+    """Sample a video file as `data` says and write its clip; returns its row for `write_meta`.
+
+    Raises:
+        VideoError: a file that gives no frames.
+        ClipError: the id cannot be a file's stem.
+    """
+    sampled = sample_video(source, fps=data.sample_fps, max_frames=data.max_frames, max_pixels=data.max_pixels)
+    return write_clip(
+        folder, video_id, sampled, source=source, target_fps=data.sample_fps, max_frames=data.max_frames,
+        storage=data.clip_storage,
+    )  # fmt: skip
 
 
 def write_clip(
@@ -152,17 +167,28 @@ class ClipFolder:
         """Ids of all clips in `meta.jsonl`, sorted."""
         return sorted(self._rows)
 
+    def __contains__(self, video_id: str) -> bool:
+        return video_id in self._rows
+
+    def row(self, video_id: str) -> dict[str, Any]:
+        """What `meta.jsonl` says of a clip.
+
+        Raises:
+            ClipError: no row of that id.
+        """
+        if video_id not in self._rows:
+            raise ClipError(
+                f"clip {video_id!r} has no row in {self.folder / META}; build the clips of this split again"
+            )
+        return self._rows[video_id]
+
     def read(self, video_id: str) -> Clip:
         """One clip, from disk.
 
         Raises:
             ClipError: no row or no file of that id, or the two do not fit together.
         """
-        if video_id not in self._rows:
-            raise ClipError(
-                f"clip {video_id!r} has no row in {self.folder / META}; build the clips of this split again"
-            )
-        row = self._rows[video_id]
+        row = self.row(video_id)
         path = clip_file(self.folder, video_id, row)
         if not path.is_file():
             raise ClipError(f"clip {video_id!r} has a row but no file {path}; build the clips of this split again")

@@ -36,6 +36,14 @@ class DatasetFolder:
         """Folder of `<video id>.npy`, `meta.jsonl` and `failed_videos.jsonl`."""
         return self.root / split / "video_npy_with_meta"
 
+    def clips_journal(self, split: str) -> Path:
+        """What each clip was built from, see `pipelines/data/journal.py`."""
+        return self.root / ".vsr1" / "build" / f"{split}.clips.rows.jsonl"
+
+    def added(self, split: str) -> Path:
+        """Folder of the videos that a server added to the split, see `vsr1/formats/added.py`."""
+        return self.root / "added" / split
+
     def query_embeddings(self, split: str) -> Path:
         return self.root / split / "query_embedding" / f"query_embeddings.{split}.npy"
 

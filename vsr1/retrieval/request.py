@@ -12,6 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+from vsr1.formats.clips import Clip
+
 
 class RetrievalError(RuntimeError):
     """A search, or a corpus, that cannot be answered or served; the message names the part at fault."""
@@ -33,6 +35,13 @@ class QueryEmbedder(Protocol):
 
     def embed_queries(self, queries: list[str], soft_tokens: list[np.ndarray | None] | None = None) -> np.ndarray:
         """Unit vectors, float32 [n, dim], of n texts with optional soft tokens, float32 [N, dim] each."""
+
+
+class ClipEmbedder(QueryEmbedder, Protocol):
+    """What adding videos needs too."""
+
+    def embed_clips(self, clips: list[Clip]) -> np.ndarray:
+        """Unit vectors, float32 [n, dim], of n clips."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -69,10 +70,11 @@ class Searcher:
     ) -> None:
         self.counts = {"requests": 0, "batches": 0, "embed_calls": 0, "embedded": 0, "largest_batch": 0, "partial": 0}
         self._versions: dict[str, Catalogue] = {}
+        self._since: dict[str, float] = {}  # when each became the current one
         self._embedder = embedder
         self._shards = list(shards)
         self._deadline_s = config.deadline_s
-        self._keep = config.keep_versions
+        self._keep, self._keep_s = config.keep_versions, config.keep_s
         self._is_embedding = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
         self._batcher: Batcher[_Job, SearchResult | _Incomplete] = Batcher(self._run, max_batch=config.max_batch)
@@ -105,12 +107,19 @@ class Searcher:
                 f"{catalogue.version}) holds {catalogue.dim}; embed the corpus with this embedder, or set "
                 "model.embedder to the one used"
             )
+        now = time.monotonic()
         self._versions.pop(catalogue.version, None)
         self._versions[catalogue.version] = catalogue
-        retired = self.versions[: -self._keep]
+        self._since[catalogue.version] = now
+        followers = zip(self.versions[: -self._keep], self.versions[1:], strict=False)
+        retired = [version for version, next_one in followers if now - self._since[next_one] >= self._keep_s]
         for version in retired:
-            del self._versions[version]
+            del self._versions[version], self._since[version]
         return retired
+
+    async def embedded(self, call: Callable[[], np.ndarray]) -> np.ndarray:
+        """What a call of the embedder gives, made in the one thread that may use it."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     async def search(self, request: SearchRequest) -> SearchResult:
         """Answer one request.

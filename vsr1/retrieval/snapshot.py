@@ -15,6 +15,7 @@ import faiss
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vsr1.formats.added import AddedFolder
 from vsr1.formats.atomic import replacing, write_json
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256
@@ -157,6 +158,29 @@ def changed(
         if len(vector) != catalogue.dim:
             raise RetrievalError(f"the vector of {video_id!r} has {len(vector)} numbers, the index {catalogue.dim}")
     return make_catalogue(ids, np.concatenate([vectors[kept], *[vector[None] for vector in new]]), "the changed corpus")
+
+
+def with_added(snapshot: Snapshot, added: AddedFolder, embedder: str) -> tuple[Catalogue, np.ndarray]:
+    """The corpus with the videos that a server added to it, and without those that it removed.
+
+    Args:
+        embedder: fingerprint of the embedder that queries are embedded with.
+
+    Raises:
+        RetrievalError: as `changed`, or a video was added with another embedder.
+    """
+    videos = added.read_all("videos")
+    for video_id, video in videos.items():
+        if video.embedder != embedder:
+            raise RetrievalError(
+                f"{added.video(video_id)} was added with embedder {video.embedder}, but queries are embedded with "
+                f"{embedder}: set model.embedder to the one used, or remove the folder and add the video again"
+            )
+    vectors = {video_id: np.load(added.video(video_id) / "vector.npy", allow_pickle=False) for video_id in videos}
+    gone = [name for name in added.removed() if name in snapshot.catalogue and name not in vectors]
+    if not vectors and not gone:
+        return snapshot.catalogue, snapshot.vectors
+    return changed(snapshot.catalogue, snapshot.vectors, vectors, gone)
 
 
 def _manifest(folder: Path, version: str) -> SnapshotManifest:

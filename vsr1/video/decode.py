@@ -77,7 +77,7 @@ def sample_video(path: Path, *, fps: float, max_frames: int, max_pixels: int) ->
     Raises:
         VideoError: missing or empty file, not a video, no video stream, or not one frame that decodes.
     """
-    _check_file(path)
+    check_file(path)
     reported, stated = _reported(path)
     expected = (reported, stated) if reported and stated is not None else _counted(path)
     guess = frame_indices(*expected, fps, max_frames)
@@ -106,15 +106,15 @@ def probe_video(path: Path) -> float | None:
     Raises:
         VideoError: missing or empty file, not a video, no video stream, no frame that decodes, or a length of zero.
     """
-    _check_file(path)
-    container, stream = _open(path)
+    check_file(path)
+    container, stream = open_video(path)
     with container:
         seconds = None
         if stream.duration is not None and stream.time_base:
             seconds = float(stream.duration * stream.time_base)
         elif container.duration is not None:
             seconds = container.duration / av.time_base
-        if next(_decoded(path, container, stream), None) is None:
+        if next(decoded_frames(path, container, stream), None) is None:
             raise VideoError(path, "not one frame of it decodes; the file is truncated or damaged, fetch it again")
     if seconds is not None and seconds <= 0:
         raise VideoError(path, f"has a length of {seconds} s; fetch it again")
@@ -127,16 +127,25 @@ def frame_indices(total_frames: int, duration: Fraction | float, fps: float, max
     return [int(index) for index in np.linspace(0, total_frames - 1, count)]
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raises a `VideoError` for a file that is missing or empty."""
     if not path.is_file():
         raise VideoError(path, "the file does not exist")
     if path.stat().st_size == 0:
         raise VideoError(path, "the file is empty (0 bytes); fetch it again")
 
 
-def _open(path: Path) -> tuple[InputContainer, VideoStream]:
+def open_video(path: Path, formats: str | None = None) -> tuple[InputContainer, VideoStream]:
+    """The container, which the caller closes, and its first video stream that is not a picture of a cover.
+
+    Args:
+        formats: names of the container formats that may be read, with commas between; None allows all.
+
+    Raises:
+        VideoError: not a video, or no video stream.
+    """
     try:
-        container = av.open(str(path))
+        container = av.open(str(path), options={"format_whitelist": formats} if formats else {})
     except av.FFmpegError as error:
         raise VideoError(path, f"cannot be opened as a video ({error.strerror}); fetch or encode it again") from error
     for stream in container.streams.video:
@@ -148,7 +157,7 @@ def _open(path: Path) -> tuple[InputContainer, VideoStream]:
 
 def _reported(path: Path) -> tuple[int, Fraction | None]:
     """Frame count and duration in seconds as the container states them; 0 and None where it does not."""
-    container, stream = _open(path)
+    container, stream = open_video(path)
     with container:
         if stream.duration and stream.time_base:
             return stream.frames, stream.duration * stream.time_base
@@ -157,7 +166,7 @@ def _reported(path: Path) -> tuple[int, Fraction | None]:
 
 def _counted(path: Path) -> tuple[int, Fraction]:
     """Packets, and seconds that they span: what decoding will most likely give, without its cost."""
-    container, stream = _open(path)
+    container, stream = open_video(path)
     count, first, end = 0, math.inf, -math.inf
     with container:
         for packet in container.demux(stream):
@@ -168,7 +177,7 @@ def _counted(path: Path) -> tuple[int, Fraction]:
     return count, Fraction(end - first) * Fraction(stream.time_base or 0) if count else Fraction(0)
 
 
-def _decoded(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+def decoded_frames(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """Every frame that decodes, in presentation order; a damaged packet gives none."""
     packets = container.demux(stream)
     while True:
@@ -191,11 +200,11 @@ def _decode(path: Path, wanted: frozenset[int], max_pixels: int) -> _Pass:
     size: tuple[int, int] | None = None
     total, untimed, end = 0, False, Fraction(0)
     first: Fraction | None = None
-    container, stream = _open(path)
+    container, stream = open_video(path)
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     with container:
-        for frame in _decoded(path, container, stream):
-            begin = _seconds(frame)
+        for frame in decoded_frames(path, container, stream):
+            begin = frame_seconds(frame)
             if total and (begin is None) != untimed:
                 raise VideoError(
                     path, f"some of its frames carry a time and some, around {total}, none; encode it again"
@@ -221,8 +230,8 @@ def _decode(path: Path, wanted: frozenset[int], max_pixels: int) -> _Pass:
     return _Pass(images, times, total, end)
 
 
-def _seconds(frame: VideoFrame) -> Fraction | None:
-    """When a frame is shown; None in formats that carry no times (raw streams), shown at their constant rate."""
+def frame_seconds(frame: VideoFrame) -> Fraction | None:
+    """Seconds of the file's clock at which a frame is shown; None in raw streams, shown at their constant rate."""
     return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
 
 

@@ -1,0 +1,90 @@
+"""The shards of a retrieval service as actors: `vsr1.retrieval.index` and the parts of each version that it holds."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import ray
+from ray.exceptions import RayActorError
+
+from actors.logs import log_to
+from vsr1.config import RetrievalConfig
+from vsr1.retrieval.index import RankTarget, Shard, ShardHits, ShardQueries
+from vsr1.retrieval.replicas import ShardUnavailableError
+
+RECOVERY_PAUSE_S = 0.1  # between attempts to reach a replica that is down
+
+
+class IndexShardActor:
+    """One replica of a shard: its part of each version that was loaded."""
+
+    def __init__(self, name: str, config: RetrievalConfig, threads: int, gpu: bool, log: Path | None = None) -> None:
+        log_to(log)
+        faiss.omp_set_num_threads(threads)
+        self._name, self._config, self._gpu = name, config, gpu
+        self._versions: dict[str, Shard] = {}
+
+    def load(self, version: str, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """Take `rows` int64 [n] and `vectors` float32 [n, dim] of a version; nothing happens if it is there."""
+        if version not in self._versions:
+            self._versions[version] = Shard(
+                self._name,
+                rows,
+                vectors,
+                factory=self._config.index,
+                search_params=self._config.index_params,
+                gpu=self._gpu,
+            )
+
+    def unload(self, version: str) -> None:
+        self._versions.pop(version, None)
+
+    def search(self, version: str, queries: ShardQueries) -> ShardHits:
+        return self._version(version).search(queries)
+
+    def count_above(self, version: str, targets: list[RankTarget]) -> list[int]:
+        return self._version(version).count_above(targets)
+
+    def _version(self, version: str) -> Shard:
+        if version not in self._versions:  # started again, and not loaded yet
+            raise ShardUnavailableError(self._name, "loading")
+        return self._versions[version]
+
+
+# Typed as Any: the stubs that Ray ships type a handle as the plain class, whose methods have no `.remote`.
+IndexShard: Any = ray.remote(IndexShardActor)
+
+
+class RemoteShard:
+    """A `ShardClient` that sends its calls to an `IndexShard`; `parts` are what it must hold, by version."""
+
+    def __init__(self, name: str, actor: Any, parts: dict[str, tuple[np.ndarray, ray.ObjectRef]]) -> None:
+        self.name, self.actor, self._parts = name, actor, parts
+
+    async def search(self, version: str, queries: ShardQueries) -> ShardHits:
+        return await self._answer(self.actor.search.remote(version, queries))
+
+    async def count_above(self, version: str, targets: list[RankTarget]) -> list[int]:
+        return await self._answer(self.actor.count_above.remote(version, targets))
+
+    async def load(self) -> None:
+        """Bring the replica what it does not hold yet."""
+        for version, (rows, vectors) in list(self._parts.items()):
+            await self._answer(self.actor.load.remote(version, rows, vectors))
+
+    async def recover(self) -> None:
+        while True:
+            try:
+                return await self.load()
+            except ShardUnavailableError:
+                await asyncio.sleep(RECOVERY_PAUSE_S)
+
+    async def _answer(self, reference: Any) -> Any:
+        try:
+            return await reference
+        except RayActorError as error:
+            raise ShardUnavailableError(self.name, type(error).__name__) from error
