@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from pipelines.service.keys import Limiter, known, read_keys, secret_of
+from pipelines.service.running import running_agents
 from pipelines.service.schema import Corpus, ErrorAnswer, Health, SearchAnswer, SearchBody, Video
 from pipelines.service.stream import ApiError, Event, server_sent
 from vsr1.config import ServeConfig
@@ -51,11 +53,14 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
 @serve.deployment(name="gateway", max_ongoing_requests=1024)
 @serve.ingress(app)
 class Gateway:
-    """`agents` and `library` are the handles of the other deployments."""
+    """`agents`, by model, and `library` are the handles of the other deployments.
 
-    def __init__(self, config: ServeConfig, agents: Any, library: Any) -> None:
+    There is one gateway: it counts what waits for the agents and what each key has running.
+    """
+
+    def __init__(self, config: ServeConfig, agents: dict[str, Any], library: Any) -> None:
         self._config, self._library = config, library
-        self._agents = agents.options(stream=True)
+        self._agents = {name: handle.options(stream=True) for name, handle in agents.items()}
         self._keys = read_keys(config.key_file) if config.key_file else None
         self._limiter = Limiter()
 
@@ -108,8 +113,11 @@ class Gateway:
 
     @app.get("/readyz", responses=ERRORS)
     async def readyz(self) -> Health:
-        """The corpora can be searched."""
-        return Health(status="ok", detail=await self._library.describe.remote())
+        """The corpora can be searched, and every model has an agent."""
+        agents = await asyncio.to_thread(running_agents, serve.get_replica_context().app_name)
+        if missing := [name for name in self._agents if not agents[name]]:
+            raise ApiError(503, "not_ready", f"no agent runs of {', '.join(missing)}; wait for it", retry_after_s=5)
+        return Health(status="ok", detail=await self._library.describe.remote(), models=agents)
 
     @contextmanager
     def _admitted(self, request: Request) -> Iterator[None]:
@@ -129,7 +137,8 @@ class Gateway:
 
     async def _events(self, body: SearchBody, request: Request) -> AsyncGenerator[Event, None]:
         with self._admitted(request):
-            stream = self._agents.search.remote(uuid4().hex, body, self._corpus(body.corpus))
+            agents = self._agents[self._model(body.model)]
+            stream = agents.search.remote(uuid4().hex, body, self._corpus(body.corpus))
             try:
                 async for event in stream:
                     yield event
@@ -150,6 +159,12 @@ class Gateway:
             return await getattr(self._library, what).remote(self._corpus(corpus), video_id, *more)
         except ClipError as error:
             raise ApiError(404, "unknown_video", str(getattr(error, "cause", error))) from error
+
+    def _model(self, name: str | None) -> str:
+        names = list(self._agents)
+        if name not in (None, *names):
+            raise ApiError(404, "unknown_model", f"model {name!r} is not served; there are {', '.join(names)}")
+        return name or names[0]
 
     def _corpus(self, name: str | None) -> str:
         names = list(self._config.corpora)

@@ -31,9 +31,11 @@ class LibraryReplica:
         self._folders: dict[str, ClipFolder] = {}
         for name, corpus in corpora.items():
             own = config.model_copy(update={"data": config.data.model_copy(update={"root": corpus.root})})
-            self._retrieval[name] = RetrievalService.options(**resources(need.retrieval)).remote(own, corpus.split)
+            again = {"max_restarts": -1}  # the agents keep their handles
+            service = RetrievalService.options(**resources(need.retrieval), **again)
+            self._retrieval[name] = service.remote(own, corpus.split)
             self._folders[name] = ClipFolder(DatasetFolder(corpus.root).clips(corpus.split), config.data.timestamps)
-            self._clips[name] = ClipStores(self._folders[name], budget, resources(need.clips))
+            self._clips[name] = ClipStores(self._folders[name], budget, resources(need.clips) | again)
 
     async def check_health(self) -> None:
         for service in self._retrieval.values():

@@ -17,6 +17,7 @@ class SearchBody(BaseModel):
 
     query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_QUERY)]
     corpus: str | None = Field(None, description="name of a corpus; may be left out where there is only one")
+    model: str | None = Field(None, description="name of a model; may be left out for the first")
     max_turns: int | None = Field(None, ge=1, le=16, description="videos looked at; empty: as the agent was trained")
     top_k: int = Field(10, ge=1, le=100, description="videos listed of each ranking")
     exclude_ids: list[str] = Field([], max_length=1000, description="videos that are not looked at")
@@ -67,7 +68,7 @@ class SearchAnswer(BaseModel):
     turns: list[TurnTrace]
     usage: Usage
     model: str
-    weight_version: int
+    weight_version: int = Field(description="0 at the start, one more with each swap of the model's weights")
     index_version: str | None
 
 
@@ -93,4 +94,5 @@ class Video(BaseModel):
 
 class Health(BaseModel):
     status: Literal["ok", "starting"]
-    detail: dict[str, Any] = {}
+    detail: dict[str, Any] = Field({}, description="of each corpus")
+    models: dict[str, Any] = Field({}, description="of each model the number of its agents")
