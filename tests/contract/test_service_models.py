@@ -13,18 +13,20 @@ from typing import Any
 import httpx2
 import pytest
 import ray
-import torch
 from ray import serve
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from pipelines.data.build import ensure_dataset
 from pipelines.service.deploy import start_agent
 from pipelines.service.library import node_id
+from pipelines.service.load import trace
 from pipelines.service.running import ServiceError, replica_pids
 from pipelines.service.swap import swap_weights
 from pipelines.tasks import evaluation_queries
 from vsr1.config import Config, load_config
 from vsr1.formats.checkpoint import CheckpointError, copy_processor
+from vsr1.toy.world import COLOURS
 
 REPOSITORY = Path(__file__).parents[2]
 AT_ONCE = 32
@@ -50,13 +52,6 @@ class Served:
         return httpx2.get(f"{self.url}/readyz", timeout=60).status_code == 200
 
 
-def trace(answer: dict[str, Any]) -> dict[str, Any]:
-    """What does not depend on the clock: every turn with its words, and the counts of tokens."""
-    turns = [{key: value for key, value in turn.items() if key != "seconds"} for turn in answer["turns"]]
-    counts = {key: value for key, value in answer["usage"].items() if key != "seconds"}
-    return {"query": answer["query"], "turns": turns, "moments": answer["moments"], "usage": counts}
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("models")
@@ -79,14 +74,14 @@ def served(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Itera
 
 
 def write_other(policy: Path, folder: Path) -> None:
-    """A policy of the same architecture that says other things."""
+    """A policy of the same architecture that takes each colour for the next one, as sure of it as the first policy."""
     copy_processor(policy, folder)
     (folder / "config.json").write_bytes((policy / "config.json").read_bytes())
     weights = load_file(policy / "model.safetensors")
-    torch.manual_seed(0)
-    for name, tensor in weights.items():
-        if "language_model.layers" in name and tensor.ndim == 2:
-            tensor += 0.2 * tensor.float().std() * torch.randn(tensor.shape)
+    table = weights["model.language_model.embed_tokens.weight"]
+    words = AutoTokenizer.from_pretrained(policy).get_vocab()
+    rows = [words[f"\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}{colour}"] for colour in COLOURS]
+    table[rows] = table[rows[1:] + rows[:1]]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -134,9 +129,16 @@ def test_new_weights_come_under_load_and_no_search_is_dropped_or_mixed(served: S
             status, answer = coming.result()
             assert status == 200, answer
             versions.append(answer["weight_version"])
-            assert trace(answer) == served.traces[("first", "second")[answer["weight_version"]]][query]
+            own = served.traces[("first", "second")[answer["weight_version"]]][query]
+            assert_same(trace(answer), own)
     assert versions[0] == 0 and set(versions[-AT_ONCE:]) == {1}
     served.traces["first"] = served.traces["second"]
+
+
+def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for turn, own in zip(found["turns"], wanted["turns"], strict=False):
+        assert (turn["video_id"], turn["reasoning"]) == (own["video_id"], own["reasoning"]), found["query"]
+    assert found == wanted
 
 
 def under_load(served: Served, kill: Any) -> list[Answer]:
@@ -148,7 +150,8 @@ def under_load(served: Served, kill: Any) -> list[Answer]:
         answers = [coming.result() for coming in asked]
     for status, answer in answers:
         assert status == 200 or answer["error"]["code"] in ("agent_failed", "busy"), answer
-        assert status != 200 or trace(answer) == served.traces["first"][answer["query"]]
+        if status == 200:
+            assert_same(trace(answer), served.traces["first"][answer["query"]])
     deadline = time.monotonic() + 90
     while not (served.ready() and served.search(served.queries[0])[0] == 200):
         assert time.monotonic() < deadline, "the service did not recover"

@@ -18,7 +18,7 @@ def replacing_files(folder: Path, running: Path) -> list[Path]:
     """Weight files of `folder`, which can replace those of the policy checkpoint `running`.
 
     Raises:
-        CheckpointError: `folder` is no policy with safetensors, or differs from `running` in more than its weights' values;
+        CheckpointError: `folder` is no policy with safetensors, or differs from `running` in more than its weights;
             the message lists every difference.
     """
     policy_sizes(folder)
