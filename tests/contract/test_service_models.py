@@ -1,5 +1,6 @@
 """Several served models, new weights while searches run, and parts that are killed under load."""
 
+import json
 import os
 import signal
 import socket
@@ -74,7 +75,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Itera
 
 
 def write_other(policy: Path, folder: Path) -> None:
-    """A policy of the same architecture that takes each colour for the next one, as sure of it as the first policy."""
+    """A policy in two shards that takes each colour for the next one, as sure of it as the first policy."""
     copy_processor(policy, folder)
     (folder / "config.json").write_bytes((policy / "config.json").read_bytes())
     weights = load_file(policy / "model.safetensors")
@@ -82,7 +83,12 @@ def write_other(policy: Path, folder: Path) -> None:
     words = AutoTokenizer.from_pretrained(policy).get_vocab()
     rows = [words[f"\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}{colour}"] for colour in COLOURS]
     table[rows] = table[rows[1:] + rows[:1]]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    where = {name: shards[i % 2] for i, name in enumerate(weights)}
+    for shard in shards:
+        part = {name: tensor for name, tensor in weights.items() if where[name] == shard}
+        save_file(part, folder / shard, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
 def test_a_search_names_its_model(served: Served) -> None:
@@ -157,6 +163,19 @@ def under_load(served: Served, kill: Any) -> list[Answer]:
         assert time.monotonic() < deadline, "the service did not recover"
         time.sleep(0.5)
     return answers
+
+
+def test_a_reader_that_goes_away_frees_the_place_of_its_search(served: Served) -> None:
+    """Twice as many streams as an agent plays at one time are left after their first event; the next search runs."""
+    body = {"query": served.queries[0], "model": "second", "stream": True}
+    for _ in range(2 * served.config.serve.searches_a_replica):
+        with httpx2.stream("POST", f"{served.url}/v1/search", json=body, timeout=120) as stream:
+            assert next(stream.iter_lines()).startswith("id: 1")
+    began = time.monotonic()
+    status, answer = served.search(served.queries[0], model="second")
+    assert status == 200 and trace(answer) == served.traces["second"][served.queries[0]]
+    assert time.monotonic() - began < 30
+    swap_weights("second", served.other)  # which waits until no search is inside
 
 
 def test_a_killed_shard_costs_no_search(served: Served) -> None:
