@@ -45,8 +45,8 @@ class AgentReplica:
             wanted: a `Weights`.
 
         Raises:
-            CheckpointError: the weights do not fit the engine that runs; it keeps its own.
-            PushError: they did not arrive whole. After either Serve replaces the replica.
+            CheckpointError: the checkpoint is no policy, or does not fit the engine that runs.
+            PushError: the weights did not arrive whole. After either Serve replaces the replica.
         """
         weights, model = Weights.model_validate(wanted), self._config.model
         if self._engine is None or self._weights is None:

@@ -115,7 +115,7 @@ class Gateway:
     async def readyz(self) -> Health:
         """The corpora can be searched, and every model has an agent."""
         agents = await asyncio.to_thread(running_agents, serve.get_replica_context().app_name)
-        if missing := [name for name in self._agents if not agents[name]]:
+        if missing := [name for name in self._agents if not agents.get(name)]:
             raise ApiError(503, "not_ready", f"no agent runs of {', '.join(missing)}; wait for it", retry_after_s=5)
         return Health(status="ok", detail=await self._library.describe.remote(), models=agents)
 

@@ -101,5 +101,7 @@ def serve_until_interrupted(config: Config, host: str, port: int, path: str, sta
             time.sleep(3600)
     except KeyboardInterrupt:
         for name in serve.status().applications:  # while HTTP is still there, so that what runs is answered
-            serve.delete(name)
+            serve.delete(name, _blocking=False)  # which else gives up after 60 s
+        while serve.status().applications:
+            time.sleep(POLL_S)
         serve.shutdown()

@@ -95,4 +95,4 @@ class Video(BaseModel):
 class Health(BaseModel):
     status: Literal["ok", "starting"]
     detail: dict[str, Any] = Field({}, description="of each corpus")
-    models: dict[str, Any] = Field({}, description="of each model the number of its agents")
+    models: dict[str, int] = Field({}, description="of each model the number of its agents")
