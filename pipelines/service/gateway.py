@@ -151,8 +151,9 @@ class Gateway:
                 raise ApiError(503, "search_timeout", str(getattr(error, "cause", error))) from error
             except (RayActorError, RayTaskError) as error:
                 raise ApiError(503, "agent_failed", f"the search broke off ({type(error).__name__})") from error
-            finally:
+            except (asyncio.CancelledError, GeneratorExit):  # of a refused one, `cancel` raises the refusal again
                 stream.cancel()
+                raise
 
     async def _of_video(self, what: str, corpus: str | None, video_id: str, *more: Any) -> Any:
         try:

@@ -1,5 +1,6 @@
 """Several served models, new weights while searches run, and parts that are killed under load."""
 
+import asyncio
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from transformers import AutoTokenizer
 from pipelines.data.build import ensure_dataset
 from pipelines.service.deploy import start_agent
 from pipelines.service.library import node_id
-from pipelines.service.load import trace
+from pipelines.service.load import load, trace
 from pipelines.service.running import ServiceError, replica_pids
 from pipelines.service.swap import swap_weights
 from pipelines.tasks import evaluation_queries
@@ -58,7 +59,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Itera
     folder = tmp_path_factory.mktemp("models")
     paths = [f"run_dir={folder / 'run'}", f"data.root={folder / 'data'}", f"serve.corpora.toy.root={folder / 'data'}"]
     other = folder / "other"
-    names = ["serve.model=first", f"serve.models.second={other}"]
+    names = ["serve.model=first", f"serve.models.second={other}", f"serve.waiting_searches={AT_ONCE}"]
     config = load_config(REPOSITORY / "configs" / "toy.yaml", [*SMALL, *names, *paths])
     write_other(config.model.policy, other)
     ensure_dataset(config)
@@ -163,6 +164,14 @@ def under_load(served: Served, kill: Any) -> list[Answer]:
         assert time.monotonic() < deadline, "the service did not recover"
         time.sleep(0.5)
     return answers
+
+
+def test_more_than_it_takes_is_told_to_come_again(served: Served) -> None:
+    """With 32 that run and 32 that wait; each of 96 clients gets its answer in the end."""
+    bodies = [{"query": query, "model": "second"} for query in served.queries * 6]
+    tally = asyncio.run(load(served.url, bodies, 3 * AT_ONCE, served.traces["second"]))
+    assert tally.refused > 0
+    assert (len(tally.seconds), dict(tally.errors), tally.wrong) == (len(bodies), {}, 0)
 
 
 def test_a_reader_that_goes_away_frees_the_place_of_its_search(served: Served) -> None:
