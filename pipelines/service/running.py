@@ -17,7 +17,7 @@ from pipelines.services import connect
 from vsr1.config import Config
 
 AGENT = "agent-"  # before the name of a model: its deployment
-POLL_S = 0.1
+POLL_S = 0.5
 
 
 class ServiceError(RuntimeError):
@@ -41,11 +41,7 @@ def declared() -> dict[str, dict[str, Any]]:
     Raises:
         ServiceError: no Serve runs on the Ray that this process has joined.
     """
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        raise ServiceError("Ray Serve does not run there; start `vsr1 serve` or `serve deploy`, or give its --address")
-    found = client.get_serve_details()["applications"]
-    return {name: app["deployed_app_config"] for name, app in found.items() if app["deployed_app_config"]}
+    return {name: app["deployed_app_config"] for name, app in _applications().items() if app["deployed_app_config"]}
 
 
 def declare(application: dict[str, Any]) -> None:
@@ -58,29 +54,27 @@ def declare(application: dict[str, Any]) -> None:
     """
     every = declared() | {application["name"]: application}
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": list(every.values())}))
-    while (app := serve.status().applications[application["name"]]).status != ApplicationStatus.RUNNING:
-        if app.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-            faults = [f"{name}: {one.message}" for name, one in app.deployments.items() if one.message]
-            raise ServiceError("; ".join([f"{application['name']} is {app.status.value}: {app.message}", *faults]))
+    while (app := _applications()[application["name"]])["status"] != ApplicationStatus.RUNNING:
+        if app["status"] in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            faults = [f"{name}: {one['message']}" for name, one in app["deployments"].items() if one["message"]]
+            raise ServiceError("; ".join([f"{application['name']} does not run: {app['message']}", *faults]))
         time.sleep(POLL_S)
 
 
 def running_agents(application: str) -> dict[str, int]:
     """Agents of each model that can search, or load new weights right now."""
-    deployments = serve.status().applications[application].deployments
     return {
-        name.removeprefix(AGENT): one.replica_states.get("RUNNING", 0) + one.replica_states.get("UPDATING", 0)
-        for name, one in deployments.items()
+        name.removeprefix(AGENT): sum(replica["state"] in ("RUNNING", "UPDATING") for replica in one["replicas"])
+        for name, one in _applications()[application]["deployments"].items()
         if name.startswith(AGENT)
     }
 
 
 def replica_pids(application: str) -> dict[str, list[int]]:
     """Process ids of the replicas that run, by deployment."""
-    deployments = _get_global_client().get_serve_details()["applications"][application]["deployments"]
     return {
         name: [replica["pid"] for replica in one["replicas"] if replica["state"] == "RUNNING"]
-        for name, one in deployments.items()
+        for name, one in _applications()[application]["deployments"].items()
     }
 
 
@@ -105,3 +99,12 @@ def serve_until_interrupted(config: Config, host: str, port: int, path: str, sta
         while serve.status().applications:
             time.sleep(POLL_S)
         serve.shutdown()
+
+
+def _applications() -> dict[str, Any]:
+    """What Serve's controller knows; `serve.status()` parses all of it anew."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        raise ServiceError("Ray Serve does not run there; start `vsr1 serve` or `serve deploy`, or give its --address")
+    applications: dict[str, Any] = client.get_serve_details()["applications"]
+    return applications

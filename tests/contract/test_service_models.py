@@ -34,7 +34,7 @@ REPOSITORY = Path(__file__).parents[2]
 AT_ONCE = 32
 SMALL = ["toy.train=4", "toy.val=0", "toy.test=16", "data.splits=[train,test]", "cluster.rollout.memory_gib=1"]
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(500)]
 Answer = tuple[int, dict[str, Any]]
 
 
