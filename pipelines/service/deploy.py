@@ -48,7 +48,11 @@ def application(config: Config) -> serve.Application:
 
 def serve_agent(config: Config, host: str, port: int) -> None:
     """Serve until interrupted; raises as `serve_until_interrupted` and `start_agent`."""
-    serve_until_interrupted(config, host, port, "/v1/search", lambda: start_agent(config, host, port))
+
+    def drain() -> None:
+        serve.get_app_handle(APPLICATION).drain.remote().result()
+
+    serve_until_interrupted(config, host, port, "/v1/search", lambda: start_agent(config, host, port), drain)
 
 
 def start_agent(config: Config, host: str, port: int) -> None:

@@ -63,6 +63,13 @@ class Gateway:
         self._agents = {name: handle.options(stream=True) for name, handle in agents.items()}
         self._keys = read_keys(config.key_file) if config.key_file else None
         self._limiter = Limiter()
+        self._searching, self._stopping = 0, False
+
+    async def drain(self) -> None:
+        """Take no new searches, and return when those that were let in are over."""
+        self._stopping = True
+        while self._searching:
+            await asyncio.sleep(0.1)
 
     @app.post("/v1/search", response_model=SearchAnswer, responses=ERRORS)
     async def search(self, body: SearchBody, request: Request) -> Any:
@@ -135,8 +142,19 @@ class Gateway:
         finally:
             self._limiter.end(key)
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Around a search, for `drain`."""
+        if self._stopping:
+            raise ApiError(503, "stopping", "this server is being stopped; ask again in a minute", retry_after_s=60)
+        self._searching += 1
+        try:
+            yield
+        finally:
+            self._searching -= 1
+
     async def _events(self, body: SearchBody, request: Request) -> AsyncGenerator[Event, None]:
-        with self._admitted(request):
+        with self._admitted(request), self._counted():
             agents = self._agents[self._model(body.model)]
             stream = agents.search.remote(uuid4().hex, body, self._corpus(body.corpus))
             try:

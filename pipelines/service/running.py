@@ -78,8 +78,10 @@ def replica_pids(application: str) -> dict[str, list[int]]:
     }
 
 
-def serve_until_interrupted(config: Config, host: str, port: int, path: str, start: Callable[[], None]) -> None:
-    """Join or start Ray, call `start`, say where requests go, and shut Serve down at an interrupt or SIGTERM.
+def serve_until_interrupted(
+    config: Config, host: str, port: int, path: str, start: Callable[[], None], drain: Callable[[], None] = lambda: None
+) -> None:
+    """Join or start Ray, call `start`, say where requests go; at an interrupt or SIGTERM `drain`, and shut Serve down.
 
     Raises:
         MachineError: the port is taken.
@@ -91,14 +93,20 @@ def serve_until_interrupted(config: Config, host: str, port: int, path: str, sta
         start()
         print(f"POST http://{host}:{port}{path}", flush=True)
         print(f"Ray: {ray.get_runtime_context().gcs_address}", flush=True)
+        _wait_for_interrupt()
+        drain()
+        for name in serve.status().applications:  # while HTTP is still there, for what is on its way to a client
+            serve.delete(name)
+    finally:
+        serve.shutdown()
+
+
+def _wait_for_interrupt() -> None:
+    try:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        for name in serve.status().applications:  # while HTTP is still there, so that what runs is answered
-            serve.delete(name, _blocking=False)  # which else gives up after 60 s
-        while serve.status().applications:
-            time.sleep(POLL_S)
-        serve.shutdown()
+        return
 
 
 def _applications() -> dict[str, Any]:

@@ -136,7 +136,7 @@ def test_a_server_that_is_stopped_answers_what_it_has_begun(corpus_folder: Path,
         queries = [f"a {colour} {shape} moving up" for colour in COLOURS for shape in SHAPES][:RUNNING]
         with ThreadPoolExecutor(RUNNING) as pool:
             coming = [pool.submit(search, url, query) for query in queries]
-            time.sleep(0.3)
+            time.sleep(1.0)
             os.kill(server.pid, signal.SIGTERM)
             answers = [one.result() for one in coming]
         assert [answer.status_code for answer in answers] == [200] * RUNNING, log.read_text()
