@@ -131,3 +131,30 @@ def bench_report_command(
     from pipelines.bench_report import bench_report
 
     print(json.dumps(guarded(bench_report, trajectories, rounds, out)))
+
+
+@bench_app.command("serve")
+def bench_serve_command(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    requests: Annotated[int, typer.Option(help="Searches over which memory is watched; 0: none.")] = 10_000,
+    max_turns: Annotated[int | None, typer.Option(help="Of each search; as trained if left out.")] = None,
+) -> None:
+    """The service under load: answers a second, latencies, overload, memory; every answer checked."""
+    settings = read_settings(config, overrides, False)
+    from pipelines.bench_serve import bench_serve
+
+    print(json.dumps(guarded(bench_serve, settings, requests, max_turns)))
+
+
+@bench_app.command("faults")
+def bench_faults_command(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    max_turns: Annotated[int | None, typer.Option(help="Of each search; as trained if left out.")] = None,
+) -> None:
+    """Parts of the service killed under load: what searches get, and seconds until it answers again."""
+    settings = read_settings(config, overrides, False)
+    from pipelines.bench_serve import bench_faults
+
+    print(json.dumps(guarded(bench_faults, settings, max_turns)))

@@ -189,7 +189,7 @@ def serve_command(
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option()] = 8000,
 ) -> None:
-    """Serve the trained agent, until interrupted."""
+    """Serve the trained agent, until interrupted. Further models: serve.models.NAME=CHECKPOINT."""
     named = [f"serve.corpora.{folder.name}={{root: {folder}, split: {split}}}" for folder in corpus or []]
     settings = read_settings(config, [f"model.policy={checkpoint}", *named, *(overrides or [])], False)
     keep_ray_local(settings.cluster.address)
@@ -198,11 +198,25 @@ def serve_command(
     guarded(serve_agent, settings, host, port)
 
 
+@app.command("swap")
+def swap_command(
+    name: Annotated[str, typer.Argument(help="Of the served model.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Whose weights it is to have, of the same architecture.")],
+    address: Annotated[str, typer.Option(help="Of the Ray that serves, as `vsr1 serve` prints it.")] = "auto",
+) -> None:
+    """Give a served model new weights while it goes on answering. Ray's token lets you in: docs/cluster.md."""
+    from pipelines.service.swap import swap
+
+    guarded(swap, name, checkpoint, address)
+    console.print(f"{name} answers with {checkpoint}", soft_wrap=True)
+
+
 @app.command("search")
 def search_command(
     query: Annotated[str, typer.Argument(help="One sentence about one moment.")],
     url: Annotated[str, typer.Option(help="Of a running `vsr1 serve`.")] = "http://127.0.0.1:8000",
     corpus: Annotated[str | None, typer.Option(help="Its name, if several are served.")] = None,
+    model: Annotated[str | None, typer.Option(help="Its name, if not the first.")] = None,
     max_turns: Annotated[int | None, typer.Option(help="Videos looked at.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="A video that it is not; repeatable.")] = None,
     key_file: Annotated[Path | None, typer.Option(help="File that holds the API key and nothing else.")] = None,
@@ -211,7 +225,7 @@ def search_command(
     """Ask a running server for a moment. Exit code 3 if nothing is found."""
     from pipelines.service.client import search
 
-    body = {"query": query, "corpus": corpus, "max_turns": max_turns, "exclude_ids": exclude or []}
+    body = {"query": query, "corpus": corpus, "model": model, "max_turns": max_turns, "exclude_ids": exclude or []}
     raise typer.Exit(guarded(search, url.rstrip("/"), body, key_file, console, as_json))
 
 

@@ -368,8 +368,11 @@ class ServeConfig(Section):
     """The served agent."""
 
     corpora: dict[str, CorpusConfig] = Field({}, description="by the name that a search gives")
-    model: str = Field("vsr1", description="name of the model in answers")
-    least_replicas: int = Field(1, ge=1, description="agents, one engine each")
+    model: str = Field("vsr1", description="name of `model.policy` in searches and answers; the default of a search")
+    models: dict[str, AbsolutePath] = Field(
+        {}, description="further policy checkpoints, by the name that a search gives"
+    )
+    least_replicas: int = Field(1, ge=1, description="agents of each model, one engine each")
     most_replicas: int = Field(1, ge=1)
     searches_a_replica: int = Field(32, ge=1, description="searches that one agent plays at one time")
     waiting_searches: int = Field(64, ge=0, description="further searches that wait; beyond them the answer is 429")
@@ -385,6 +388,15 @@ class ServeConfig(Section):
     resume_keep: int = Field(256, ge=0, description="searches that are over and kept")
     upload: UploadConfig = UploadConfig()
     longest_clip_s: float = Field(120.0, gt=0, description="of a part of a video that is cut out")
+
+    @model_validator(mode="after")
+    def _models_can_be_told_apart(self) -> ServeConfig:
+        for name in (self.model, *self.models):
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(f"serve: {name!r} cannot name a model; use letters, digits, '_' and '-'")
+        if self.model in self.models:
+            raise ValueError(f"serve.models: {self.model!r} names model.policy already (serve.model); choose another")
+        return self
 
 
 class ToyConfig(Section):
@@ -411,6 +423,11 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     serve: ServeConfig = ServeConfig()
     toy: ToyConfig = ToyConfig()
+
+    @property
+    def served_models(self) -> dict[str, Path]:
+        """Policy checkpoints that are served, by name; the first is the default."""
+        return {self.serve.model: self.model.policy, **self.serve.models}
 
     @model_validator(mode="after")
     def _reply_fits_the_context(self) -> Config:

@@ -90,7 +90,8 @@ class ChatBody(SearchOptions):
                 422, "invalid_request", _unsupported(wanted) if wanted else "messages: none has the role user"
             )
         try:
-            return SearchBody(query=told[-1], **{name: getattr(self, name) for name in SearchOptions.model_fields})
+            options = {name: getattr(self, name) for name in SearchOptions.model_fields}
+            return SearchBody(query=told[-1], model=self.model, **options)
         except ValidationError as error:
             fault = error.errors(include_input=False)[0]["msg"]
             raise ApiError(422, "invalid_request", f"the last message of the user: {fault}") from None
@@ -141,7 +142,7 @@ async def complete(body: ChatBody, request: Request) -> Any:
 
 def names(settings: ServeConfig) -> list[str]:
     """Models that a request may name."""
-    return [settings.model]
+    return [settings.model, *settings.models]
 
 
 def sentence(result: dict[str, Any], site: str) -> str:

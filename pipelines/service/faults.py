@@ -20,6 +20,7 @@ CODES: dict[str, tuple[int, str]] = {  # status, and a message as an example
     "urls_are_off": (403, "nothing is fetched here: serve.upload.urls is false; upload the file"),
     "unknown_route": (404, "GET /v2/search: no such route; /openapi.json lists them"),
     "unknown_corpus": (404, "corpus 'films' is not served; there are toy"),
+    "unknown_model": (404, "model 'huge' is not served; there are small, large"),
     "unknown_video": (404, "corpus 'toy' has no video 'test_9999'; ids are those of the answers"),
     "no_source": (404, "the source file of video 'test_0001' is gone; put it back, or delete the video and add it"),
     "model_not_found": (404, "model 'gpt-4o' is not served; there is vsr1"),
@@ -53,6 +54,8 @@ CODES: dict[str, tuple[int, str]] = {  # status, and a message as an example
     "internal_error": (500, "the server has a fault; its log has it under the X-Request-Id of this answer"),
     "agent_failed": (503, "the search broke off (ActorDiedError)"),
     "retrieval_failed": (503, "the index does not answer"),
+    "stopping": (503, "this server is being stopped; ask again in a minute"),
+    "not_ready": (503, "no agent runs of small; wait for it"),
     "search_timeout": (503, "a shard of the index did not answer in time"),
 }
 _OF_STATUS = {
@@ -66,7 +69,7 @@ OPENAI_ROUTES = ("/v1/chat/completions", "/v1/models")  # their clients want a s
 ALWAYS = ("headers_too_large", "internal_error")
 ADMITTED = ("unknown_key", "rate_limited", *ALWAYS)
 WITH_BODY = ("unreadable_body", "slow_body", "body_too_large", "wrong_content_type", "invalid_request", *ADMITTED)
-OF_SEARCH = ("unknown_corpus", "busy", "agent_failed", "search_timeout", *WITH_BODY)
+OF_SEARCH = ("unknown_corpus", "unknown_model", "busy", "agent_failed", "search_timeout", "stopping", *WITH_BODY)
 
 
 def errors(*codes: str, also: dict[str, int] | None = None) -> dict[int | str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +21,7 @@ from pipelines.service.faults import ADMITTED, ALWAYS, OF_SEARCH, errors, handle
 from pipelines.service.guard import Cors, Guard
 from pipelines.service.intake import Intake
 from pipelines.service.keys import ApiKey, Limiter, known, read_keys, secret_of
+from pipelines.service.running import running_agents
 from pipelines.service.runs import SearchRun, SearchRuns
 from pipelines.service.schema import Corpus, Health, SearchAnswer, SearchBody
 from pipelines.service.stream import ApiError, Event, server_sent
@@ -51,14 +53,24 @@ SEARCH_ANSWERS: dict[int | str, dict[str, Any]] = {
 @serve.deployment(name="gateway", max_ongoing_requests=1024)
 @serve.ingress(app)
 class Gateway:
-    """`agents` and `library` are the handles of the other deployments."""
+    """`agents`, by model, and `library` are the handles of the other deployments.
 
-    def __init__(self, config: ServeConfig, agents: Any, library: Any) -> None:
+    There is one gateway: it counts what waits for the agents and what each key has running.
+    """
+
+    def __init__(self, config: ServeConfig, agents: dict[str, Any], library: Any) -> None:
         self.settings, self.library, self.intake = config, library, Intake(config, library)
-        self._agents = agents.options(stream=True)
+        self._agents = {name: handle.options(stream=True) for name, handle in agents.items()}
         self._keys = read_keys(config.key_file) if config.key_file else None
         self._limiter = Limiter()
         self.runs = SearchRuns(config)
+        self._searching, self._stopping = 0, False
+
+    async def drain(self) -> None:
+        """Take no new searches, and return when those that were let in are over."""
+        self._stopping = True
+        while self._searching:
+            await asyncio.sleep(0.1)
 
     @app.post("/v1/search", response_model=SearchAnswer, responses=SEARCH_ANSWERS, dependencies=[Depends(json_only)])
     async def search(self, body: SearchBody, request: Request) -> Any:
@@ -103,10 +115,13 @@ class Gateway:
         """The gateway is there."""
         return Health(status="ok")
 
-    @app.get("/readyz", responses=errors(*ALWAYS))
+    @app.get("/readyz", responses=errors("not_ready", *ALWAYS))
     async def readyz(self) -> Health:
-        """The corpora can be searched."""
-        return Health(status="ok", detail=await self.library.describe.remote())
+        """The corpora can be searched, and every model has an agent."""
+        agents = await asyncio.to_thread(running_agents, serve.get_replica_context().app_name)
+        if missing := [name for name in self._agents if not agents.get(name)]:
+            raise ApiError(503, "not_ready", f"no agent runs of {', '.join(missing)}; wait for it", retry_after_s=5)
+        return Health(status="ok", detail=await self.library.describe.remote(), models=agents)
 
     def key_of(self, request: Request) -> ApiKey | None:
         """The key of a request, None where there is no file of keys.
@@ -142,9 +157,21 @@ class Gateway:
         """Around a request: let in by its key's limits, everybody without a file of keys."""
         return self.within_limits(self.key_of(request))
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Around a search, for `drain`."""
+        if self._stopping:
+            raise ApiError(503, "stopping", "this server is being stopped; ask again in a minute", retry_after_s=60)
+        self._searching += 1
+        try:
+            yield
+        finally:
+            self._searching -= 1
+
     async def _events(self, search_id: str, body: SearchBody, key: ApiKey | None) -> AsyncGenerator[Event, None]:
-        with self.within_limits(key):
-            stream = self._agents.search.remote(search_id, body, self.corpus(body.corpus))
+        with self.within_limits(key), self._counted():
+            agents = self._agents[self._model(body.model)]
+            stream = agents.search.remote(search_id, body, self.corpus(body.corpus))
             try:
                 async for event in stream:
                     yield event
@@ -161,8 +188,15 @@ class Gateway:
                 raise ApiError(503, "search_timeout", str(getattr(error, "cause", error))) from error
             except (RayActorError, RayTaskError) as error:
                 raise ApiError(503, "agent_failed", f"the search broke off ({type(error).__name__})") from error
-            finally:
+            except (asyncio.CancelledError, GeneratorExit):  # of a refused one, `cancel` raises the refusal again
                 stream.cancel()
+                raise
+
+    def _model(self, name: str | None) -> str:
+        names = list(self._agents)
+        if name not in (None, *names):
+            raise ApiError(404, "unknown_model", f"model {name!r} is not served; there are {', '.join(names)}")
+        return name or names[0]
 
     def corpus(self, name: str | None) -> str:
         """The corpus of a request, which may leave it out where there is only one; raises `ApiError` 404."""

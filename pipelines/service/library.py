@@ -49,10 +49,13 @@ class LibraryReplica:
             data = config.data.model_copy(update={"root": corpus.root})
             own = config.model_copy(update={"data": data, "retrieval": kept})
             added = AddedFolder.of(corpus)
-            service = RetrievalService.options(**resources(need.retrieval)).remote(own, corpus.split, added=added)
+            again = {"max_restarts": -1}  # the agents keep their handles
+            service = RetrievalService.options(**resources(need.retrieval), **again).remote(
+                own, corpus.split, added=added
+            )
             built = ClipFolder(DatasetFolder(corpus.root).clips(corpus.split), data.timestamps)
             self._retrieval[name], self._clips[name] = service, LibraryClips(built, added)
-            self._stores[name] = ClipStores(self._clips[name], budget, resources(need.clips))
+            self._stores[name] = ClipStores(self._clips[name], budget, resources(need.clips) | again)
             self._ingestion[name] = Ingestion(own, corpus, built, service, self._stores[name])
 
     async def check_health(self) -> None:

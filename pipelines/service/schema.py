@@ -43,6 +43,7 @@ class SearchBody(SearchOptions):
     model_config = example(query=QUERY, max_turns=2, top_k=5, exclude_ids=["test_0001"])
 
     query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_QUERY)]
+    model: str | None = Field(None, description="name of a model; may be left out for the first")
     stream: bool = Field(False, description="server-sent events instead of one answer")
 
 
@@ -91,7 +92,7 @@ class SearchAnswer(BaseModel):
     turns: list[TurnTrace]
     usage: Usage
     model: str
-    weight_version: int
+    weight_version: int = Field(description="0 at the start, one more with each swap of the model's weights")
     index_version: str | None
 
 
@@ -139,4 +140,5 @@ class VideoSource(BaseModel):
 
 class Health(BaseModel):
     status: Literal["ok", "starting"]
-    detail: dict[str, Any] = {}
+    detail: dict[str, Any] = Field({}, description="of each corpus")
+    models: dict[str, int] = Field({}, description="of each model the number of its agents")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from pipelines.service.links import deep_link, thumbnail_url
@@ -30,11 +30,14 @@ class Searching:
     Args:
         agent: as it was trained; the body may change its turns.
         names: id of the search, names of corpus and model.
+        weight_version: of the model, as long as this search runs.
         limit_s: after which the search ends with what it has.
     """
 
-    def __init__(self, body: SearchBody, agent: AgentConfig, names: tuple[str, str, str], limit_s: float) -> None:
-        self._body, self._limit_s = body, limit_s
+    def __init__(
+        self, body: SearchBody, agent: AgentConfig, names: tuple[str, str, str], weight_version: int, limit_s: float
+    ) -> None:
+        self._body, self._weight_version, self._limit_s = body, weight_version, limit_s
         self._agent = agent.model_copy(update={"max_turns": body.max_turns or agent.max_turns})
         self._id, self._corpus, self._model = names
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -42,7 +45,7 @@ class Searching:
         self._replies: list[Reply] = []
         self._began = time.monotonic()
 
-    async def events(self, search: Search, load_clip: LoadClip, reply_to: ReplyTo) -> AsyncIterator[Event]:
+    async def events(self, search: Search, load_clip: LoadClip, reply_to: ReplyTo) -> AsyncGenerator[Event, None]:
         """Play the episode and yield its events; the last is `done`. Errors of its parts come through.
 
         A reader that stops early cancels the episode, which frees its place in the engine.
@@ -96,7 +99,7 @@ class Searching:
                 seconds=time.monotonic() - self._began,
             ),
             model=self._model,
-            weight_version=self._replies[-1].weight_version if self._replies else 0,
+            weight_version=self._weight_version,
             index_version=last.index_version if last else None,
         )
         told = [{"type": "moment", **moment.model_dump()} for moment in moments]

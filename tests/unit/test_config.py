@@ -49,3 +49,12 @@ def test_every_arm_of_the_benchmark_is_a_valid_configuration(arm: str) -> None:
 def test_further_agents_are_checked_when_the_config_is_read(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(None, [override])
+
+
+def test_served_models_have_names_of_their_own() -> None:
+    config = load_config(None, ["model.policy=/a", "serve.model=first", "serve.models.second=/b"])
+    assert config.served_models == {"first": Path("/a"), "second": Path("/b")}
+    with pytest.raises(ConfigError, match=r"'first' names model\.policy already"):
+        load_config(None, ["serve.model=first", "serve.models.first=/b"])
+    with pytest.raises(ConfigError, match="'a b' cannot name a model"):
+        load_config(None, ["serve.model=a b"])

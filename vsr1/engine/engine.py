@@ -223,7 +223,7 @@ class PolicyEngine:
 
         Args:
             receive: how they come: `receive_file`, `receive_nccl` or `receive_ipc`, see `vsr1.engine.worker`.
-            args: of that call.
+            args: of that call; for `receive_file` the paths of all weight files.
             version: stamped on every reply from now on.
             manifest: what must have arrived; None leaves that unchecked.
 
@@ -266,6 +266,10 @@ class PolicyEngine:
     async def join_transfer(self, host: str, port: int, rank: int, world_size: int) -> None:
         """Join the learner's NCCL group; the learner makes its `WeightSender` at the same time."""
         await self._llm.collective_rpc("join_transfer", args=(host, port, rank, world_size))
+
+    async def check_health(self) -> None:
+        """Raises vLLM's own error when the engine process is gone."""
+        await self._llm.check_health()
 
     def shutdown(self) -> None:
         self._llm.shutdown()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -94,12 +95,17 @@ class WeightReceiver:
         self._runner.model.load_weights((name, rebuild(*args)) for name, (rebuild, args) in handles)
         torch.cuda.synchronize()
 
-    def receive_file(self, path: str) -> None:
-        """Checkpoint-format safetensors.
+    def receive_file(self, *paths: str) -> None:
+        """Checkpoint-format safetensors, in one file or several.
 
         vLLM's reload leaves out the packed copy of an output head that shares the word table, so it is packed here.
         """
-        self._runner.reload_weights(weights_iterator=iter(load_file(path).items()), is_checkpoint_format=True)
+        weights = chain.from_iterable(load_file(path).items() for path in paths)
+        if self._runner.device.type == "cuda":
+            self._runner.model.load_weights(weights)
+            torch.cuda.synchronize()
+            return
+        self._runner.reload_weights(weights_iterator=weights, is_checkpoint_format=True)
         head = self._runner.model.language_model.lm_head
         head.quant_method.process_weights_after_loading(head)
 

@@ -39,8 +39,8 @@ class LatentWorkerExtension:
         """Pickled, because vLLM's own encoding knows no handles; they come from the learner of this job."""
         self._receiver.receive_ipc(pickle.loads(handles))
 
-    def receive_file(self, path: str) -> None:
-        self._receiver.receive_file(path)
+    def receive_file(self, *paths: str) -> None:
+        self._receiver.receive_file(*paths)
 
     def weight_faults(self, manifest: bytes) -> list[str]:
         """Keys of a pickled manifest that did not arrive, see `WeightReceiver.faults`."""

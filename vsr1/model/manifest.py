@@ -6,9 +6,12 @@ fixed vector stands in for it (Freivalds' check): a copy that multiplies differe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 _CHUNK = 1 << 22  # 8-byte words; bounds the memory that a fingerprint takes
 _MASK = (1 << 63) - 1
@@ -32,6 +35,16 @@ def record(tensor: torch.Tensor) -> TensorRecord:
     is_packable = tensor.ndim == 2 and tensor.device.type == "cpu"
     product = tensor.float() @ probe(tensor.shape[1]) if is_packable else None
     return TensorRecord(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), fingerprint(tensor), product)
+
+
+def record_files(paths: Iterable[Path], dtype: str) -> Manifest:
+    """Describe the tensors of safetensors files as an engine of this dtype holds them."""
+    manifest = {}
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                manifest[name] = record(file.get_tensor(name).to(getattr(torch, dtype)))
+    return manifest
 
 
 def fingerprint(tensor: torch.Tensor) -> int:
