@@ -32,7 +32,9 @@ def test_every_difference_is_listed(other: Path) -> None:
     weights[name] = torch.cat([weights[name], weights[name][:1]])
     weights["more.weight"] = torch.zeros(3)
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    (other / "tokenizer.json").write_text("{}")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"].pop()
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(CheckpointError, match="as a model of its own") as refused:
         replacing_files(other, POLICY)
     said = str(refused.value)
