@@ -83,14 +83,20 @@ def evaluate(config: Config, progress: Progress = QUIET, *, name: str = "eval") 
         if not any(evaluation.waiting for evaluation in evaluations):
             return _finished(None, config, evaluations)
         with services(config, config.eval.split, progress=progress) as world:
-            workers = {"rollout": len(world.rollouts), "retrieval": 1, "rewards": len(world.rewards)}
-            progress.begin(name, len(evaluations), workers)
-            return _finished(world, config, evaluations)
+            return _begun(world, config, name, evaluations)
 
 
 def evaluate_on(world: Services, config: Config, name: str) -> tuple[EvalSummary, list[Trajectory]]:
     """As `evaluate`, on running services whose engines hold the weights of `model.policy`."""
-    return _finished(world, config, planned(config, config.eval.split, name))
+    return _begun(world, config, name, planned(config, config.eval.split, name))
+
+
+def _begun(
+    world: Services, config: Config, name: str, evaluations: list[Evaluation]
+) -> tuple[EvalSummary, list[Trajectory]]:
+    workers = {"rollout": len(world.rollouts), "retrieval": 1, "rewards": len(world.rewards)}
+    world.progress.begin(name, len(evaluations), workers)
+    return _finished(world, config, evaluations)
 
 
 def evaluate_split(world: Services, config: Config, split: str, name: str) -> tuple[EvalSummary, list[Trajectory]]:
