@@ -110,7 +110,9 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Config:
     tests/conftest.py, so that it is made once.
     """
     folder = tmp_path_factory.mktemp("stages")
-    options = [*SMALL, f"run_dir={folder}", f"data.root={folder / 'data'}"]
+    toy = REPOSITORY / "checkpoints" / "toy"  # not the job's copy of it, which goes with the head
+    models = [f"model.policy={toy / 'policy'}", f"model.embedder={toy / 'embedder'}"]
+    options = [*SMALL, *models, f"run_dir={folder}", f"data.root={folder / 'data'}"]
     with running_head() as head:
         for stage in ("sft", "grpo"):
             command = ["python", "-m", f"pipelines.{stage}", "--config", "configs/toy.yaml"]
