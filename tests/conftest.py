@@ -17,6 +17,7 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's own spelling)
 SLOWEST = (  # a minute or more each
     "test_stages.py", "test_learner_ranks.py", "test_replay.py", "test_engine_latents.py", "test_sft_resume.py",
     "test_data_steps.py", "test_evaluation.py", "test_data_build.py", "test_service_library.py", "test_service_api.py",
+    "test_service_page.py",
     "test_service.py", "test_engine_parity.py", "test_bench.py", "test_learner.py", "test_teacher_engine.py",
     "test_retriever.py", "test_retrieval_actors.py",
 )  # fmt: skip

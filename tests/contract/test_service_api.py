@@ -56,6 +56,8 @@ def test_a_moment_has_its_picture_and_a_link_to_the_page(
     page.goto(served.url + moment["deep_link"])
     expect(page.locator("#answer h2")).to_contain_text(found.last.video_id)
     expect(page.locator("#answer .strip img").first).to_have_js_property("naturalWidth", 64)
+    expect(page.locator("#answer video")).to_have_js_property("videoWidth", 64)
+    assert str(page.locator("#answer video").get_attribute("src")).startswith("blob:"), "a player sends no key"
     expect(page.get_by_label("What happens in it?")).to_have_value(found.query)
     assert page.locator("#turns-list .card").count() == 0, "the link shows the moment and searches no more"
     page.close()

@@ -15,18 +15,20 @@ shared = run_path(str(Path(__file__).parent / "test_service_library.py"))
 Served, served, refused = shared["Served"], shared["served"], shared["refused"]
 NEW, VIDEOS = shared["NEW"], shared["VIDEOS"]
 
+PART = {"start": 2.0, "end": 6.0, "deep_link": "/#corpus=toy&v=test_0001&t=2.00-6.00"}
+
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")
 def found(served: Served) -> dict[str, Any]:
-    """An answer with a moment that neither begins nor ends its video."""
+    """An answer with a moment."""
     for query in served.queries.values():
         answer = served.ask("POST", "/v1/search", json={"query": query}).json()
-        if answer["moments"] and answer["moments"][0]["start"] > 0:
+        if answer["moments"]:
             return answer
-    raise AssertionError("no search of this corpus finds such a moment; the tests need one")
+    raise AssertionError("no search of this corpus finds a moment; the tests need one")
 
 
 @pytest.fixture
@@ -55,12 +57,14 @@ def search(tab: Page, query: str, turns: int | None = None) -> None:
 
 def near(video: Locator, seconds: float) -> None:
     """Wait until a player shows this second."""
-    video.page.wait_for_function("([v, at]) => Math.abs(v.currentTime - at) < 0.1", arg=[video.element_handle(), seconds])
+    video.page.wait_for_function(
+        "([v, at]) => Math.abs(v.currentTime - at) < 0.1", arg=[video.element_handle(), seconds]
+    )
 
 
 def open_moment(tab: Page, moment: dict[str, Any]) -> Locator:
     """The player, opened by a moment's link and ready to play."""
-    tab.goto(tab.url.partition("/#")[0].rstrip("/") + moment["deep_link"])
+    tab.goto(tab.url.partition("#")[0].rstrip("/") + moment["deep_link"])
     video = tab.locator("#answer video")
     expect(video).to_have_js_property("videoWidth", 64)
     near(video, moment["start"])
@@ -80,12 +84,11 @@ def test_a_search_opens_its_moment_in_the_player(tab: Page, found: dict[str, Any
     near(video, moment["start"])
     assert ranges and all(asked.startswith("bytes=") for asked in ranges)
     expect(tab.locator("#answer .strip img.inside").first).to_have_js_property("naturalWidth", 64)
-    assert tab.locator("#answer .strip img:not(.inside)").count() >= 1
 
 
-def test_the_player_is_driven_by_keys(tab: Page, found: dict[str, Any]) -> None:
-    [moment] = found["moments"]
-    video = open_moment(tab, moment)
+def test_the_player_is_driven_by_keys(tab: Page) -> None:
+    moment, video = PART, open_moment(tab, PART)
+    assert 1 <= tab.locator("#answer .strip img.inside").count() < tab.locator("#answer .strip img").count()
     tab.get_by_label("Position in the video").focus()
     tab.keyboard.press("ArrowRight")
     near(video, moment["start"] + 1)
@@ -111,9 +114,7 @@ def test_the_player_is_driven_by_keys(tab: Page, found: dict[str, Any]) -> None:
 
 
 def test_a_moment_is_taken_away_as_link_clip_and_answer(tab: Page, found: dict[str, Any], tmp_path: Path) -> None:
-    [moment] = found["moments"]
-    search(tab, found["query"])
-    expect(tab.locator("#answer video")).to_have_js_property("videoWidth", 64)
+    open_moment(tab, PART)
     tab.get_by_role("button", name="Copy link").click()
     expect(tab.locator("#message")).to_have_text("link copied")
     with tab.expect_download() as clip:
@@ -121,7 +122,8 @@ def test_a_moment_is_taken_away_as_link_clip_and_answer(tab: Page, found: dict[s
     clip.value.save_as(tmp_path / "clip.mp4")
     with av.open(str(tmp_path / "clip.mp4")) as container:
         stream = container.streams.video[0]
-        assert float(stream.duration * stream.time_base) == pytest.approx(moment["end"] - moment["start"], abs=0.3)
+        assert float(stream.duration * stream.time_base) == pytest.approx(4)
+    search(tab, found["query"])
     with tab.expect_download() as saved:
         tab.get_by_role("button", name="Save answer").click()
     saved.value.save_as(tmp_path / "answer.json")
@@ -218,6 +220,7 @@ def test_a_video_is_added_found_and_deleted(tab: Page, served: Served) -> None:
 
     search(tab, served.queries[NEW], turns=1)
     expect(tab.locator("#turns-list h2").first).to_contain_text(NEW)
+    tab.get_by_text("Videos of this corpus").click()
     tab.on("dialog", lambda dialog: dialog.accept())
     tab.get_by_role("button", name=f"Delete {NEW}").click()
     expect(tiles).to_have_count(VIDEOS - 1)
@@ -248,4 +251,5 @@ def test_the_page_fits_a_phone(tab: Page, found: dict[str, Any]) -> None:
     open_moment(tab, found["moments"][0])
     tab.get_by_text("Videos of this corpus").click()
     expect(tab.locator("#videos img").first).to_have_js_property("naturalWidth", 64)
-    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    boxes = "[...document.querySelectorAll('*')].map(e => [e.getBoundingClientRect().right, e.outerHTML])"
+    assert [html for right, html in tab.evaluate(boxes) if right > 360] == []

@@ -128,6 +128,7 @@ async function search() {
   history.replaceState(null, "", `#${new URLSearchParams({ q: body.query, corpus })}`);
   find("turns-list").replaceChildren();
   find("examples").hidden = true;
+  find("library").open = false;
   closePlayer();
   say("searching");
   const turns = new Map();

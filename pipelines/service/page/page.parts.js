@@ -68,7 +68,9 @@ export function strip(corpus, video, duration, moment) {
   const box = make("div", { className: "strip", role: "img", ariaLabel: label });
   for (let i = 0; i < FRAMES; i++) {
     const [from, to] = [(duration * i) / FRAMES, (duration * (i + 1)) / FRAMES];
-    const inside = moment && to > moment[0] && from < moment[1];
+    const holds = (second, start, end) => second >= start && second < end;
+    const middle = moment && (moment[0] + moment[1]) / 2;
+    const inside = moment && (holds((from + to) / 2, ...moment) || holds(middle, from, to)); // one frame at least
     const image = make("img", { alt: "", className: inside ? "inside" : "" });
     box.append(image);
     frame(image, corpus, video, (from + to) / 2).catch(() => image.classList.add("missing"));

@@ -40,7 +40,7 @@ class Player {
     this.help = make("p", { className: "faint keys" });
     const keys = [["Space", "play"], ["← →", "a second"], ["[ ]", "start and end of the moment"], ["L", "loop"]];
     for (const [key, what] of keys) this.help.append(make("kbd", {}, key), ` ${what} `);
-    this.help.prepend("Keys in the player: ");
+    this.help.prepend("Keys in this box: ");
   }
 
   build(duration) {
@@ -101,17 +101,15 @@ class Player {
       video.addEventListener(type, () => (this.play.textContent = video.paused ? "Play" : "Pause"));
     }
     video.addEventListener("ended", () => this.loops && this.again());
-    this.stage.addEventListener("keydown", (event) => this.pressed(event));
   }
 
   // The file itself, by ranges; with a key, a copy of it.
   async load() {
     const address = place(this.moment.corpus, this.moment.video_id, "/file");
-    const broken = async () => {
-      const told = await ask(address, { headers: { Range: "bytes=0-0" } }).then(() => "This browser cannot play the file.", (e) => e.message);
-      this.showFrames(told);
-    };
-    this.video.addEventListener("error", broken);
+    this.video.addEventListener("error", async () => {
+      const asked = ask(address, { headers: { Range: "bytes=0-0" } }); // why: the player does not say
+      this.showFrames(await asked.then(() => "This browser cannot play the file.", (error) => error.message));
+    });
     try {
       this.video.src = Object.keys(headers()).length ? await this.copy(address) : address;
     } catch (error) {
@@ -184,7 +182,7 @@ class Player {
   }
 
   pressed(event) {
-    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    if (!this.stage || event.ctrlKey || event.altKey || event.metaKey) return;
     const keys = {
       " ": () => this.toggle(),
       ArrowLeft: () => this.seek(this.at - STEP),
@@ -194,7 +192,7 @@ class Player {
       l: () => this.setLoop(!this.loops),
     };
     const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-    if (!act || (event.key === " " && event.target.tagName === "BUTTON")) return; // a button presses itself
+    if (!act || (event.key === " " && ["BUTTON", "VIDEO"].includes(event.target.tagName))) return; // they know it
     event.preventDefault();
     act();
   }
@@ -203,3 +201,5 @@ class Player {
     if (this.blob) URL.revokeObjectURL(this.blob);
   }
 }
+
+find("answer").addEventListener("keydown", (event) => shown?.pressed(event));
