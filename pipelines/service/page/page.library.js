@@ -21,9 +21,12 @@ export async function showVideos(after = "") {
 }
 
 function tile(corpus, { video_id, status, error }) {
-  const gone = button("Delete", () => remove(corpus, video_id).catch(fail), { ariaLabel: `Delete ${video_id}` });
+  const box = make("li", { className: "card" });
+  const gone = button("Delete", () => remove(corpus, video_id, box).catch(fail), { ariaLabel: `Delete ${video_id}` });
   if (status !== "ready") {
-    return make("li", { className: "card" }, make("strong", {}, video_id), make("p", {}, error ? `failed: ${error.message}` : status), gone);
+    const told = error ? `failed: ${error.message}` : status;
+    box.append(make("strong", {}, video_id), make("p", {}, told), gone);
+    return box;
   }
   const image = make("img", { alt: "" });
   frame(image, corpus, video_id, FIRST_FRAME).catch(() => image.classList.add("missing"));
@@ -32,18 +35,16 @@ function tile(corpus, { video_id, status, error }) {
     find("answer").querySelector("h2").focus();
   }, { className: "open" });
   open.append(make("span", {}, video_id));
-  return make("li", { className: "card" }, open, gone);
+  box.append(open, gone);
+  return box;
 }
 
-async function remove(corpus, video_id) {
+async function remove(corpus, video_id, box) {
   if (!confirm(`Delete ${video_id} from ${corpus}? No search will find it any more.`)) return;
   await ask(place(corpus, video_id), { method: "DELETE" });
+  find("message").focus(); // the button goes
+  box.remove();
   say(`${video_id} is deleted`);
-  await changed();
-}
-
-async function changed() {
-  await showVideos();
   document.dispatchEvent(new Event("corpora-changed"));
 }
 
@@ -88,7 +89,8 @@ async function add() {
     }
     show("ready", 1);
     say(`${video.video_id} can be searched`);
-    await changed();
+    document.dispatchEvent(new Event("corpora-changed"));
+    await showVideos();
   } catch (error) {
     bar.remove();
     state.textContent = error.message;
