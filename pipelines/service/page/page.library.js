@@ -7,7 +7,7 @@ const FIRST_FRAME = 1; // second, as the first may be black
 const SLOWEST_LOOK = 10_000; // milliseconds between two looks at a video on its way
 let next = null, looked = 0;
 
-export async function showVideos(after = "") {
+async function showVideos(after = "") {
   const corpus = find("corpus").value, look = ++looked;
   const asked = new URLSearchParams({ corpus, after, limit: TILES });
   const page = await (await ask(`v1/videos?${asked}`)).json();
