@@ -173,7 +173,7 @@ def test_a_source_that_is_gone_is_named(served: Served) -> None:
     hidden = place.rename(place.with_suffix(".hidden"))
     for path in ("/file", "/clip?start=0&end=1"):
         answer = served.ask("GET", f"/v1/videos/test_0002{path}")
-        assert refused(answer) == (404, "no_source") and str(place) in answer.json()["error"]["message"]
+        assert refused(answer) == (404, "no_source") and str(place) not in answer.text
     hidden.rename(place)
 
 
