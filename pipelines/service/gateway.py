@@ -39,7 +39,8 @@ for router in (resume.router, chat.router, metrics.router, videos):
 PAGE = {path.name: path.read_bytes() for path in (Path(__file__).parent / "page").iterdir()}
 PAGE_HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob:; connect-src 'self'; base-uri 'none'; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob:; media-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'"
     ),
     "Referrer-Policy": "no-referrer",
@@ -99,16 +100,20 @@ class Gateway:
     @app.get("/v1/corpora", responses=errors(*ADMITTED))
     async def corpora(self, request: Request) -> list[Corpus]:
         with self.admitted(request):
-            found = await self.library.describe.remote()
-        return [Corpus(name=n, videos=row["videos"], index_version=row["index_version"]) for n, row in found.items()]
+            found, examples = await self.library.describe.remote(), await self.library.examples.remote()
+        return [
+            Corpus(name=n, videos=row["videos"], index_version=row["index_version"], examples=examples[n])
+            for n, row in found.items()
+        ]
 
     @app.get("/", include_in_schema=False)
     async def page(self) -> Response:
         return Response(PAGE["index.html"], media_type="text/html", headers=PAGE_HEADERS)
 
-    @app.get("/page.{kind}", include_in_schema=False)
-    async def page_part(self, kind: Literal["css", "js"]) -> Response:
-        return Response(PAGE[f"page.{kind}"], media_type={"css": "text/css", "js": "text/javascript"}[kind])
+    @app.get("/page.{part}", include_in_schema=False)
+    async def page_part(self, part: Literal["css", "js", "parts.js", "player.js", "library.js"]) -> Response:
+        kind = "text/css" if part == "css" else "text/javascript"
+        return Response(PAGE[f"page.{part}"], media_type=kind, headers={"Cache-Control": "no-cache"})
 
     @app.get("/healthz", responses=errors(*ALWAYS))
     async def healthz(self) -> Health:

@@ -83,6 +83,11 @@ class Ingestion:
                 del self.stages[name], self._ids[sha256]
         return name
 
+    def video_ids(self) -> set[str]:
+        """All that can be searched, are on their way, or failed."""
+        built = set(self._built.video_ids()) - set(self.added.removed())
+        return built | {*self.stages, *self.added.ids("videos"), *self.added.ids("incoming")}
+
     def fault(self, video_id: str) -> Fault | None:
         """Why a video did not come in, None where it did or there is none."""
         if self._exists(video_id) or not self.added.has(video_id, "incoming"):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import io
+import json
 import mimetypes
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from actors.retrieval import RetrievalService
 from pipelines.data.manifest import VIDEO_EXTENSIONS
 from pipelines.service import sandbox
 from pipelines.service.ingest import PROGRESS, Ingestion
-from pipelines.service.schema import Problem, Video
+from pipelines.service.schema import Problem, Video, VideoPage
 from pipelines.service.stream import ApiError
 from pipelines.services import CLIP_BUDGET_SHARE, resources
 from vsr1.agent.search import seconds_shown
@@ -29,6 +32,7 @@ from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
 
 CUTS_AT_ONCE = 2
+EXAMPLES = 3  # queries that the page offers
 
 
 class LibraryReplica:
@@ -85,14 +89,23 @@ class LibraryReplica:
         Raises:
             ClipError: the corpus has none of this id.
         """
-        ingestion = self._ingestion[corpus]
-        if stage := ingestion.stages.get(video_id):
-            return Video(video_id=video_id, status=stage, progress=PROGRESS[stage])
-        if fault := ingestion.fault(video_id):
-            problem = Problem(code=fault.code, message=fault.message)
-            return Video(video_id=video_id, status="failed", progress=0, error=problem)
-        seconds = await asyncio.to_thread(self._seconds, corpus, video_id)
-        return Video(video_id=video_id, status="ready", progress=1, duration=seconds)
+        found = self._state(corpus, video_id)
+        if found.status == "ready":
+            found.duration = await asyncio.to_thread(self._seconds, corpus, video_id)
+        return found
+
+    async def videos(self, corpus: str, after: str, limit: int) -> VideoPage:
+        """At most `limit` videos whose ids come after one."""
+        ids = await asyncio.to_thread(self._ingestion[corpus].video_ids)
+        found = heapq.nsmallest(limit + 1, (video_id for video_id in ids if video_id > after))
+        shown = [self._state(corpus, video_id) for video_id in found[:limit]]
+        return VideoPage(videos=shown, next=found[limit - 1] if len(found) > limit else None)
+
+    async def examples(self) -> dict[str, list[str]]:
+        """Of each corpus the first queries of its annotations; videos alone have none."""
+        return {
+            name: _first_queries(DatasetFolder(c.root).annotations(c.split)) for name, c in self._serve.corpora.items()
+        }
 
     async def thumbnail(self, corpus: str, video_id: str, seconds: float) -> bytes:
         """The frame nearest to a time, as JPEG. Raises as `video` does."""
@@ -144,11 +157,28 @@ class LibraryReplica:
                     raise ApiError(422, error.fault.code, error.fault.message) from error
                 return await asyncio.to_thread(target.read_bytes)
 
+    def _state(self, corpus: str, video_id: str) -> Video:
+        """Without the length; an id that nobody knows counts as ready."""
+        ingestion = self._ingestion[corpus]
+        if stage := ingestion.stages.get(video_id):
+            return Video(video_id=video_id, status=stage, progress=PROGRESS[stage])
+        if fault := ingestion.fault(video_id):
+            problem = Problem(code=fault.code, message=fault.message)
+            return Video(video_id=video_id, status="failed", progress=0, error=problem)
+        return Video(video_id=video_id, status="ready", progress=1)
+
     def _seconds(self, corpus: str, video_id: str) -> float:
         return seconds_shown(self._clips[corpus].known(video_id).read(video_id), "", 0.0)
 
 
 Library: Any = serve.deployment(LibraryReplica, name="library", num_replicas=1, max_ongoing_requests=64)
+
+
+def _first_queries(annotations: Path) -> list[str]:
+    if not annotations.is_file():
+        return []
+    with annotations.open(encoding="utf-8") as lines:
+        return [json.loads(line)["fig_desc"] for line in islice(filter(str.strip, lines), EXAMPLES)]
 
 
 def node_id() -> str:

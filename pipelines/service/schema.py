@@ -109,6 +109,7 @@ class Corpus(BaseModel):
     name: str
     videos: int
     index_version: str
+    examples: list[str] = Field([], description="the first queries of the corpus's annotations, where it has any")
 
 
 class Video(BaseModel):
@@ -118,9 +119,15 @@ class Video(BaseModel):
     status: Literal["queued", "decoding", "embedding", "indexing", "ready", "failed"]
     progress: float = Field(description="share of the stages that are done, 0 to 1")
     duration: float | None = Field(
-        None, description="of a ready video: seconds, up to a frame interval past the last frame that is kept"
+        None,
+        description="of a ready video: seconds, up to a frame interval past the last frame that is kept; not in lists",
     )
     error: Problem | None = Field(None, description="of a failed video")
+
+
+class VideoPage(BaseModel):
+    videos: list[Video] = Field(description="sorted by id, in the order of Unicode")
+    next: str | None = Field(description="`after` of the next page; null on the last")
 
 
 class VideoSource(BaseModel):

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pipelines.service import replica
 from pipelines.service.faults import ADMITTED, WITH_BODY, errors
-from pipelines.service.schema import CorpusName, Seconds, Video, VideoId, VideoSource
+from pipelines.service.schema import CorpusName, Seconds, Video, VideoId, VideoPage, VideoSource
 from pipelines.service.stream import ApiError
 from vsr1.formats.clips import ClipError
 from vsr1.retrieval.request import RetrievalError
@@ -77,6 +77,18 @@ async def add_video(
     added = await _answer(gateway.intake.add(name, video_id, pieces))
     response.headers["Location"] = f"/v1/videos/{quote(added, safe='')}?corpus={quote(name, safe='')}"
     return Video(video_id=added, status="queued", progress=0)
+
+
+@router.get("", responses=errors("unknown_corpus", "invalid_request", *ADMITTED))
+async def videos(
+    gateway: Served,
+    corpus: CorpusName = None,
+    after: Annotated[str, Query(max_length=500, description="an id, as in `next`; empty: from the first")] = "",
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> VideoPage:
+    """The videos of a corpus by id, a page at a time: those to search, those on their way, and those that failed."""
+    found: VideoPage = await _answer(gateway.library.videos.remote(gateway.corpus(corpus), after, limit))
+    return found
 
 
 @router.get("/{video_id}", responses=errors(*OF_VIDEO))

@@ -21,6 +21,7 @@ shared = run_path(str(Path(__file__).parent / "toy_service.py"))
 Served, served, QUERIES = shared["Served"], shared["served"], shared["QUERIES"]
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+expect.set_options(timeout=30_000)
 
 
 def test_a_search_is_the_evaluation_s_episode(served: Served) -> None:

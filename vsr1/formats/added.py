@@ -107,7 +107,11 @@ class AddedFolder:
         Raises:
             ClipError: a `video.json` that is not one.
         """
-        return {file.parent.name: _read(file) for file in sorted((self.root / state).glob("[!.]*/video.json"))}
+        return {name: _read(self.root / state / name / "video.json") for name in self.ids(state)}
+
+    def ids(self, state: State) -> list[str]:
+        """Ids of the videos in a state, sorted."""
+        return sorted(file.parent.name for file in (self.root / state).glob("[!.]*/video.json"))
 
     def write(self, folder: Path, video: AddedVideo) -> None:
         write_json(folder / "video.json", video.model_dump())

@@ -1,75 +1,51 @@
 // The page: asks /v1/search for a stream of events and shows each turn as it comes.
-"use strict";
+import { ask, button, download, fail, find, headers, make, place, say, span, strip } from "./page.parts.js";
+import { closePlayer, openPlayer } from "./page.player.js";
+import "./page.library.js";
 
-const FRAMES = 8; // of a filmstrip
-const find = (id) => document.getElementById(id);
-const state = { excluded: [], stop: null, result: null };
-
-function make(tag, attributes = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), attributes);
-  made.append(...children);
-  return made;
-}
-
-function headers() {
-  const key = sessionStorage.getItem("key");
-  return key ? { "X-API-Key": key } : {};
-}
+const state = { excluded: [], stop: null, corpora: [] };
 
 async function corpora() {
-  const answer = await fetch("v1/corpora", { headers: headers() });
-  if (answer.status === 401) {
-    find("key-label").hidden = false;
-    find("state").textContent = "enter an API key";
-    return;
+  const chosen = find("corpus").value;
+  try {
+    state.corpora = await (await ask("v1/corpora")).json();
+  } catch (error) {
+    if (error.status === 401) find("key-label").hidden = false;
+    throw error.status === 401 && !headers()["X-API-Key"] ? new Error("enter an API key") : error;
   }
-  if (!answer.ok) throw new Error((await answer.json()).error.message);
-  const found = await answer.json();
-  find("corpus").replaceChildren(...found.map((corpus) =>
+  find("corpus").replaceChildren(...state.corpora.map((corpus) =>
     make("option", { value: corpus.name }, `${corpus.name} (${corpus.videos} videos)`)));
+  if (state.corpora.some((corpus) => corpus.name === chosen)) find("corpus").value = chosen;
   find("state").textContent = "ready";
+  find("library").hidden = false;
+  offer();
 }
 
-function place(corpus, video, part = "") {
-  return `v1/videos/${encodeURIComponent(video)}${part}?corpus=${encodeURIComponent(corpus)}`;
-}
-
-// A frame of a video; the key goes in a header, so the picture comes through fetch.
-async function frame(image, corpus, video, seconds) {
-  const answer = await fetch(`${place(corpus, video, "/thumbnail")}&t=${seconds.toFixed(2)}`, { headers: headers() });
-  if (answer.ok) image.src = URL.createObjectURL(await answer.blob());
-}
-
-async function strip(corpus, video, span) {
-  const answer = await fetch(place(corpus, video), { headers: headers() });
-  const box = make("div", { className: "strip" });
-  if (!answer.ok) return box;
-  const { duration } = await answer.json();
-  for (let i = 0; i < FRAMES; i++) {
-    const at = (duration * (i + 0.5)) / FRAMES;
-    const inside = span && at >= span[0] && at <= span[1];
-    const image = make("img", {
-      alt: `${video} at ${at.toFixed(0)} s${inside ? ", in the moment" : ""}`, className: inside ? "inside" : "",
-    });
-    box.append(image);
-    frame(image, corpus, video, at);
-  }
-  return box;
+// Queries to try, until there is one.
+function offer() {
+  const { examples = [] } = state.corpora.find((corpus) => corpus.name === find("corpus").value) || {};
+  const tries = examples.map((query) => make("li", {}, button(query, () => {
+    find("query").value = query;
+    find("ask").requestSubmit();
+  })));
+  find("examples").hidden = !tries.length || Boolean(find("query").value);
+  find("examples").querySelector("ul").replaceChildren(...tries);
 }
 
 function ranking(title, videos, before) {
   const list = make("ol");
-  videos.slice(0, 5).forEach((found, place) => {
-    const was = before ? before.findIndex((other) => other.video_id === found.video_id) : place;
-    const moved = was < 0 || was > place ? " ↑" : was < place ? " ↓" : "";
-    const style = moved === " ↑" ? "up" : moved ? "down" : "";
-    list.append(make("li", { className: style }, `${found.video_id} ${found.score.toFixed(3)}${moved}`));
+  videos.slice(0, 5).forEach((found, rank) => {
+    const was = before ? before.findIndex((other) => other.video_id === found.video_id) : rank;
+    const moved = was < 0 || was > rank ? "up" : was < rank ? "down" : "";
+    const arrow = moved && make("span", { role: "img", ariaLabel: `, moved ${moved}` }, moved === "up" ? " ↑" : " ↓");
+    list.append(make("li", { className: moved }, `${found.video_id} ${found.score.toFixed(3)}`, arrow));
   });
   return make("div", {}, make("strong", {}, title), list);
 }
 
 class Turn {
   constructor(number) {
+    this.number = number;
     this.title = make("h2", {}, `Turn ${number}`);
     this.badge = make("span", { className: "badge", hidden: true });
     this.film = make("div");
@@ -81,22 +57,27 @@ class Turn {
   }
 }
 
+const worded = (verdict) => verdict.replace("_", " ");
+
 const SHOW = {
   retrieved(turn, event) {
-    turn.found = event.videos;
     turn.rankings.append(ranking("Retrieved", event.videos));
   },
   async "turn.started"(turn, event, corpus) {
+    turn.video = event.video_id;
     turn.title.textContent += `: ${event.video_id}`;
-    turn.film.replaceChildren(await strip(corpus, event.video_id));
+    say(`turn ${turn.number}: looking at ${event.video_id}`);
+    const { duration } = await (await ask(place(corpus, event.video_id))).json();
+    turn.film.replaceChildren(strip(corpus, event.video_id, duration));
   },
   "reasoning.delta"(turn, event) {
     turn.text.textContent += event.text;
   },
   verdict(turn, event) {
     turn.badge.hidden = false;
-    turn.badge.textContent = event.verdict.replace("_", " ");
+    turn.badge.textContent = worded(event.verdict);
     turn.badge.classList.add(event.verdict);
+    say(`turn ${turn.number}: ${turn.video}, ${worded(event.verdict)}`);
   },
   refined(turn, event) {
     if (turn.badge.classList.contains("matched")) return; // it is over
@@ -104,29 +85,37 @@ const SHOW = {
   },
 };
 
-async function show(result, corpus) {
-  state.result = result;
-  const box = find("answer");
-  box.hidden = false;
-  box.classList.toggle("nothing", !result.moments.length);
-  if (!result.moments.length) {
-    const text = result.status === "partial" ? "The time limit ended the search." : "Nothing matches.";
-    box.replaceChildren(make("h2", {}, text), make("p", { className: "faint" }, "Try other words, or let it look at more videos."));
+const lookedAt = (count) => `${count} ${count === 1 ? "video" : "videos"} looked at`;
+
+async function show(result) {
+  const save = button("Save answer", () =>
+    download("answer.json", new Blob([JSON.stringify(result, null, 2)], { type: "application/json" })));
+  const spent = `${lookedAt(result.turns.length)} in ${result.usage.seconds.toFixed(1)} s`;
+  const [moment] = result.moments;
+  if (moment) {
+    const other = button("Not this one", () => {
+      state.excluded.push(moment.video_id);
+      find("message").focus(); // the button goes
+      search();
+    });
+    say(`Found in ${moment.video_id}, ${span(moment.start, moment.end)}; ${spent}`);
+    await openPlayer({ corpus: result.corpus, query: result.query, ...moment }, other, save);
     return;
   }
-  const [moment] = result.moments;
-  const other = make("button", { type: "button" }, "Not this one");
-  other.addEventListener("click", () => { state.excluded.push(moment.video_id); search(); });
-  const link = make("button", { type: "button" }, "Copy link");
-  link.addEventListener("click", () => navigator.clipboard.writeText(location.href));
-  const save = make("a", {
-    download: "moment.json", href: URL.createObjectURL(new Blob([JSON.stringify(result, null, 2)], { type: "application/json" })),
-  }, "Save as JSON");
+  const partial = result.status === "partial";
+  const text = partial ? "The time limit ended the search before it found anything." : "Nothing matches.";
+  const looks = result.turns.filter((turn) => turn.video_id).map((turn) => make("li", {}, button(turn.video_id, () =>
+    openPlayer({ corpus: result.corpus, video_id: turn.video_id })), ` ${worded(turn.verdict || "not finished")}`));
+  const box = find("answer");
+  box.classList.add("nothing");
   box.replaceChildren(
-    make("h2", {}, `${moment.video_id}, ${moment.start.toFixed(1)} to ${moment.end.toFixed(1)} s`),
-    await strip(corpus, moment.video_id, [moment.start, moment.end]),
-    make("div", { className: "line" }, other, link, save),
+    make("h2", {}, text), make("p", {}, `${spent}${looks.length ? ":" : "."}`), make("ol", { className: "looks" }, ...looks),
   );
+  if (state.excluded.length) box.append(make("p", {}, `Left out: ${state.excluded.join(", ")}.`));
+  const advice = partial ? "Ask again, or let it look at fewer videos." : "Try other words, or let it look at more videos.";
+  box.append(make("p", { className: "faint" }, advice), make("div", { className: "line" }, save));
+  box.hidden = false;
+  say(`${text} ${spent}`);
 }
 
 async function search() {
@@ -138,26 +127,28 @@ async function search() {
   if (find("turns").value) body.max_turns = Number(find("turns").value);
   history.replaceState(null, "", `#${new URLSearchParams({ q: body.query, corpus })}`);
   find("turns-list").replaceChildren();
-  find("answer").hidden = true;
-  find("message").textContent = "searching";
+  find("examples").hidden = true;
+  find("library").open = false;
+  closePlayer();
+  say("searching");
   const turns = new Map();
   try {
-    const answer = await fetch("v1/search", {
-      method: "POST", signal, headers: { "Content-Type": "application/json", ...headers() }, body: JSON.stringify(body),
+    const answer = await ask("v1/search", {
+      method: "POST", signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
     });
-    if (!answer.ok) throw new Error((await answer.json()).error.message);
     for await (const event of events(answer.body)) {
       if (event.type === "error") throw new Error(event.message);
       if (event.type === "done") {
-        find("message").textContent = `${event.result.turns.length} looked at in ${event.result.usage.seconds.toFixed(1)} s`;
-        await show(event.result, corpus);
-      } else if (SHOW[event.type]) {
-        if (!turns.has(event.turn)) turns.set(event.turn, new Turn(event.turn));
-        SHOW[event.type](turns.get(event.turn), event, corpus);
+        await show(event.result);
+        return;
       }
+      if (!SHOW[event.type]) continue;
+      if (!turns.has(event.turn)) turns.set(event.turn, new Turn(event.turn));
+      Promise.resolve(SHOW[event.type](turns.get(event.turn), event, corpus)).catch(fail);
     }
+    throw new Error("the connection broke off before the answer; search again");
   } catch (error) {
-    if (error.name !== "AbortError") find("message").textContent = error.message;
+    fail(error);
   }
 }
 
@@ -176,27 +167,34 @@ async function* events(stream) {
   }
 }
 
+// A link holds a query, or a moment, or both; with a moment nothing is searched.
+async function openLink() {
+  const linked = new URLSearchParams(location.hash.slice(1));
+  const [query, video_id] = [linked.get("q") || "", linked.get("v")];
+  if (linked.get("corpus")) find("corpus").value = linked.get("corpus");
+  find("query").value = query;
+  offer();
+  const [start, end] = (linked.get("t") || "").split("-").map(Number);
+  state.excluded = [];
+  if (video_id && start < end) {
+    if (state.stop) state.stop.abort();
+    find("turns-list").replaceChildren();
+    await openPlayer({ corpus: find("corpus").value, query, video_id, start, end });
+  } else if (query) await search();
+}
+
 find("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   state.excluded = [];
   search();
 });
+find("corpus").addEventListener("change", offer);
+find("query").addEventListener("input", offer);
+const notReady = (error) => (find("state").textContent = error.message);
 find("key").addEventListener("change", () => {
   sessionStorage.setItem("key", find("key").value);
-  corpora().catch(fail);
+  corpora().then(openLink).catch(notReady);
 });
-
-function fail(error) {
-  find("state").textContent = error.message;
-}
-
-corpora().then(() => {
-  const linked = new URLSearchParams(location.hash.slice(1));
-  if (!linked.get("q")) return;
-  find("query").value = linked.get("q");
-  if (linked.get("corpus")) find("corpus").value = linked.get("corpus");
-  const span = (linked.get("t") || "").split("-").map(Number);
-  if (!linked.get("v") || span.length !== 2 || span.some(Number.isNaN)) return search();
-  const moment = { video_id: linked.get("v"), start: span[0], end: span[1] };
-  return show({ status: "matched", query: linked.get("q"), moments: [moment] }, find("corpus").value);
-}).catch(fail);
+document.addEventListener("corpora-changed", () => corpora().catch(fail));
+addEventListener("hashchange", () => openLink().catch(fail));
+corpora().then(openLink).catch(notReady);

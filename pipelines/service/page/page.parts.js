@@ -1,0 +1,85 @@
+// What every part of the page uses: elements, messages, requests with the key, and frames of a video.
+
+const FRAMES = 8; // of a filmstrip
+
+export const find = (id) => document.getElementById(id);
+export const span = (start, end) => `${start.toFixed(1)} to ${end.toFixed(1)} s`;
+
+export function make(tag, attributes = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), attributes);
+  made.append(...children);
+  return made;
+}
+
+export function button(text, pressed, attributes = {}) {
+  const made = make("button", { type: "button", ...attributes }, text);
+  made.addEventListener("click", pressed);
+  return made;
+}
+
+// Shown, and read out by screen readers.
+export function say(text) {
+  find("message").textContent = text;
+}
+
+export function fail(error) {
+  if (error.name !== "AbortError") say(error.message);
+}
+
+export function headers() {
+  const key = sessionStorage.getItem("key");
+  return key ? { "X-API-Key": key } : {};
+}
+
+// The error that an answer's body tells of; a proxy's may not be ours.
+export function refusal(status, body) {
+  let told = {};
+  try {
+    told = JSON.parse(body).error;
+  } catch {
+    told.message = `the server answered with status ${status}`;
+  }
+  return Object.assign(new Error(told.message), { status, code: told.code });
+}
+
+export async function ask(address, options = {}) {
+  const answer = await fetch(address, { ...options, headers: { ...headers(), ...options.headers } }).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("the server cannot be reached");
+  });
+  if (!answer.ok) throw refusal(answer.status, await answer.text());
+  return answer;
+}
+
+export function place(corpus, video, part = "") {
+  return `v1/videos/${encodeURIComponent(video)}${part}?corpus=${encodeURIComponent(corpus)}`;
+}
+
+// Shows a frame in an image; the key goes in a header, so the picture comes through fetch.
+export async function frame(image, corpus, video, seconds) {
+  const answer = await ask(`${place(corpus, video, "/thumbnail")}&t=${seconds.toFixed(2)}`);
+  const address = URL.createObjectURL(await answer.blob());
+  image.addEventListener("load", () => URL.revokeObjectURL(address), { once: true });
+  image.src = address;
+}
+
+// Frames of the whole video, as one picture; those in a moment are marked.
+export function strip(corpus, video, duration, moment) {
+  const label = `${FRAMES} frames of ${video}${moment ? `, the moment from ${span(...moment)} marked` : ""}`;
+  const box = make("div", { className: "strip", role: "img", ariaLabel: label });
+  for (let i = 0; i < FRAMES; i++) {
+    const [from, to] = [(duration * i) / FRAMES, (duration * (i + 1)) / FRAMES];
+    const holds = (second, start, end) => second >= start && second < end;
+    const middle = moment && (moment[0] + moment[1]) / 2;
+    const inside = moment && (holds((from + to) / 2, ...moment) || holds(middle, from, to)); // one frame at least
+    const image = make("img", { alt: "", className: inside ? "inside" : "" });
+    box.append(image);
+    frame(image, corpus, video, (from + to) / 2).catch(() => image.classList.add("missing"));
+  }
+  return box;
+}
+
+export function download(name, blob) {
+  const address = URL.createObjectURL(blob);
+  make("a", { download: name, href: address }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+}
