@@ -15,20 +15,17 @@ settings.load_profile("no_deadline")
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's own spelling)
 
 SLOWEST = (  # a minute or more each
-    "test_replay.py", "test_stages.py", "test_learner_ranks.py", "test_engine_latents.py", "test_sft_resume.py",
+    "test_stages.py", "test_learner_ranks.py", "test_replay.py", "test_engine_latents.py", "test_sft_resume.py",
     "test_data_steps.py", "test_evaluation.py", "test_data_build.py", "test_service_models.py", "test_service_api.py",
     "test_service_library.py", "test_service.py", "test_service_deploy.py", "test_service_page.py",
     "test_engine_parity.py", "test_bench.py", "test_learner.py", "test_teacher_engine.py", "test_retriever.py",
     "test_retrieval_actors.py",
 )  # fmt: skip
-GROUPS = {"test_replay.py": "stages", "test_stages.py": "stages"}  # the last of a group may break what they share
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow files first: xdist gives files out in this order, and the last one must not keep a single worker busy."""
     items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(GROUPS.get(item.path.name, str(item.path))))
 
 
 @pytest.fixture(scope="module")

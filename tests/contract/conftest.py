@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from safetensors.torch import load_file, save_file
 
 from pipelines.bench_report import BROWSER_FLAGS, BrowserError, find_browser
-from vsr1.config import Config, load_config
 from vsr1.formats.checkpoint import refine_token_id
 from vsr1.formats.clips import Clip, write_clip
 from vsr1.toy.corpus import write_toy_corpus
@@ -32,12 +30,6 @@ from vsr1.video.processor import ClipProcessor
 REPOSITORY = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
 expect.set_options(timeout=30_000)  # a page waits for an engine on a busy machine
-SMALL = [  # of the run of both stages
-    "toy.train=16", "toy.val=4", "toy.test=4", "sft.max_steps=2", "sft.batch_size=8", "eval.limit=2",
-    "grpo.steps=2", "grpo.prompts_per_step=2", "grpo.validate_every=2", "grpo.group_size=3",
-    "grpo.learner.learning_rate=0.001", "grpo.save_every=1", "grpo.evaluate_after=true",
-    "cluster.rollout.memory_gib=1", "cluster.learner.memory_gib=0.5",  # Ray offers what is free when it starts
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,8 +55,8 @@ def read_env_file(path: Path) -> dict[str, str]:
     return {name: value for name, value in pairs}
 
 
-@contextmanager
-def running_head() -> Iterator[LocalHead]:
+@pytest.fixture(scope="module")
+def local_head() -> Iterator[LocalHead]:
     """The head of `cluster/local_head.sh` on free ports; afterwards all that it started is gone."""
     # Not pytest's tmp_path: Ray's socket paths under it would be longer than 107 bytes.
     with tempfile.TemporaryDirectory(prefix="vsr1-", dir="/tmp") as folder:
@@ -94,35 +86,6 @@ def running_head() -> Iterator[LocalHead]:
         for process in left:
             process.kill()
         assert not left, f"the head left processes behind: {left}"
-
-
-@pytest.fixture(scope="module")
-def local_head() -> Iterator[LocalHead]:
-    with running_head() as head:
-        yield head
-
-
-@pytest.fixture(scope="session")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A run folder in which Stage 1 and Stage 2 have ended, each a job as in the README, with its last policy.
-
-    Two steps, the weights after each, and an evaluation of the last on the same engine. Its tests are one group of
-    tests/conftest.py, so that it is made once.
-    """
-    folder = tmp_path_factory.mktemp("stages")
-    toy = REPOSITORY / "checkpoints" / "toy"  # not the job's copy of it, which goes with the head
-    models = [f"model.policy={toy / 'policy'}", f"model.embedder={toy / 'embedder'}"]
-    options = [*SMALL, *models, f"run_dir={folder}", f"data.root={folder / 'data'}"]
-    with running_head() as head:
-        for stage in ("sft", "grpo"):
-            command = ["python", "-m", f"pipelines.{stage}", "--config", "configs/toy.yaml"]
-            done = head.submit(REPOSITORY, *command, *options)
-            assert done.returncode == 0, done.stdout + done.stderr
-            assert [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith(f"{stage} step")] == [
-                f"{stage} step 1/2", f"{stage} step 2/2"
-            ]  # fmt: skip
-            options.append(f"model.policy={folder / 'checkpoints' / stage}")
-    return load_config(REPOSITORY / "configs" / "toy.yaml", options)
 
 
 @pytest.fixture(scope="session")
