@@ -95,7 +95,7 @@ def policy_folder(tmp_path_factory):
     path = folder / "model.safetensors"
     weights = load_file(path)
     token = refine_token_id(ClipProcessor(folder).tokenizer)
-    weights["model.language_model.embed_tokens.weight"][token] *= 15
+    weights["model.language_model.embed_tokens.weight"][token] *= -15  # this way round it is likely
     for name, tensor in weights.items():
         if "visual" in name and tensor.ndim == 2:
             tensor *= 3  # so that a difference in vision features shows
