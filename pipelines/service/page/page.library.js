@@ -22,7 +22,8 @@ async function showVideos(after = "") {
 
 function tile(corpus, { video_id, status, error }) {
   const box = make("li", { className: "card" });
-  const gone = button("Delete", () => remove(corpus, video_id, box).catch(fail), { ariaLabel: `Delete ${video_id}` });
+  box.dataset.video = video_id;
+  const gone = button("Delete", () => remove(corpus, video_id).catch(fail), { ariaLabel: `Delete ${video_id}` });
   if (status !== "ready") {
     const told = error ? `failed: ${error.message}` : status;
     box.append(make("strong", {}, video_id), make("p", {}, told), gone);
@@ -39,11 +40,12 @@ function tile(corpus, { video_id, status, error }) {
   return box;
 }
 
-async function remove(corpus, video_id, box) {
+async function remove(corpus, video_id) {
   if (!confirm(`Delete ${video_id} from ${corpus}? No search will find it any more.`)) return;
   await ask(place(corpus, video_id), { method: "DELETE" });
+  looked++; // a list on its way may have it still
   find("message").focus(); // the button goes
-  box.remove();
+  for (const box of [...find("videos").children]) if (box.dataset.video === video_id) box.remove();
   say(`${video_id} is deleted`);
   document.dispatchEvent(new Event("corpora-changed"));
 }
