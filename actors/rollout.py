@@ -36,6 +36,12 @@ class Sampling:
     rank_by_depth: bool = False  # see `SearchSettings`
 
 
+async def start_engine(config: Config, policy: Path) -> PolicyEngine:
+    """The engine of a run with this checkpoint."""
+    model, settings = config.model, config.rollout.engine
+    return await PolicyEngine.start(policy, settings, device=model.device, dtype=model.dtype, allow_bin=model.allow_bin)
+
+
 class RolloutWorkerActor:
     """`retrieval` holds, by split, the handle of its `RetrievalService`."""
 
@@ -55,14 +61,7 @@ class RolloutWorkerActor:
             clips: by split, the handle of the `ClipStore` on this worker's node.
         """
         self._clips = clips
-        model = self._config.model
-        self._engine = await PolicyEngine.start(
-            model.policy,
-            self._config.rollout.engine,
-            device=model.device,
-            dtype=model.dtype,
-            allow_bin=model.allow_bin,
-        )
+        self._engine = await start_engine(self._config, self._config.model.policy)
 
     async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> Trajectory:
         """Play one episode over a split."""

@@ -14,6 +14,7 @@ import ray
 from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError
 
+from actors.rollout import start_engine
 from pipelines.service.library import node_id
 from pipelines.service.schema import SearchBody
 from pipelines.service.searching import OnText, Searching
@@ -48,19 +49,13 @@ class AgentReplica:
             CheckpointError: the checkpoint is no policy, or does not fit the engine that runs.
             PushError: the weights did not arrive whole. After either Serve replaces the replica.
         """
-        weights, model = Weights.model_validate(wanted), self._config.model
+        weights = Weights.model_validate(wanted)
         if self._engine is None or self._weights is None:
-            self._engine = await PolicyEngine.start(
-                weights.checkpoint,
-                self._config.rollout.engine,
-                device=model.device,
-                dtype=model.dtype,
-                allow_bin=model.allow_bin,
-            )
+            self._engine = await start_engine(self._config, weights.checkpoint)
             self._engine.weight_version = weights.version
         else:
             files = await asyncio.to_thread(replacing_files, weights.checkpoint, self._weights.checkpoint)
-            manifest = await asyncio.to_thread(record_files, files, model.dtype)
+            manifest = await asyncio.to_thread(record_files, files, self._config.model.dtype)
             async with self._turnstile.change():
                 paths = tuple(str(file) for file in files)
                 await self._engine.push_weights("receive_file", paths, weights.version, manifest)

@@ -23,7 +23,6 @@ from pipelines.service.replica import gateway
 from pipelines.service.runs import SearchRun
 from pipelines.service.schema import QUERY, SearchAnswer, SearchBody, SearchOptions, Whole
 from pipelines.service.stream import ApiError
-from vsr1.config import ServeConfig
 
 router = APIRouter()
 REFUSED = ("tools", "functions", "logprobs", "audio", "prediction", "web_search_options")  # would change the answer
@@ -112,9 +111,8 @@ class Models(BaseModel):
 async def models(request: Request) -> Models:
     """What may be named as `model`."""
     served = gateway()
-    with served.within_limits(served.key_of(request)):
-        found = names(served.settings)
-    return Models(data=[Model(id=name, object="model", created=0, owned_by="vsr1") for name in found])
+    with served.admitted(request):
+        return Models(data=[Model(id=name, object="model", created=0, owned_by="vsr1") for name in served.models])
 
 
 @router.post(
@@ -127,8 +125,8 @@ async def complete(body: ChatBody, request: Request) -> Any:
     """OpenAI's chat completion as a search. A reader that goes away cancels it."""
     served = gateway()
     served.key_of(request)
-    if body.model not in names(served.settings):
-        there = ", ".join(names(served.settings))
+    if body.model not in served.models:
+        there = ", ".join(served.models)
         raise ApiError(404, "model_not_found", f"model {body.model!r} is not served; there is {there}")
     run = await served.begin(body.search(), request)
     if body.stream:
@@ -138,11 +136,6 @@ async def complete(body: ChatBody, request: Request) -> Any:
     message = {"role": "assistant", "content": sentence(result, _site(request)), "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     return _frame(run, "chat.completion", body.model) | {"choices": [choice], "usage": _usage(result), "search": result}
-
-
-def names(settings: ServeConfig) -> list[str]:
-    """Models that a request may name."""
-    return [settings.model, *settings.models]
 
 
 def sentence(result: dict[str, Any], site: str) -> str:

@@ -62,6 +62,7 @@ class Gateway:
     def __init__(self, config: ServeConfig, agents: dict[str, Any], library: Any) -> None:
         self.settings, self.library, self.intake = config, library, Intake(config, library)
         self._agents = {name: handle.options(stream=True) for name, handle in agents.items()}
+        self.models = list(agents)  # that a request may name; the first is the default
         self._keys = read_keys(config.key_file) if config.key_file else None
         self._limiter = Limiter()
         self.runs = SearchRuns(config)
@@ -198,10 +199,9 @@ class Gateway:
                 raise
 
     def _model(self, name: str | None) -> str:
-        names = list(self._agents)
-        if name not in (None, *names):
-            raise ApiError(404, "unknown_model", f"model {name!r} is not served; there are {', '.join(names)}")
-        return name or names[0]
+        if name not in (None, *self.models):
+            raise ApiError(404, "unknown_model", f"model {name!r} is not served; there are {', '.join(self.models)}")
+        return name or self.models[0]
 
     def corpus(self, name: str | None) -> str:
         """The corpus of a request, which may leave it out where there is only one; raises `ApiError` 404."""

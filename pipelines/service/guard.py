@@ -13,22 +13,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.service.faults import answer
-from pipelines.service.replica import gateway
+from pipelines.service.replica import Middleware, gateway
 from pipelines.service.stream import ApiError
 
 HEADER_BYTES = 32 * 1024
 
 
-class Guard:
-    """Middleware: refuses what is too large or too slow, and forbids browsers to guess content types."""
+class Guard(Middleware):
+    """Refuses what is too large or too slow, and forbids browsers to guess content types."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         settings = gateway().settings
 
         async def plain(message: Message) -> None:
@@ -40,22 +34,20 @@ class Guard:
         if refusal := _too_large(scope, most):
             await answer(scope["path"], refusal)(scope, receive, plain)
             return
-        await self._app(scope, _limited(receive, most, settings.body_limit_s) if most else receive, plain)
+        await self.app(scope, _limited(receive, most, settings.body_limit_s) if most else receive, plain)
 
 
-class Cors:
-    """Middleware: lets the scripts of `serve.cors_origins` read answers."""
+class Cors(Middleware):
+    """Lets the scripts of `serve.cors_origins` read answers."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._allowing: ASGIApp | None = None
+    _allowing: ASGIApp | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not gateway().settings.cors_origins:
-            await self._app(scope, receive, send)
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not gateway().settings.cors_origins:
+            await self.app(scope, receive, send)
             return
         self._allowing = self._allowing or CORSMiddleware(
-            self._app,
+            self.app,
             allow_origins=gateway().settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "X-API-Key", "Content-Type", "Last-Event-ID"],

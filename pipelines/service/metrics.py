@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from fastapi import APIRouter
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from pipelines.service.replica import Middleware
 from pipelines.service.stream import ApiError, Event
 
 REGISTRY = CollectorRegistry()
@@ -36,16 +37,10 @@ async def metrics() -> Response:
     return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
 
-class Counted:
-    """Middleware: counts every request by its route, which is that of the description, never the path itself."""
+class Counted(Middleware):
+    """Counts every request by its route, which is that of the description, never the path itself."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, began = 500, time.monotonic()
 
         async def told(message: Message) -> None:
@@ -55,7 +50,7 @@ class Counted:
             await send(message)
 
         try:
-            await self._app(scope, receive, told)
+            await self.app(scope, receive, told)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if scope["method"] in METHODS else "other"

@@ -132,7 +132,7 @@ def _train_policy(
     for parameter in [*policy.head_parameters(), *policy.refine_gate.parameters()]:
         parameter.requires_grad_(False)
     optimizer, schedule = _optimizer(policy, POLICY_RATE, steps)
-    workers = min(READERS, (os.cpu_count() or 2) // 2)
+    workers = min(READERS, max(1, (os.cpu_count() or 1) // 2))
     replies = DataLoader(
         _Replies(processor, train, steps, seed + 1),
         batch_size=None,
@@ -224,8 +224,6 @@ class _Replies(Dataset[tuple[list[Row], list[int]]]):
         return self._steps
 
     def __getitem__(self, step: int) -> tuple[list[Row], list[int]]:
-        if step >= self._steps:
-            raise IndexError(step)
         rng = np.random.default_rng([self._seed, step])
         wanted = rng.integers(0, len(self._films), BATCH)
         return _rows(self._processor, self._films, wanted, [_shown(int(i), rng, len(self._films)) for i in wanted])
