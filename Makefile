@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/vsr1 demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2
 	$(BIN)/lint-imports --no-logo
 
 lint: $(STAMP)

@@ -1,4 +1,7 @@
-"""The learner group: DeepSpeed ranks as actors in one placement group, stepped together."""
+"""The learner group: DeepSpeed ranks as actors in one placement group, stepped together.
+
+torch and DeepSpeed are imported in the ranks, not by who starts them.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,21 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.logs import log_to
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.model.manifest import Manifest, record
 from vsr1.rl.batch import BatchTotals, Example, batch_totals, rounds, split_over_ranks
-from vsr1.rl.learner import Learner, LearnerError
-from vsr1.rl.loss import load_vectors
+
+if TYPE_CHECKING:
+    import torch
+
+    from vsr1.model.manifest import Manifest
 
 DEATH_NOTICE_S = 2.0  # in which Ray knows that a process is gone, after others have lost their connection to it
 
@@ -38,6 +42,11 @@ class LearnerRankActor:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def setup(self, host: str, port: int) -> None:
+        import torch
+
+        from vsr1.rl.learner import Learner
+        from vsr1.rl.loss import load_vectors
+
         config, ranks = self._config, self._config.grpo.learner.ranks
         os.environ.update(
             MASTER_ADDR=host, MASTER_PORT=str(port), RANK=str(self._rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0"
@@ -81,6 +90,8 @@ class LearnerRankActor:
         return share(self._shared), manifest
 
     def _recorded(self, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor]]:
+        from vsr1.model.manifest import record
+
         for name, tensor in self._learner.full_weights():
             if self._config.rollout.verify_push:
                 manifest[name] = record(tensor)
@@ -179,6 +190,8 @@ class LearnerGroup:
             raise
 
     def _check_alive(self, rank: int, answer: ray.ObjectRef, error: Exception) -> None:
+        from vsr1.rl.learner import LearnerError
+
         try:
             ray.get(answer, timeout=DEATH_NOTICE_S)
         except ray.exceptions.RayActorError as death:

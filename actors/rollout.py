@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -20,10 +20,12 @@ from vsr1.agent.environment import Observation, run_episode
 from vsr1.agent.search import SearchEnvironment, SearchSettings, SearchTask
 from vsr1.agent.trajectory import Trajectory
 from vsr1.config import AgentConfig, Config
-from vsr1.engine.engine import PolicyEngine, Reply
 from vsr1.formats.clips import Clip
-from vsr1.model.manifest import Manifest
 from vsr1.retrieval.request import SearchRequest, SearchResult
+
+if TYPE_CHECKING:
+    from vsr1.engine.engine import PolicyEngine, Reply
+    from vsr1.model.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Sampling:
 
 async def start_engine(config: Config, policy: Path) -> PolicyEngine:
     """The engine of a run with this checkpoint."""
+    from vsr1.engine.engine import PolicyEngine  # vLLM is imported in the workers, not by who starts them
+
     model, settings = config.model, config.rollout.engine
     return await PolicyEngine.start(policy, settings, device=model.device, dtype=model.dtype, allow_bin=model.allow_bin)
 

@@ -6,6 +6,7 @@ python -m pipelines.grpo --config configs/toy.yaml [section.key=value ...]
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
@@ -23,7 +24,7 @@ from pipelines.run_folder import TRAINING_LOG, write_config
 from pipelines.services import Services, connect, services
 from pipelines.tasks import prompt_stream
 from pipelines.trajectory_log import LoggedTrajectory, append_trajectories
-from vsr1.config import Config
+from vsr1.config import Config, GrpoConfig
 from vsr1.rl.credit import credits_of
 from vsr1.runlog import RunLog
 
@@ -52,7 +53,7 @@ def _train(config: Config, progress: Progress) -> Path:
         workers = {"rollout": len(world.rollouts), "retrieval": len(splits), "rewards": len(world.rewards)}
         progress.begin("grpo", settings.steps, workers | {"learner": learners.ranks})
         _validate(world, log, config, 0)
-        for step in range(1, settings.steps + 1):
+        for step in steps_of(settings):
             started = time.monotonic()
             groups = roll_out_groups(world, stream, config, step)
             rolled = time.monotonic()
@@ -84,6 +85,15 @@ def _train(config: Config, progress: Progress) -> Path:
             write_config(config, "after")
             evaluate_on(world, config, "after")
     return checkpoints / "grpo"
+
+
+def steps_of(settings: GrpoConfig) -> Iterator[int]:
+    """Numbers of the steps, from 1; after `limit_s` none begins."""
+    began = time.monotonic()
+    for step in range(1, settings.steps + 1):
+        if step > 1 and settings.limit_s is not None and time.monotonic() - began > settings.limit_s:
+            return
+        yield step
 
 
 def _validate(world: Services, log: RunLog, config: Config, step: int) -> None:

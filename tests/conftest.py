@@ -1,36 +1,73 @@
 """Fixtures shared by all tiers."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 # How long an example takes depends on what else the machine does; pytest-timeout ends what hangs.
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
 
+# Toy models are too small to share out: on a busy machine threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Ray gives its workers the niceness 15: with another test busy beside them they would hardly run at all.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's own spelling)
 
 SLOWEST = (  # a minute or more each
-    "test_stages.py", "test_learner_ranks.py", "test_replay.py", "test_engine_latents.py", "test_sft_resume.py",
-    "test_data_steps.py", "test_evaluation.py", "test_data_build.py", "test_service_models.py", "test_service_api.py",
-    "test_service_library.py", "test_service.py", "test_service_deploy.py", "test_service_page.py",
-    "test_engine_parity.py", "test_bench.py", "test_learner.py", "test_teacher_engine.py", "test_retriever.py",
-    "test_retrieval_actors.py",
+    "run", "test_service_models", "service", "library", "test_learner_ranks", "test_engine_latents", "test_sft_resume",
+    "test_data_steps", "test_evaluation", "test_data_build", "test_service_deploy", "test_engine_parity", "test_bench",
+    "test_learner", "test_teacher_engine", "test_retriever", "test_retrieval_actors",
 )  # fmt: skip
 
 
+def group(nodeid: str) -> str:
+    """What one worker runs: a file, or a folder whose tests share what its `conftest.py` starts."""
+    file = Path(nodeid.partition("::")[0])
+    is_shared = (Path(__file__).parents[1] / file.parent / "__init__.py").exists()
+    return file.parent.name if is_shared else file.stem
+
+
+class ByGroup(LoadScopeScheduling):  # xdist's own groups are marks, which it does not find with pytest 9
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
+    return ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files first: xdist gives files out in this order, and the last one must not keep a single worker busy."""
-    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+    """Slow ones first: xdist gives groups out in this order, and the last one must not keep a single worker busy."""
+    order = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(group(item.nodeid), len(SLOWEST)))
+
+
+@contextmanager
+def local_ray() -> Iterator[None]:
+    """A small local Ray of our own; never joins a cluster that is already running."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, namespace="vsr1-tests", log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def own_ray() -> Callable[[], AbstractContextManager[None]]:
+    """Starts a Ray for a `with`."""
+    return local_ray
 
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """A small local Ray of our own, gone before the next module; never joins a cluster that is already running."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, namespace="vsr1-tests", log_to_driver=False)
-    yield
-    ray.shutdown()
+    """A Ray that is gone before the next module."""
+    with local_ray():
+        yield

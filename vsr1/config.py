@@ -238,6 +238,9 @@ class GrpoConfig(Section):
         "retrieved", description="what turn 1 shows: the live search's top video, or that of the GRPO record"
     )
     steps: int = Field(10, ge=1)
+    limit_s: float | None = Field(
+        None, gt=0, description="no step begins later than this after the first one: compares runs of equal time"
+    )
     prompts_per_step: int = Field(4, ge=1)
     group_size: int = Field(8, ge=2)
     replace_equal_groups: int = Field(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
@@ -22,11 +22,11 @@ from pipelines.service.stream import Event
 from pipelines.service.weights import Turnstile, Weights
 from vsr1.agent.environment import Observation
 from vsr1.config import AgentConfig, Config
-from vsr1.engine.engine import PolicyEngine, Reply
 from vsr1.formats.clips import Clip
-from vsr1.formats.swap import replacing_files
-from vsr1.model.manifest import record_files
 from vsr1.retrieval.request import SearchRequest, SearchResult
+
+if TYPE_CHECKING:
+    from vsr1.engine.engine import PolicyEngine, Reply
 
 
 class AgentReplica:
@@ -49,6 +49,9 @@ class AgentReplica:
             CheckpointError: the checkpoint is no policy, or does not fit the engine that runs.
             PushError: the weights did not arrive whole. After either Serve replaces the replica.
         """
+        from vsr1.formats.swap import replacing_files
+        from vsr1.model.manifest import record_files
+
         weights = Weights.model_validate(wanted)
         if self._engine is None or self._weights is None:
             self._engine = await start_engine(self._config, weights.checkpoint)

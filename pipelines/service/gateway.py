@@ -26,8 +26,8 @@ from pipelines.service.runs import SearchRun, SearchRuns
 from pipelines.service.schema import Corpus, Health, SearchAnswer, SearchBody
 from pipelines.service.stream import ApiError, Event, server_sent
 from pipelines.service.videos import router as videos
+from vsr1.agent.environment import PromptError
 from vsr1.config import ServeConfig
-from vsr1.engine.engine import PromptError
 from vsr1.retrieval.request import SearchTimeoutError, UnknownVideoError
 
 app = FastAPI(title="vsr1", description="Search a corpus of videos for one moment.", docs_url="/docs", redoc_url=None)

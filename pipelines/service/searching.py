@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.service.links import deep_link, thumbnail_url
 from pipelines.service.schema import Found, Moment, SearchAnswer, SearchBody, TurnTrace, Usage
@@ -18,10 +18,12 @@ from vsr1.agent.events import Judged, Ranking, Refined, Retrieved, SearchEvent, 
 from vsr1.agent.search import LoadClip, Search, SearchEnvironment, SearchSettings, SearchTask
 from vsr1.agent.trajectory import Trajectory
 from vsr1.config import AgentConfig
-from vsr1.engine.engine import Reply
+
+if TYPE_CHECKING:
+    from vsr1.engine.engine import Reply
 
 OnText = Callable[[str], None]
-ReplyTo = Callable[[Observation, int, AgentConfig, OnText], Awaitable[Reply]]
+ReplyTo = Callable[[Observation, int, AgentConfig, OnText], Awaitable["Reply"]]
 
 
 class Searching:

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +56,8 @@ def read_env_file(path: Path) -> dict[str, str]:
     return {name: value for name, value in pairs}
 
 
-@pytest.fixture(scope="module")
-def local_head() -> Iterator[LocalHead]:
+@contextmanager
+def start_head() -> Iterator[LocalHead]:
     """The head of `cluster/local_head.sh` on free ports; afterwards all that it started is gone."""
     # Not pytest's tmp_path: Ray's socket paths under it would be longer than 107 bytes.
     with tempfile.TemporaryDirectory(prefix="vsr1-", dir="/tmp") as folder:
@@ -86,6 +87,18 @@ def local_head() -> Iterator[LocalHead]:
         for process in left:
             process.kill()
         assert not left, f"the head left processes behind: {left}"
+
+
+@pytest.fixture(scope="session")
+def own_head() -> Callable[[], AbstractContextManager[LocalHead]]:
+    """Starts a head for a `with`."""
+    return start_head
+
+
+@pytest.fixture(scope="module")
+def local_head() -> Iterator[LocalHead]:
+    with start_head() as head:
+        yield head
 
 
 @pytest.fixture(scope="session")

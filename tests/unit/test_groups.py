@@ -8,10 +8,11 @@ import pytest
 
 from actors.rollout import Sampling
 from pipelines.groups import StepGroups, roll_out_groups
+from pipelines.grpo import steps_of
 from pipelines.services import Outcome, RolloutError
 from vsr1.agent.search import SearchTask
 from vsr1.agent.trajectory import FailedSample, Trajectory
-from vsr1.config import AgentConfig, Config
+from vsr1.config import AgentConfig, Config, GrpoConfig
 
 Outcomes = dict[str, list[float | str]]  # by query: a reward of each sample, or the reason why it failed
 SIZE = 4
@@ -175,3 +176,9 @@ def test_the_tolerated_share_is_of_the_whole_step() -> None:
 def test_nothing_left_to_train_on_is_an_error() -> None:
     with pytest.raises(RolloutError, match=r"step 1: no group is left to train on; samples failed with \{'E': 7\}"):
         step_of({"a": ["E", "E", "E", 1.0], "b": ["E"] * SIZE}, 2)
+
+
+def test_steps_end_by_their_number_or_by_time() -> None:
+    assert list(steps_of(GrpoConfig(steps=3))) == [1, 2, 3]
+    assert list(steps_of(GrpoConfig(steps=3, limit_s=1e-9))) == [1]
+    assert list(steps_of(GrpoConfig(steps=3, limit_s=100))) == [1, 2, 3]

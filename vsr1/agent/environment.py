@@ -24,6 +24,10 @@ class Observation:
     clip: Clip
 
 
+class PromptError(ValueError):
+    """A prompt that the engine does not take, as it is too long; the message is the engine's."""
+
+
 class PolicyReply(Protocol):
     """What a policy gives back; `vsr1.engine.engine.Reply` is one."""
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vsr1 import compat
+from vsr1.agent.environment import PromptError
 from vsr1.config import EngineConfig
 from vsr1.engine.options import engine_options, set_environment
 from vsr1.engine.plugin import ENGINE_ARCHITECTURE, register
@@ -29,10 +30,6 @@ from vsr1.video.processor import ClipProcessor, engine_metadata
 
 class PushError(RuntimeError):
     """New weights that did not arrive whole; the message names every tensor."""
-
-
-class PromptError(ValueError):
-    """A prompt that the engine does not take, as it is too long; the message is the engine's."""
 
 
 @dataclass

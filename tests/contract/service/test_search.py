@@ -4,7 +4,6 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from runpy import run_path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -17,10 +16,8 @@ from typer.testing import CliRunner
 from pipelines.cli import app
 from vsr1.agent.parse import last_element
 
-shared = run_path(str(Path(__file__).parent / "toy_service.py"))
-Served, served, QUERIES = shared["Served"], shared["served"], shared["QUERIES"]
+from .served import QUERIES, Served
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 expect.set_options(timeout=30_000)
 
 
@@ -30,7 +27,10 @@ def test_a_search_is_the_evaluation_s_episode(served: Served) -> None:
         status, answer = served.search(query=one.query, top_k=5)
         assert status == 200
         assert [turn["video_id"] for turn in answer["turns"]] == [segment.video_id for segment in one.segments]
-        assert [turn["verdict"] for turn in answer["turns"]] == [segment.verdict for segment in one.segments]
+        assert [turn["verdict"] for turn in answer["turns"]] == [segment.verdict for segment in one.segments], (
+            answer,
+            one,
+        )
         for turn, segment in zip(answer["turns"], one.segments, strict=True):
             assert turn["reasoning"] == (last_element(segment.text, "think") or "").strip()
             assert [found["video_id"] for found in turn["retrieved"]] == [video for video, _ in segment.retrieved]

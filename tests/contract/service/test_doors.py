@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from runpy import run_path
 from typing import Any
 
 import grpc
@@ -26,11 +25,9 @@ from playwright.sync_api import Browser, expect
 
 from pipelines.service.faults import CODES
 
-shared = run_path(str(Path(__file__).parent / "toy_service.py"))
-Served, served, ORIGIN, LIMITS = shared["Served"], shared["served"], shared["ORIGIN"], shared["LIMITS"]
-SECRET_QUERY = "a query that nobody else should ever read"
+from .served import LIMITS, ORIGIN, Served
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+SECRET_QUERY = "a query that nobody else should ever read"
 
 
 @pytest.fixture
@@ -238,7 +235,7 @@ def test_made_up_requests(served: Served, tmp_path: Path) -> None:
     schemathesis = str(Path(sys.executable).parent / "schemathesis")
     options = ["--max-examples", "8", "--seed", "1", "--no-color"]
     key = ["--header", f"X-API-Key: {served.key}"]
-    config = ["--config-file", str(Path(__file__).parents[1] / "schemathesis.toml")]
+    config = ["--config-file", str(Path(__file__).parents[2] / "schemathesis.toml")]
     command = [schemathesis, *config, "run", f"{served.url}/openapi.json", *key, *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr

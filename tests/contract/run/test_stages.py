@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -19,32 +18,9 @@ from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.policy import HEAD_NAMES
 from vsr1.runlog import read_scalars
 
-REPOSITORY = Path(__file__).parents[2]
-CONFIG = REPOSITORY / "configs" / "toy.yaml"
-SMALL = [
-    "toy.train=16", "toy.val=4", "toy.test=6", "sft.max_steps=2", "sft.batch_size=8",
-    "grpo.steps=2", "grpo.prompts_per_step=2", "grpo.validate_every=2",
-    "grpo.group_size=3", "grpo.learner.learning_rate=0.001",
-    "cluster.rollout.memory_gib=1", "cluster.learner.memory_gib=0.5",  # Ray offers what is free when it starts
-]  # fmt: skip
+from .options import CONFIG, REPOSITORY, SMALL
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, local_head: Any) -> Config:
-    """A run folder in which Stage 1 and Stage 2 have ended, each a job as in the README, with its last policy."""
-    folder = tmp_path_factory.mktemp("run")
-    options = [*SMALL, f"run_dir={folder}", f"data.root={folder / 'data'}"]
-    for stage in ("sft", "grpo"):
-        command = ["python", "-m", f"pipelines.{stage}", "--config", "configs/toy.yaml"]
-        done = local_head.submit(REPOSITORY, *command, *options)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith(f"{stage} step")] == [
-            f"{stage} step 1/2", f"{stage} step 2/2"
-        ]  # fmt: skip
-        options.append(f"model.policy={folder / 'checkpoints' / stage}")
-    return load_config(CONFIG, options)
 
 
 def _weights(folder: Path) -> dict:

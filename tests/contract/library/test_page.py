@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from runpy import run_path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -11,13 +10,10 @@ import av
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-shared = run_path(str(Path(__file__).parent / "test_service_library.py"))
-Served, served, refused = shared["Served"], shared["served"], shared["refused"]
-NEW, VIDEOS = shared["NEW"], shared["VIDEOS"]
+from .served import NEW, VIDEOS, Served, refused
 
 PART = {"start": 2.0, "end": 6.0, "deep_link": "/#corpus=toy&v=test_0001&t=2.00-6.00"}
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 expect.set_options(timeout=30_000)
 
 

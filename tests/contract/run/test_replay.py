@@ -1,4 +1,4 @@
-"""A run replays clean, and each value that was tampered with is named by its stage. One run for all tests."""
+"""A run replays clean, and each value that was tampered with is named by its stage."""
 
 import json
 import subprocess
@@ -11,29 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import grpo
 from pipelines.replay.command import Replayed, ReplayError, replay
 from pipelines.run_folder import TRAINING_LOG, config_of
 from vsr1.config import Config, ConfigError, load_config
 
-REPOSITORY = Path(__file__).parents[2]
+from .options import REPOSITORY
+
 Row = dict[str, Any]
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("ray_cluster")]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
-    """Two steps, the weights after each, and an evaluation of the last on the same engine."""
-    folder = tmp_path_factory.mktemp("run")
-    options = [
-        f"run_dir={folder}", f"data.root={folder / 'data'}", "toy.train=8", "toy.val=0", "toy.test=4", "eval.limit=2",
-        "data.splits=[train,test]", "grpo.steps=2", "grpo.prompts_per_step=2", "grpo.group_size=2",
-        "grpo.learner.ranks=1", "grpo.learner.learning_rate=0.001", "grpo.save_every=1", "grpo.validate_every=null",
-        "grpo.evaluate_after=true", "cluster.rollout.memory_gib=1", "cluster.learner.memory_gib=0.5",
-    ]  # fmt: skip
-    grpo.train(load_config(REPOSITORY / "configs" / "toy.yaml", options))
-    return folder
+@pytest.fixture
+def folder(run: Config) -> Path:
+    return run.run_dir
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,17 +44,17 @@ def _statuses(one: Replayed) -> dict[str, str]:
     return {found.stage: found.status for found in one.findings}
 
 
-def test_training_replays_clean_to_the_loss(run: Path) -> None:
-    log = run / TRAINING_LOG
+def test_training_replays_clean_to_the_loss(folder: Path) -> None:
+    log = folder / TRAINING_LOG
     done = replay(log, _config(log))
-    assert [(one.step, one.sample) for one in done] == [(1, 0), (1, 1)] * 2 + [(2, 0), (2, 1)] * 2
+    assert [(one.step, one.sample) for one in done] == [(1, 0), (1, 1), (1, 2)] * 2 + [(2, 0), (2, 1), (2, 2)] * 2
     for one in done:
         assert set(_statuses(one).values()) == {"ok"}, one.findings
     assert any(json.loads(line)["advantages"][0]["tokens"] for line in log.read_text().splitlines())
 
 
-def test_an_evaluation_replays_clean_and_has_nothing_learned(run: Path) -> None:
-    log = run / "after.trajectories.jsonl"
+def test_an_evaluation_replays_clean_and_has_nothing_learned(folder: Path) -> None:
+    log = folder / "after.trajectories.jsonl"
     for one in replay(log, _config(log)):
         statuses = _statuses(one)
         assert (statuses.pop("advantage"), statuses.pop("grpo")) == ("not checked", "not checked")
@@ -71,14 +62,14 @@ def test_an_evaluation_replays_clean_and_has_nothing_learned(run: Path) -> None:
 
 
 @pytest.fixture
-def tampered(run: Path, tmp_path: Path) -> Callable[..., Replayed]:
+def tampered(folder: Path, tmp_path: Path) -> Callable[..., Replayed]:
     """Replays the first trajectory of step 2 after a change of its row."""
 
     def replayed(change: Callable[[Row], None]) -> Replayed:
         for name in ("config.grpo.yaml", "scalars.jsonl"):
-            copyfile(run / name, tmp_path / name)
-        (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
-        rows = [json.loads(line) for line in (run / TRAINING_LOG).read_text().splitlines()]
+            copyfile(folder / name, tmp_path / name)
+        (tmp_path / "checkpoints").symlink_to(folder / "checkpoints")
+        rows = [json.loads(line) for line in (folder / TRAINING_LOG).read_text().splitlines()]
         at = next(i for i, row in enumerate(rows) if row["step"] == 2)
         change(rows[at])
         log = tmp_path / TRAINING_LOG
@@ -142,9 +133,9 @@ def test_what_was_tampered_with_is_the_first_to_differ(
     assert (one.first.stage, says in one.first.detail) == (stage, True), one.findings
 
 
-def test_a_loss_that_is_not_the_one_in_the_log_differs(run: Path, tampered: Callable[..., Replayed]) -> None:
+def test_a_loss_that_is_not_the_one_in_the_log_differs(folder: Path, tampered: Callable[..., Replayed]) -> None:
     """Of the second step, whose weights are those of a checkpoint."""
-    scalars = run / "scalars.jsonl"
+    scalars = folder / "scalars.jsonl"
     kept = scalars.read_text()
     rows = [json.loads(line) for line in kept.splitlines()]
     for row in rows:
@@ -157,8 +148,8 @@ def test_a_loss_that_is_not_the_one_in_the_log_differs(run: Path, tampered: Call
     assert one.first is not None and one.first.stage == "grpo" and "loss of step 2: differs by 0.5" in one.first.detail
 
 
-def test_weights_that_were_not_kept_are_named(run: Path, tampered: Callable[..., Replayed]) -> None:
-    kept = run / "checkpoints" / "step-1"
+def test_weights_that_were_not_kept_are_named(folder: Path, tampered: Callable[..., Replayed]) -> None:
+    kept = folder / "checkpoints" / "step-1"
     kept.rename(kept.with_name("gone"))
     try:
         one = tampered(lambda row: None)
@@ -171,28 +162,28 @@ def test_weights_that_were_not_kept_are_named(run: Path, tampered: Callable[...,
     assert _statuses(one)["advantage"] == "ok"
 
 
-def test_a_rerun_gives_identical_tokens(run: Path) -> None:
-    log = run / "after.trajectories.jsonl"
+def test_a_rerun_gives_identical_tokens(folder: Path) -> None:
+    log = folder / "after.trajectories.jsonl"
     for one in replay(log, _config(log), rerun=True):
         assert (one.findings[-1].stage, one.findings[-1].status) == ("rerun", "ok"), one.findings[-1]
 
 
-def test_what_is_not_there_is_answered_with_what_there_is(run: Path) -> None:
-    log = run / "after.trajectories.jsonl"
+def test_what_is_not_there_is_answered_with_what_there_is(folder: Path) -> None:
+    log = folder / "after.trajectories.jsonl"
     query = json.loads(log.read_text().splitlines()[0])["query_id"]
     with pytest.raises(ReplayError, match=rf"no trajectory of .* fits; there is.*step 0: {query} \(0\); "):
         replay(log, _config(log), query="nobody asked")
     with pytest.raises(ReplayError, match="--rerun plays greedy ones again"):
-        replay(run / TRAINING_LOG, _config(run / TRAINING_LOG), rerun=True)
+        replay(folder / TRAINING_LOG, _config(folder / TRAINING_LOG), rerun=True)
     with pytest.raises(ConfigError, match="does not exist"):
-        config_of(run / "nothing.trajectories.jsonl")
+        config_of(folder / "nothing.trajectories.jsonl")
 
 
-def test_the_command_says_it_with_its_exit_code(run: Path, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in (run / "after.trajectories.jsonl").read_text().splitlines()]
+def test_the_command_says_it_with_its_exit_code(folder: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "after.trajectories.jsonl").read_text().splitlines()]
     _reward(rows[1])
     (tmp_path / "after.trajectories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    copyfile(run / "config.after.yaml", tmp_path / "config.yaml")
+    copyfile(folder / "config.after.yaml", tmp_path / "config.yaml")
     command = [sys.executable, "-m", "pipelines.cli", "replay", str(tmp_path / "after.trajectories.jsonl"), "--json"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1, done.stderr

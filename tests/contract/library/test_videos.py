@@ -1,81 +1,21 @@
 """Videos that come and go on a real Ray Serve: added, searched, seen, deleted, kept over a restart, and refused."""
 
 import io
-import shutil
-import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import av
-import httpx2
 import numpy as np
 import pytest
 from PIL import Image
 from ray import serve
 
-from pipelines.data.build import build_dataset
 from pipelines.service.deploy import start_agent
-from vsr1.config import Config, load_config
-from vsr1.formats.added import SOURCE, AddedFolder, AddedVideo
-from vsr1.formats.annotations import read_annotations
+from vsr1.formats.added import SOURCE, AddedVideo
 from vsr1.formats.clips import ClipFolder
-from vsr1.formats.dataset import DatasetFolder
-from vsr1.toy.corpus import write_toy_corpus
 
-REPOSITORY = Path(__file__).parents[2]
-VIDEOS = 8
-NEW = "test_0003"  # held back from the served corpus
-WHOLE = "whole"  # a split with all of them
-BINARY = {"Content-Type": "application/octet-stream"}
-
-pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-@dataclass(frozen=True)
-class Served:
-    url: str
-    config: Config
-    data: DatasetFolder
-    films: dict[str, Path]
-    queries: dict[str, str]
-
-    def ask(self, method: str, path: str, **options: Any) -> httpx2.Response:
-        return httpx2.request(method, f"{self.url}{path}", timeout=120, **options)
-
-    def add(self, content: bytes, **query: str) -> httpx2.Response:
-        return self.ask("POST", "/v1/videos", params=query, content=content, headers=BINARY)
-
-    def name(self, **source: str) -> httpx2.Response:
-        return self.ask("POST", "/v1/videos", json=source)
-
-    def wait(self, video_id: str) -> dict[str, Any]:
-        """The video once it is ready or failed."""
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            found = self.ask("GET", f"/v1/videos/{video_id}").json()
-            if found["status"] in ("ready", "failed"):
-                return found
-            time.sleep(0.1)
-        raise TimeoutError(found)
-
-    def ranking(self, video_id: str, turns: int = 1) -> list[str]:
-        """What a search for a video's first query lists before any refinement."""
-        body = {"query": self.queries[video_id], "max_turns": turns, "top_k": 100}
-        answer = self.ask("POST", "/v1/search", json=body)
-        assert answer.status_code == 200, answer.text
-        return [found["video_id"] for found in answer.json()["turns"][0]["retrieved"]]
-
-    @property
-    def added(self) -> AddedFolder:
-        return AddedFolder.of(self.config.serve.corpora["toy"])
-
-
-def refused(answer: httpx2.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["error"]["code"]
+from .served import BINARY, NEW, VIDEOS, WHOLE, Served, refused
 
 
 def film(path: Path, *, side: int = 64, frames: int = 8, rate: int = 4, seed: int = 0) -> bytes:
@@ -89,35 +29,6 @@ def film(path: Path, *, side: int = 64, frames: int = 8, rate: int = 4, seed: in
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((side, side, 3), shade, np.uint8))))
         container.mux(stream.encode())
     return path.read_bytes()
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("library")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "inbox").mkdir()
-    settings = [
-        f"run_dir={folder / 'run'}", f"data.root={folder / 'data'}",
-        "data.splits=[test,whole]", "data.search_only=true",
-        "cluster.rollout.memory_gib=1", f"serve.corpora.toy.root={folder / 'data'}",
-        f"serve.upload.path_root={folder / 'inbox'}",
-        "serve.upload.urls=true", "serve.upload.max_mib=1", "serve.upload.max_seconds=60",
-        "serve.upload.max_frames=400", "serve.upload.max_pixels=16384", "serve.upload.waiting=2",
-        "serve.longest_clip_s=20",
-    ]  # fmt: skip
-    config = load_config(REPOSITORY / "configs" / "toy.yaml", settings)
-    data = DatasetFolder(folder / "data")
-    write_toy_corpus(data.root, 2, VIDEOS, 0)
-    shutil.copytree(data.raw_videos("test"), data.raw_videos(WHOLE))
-    (data.raw_videos("test") / f"{NEW}.mp4").unlink()
-    build_dataset(config)
-    films = {path.stem: path for path in sorted(data.raw_videos(WHOLE).iterdir())}
-    queries = {row.video: row.fig_desc for row in reversed(read_annotations(data.annotations("test")))}
-    start_agent(config, "127.0.0.1", port)
-    yield Served(f"http://127.0.0.1:{port}", config, data, films, queries)
-    serve.shutdown()
 
 
 def test_a_video_comes_in_is_found_and_seen_and_goes(served: Served) -> None:

@@ -1,0 +1,30 @@
+"""One run of both stages for all tests of this folder."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from vsr1.config import Config, load_config
+
+from .options import CONFIG, REPOSITORY, SMALL
+
+
+@pytest.fixture(scope="package")
+def run(tmp_path_factory: pytest.TempPathFactory, own_head: Callable[[], AbstractContextManager[Any]]) -> Config:
+    """A run folder in which Stage 1, Stage 2 and its evaluation have ended, each stage a job as in the README, with the
+    last policy."""
+    folder = tmp_path_factory.mktemp("run")
+    models = [f"model.{name}={REPOSITORY / 'checkpoints/toy' / name}" for name in ("policy", "embedder")]
+    options = [*SMALL, *models, f"run_dir={folder}", f"data.root={folder / 'data'}"]
+    with own_head() as head:
+        for stage in ("sft", "grpo"):
+            command = ["python", "-m", f"pipelines.{stage}", "--config", "configs/toy.yaml"]
+            done = head.submit(REPOSITORY, *command, *options)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith(f"{stage} step")] == [
+                f"{stage} step 1/2", f"{stage} step 2/2"
+            ]  # fmt: skip
+            options.append(f"model.policy={folder / 'checkpoints' / stage}")
+    return load_config(CONFIG, options)

@@ -1,0 +1,19 @@
+"""What is imported where: only processes that hold a model pay for torch and its friends."""
+
+import subprocess
+import sys
+
+LIGHT = (
+    "actors.learner",
+    "actors.rollout",
+    "pipelines.services",
+    "pipelines.service.deploy",
+    "pipelines.service.library",
+)
+HEAVY = {"torch", "transformers", "vllm", "deepspeed"}
+
+
+def test_who_starts_models_holds_none() -> None:
+    code = f"import {', '.join(LIGHT)}, sys; print(*{HEAVY!r} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
