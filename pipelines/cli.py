@@ -354,6 +354,16 @@ def toy_rewrites(overrides: Overrides = None, config: ConfigFile = None) -> None
     console.print(f"{guarded(write_rewrites, settings)} texts")
 
 
+@toy_app.command("results")
+def toy_results(
+    folder: Annotated[Path, typer.Argument(help="Folder of run folders, each named ARM-SEED.")],
+) -> None:
+    """Mean and spread over seeds of evaluated runs, as Markdown tables."""
+    from pipelines.toy_results import results
+
+    print(guarded(results, folder))
+
+
 def run_job(job: Callable[..., Any]) -> None:
     """Entry of `python -m pipelines.<stage>`, as `ray job submit` calls it."""
 

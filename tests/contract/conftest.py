@@ -15,12 +15,16 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from filelock import FileLock
 from playwright.sync_api import Browser, expect, sync_playwright
 from safetensors.torch import load_file, save_file
 
 from pipelines.bench_report import BROWSER_FLAGS, BrowserError, find_browser
+from pipelines.data.build import ensure_dataset
+from vsr1.config import load_config
 from vsr1.formats.checkpoint import refine_token_id
 from vsr1.formats.clips import Clip, write_clip
+from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.corpus import write_toy_corpus
 from vsr1.toy.models import write_random_models
 from vsr1.toy.tokenizer import train_tokenizer
@@ -131,6 +135,20 @@ def corpus(tmp_path_factory):
     root = tmp_path_factory.mktemp("corpus") / "toy"
     write_toy_corpus(root, 6, 4, 0)
     return root
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory, own_ray: Callable[[], AbstractContextManager[None]]) -> Path:
+    """A built toy dataset of 16 training, 4 validation and 24 test videos, for all workers; copy it to change it."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    options = [f"data.root={shared / 'toy'}", "toy.train=16", "toy.val=4", "toy.test=24"]
+    config = load_config(REPOSITORY / "configs" / "toy.yaml", options)
+    with FileLock(shared / "toy.lock"):
+        if not DatasetFolder(config.data.root).sft_records().is_file():
+            with own_ray():
+                ensure_dataset(config)
+    return config.data.root
 
 
 @pytest.fixture(scope="session")

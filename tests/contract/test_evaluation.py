@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
 
 from pipelines import evaluate
-from pipelines.data.build import ensure_dataset
 from pipelines.services import Outcome, Services, services
 from pipelines.trajectory_log import read_trajectories
 from vsr1.agent.search import SearchTask
@@ -20,21 +20,20 @@ from vsr1.formats.predictions import read_predictions
 from vsr1.metrics.summary import EvalSummary, summarise
 
 REPOSITORY = Path(__file__).parents[2]
-QUERIES = 6
-SMALL = ["toy.train=4", "toy.val=0", f"toy.test={QUERIES}", "data.splits=[train,test]", "retrieval.top_k=3"]
+QUERIES = 24  # of `toy_data`
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
+def settings(tmp_path_factory: pytest.TempPathFactory, toy_data: Path, ray_cluster: None) -> Config:
     folder = tmp_path_factory.mktemp("evaluation")
     memory = ["cluster.rollout.memory_gib=1"]  # Ray offers what is free when it starts
     config = load_config(
         REPOSITORY / "configs" / "toy.yaml",
-        [*SMALL, *memory, f"run_dir={folder / 'run'}", f"data.root={folder / 'data'}"],
+        [*memory, "retrieval.top_k=3", f"run_dir={folder / 'run'}", f"data.root={folder / 'data'}"],
     )
-    ensure_dataset(config)
+    copytree(toy_data, config.data.root)
     return config
 
 
@@ -116,7 +115,7 @@ def test_queries_that_cannot_be_played_count_as_failures(world: Services, settin
         queries.write_text("".join(line + "\n" for line in kept[0].splitlines()[1:]))
         annotations.write_text("\n".join([lines[0], json.dumps(elsewhere), *lines[2:]]) + "\n")
         with pytest.raises(
-            evaluate.EvaluationError, match=r"2 of 6 queries failed .*query_not_found_in_meta"
+            evaluate.EvaluationError, match=rf"2 of {QUERIES} queries failed .*query_not_found_in_meta"
         ) as raised:
             counted(world, changed(settings, tmp_path))
         assert "eval.max_failed_fraction" in str(raised.value)

@@ -12,31 +12,17 @@ from typing import Any
 
 import httpx2
 import pytest
-import ray
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from pipelines.data.build import ensure_dataset
 from pipelines.service.deploy import application
-from pipelines.services import connect
-from vsr1.config import Config, load_config
+from vsr1.config import Config
 from vsr1.toy.world import COLOURS, SHAPES
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 START_S = 200
 RUNNING = 16  # searches when the service is stopped
-SMALL = ["toy.train=4", "toy.val=0", "toy.test=16", "data.splits=[train,test]"]
-
-
-@pytest.fixture(scope="module")
-def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("deploy") / "data"
-    config = load_config(REPOSITORY / "configs" / "toy.yaml", [*SMALL, f"data.root={root}", f"run_dir={root.parent}"])
-    connect(config)
-    ensure_dataset(config)
-    ray.shutdown()
-    return root
 
 
 def free_port() -> int:
@@ -84,10 +70,10 @@ def test_the_file_is_a_configuration_of_serve_and_of_the_service(tmp_path: Path)
 
 
 @pytest.mark.timeout(500)
-def test_serve_deploy_and_swap_on_a_head(local_head: Any, corpus_folder: Path, tmp_path: Path) -> None:
+def test_serve_deploy_and_swap_on_a_head(local_head: Any, toy_data: Path, tmp_path: Path) -> None:
     port = free_port()
     file = tmp_path / "serve.yaml"
-    file.write_text(yaml.safe_dump(declaration(corpus_folder, port)))
+    file.write_text(yaml.safe_dump(declaration(toy_data, port)))
 
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, env=local_head.env, capture_output=True, text=True, timeout=200)
@@ -123,11 +109,11 @@ def test_serve_deploy_and_swap_on_a_head(local_head: Any, corpus_folder: Path, t
 
 
 @pytest.mark.timeout(500)
-def test_a_server_that_is_stopped_answers_what_it_has_begun(corpus_folder: Path, tmp_path: Path) -> None:
+def test_a_server_that_is_stopped_answers_what_it_has_begun(toy_data: Path, tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     log = tmp_path / "log"
-    command = [BIN / "vsr1", "serve", REPOSITORY / "checkpoints/toy/policy", "--corpus", corpus_folder]
+    command = [BIN / "vsr1", "serve", REPOSITORY / "checkpoints/toy/policy", "--corpus", toy_data]
     settings = ["-c", REPOSITORY / "configs/toy.yaml", "cluster.rollout.memory_gib=1", "--port", str(port)]
     with log.open("w") as output:
         server = subprocess.Popen([*command, *settings], stdout=output, stderr=subprocess.STDOUT, text=True)

@@ -19,7 +19,6 @@ from ray import serve
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from pipelines.data.build import ensure_dataset
 from pipelines.service.deploy import start_agent
 from pipelines.service.library import node_id
 from pipelines.service.load import load, trace
@@ -32,7 +31,7 @@ from vsr1.toy.world import COLOURS
 
 REPOSITORY = Path(__file__).parents[2]
 AT_ONCE = 32
-SMALL = ["toy.train=4", "toy.val=0", "toy.test=16", "data.splits=[train,test]", "cluster.rollout.memory_gib=1"]
+QUERIES = 16
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(500)]
 Answer = tuple[int, dict[str, Any]]
@@ -55,15 +54,14 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, toy_data: Path, ray_cluster: None) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("models")
-    paths = [f"run_dir={folder / 'run'}", f"data.root={folder / 'data'}", f"serve.corpora.toy.root={folder / 'data'}"]
+    paths = [f"run_dir={folder / 'run'}", f"data.root={toy_data}", f"serve.corpora.toy.root={toy_data}"]
     other = folder / "other"
     names = ["serve.model=first", f"serve.models.second={other}", f"serve.waiting_searches={AT_ONCE}"]
-    config = load_config(REPOSITORY / "configs" / "toy.yaml", [*SMALL, *names, *paths])
+    config = load_config(REPOSITORY / "configs" / "toy.yaml", ["cluster.rollout.memory_gib=1", *names, *paths])
     write_other(config.model.policy, other)
-    ensure_dataset(config)
-    queries = [query.task.query for query in evaluation_queries(config, "test")]
+    queries = [query.task.query for query in evaluation_queries(config, "test")][:QUERIES]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

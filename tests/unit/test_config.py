@@ -34,7 +34,8 @@ def test_without_refinement_several_turns_need_the_exclusion_of_rejected_videos(
 @pytest.mark.parametrize("arm", sorted(path.name for path in (CONFIGS / "arms").glob("*.yaml")))
 def test_every_arm_of_the_benchmark_is_a_valid_configuration(arm: str) -> None:
     config = load_config([CONFIGS / "toy-bench.yaml", CONFIGS / "arms" / arm])
-    assert config.grpo.evaluate_after and "three_turns" in config.eval.agents
+    turns = [config.agent.max_turns, *(agent.get("max_turns") for agent in config.eval.agents.values())]
+    assert config.grpo.evaluate_after and 3 in turns, "arms are compared at three turns"
     assert (config.agent.depth > 0) == (arm != "text.yaml")
 
 

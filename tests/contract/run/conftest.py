@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from .options import CONFIG, REPOSITORY, SMALL
 
 
 @pytest.fixture(scope="package")
-def run(tmp_path_factory: pytest.TempPathFactory, own_head: Callable[[], AbstractContextManager[Any]]) -> Config:
+def run(
+    tmp_path_factory: pytest.TempPathFactory, toy_data: Path, own_head: Callable[[], AbstractContextManager[Any]]
+) -> Config:
     """A run folder in which Stage 1, Stage 2 and its evaluation have ended, each stage a job as in the README, with the
     last policy."""
     folder = tmp_path_factory.mktemp("run")
     models = [f"model.{name}={REPOSITORY / 'checkpoints/toy' / name}" for name in ("policy", "embedder")]
-    options = [*SMALL, *models, f"run_dir={folder}", f"data.root={folder / 'data'}"]
+    options = [*SMALL, *models, f"run_dir={folder}", f"data.root={toy_data}"]
     with own_head() as head:
         for stage in ("sft", "grpo"):
             command = ["python", "-m", f"pipelines.{stage}", "--config", "configs/toy.yaml"]

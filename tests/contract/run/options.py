@@ -5,7 +5,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[3]
 CONFIG = REPOSITORY / "configs" / "toy.yaml"
 SMALL = [
-    "toy.train=16", "toy.val=4", "toy.test=6", "sft.max_steps=2", "sft.batch_size=8",
+    "sft.max_steps=2", "sft.batch_size=8",
     "grpo.steps=2", "grpo.prompts_per_step=2", "grpo.validate_every=2", "grpo.save_every=1",
     "grpo.group_size=3", "grpo.learner.learning_rate=0.001", "grpo.evaluate_after=true", "eval.limit=2",
     "cluster.rollout.memory_gib=1", "cluster.learner.memory_gib=0.5",  # Ray offers what is free when it starts

@@ -3,22 +3,23 @@
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
+from shutil import copytree
 
 import pytest
 from ray import serve
 
-from pipelines.data.build import ensure_dataset
 from pipelines.evaluate import evaluate
 from pipelines.service.deploy import start_agent
 from pipelines.service.keys import add_key
 from vsr1.config import load_config
 
-from .served import LIMITS, REPOSITORY, SMALL, Served
+from .served import LIMITS, REPOSITORY, Served
 
 
 @pytest.fixture(scope="package")
 def served(
-    tmp_path_factory: pytest.TempPathFactory, own_ray: Callable[[], AbstractContextManager[None]]
+    tmp_path_factory: pytest.TempPathFactory, toy_data: Path, own_ray: Callable[[], AbstractContextManager[None]]
 ) -> Iterator[Served]:
     with own_ray():
         folder = tmp_path_factory.mktemp("service")
@@ -27,9 +28,9 @@ def served(
             f"data.root={folder / 'data'}",
             f"serve.corpora.toy.root={folder / 'data'}",
         ]
+        copytree(toy_data, folder / "data")  # requests may add to it
         memory = ["cluster.rollout.memory_gib=1"]  # Ray offers what is free when it starts
-        config = load_config(REPOSITORY / "configs" / "toy.yaml", [*SMALL, *memory, *paths])
-        ensure_dataset(config)
+        config = load_config(REPOSITORY / "configs" / "toy.yaml", ["eval.top_k=5", *memory, *paths])
         _, evaluated = evaluate(config)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -12,8 +12,7 @@ import httpx2
 from vsr1.agent.trajectory import Trajectory
 
 REPOSITORY = Path(__file__).parents[3]
-QUERIES = 24
-SMALL = ["toy.train=4", "toy.val=0", f"toy.test={QUERIES}", "data.splits=[train,test]", "eval.top_k=5"]
+QUERIES = 24  # of `toy_data`
 ORIGIN = "https://friend.example"  # whose scripts may ask
 LIMITS = {"body_limit_kib": 64, "body_limit_s": 2.0, "resume_grace_s": 1.0, "cors_origins": [ORIGIN]}
 

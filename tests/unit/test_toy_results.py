@@ -1,0 +1,58 @@
+"""The benchmark's tables: one row an arm and evaluation, mean and spread over its seeds."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.toy_results import results
+from vsr1.agent.predictions import prediction_row
+from vsr1.agent.trajectory import Segment, Trajectory
+from vsr1.formats.predictions import PredictionError
+from vsr1.metrics.summary import summarise
+
+
+def _trajectory(query_id: str, rank: int) -> Trajectory:
+    look = Segment(
+        1,
+        "v",
+        "",
+        [1],
+        [2],
+        [-0.1],
+        "",
+        "stop",
+        "matched",
+        (1.0, 2.0),
+        None,
+        None,
+        [("v", 0.5)],
+        rank,
+        None,
+        "",
+        0,
+        0.1,
+    )
+    return Trajectory(query_id, "a query", "v", (1.0, 2.0), 9.0, 0, 0, [look], "matched")
+
+
+def _evaluation(folder: Path, label: str, ranks: list[int]) -> None:
+    rows = [prediction_row(_trajectory(str(i), rank), i, max_turns=1, corpus_size=9) for i, rank in enumerate(ranks)]
+    folder.mkdir(exist_ok=True)
+    (folder / f"{label}.json").write_text(json.dumps(summarise(rows).to_json()))
+
+
+def test_arms_are_rows_with_mean_and_spread_over_seeds(tmp_path: Path) -> None:
+    _evaluation(tmp_path / "full-0", "after", [1, 1, 1, 2])
+    _evaluation(tmp_path / "full-1", "after", [1, 2, 2, 2])
+    _evaluation(tmp_path / "sft-0", "eval-next_video", [1, 1, 2, 2])
+    (tmp_path / "full-0" / "after.published.json").write_text("{}")
+    header, _, full, sft, *_ = results(tmp_path).splitlines()
+    assert header.startswith("| | seeds | R@1, engine |")
+    assert full.startswith("| full | 2 | 50.0 ± 35.4 | 50.0 ± 35.4 |")
+    assert sft.startswith("| sft next_video | 1 | 50.0 |")
+
+
+def test_a_folder_without_evaluations_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PredictionError, match="ARM-SEED"):
+        results(tmp_path)
