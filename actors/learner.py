@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.logs import log_to
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.rl.batch import BatchTotals, Example, batch_totals, rounds, split_over_ranks
+from vsr1.rl.batch import BatchTotals, Example, LearnerError, batch_totals, rounds, split_over_ranks
 
 if TYPE_CHECKING:
     import torch
@@ -190,8 +190,6 @@ class LearnerGroup:
             raise
 
     def _check_alive(self, rank: int, answer: ray.ObjectRef, error: Exception) -> None:
-        from vsr1.rl.learner import LearnerError
-
         try:
             ray.get(answer, timeout=DEATH_NOTICE_S)
         except ray.exceptions.RayActorError as death:

@@ -16,19 +16,18 @@ from vsr1.metrics.summary import EvalSummary
 
 Read = Callable[[EvalSummary], float | None]
 EVALUATIONS = ("after", "eval")  # of a trained policy, of one as it is
-SHARES: dict[str, Read] = {
+COLUMNS: dict[str, Read] = {
     "R@1, engine": lambda s: s.engine.recall_at_1,
     "R@1, turn 1 refined": lambda s: s.refined_by_turn["1"].recall_at_1,
     "R@1, last": lambda s: s.refined.recall_at_1,
     "IoU ≥ 0.5": lambda s: s.moments.iou_05,
     "mean IoU": lambda s: s.moments.mean_iou,
     "verification": lambda s: s.verification_all_turns.accuracy,
-}
-COSTS: dict[str, Read] = {
     "turns": lambda s: s.turns_per_query,
     "text tokens": lambda s: s.text_tokens_per_query,
     "latents": lambda s: s.latent_tokens_per_query,
 }
+COSTS = {"turns", "text tokens", "latents"}  # as they are; the others are shares, in percent
 
 
 def results(folder: Path) -> str:
@@ -45,15 +44,12 @@ def results(folder: Path) -> str:
             found[f"{arm} {agent}".strip()].append(EvalSummary.from_json(json.loads(file.read_text())))
     if not found:
         raise PredictionError(f"{folder} has no evaluation in a folder ARM-SEED; name run_dir so")
-    tables: list[tuple[dict[str, Read], dict[str, Read]]] = [
-        (SHARES, COSTS),
-        ({"0": lambda s: s.engine.recall_at_1} | {n: _after_latents(n) for n in "1248"}, {}),
-        (
-            {f"R@1, {n}": _after_turns(n) for n in "123"} | {f"IoU ≥ 0.5, {n}": _moments_after_turns(n) for n in "123"},
-            {},
-        ),
+    tables: list[dict[str, Read]] = [
+        COLUMNS,
+        {"0": lambda s: s.engine.recall_at_1} | {n: _after_latents(n) for n in "1248"},
+        {f"R@1, {n}": _after_turns(n) for n in "123"} | {f"IoU ≥ 0.5, {n}": _moments_after_turns(n) for n in "123"},
     ]
-    return "\n".join(_table(found, *columns) for columns in tables)
+    return "\n".join(_table(found, columns) for columns in tables)
 
 
 def _after_latents(count: str) -> Read:
@@ -68,11 +64,10 @@ def _moments_after_turns(count: str) -> Read:
     return lambda s: s.moments_by_turn[count].iou_05 if count in s.moments_by_turn else None
 
 
-def _table(found: dict[str, list[EvalSummary]], shares: dict[str, Read], costs: dict[str, Read]) -> str:
-    lines = ["| | seeds | " + " | ".join([*shares, *costs]) + " |", "| --- " * (2 + len(shares) + len(costs)) + "|"]
+def _table(found: dict[str, list[EvalSummary]], columns: dict[str, Read]) -> str:
+    lines = ["| | seeds | " + " | ".join(columns) + " |", "| --- " * (2 + len(columns)) + "|"]
     for name, summaries in found.items():
-        cells = [_cell(summaries, read, 100) for read in shares.values()]
-        cells += [_cell(summaries, read, 1) for read in costs.values()]
+        cells = [_cell(summaries, read, 1 if column in COSTS else 100) for column, read in columns.items()]
         if any(cells):
             lines.append(f"| {name} | {len(summaries)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])

@@ -14,8 +14,7 @@ from vsr1.config import Config
 from vsr1.formats.atomic import write_json
 from vsr1.formats.checkpoint import load_policy
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.rl.batch import Example
-from vsr1.rl.learner import LearnerError
+from vsr1.rl.batch import Example, LearnerError
 from vsr1.toy.models import HIDDEN, write_random_models
 from vsr1.toy.tokenizer import train_tokenizer
 from vsr1.toy.world import vocabulary_texts

@@ -29,8 +29,8 @@ from vsr1.formats.checkpoint import save_policy
 from vsr1.formats.clips import Clip
 from vsr1.model.forward import roll_latents
 from vsr1.model.policy import VideoSearchPolicy
-from vsr1.rl.batch import BatchTotals, Example, batch_totals, rounds
-from vsr1.rl.learner import Learner, LearnerError
+from vsr1.rl.batch import BatchTotals, Example, LearnerError, batch_totals, rounds
+from vsr1.rl.learner import Learner
 from vsr1.rl.loss import VideoVectors
 from vsr1.toy.models import HIDDEN, toy_config, toy_processor, write_random_models
 from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer

@@ -9,6 +9,10 @@ import numpy as np
 from vsr1.formats.clips import Clip
 
 
+class LearnerError(RuntimeError):
+    """A step that must not be taken; the message names the rank and the quantity."""
+
+
 @dataclass
 class Example:
     """One reply about one clip, or to a text alone: then there is no clip and no video token in the prompt.

@@ -23,15 +23,11 @@ from vsr1.formats.checkpoint import copy_processor, load_policy, policy_sizes, w
 from vsr1.model.embedder import Embedder
 from vsr1.model.manifest import Manifest, record
 from vsr1.model.recompute import recompute_mlps
-from vsr1.rl.batch import BatchTotals, Example, micro_batches
+from vsr1.rl.batch import BatchTotals, Example, LearnerError, micro_batches
 from vsr1.rl.loss import ExampleLoss, VideoVectors
 from vsr1.video.processor import ClipProcessor
 
 STATE = "deepspeed"  # folder of DeepSpeed's files in a saved state
-
-
-class LearnerError(RuntimeError):
-    """A step that must not be taken; the message names the rank and the quantity."""
 
 
 class _Pass(torch.nn.Module):
