@@ -233,11 +233,11 @@ def test_every_example_of_the_description_works(served: Served, http: httpx2.Cli
 
 def test_made_up_requests(served: Served, tmp_path: Path) -> None:
     schemathesis = str(Path(sys.executable).parent / "schemathesis")
-    options = ["--max-examples", "8", "--seed", "1", "--workers", "4", "--no-color"]
+    options = ["--max-examples", "8", "--seed", "1", "--no-color"]  # no threads: `ast.parse` fails in them in Python 3.11
     key = ["--header", f"X-API-Key: {served.key}"]
     config = ["--config-file", str(Path(__file__).parents[2] / "schemathesis.toml")]
     command = [schemathesis, *config, "run", f"{served.url}/openapi.json", *key, *options]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
