@@ -46,7 +46,8 @@ def test_arms_are_rows_with_mean_and_spread_over_seeds(tmp_path: Path) -> None:
     _evaluation(tmp_path / "full-0", "after", [1, 1, 1, 2])
     _evaluation(tmp_path / "full-1", "after", [1, 2, 2, 2])
     _evaluation(tmp_path / "sft-0", "eval-next_video", [1, 1, 2, 2])
-    (tmp_path / "full-0" / "after.published.json").write_text("{}")
+    for published in ("full-0/after", "sft-0/eval-next_video"):
+        (tmp_path / f"{published}.published.json").write_text("{}")
     header, _, full, sft, *_ = results(tmp_path).splitlines()
     assert header.startswith("| | seeds | R@1, engine |")
     assert full.startswith("| full | 2 | 50.0 ± 35.4 | 50.0 ± 35.4 |")
