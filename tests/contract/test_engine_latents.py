@@ -11,18 +11,36 @@ from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.config import EngineConfig
 from vsr1.engine.engine import PolicyEngine, Reply
 from vsr1.formats.checkpoint import load_policy
+from vsr1.formats.clips import Clip
 from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
 from vsr1.model.vision import encode_clips
 from vsr1.video.processor import ClipProcessor
 
 QUERY = "a white cross moving down and then a cyan ring pulsing"
 SIGMA = 0.05
+NEW = Clip.make("new", np.full((8, 64, 64, 3), 99, np.uint8), np.arange(8.0))
 
 
 def _generate(engine: PolicyEngine, clips, seed: int, **changes) -> asyncio.Future[Reply]:
     options = {"max_tokens": 24, "latents": 8, "temperature": 1.0, "seed": seed} | changes
     query = QUERY + " red" * (30 + seed % 16)  # prompts of many lengths: some outgrow a cache block while they refine
     return engine.generate(turn_prompt(query, SYSTEM_PROMPT), clips[seed % 3], **options)
+
+
+async def cancelled_on_its_way(engine: PolicyEngine) -> Reply:
+    """The reply about a clip whose first request was cancelled after vLLM had taken the clip in, before it was sent."""
+    inputs = engine._llm.input_processor
+    stock = inputs.process_inputs_async
+
+    async def cancelled(*args, **kwargs):
+        await stock(*args, **kwargs)
+        raise asyncio.CancelledError
+
+    inputs.process_inputs_async = cancelled
+    with pytest.raises(asyncio.CancelledError):
+        await _generate(engine, [NEW] * 3, 0)
+    inputs.process_inputs_async = stock
+    return await _generate(engine, [NEW] * 3, 0)
 
 
 def _run(folder, config: EngineConfig, play):
@@ -90,6 +108,7 @@ def roomy(policy_folder, clips):
                     task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         played["slots"] = engine._slots.qsize()
+        played["new"], played["new again"] = [await cancelled_on_its_way(engine), await _generate(engine, [NEW] * 3, 0)]
         played["after"] = await asyncio.gather(*[_generate(engine, clips, seed) for seed in range(24)])
         return played
 
@@ -161,3 +180,9 @@ def test_a_thousand_aborts_lose_no_slot(roomy, policy_folder, clips):
         assert before.token_ids == after.token_ids
         if before.latents is not None:
             np.testing.assert_allclose(before.latents, after.latents, atol=1e-5)
+
+
+def test_a_clip_whose_request_was_cancelled_is_sent_again(roomy):
+    reply, again = roomy["new"], roomy["new again"]
+    assert reply.token_ids
+    assert reply.token_ids == again.token_ids

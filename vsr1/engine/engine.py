@@ -27,6 +27,8 @@ from vsr1.formats.clips import Clip
 from vsr1.model.manifest import Manifest
 from vsr1.video.processor import ClipProcessor, engine_metadata
 
+ATTEMPTS = 3  # at one request
+
 
 class PushError(RuntimeError):
     """New weights that did not arrive whole; the message names every tensor."""
@@ -154,7 +156,6 @@ class PolicyEngine:
             raise
         self._running += 1
         self._idle.clear()
-        request_id = f"r{next(self._numbers)}"
         try:
             if words is not None:
                 max_tokens = words + min(latents, 1)
@@ -183,13 +184,7 @@ class PolicyEngine:
             if clip is not None:
                 request["multi_modal_data"] = {"video": [(clip.frames, engine_metadata(clip.timestamps))]}
                 request["multi_modal_uuids"] = {"video": [clip.content_hash]}
-            final, told = None, ""
-            async for output in self._llm.generate(request, params, request_id):
-                final = output
-                if on_text:
-                    told = self._tell(output.outputs[0].token_ids, params.extra_args, told, on_text)
-            if final is None:
-                raise RuntimeError(f"the engine ended request {request_id} without an answer")
+            final, told = await self._finished(request, params, on_text)
             reply = await self._reply(final, params)
             if on_text and len(reply.text) > len(told):
                 on_text(reply.text[len(told) :])
@@ -201,6 +196,28 @@ class PolicyEngine:
             if not self._running:
                 self._idle.set()
             self._slots.put_nowait(slot)
+
+    async def _finished(self, request: dict[str, Any], params: Any, on_text: Callable[[str], None] | None) -> Any:
+        """vLLM's last output of a request, and the text that `on_text` was told.
+
+        A request that is cancelled before it leaves for the engine process makes vLLM believe that its clip is there;
+        the next one with that clip ends in an error without a token. By then vLLM knows better and takes it again.
+
+        Raises:
+            RuntimeError: vLLM ended the request, and not because the reply was over.
+        """
+        for _ in range(ATTEMPTS):
+            request_id, final, told = f"r{next(self._numbers)}", None, ""
+            async for output in self._llm.generate(request, params, request_id):
+                final = output
+                if on_text:
+                    told = self._tell(output.outputs[0].token_ids, params.extra_args, told, on_text)
+            reason, begun = (final.outputs[0].finish_reason, final.outputs[0].token_ids) if final else (None, True)
+            if reason in ("stop", "length"):
+                return final, told
+            if reason != "error" or begun:
+                break
+        raise RuntimeError(f"the engine ended request {request_id} without an answer: {reason}")
 
     def _tell(self, ids: Sequence[int], extra: dict[str, Any], told: str, on_text: Callable[[str], None]) -> str:
         """Pass on what is new in the text; what follows the refine token or the limit is not text."""
