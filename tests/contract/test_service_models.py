@@ -30,8 +30,8 @@ from vsr1.formats.checkpoint import CheckpointError, copy_processor
 from vsr1.toy.world import COLOURS
 
 REPOSITORY = Path(__file__).parents[2]
-AT_ONCE = 32
-QUERIES = 16
+AT_ONCE = 16
+QUERIES = 12
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(500)]
 Answer = tuple[int, dict[str, Any]]
@@ -59,6 +59,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, toy_data: Path, ray_cluster
     paths = [f"run_dir={folder / 'run'}", f"data.root={toy_data}", f"serve.corpora.toy.root={toy_data}"]
     other = folder / "other"
     names = ["serve.model=first", f"serve.models.second={other}", f"serve.waiting_searches={AT_ONCE}"]
+    names.append(f"serve.searches_a_replica={AT_ONCE}")
     config = load_config(REPOSITORY / "configs" / "toy.yaml", ["cluster.rollout.memory_gib=1", *names, *paths])
     write_other(config.model.policy, other)
     queries = [query.task.query for query in evaluation_queries(config, "test")][:QUERIES]
@@ -165,8 +166,8 @@ def under_load(served: Served, kill: Any) -> list[Answer]:
 
 
 def test_more_than_it_takes_is_told_to_come_again(served: Served) -> None:
-    """With 32 that run and 32 that wait; each of 96 clients gets its answer in the end."""
-    bodies = [{"query": query, "model": "second"} for query in served.queries * 6]
+    """With 16 that run and 16 that wait; each of 48 clients gets its answer in the end."""
+    bodies = [{"query": query, "model": "second"} for query in served.queries * 4]
     tally = asyncio.run(load(served.url, bodies, 3 * AT_ONCE, served.traces["second"]))
     assert tally.refused > 0
     assert (len(tally.seconds), dict(tally.errors), tally.wrong) == (len(bodies), {}, 0)
