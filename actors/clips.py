@@ -1,7 +1,7 @@
-"""The clip stores: one per node, which reads each clip once and hands out references to it in the object store.
+"""The clip stores: one per node, which reads each clip once and keeps it in the object store.
 
-A clip that is evicted lives on while somebody holds its reference; the budget counts what the store itself keeps alive.
-The references belong to this actor: when it dies, they are lost with it and reading one raises `OwnerDiedError`.
+An answer is a copy of the clip, not a reference to the one that is kept: with Ray 2.60 a process that drops a reference
+of another owner and gets it again, as a group of samples does, can wait for the object forever.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class ClipStoreActor:
         self._loads = 0
         self._hits = 0
 
-    def get(self, video_id: str) -> ray.ObjectRef:
-        """Reference to the clip; fetch it with a second `ray.get`.
+    def get(self, video_id: str) -> Any:
+        """The clip.
 
         Raises:
             ValueError: the clip is larger than the whole budget. A missing clip raises what the reader raises.
@@ -42,14 +42,13 @@ class ClipStoreActor:
         held = self._cache.get(video_id)
         if held is not None:
             self._hits += 1
-            return held
+            return ray.get(held)
         clip = self._reader.read(video_id)
         self._loads += 1
         size = clip.frames.nbytes + clip.timestamps.nbytes
         self._cache.make_room(video_id, size)
-        reference = ray.put(clip)
-        self._cache.put(video_id, reference, size)
-        return reference
+        self._cache.put(video_id, ray.put(clip), size)
+        return clip
 
     def forget(self, video_id: str) -> None:
         """Read the clip again when it is asked for next."""

@@ -6,7 +6,6 @@ It returns whole trajectories with the engine's own tokens and never batches for
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -121,8 +120,7 @@ class RolloutWorkerActor:
         return await self._retrieval[split].search.remote(request)
 
     async def _clip(self, split: str, video_id: str) -> Clip:
-        reference = await self._clips[split].get.remote(video_id)
-        return await asyncio.to_thread(ray.get, reference)  # awaiting a reference of another owner can hang (Ray 2.60)
+        return await self._clips[split].get.remote(video_id)
 
     def _ready(self) -> PolicyEngine:
         if self._engine is None:

@@ -23,7 +23,7 @@ def trained_examples(
         ValueError: a clip whose content is not what the rollout saw.
     """
     wanted = sorted({segment.video_id for trajectory in trajectories for segment in trajectory.segments})
-    loaded = dict(zip(wanted, ray.get(ray.get([clips.get.remote(video) for video in wanted])), strict=True))
+    loaded = dict(zip(wanted, ray.get([clips.get.remote(video) for video in wanted]), strict=True))
     return [
         turn_example(trajectory, number, credit, loaded[segment.video_id], config)
         for trajectory, turns in zip(trajectories, credits, strict=True)

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError
 
@@ -115,10 +114,7 @@ async def _search(retrieval: Any, request: SearchRequest) -> SearchResult:
 
 
 async def _clip(clips: Any, video_id: str) -> Clip:
-    reference = await clips.get.remote(video_id)
-    clip: Clip = await asyncio.to_thread(
-        ray.get, reference
-    )  # awaiting a reference of another owner can hang (Ray 2.60)
+    clip: Clip = await clips.get.remote(video_id)
     return clip
 
 

@@ -50,7 +50,7 @@ def nodes() -> Iterator[list[str]]:
 
 @ray.remote(num_cpus=0)
 def a_sample(store: object, video_id: str) -> int:
-    return int(ray.get(ray.get(store.get.remote(video_id))).frames[0, 0, 0, 0])  # type: ignore[attr-defined]
+    return int(ray.get(store.get.remote(video_id)).frames[0, 0, 0, 0])  # type: ignore[attr-defined]
 
 
 def test_each_node_reads_a_clip_once(nodes: list[str], tmp_path: Path) -> None:
