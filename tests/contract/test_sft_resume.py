@@ -79,8 +79,14 @@ def _kill_a_rank(run: Path) -> None:
     while not (run / "state" / "sft" / f"step-{SAVED}").exists():
         time.sleep(0.02)
     ours = psutil.Process().children(recursive=True)
-    workers = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
-    workers[0].kill()
+    next(process for process in ours if "RayTrainWorker" in _command(process)).kill()
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
 
 
 def test_a_stopped_run_ends_in_the_same_bits(world: Path, whole: Path) -> None:
