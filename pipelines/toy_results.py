@@ -40,7 +40,7 @@ def results(folder: Path) -> str:
     for file in sorted(folder.glob("*-*/*.json")):
         arm, _, seed = file.parent.name.rpartition("-")
         label, _, agent = file.stem.partition("-")
-        if seed.isdigit() and label in EVALUATIONS and file.suffixes == [".json"]:  # not `.published.json`
+        if seed.isdigit() and label in EVALUATIONS and not file.name.endswith(".published.json"):
             found[f"{arm} {agent}".strip()].append(EvalSummary.from_json(json.loads(file.read_text())))
     if not found:
         raise PredictionError(f"{folder} has no evaluation in a folder ARM-SEED; name run_dir so")

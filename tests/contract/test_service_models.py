@@ -58,9 +58,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, toy_data: Path, ray_cluster
     folder = tmp_path_factory.mktemp("models")
     paths = [f"run_dir={folder / 'run'}", f"data.root={toy_data}", f"serve.corpora.toy.root={toy_data}"]
     other = folder / "other"
-    names = ["serve.model=first", f"serve.models.second={other}", f"serve.waiting_searches={AT_ONCE}"]
-    names.append(f"serve.searches_a_replica={AT_ONCE}")
-    config = load_config(REPOSITORY / "configs" / "toy.yaml", ["cluster.rollout.memory_gib=1", *names, *paths])
+    names = ["serve.model=first", f"serve.models.second={other}"]
+    most = [f"serve.{limit}={AT_ONCE}" for limit in ("searches_a_replica", "waiting_searches")]
+    config = load_config(REPOSITORY / "configs" / "toy.yaml", ["cluster.rollout.memory_gib=1", *names, *most, *paths])
     write_other(config.model.policy, other)
     queries = [query.task.query for query in evaluation_queries(config, "test")][:QUERIES]
     with socket.socket() as probe:

@@ -207,17 +207,20 @@ class PolicyEngine:
             RuntimeError: vLLM ended the request, and not because the reply was over.
         """
         for _ in range(ATTEMPTS):
-            request_id, final, told = f"r{next(self._numbers)}", None, ""
+            request_id, told = f"r{next(self._numbers)}", ""
+            final: Any = None
             async for output in self._llm.generate(request, params, request_id):
                 final = output
                 if on_text:
                     told = self._tell(output.outputs[0].token_ids, params.extra_args, told, on_text)
-            reason, begun = (final.outputs[0].finish_reason, final.outputs[0].token_ids) if final else (None, True)
-            if reason in ("stop", "length"):
+            if final is None:
+                raise RuntimeError(f"the engine ended request {request_id} without an answer")
+            reply = final.outputs[0]
+            if reply.finish_reason in ("stop", "length"):
                 return final, told
-            if reason != "error" or begun:
+            if reply.finish_reason != "error" or reply.token_ids:
                 break
-        raise RuntimeError(f"the engine ended request {request_id} without an answer: {reason}")
+        raise RuntimeError(f"the engine ended request {request_id} without an answer: {reply.finish_reason}")
 
     def _tell(self, ids: Sequence[int], extra: dict[str, Any], told: str, on_text: Callable[[str], None]) -> str:
         """Pass on what is new in the text; what follows the refine token or the limit is not text."""
