@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,7 +20,6 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(toy_app, name="toy")
 
-JOB_FOLDERS = "working_dir_files"  # where Ray unpacks the working directory of a submitted job
 Format = Annotated[Literal["tvr", "moment-detr"], typer.Option("--format", help="Whose file format.")]
 Tolerate = Annotated[bool, typer.Option("--tolerate", help="Go on without the rows that are wrong; exit code 0.")]
 DEMO_CONFIG = [Path(__file__).parent.parent / "configs" / "toy.yaml"]
@@ -354,6 +352,24 @@ def toy_rewrites(overrides: Overrides = None, config: ConfigFile = None) -> None
     console.print(f"{guarded(write_rewrites, settings)} texts")
 
 
+@toy_app.command("bench")
+def toy_bench(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... of everything.")] = 3,
+    at_once: Annotated[int, typer.Option(min=1, help="Runs at one time; they share the GPUs.")] = 1,
+    arms: Annotated[str | None, typer.Option(help="As in full,text; empty string: Stage 1 only. Default: all.")] = None,
+) -> None:
+    """Stage 1, its evaluation and every arm of the toy benchmark, each a run of its own; prints the tables."""
+    import torch
+
+    from pipelines.toy_bench import Bench, arm_names, bench
+
+    runs = Bench(tuple(config or []), tuple(overrides or []), at_once, torch.cuda.device_count(), console.print)
+    chosen = arm_names() if arms is None else [arm for arm in arms.split(",") if arm]
+    print(guarded(bench, runs, chosen, seeds))
+
+
 @toy_app.command("results")
 def toy_results(
     folder: Annotated[Path, typer.Argument(help="Folder of run folders, each named ARM-SEED.")],
@@ -362,18 +378,6 @@ def toy_results(
     from pipelines.toy_results import results
 
     print(guarded(results, folder))
-
-
-def run_job(job: Callable[..., Any]) -> None:
-    """Entry of `python -m pipelines.<stage>`, as `ray job submit` calls it."""
-
-    def command(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRun = False) -> None:
-        settings = read_settings(config, overrides, dry_run)
-        if JOB_FOLDERS in settings.run_dir.parts:
-            console.print(f"{settings.run_dir} goes when Ray removes this job's files; run_dir=/PATH keeps the results")
-        console.print(run_stage(job, settings))
-
-    typer.run(command)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ ConfigFile = Annotated[
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, later ones win.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the placement plan, then stop.")]
 
+JOB_FOLDERS = "working_dir_files"  # where Ray unpacks the working directory of a submitted job
 OWN_PACKAGES = ("vsr1", "actors", "pipelines")  # whose errors name the thing, the place and the fix
 
 
@@ -55,6 +56,8 @@ def guarded(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def run_stage(stage: Callable[[Config, Progress], Any], settings: Config) -> Any:
     """Call a stage, show how it goes and end as `guarded` does."""
+    if JOB_FOLDERS in settings.run_dir.parts:
+        console.print(f"{settings.run_dir} goes when Ray removes this job's files; run_dir=/PATH keeps the results")
 
     def shown() -> Any:
         with shown_progress(console) as progress:

@@ -243,6 +243,8 @@ def _log_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import run_job
+    import typer
 
-    run_job(evaluate)
+    from pipelines.cli import eval_command
+
+    typer.run(eval_command)

@@ -104,6 +104,8 @@ def _validate(world: Services, log: RunLog, config: Config, step: int) -> None:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import run_job
+    import typer
 
-    run_job(train)
+    from pipelines.cli import grpo_command
+
+    typer.run(grpo_command)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 
 from vsr1.config import Config
@@ -11,6 +13,8 @@ from vsr1.model.embedder import Embedder
 from vsr1.rl.loss import load_vectors
 from vsr1.toy.teacher import load_events
 from vsr1.toy.world import sentences_about
+
+AT_ONCE = 16  # queries whose candidates are embedded in one call
 
 
 def write_rewrites(config: Config) -> int:
@@ -25,13 +29,16 @@ def write_rewrites(config: Config) -> int:
     events = load_events(folder.events("train"))
     vectors = load_vectors(folder, "train")
     embedder = Embedder.load(config.model.embedder, device=config.model.device, dtype=config.model.dtype)
-    texts = {}
-    for query in read_lines(folder.query_meta("train")):
-        shown, first = events[query["pos_doc_id"]]
-        candidates = sentences_about((shown[first], shown[first + 1]))
-        scores = embedder.embed_queries(candidates) @ vectors.matrix.numpy().T
-        right = scores[:, vectors.rows[query["pos_doc_id"]]]
-        ranks = (scores > right[:, None]).sum(axis=1)
-        texts[query["qid"]] = candidates[int(np.lexsort((-right, ranks))[0])]
+    texts, queries = {}, list(read_lines(folder.query_meta("train")))
+    for start in range(0, len(queries), AT_ONCE):
+        part = queries[start : start + AT_ONCE]
+        shown = [events[query["pos_doc_id"]] for query in part]
+        sentences = [sentences_about((films[first], films[first + 1])) for films, first in shown]
+        scores = embedder.embed_queries(list(chain.from_iterable(sentences))) @ vectors.matrix.numpy().T
+        ends = np.cumsum([len(candidates) for candidates in sentences])[:-1]
+        for query, candidates, own in zip(part, sentences, np.split(scores, ends), strict=True):
+            right = own[:, vectors.rows[query["pos_doc_id"]]]
+            ranks = (own > right[:, None]).sum(axis=1)
+            texts[query["qid"]] = candidates[int(np.lexsort((-right, ranks))[0])]
     write_json(folder.rewrites(), texts)
     return len(texts)
