@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors.logs import log_to
+from pipelines.clip_stream import clip_of, with_clips
 from pipelines.data.build import ensure_dataset
 from pipelines.post_mortem import kept_in_folder
 from pipelines.progress import QUIET, Load, Progress
@@ -28,10 +31,8 @@ from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import lines_sha256
 from vsr1.formats.training_state import StateFolder
-from vsr1.model.new_policy import lacks_heads, write_new_policy
 from vsr1.runlog import RunLog, read_scalars
 
-BLOCKS_PER_RANK = 4  # in flight: a few, because each starts a process
 _IN_ORDER = ray.data.ExecutionOptions(preserve_order=True)
 
 
@@ -91,7 +92,8 @@ def _train(config: Config, progress: Progress) -> Path:
             "state": state,
         },
         datasets={
-            f"rank-{rank}": _dataset(_rows_of(ordered, rank, ranks, per_rank, done), clips) for rank in range(ranks)
+            f"rank-{rank}": with_clips(_rows_of(ordered, rank, ranks, per_rank, done), clips, per_rank)
+            for rank in range(ranks)
         },
         dataset_config=ray.train.DataConfig(datasets_to_split=[], execution_options=_IN_ORDER),
         torch_config=TorchConfig(backend="gloo" if config.model.device == "cpu" else "nccl"),
@@ -124,7 +126,7 @@ def train_rank(settings: dict[str, Any]) -> None:
     from vsr1.rl.batch import BatchTotals, Example, batch_totals, micro_batches
     from vsr1.rl.learner import Learner
     from vsr1.rl.loss import load_vectors
-    from vsr1.video.processor import ClipProcessor
+    from vsr1.video.processor import ClipProcessor, pair_marks
 
     config = Config.model_validate(settings["config"])
     context = ray.train.get_context()
@@ -141,12 +143,13 @@ def train_rank(settings: dict[str, Any]) -> None:
         learner.load_state(settings["state"])
 
     def example(row: dict[str, Any]) -> Example:
-        clip = row["clip"]
-        seen = processor.process(clip)
+        clip = clip_of(row)
         return Example(
             query=row["query"],
             clip=clip,
-            prompt_ids=processor.expand(turn_prompt(row["query"], system), seen.grid, seen.marks),
+            prompt_ids=processor.expand(
+                turn_prompt(row["query"], system), processor.grid(clip), pair_marks(clip.timestamps)
+            ),
             response_ids=processor.tokenizer.encode(row["reply"], add_special_tokens=False),
             refined=True,
             positive=row["positive"],
@@ -164,31 +167,38 @@ def train_rank(settings: dict[str, Any]) -> None:
         torch.distributed.barrier()
 
     rows = iter(ray.train.get_dataset_shard(f"rank-{rank}").iter_rows()) if learner.steps < steps else iter(())
-    for step in range(learner.steps + 1, steps + 1):
-        examples = [example(row) for row in islice(rows, per_rank)]
-        own = batch_totals(examples)
-        counts = torch.tensor([own.tokens, own.replies, own.refined], device=learner.policy.device)
-        torch.distributed.all_reduce(counts)
-        tokens, replies, refined = counts.tolist()
-        rate = config.sft.learner.learning_rate * min(1.0, 2 * (1 - (step - 1) / steps))
-        passes = torch.tensor(len(micro_batches(examples, config.sft.learner.micro_tokens)), device=counts.device)
-        torch.distributed.all_reduce(passes, torch.distributed.ReduceOp.MAX)
-        sums = learner.step(examples, int(passes), BatchTotals(tokens, replies, refined, 0), rate)
-        names = sorted(sums)
-        values = torch.tensor([sums[name] for name in names], device=learner.policy.device)
-        torch.distributed.all_reduce(values)
-        metrics = dict(zip(names, values.tolist(), strict=True)) | {"learning_rate": rate}
-        metrics["grad_norm"] /= context.get_world_size()  # the same on every rank
-        if rank == 0:  # before the state: a run that goes on from it must find all steps before it in the log
-            with RunLog(config.run_dir) as log:
+    with RunLog(config.run_dir) if rank == 0 else nullcontext() as log:
+        for step in range(learner.steps + 1, steps + 1):
+            began = time.monotonic()
+            examples = [example(row) for row in islice(rows, per_rank)]
+            read = time.monotonic()
+            own = batch_totals(examples)
+            counts = torch.tensor([own.tokens, own.replies, own.refined], device=learner.policy.device)
+            torch.distributed.all_reduce(counts)
+            tokens, replies, refined = counts.tolist()
+            rate = config.sft.learner.learning_rate * min(1.0, 2 * (1 - (step - 1) / steps))
+            passes = torch.tensor(len(micro_batches(examples, config.sft.learner.micro_tokens)), device=counts.device)
+            torch.distributed.all_reduce(passes, torch.distributed.ReduceOp.MAX)
+            sums = learner.step(examples, int(passes), BatchTotals(tokens, replies, refined, 0), rate)
+            names = sorted(sums)
+            values = torch.tensor([sums[name] for name in names], device=learner.policy.device)
+            torch.distributed.all_reduce(values)
+            metrics = dict(zip(names, values.tolist(), strict=True)) | {"learning_rate": rate}
+            metrics["grad_norm"] /= context.get_world_size()  # the same on every rank
+            seconds = time.monotonic() - began
+            metrics |= {"seconds/data": read - began, "seconds/learn": seconds - (read - began)}
+            metrics["tokens_per_second"] = tokens / seconds
+            if log:  # before the state: a run that goes on from it must find all steps before it in the log
                 log.log("sft", step, metrics)
-        if step == steps or (config.sft.save_every and step % config.sft.save_every == 0):
-            save_state()
+            if step == steps or (config.sft.save_every and step % config.sft.save_every == 0):
+                save_state()
     learner.save(config.run_dir / "checkpoints" / "sft")
 
 
 def _with_heads(config: Config) -> Config:
     """The configuration with a policy folder that has heads: a stock checkpoint gets new ones, once a run."""
+    from vsr1.model.new_policy import lacks_heads, write_new_policy  # slow to import, and tasks import this module
+
     if not lacks_heads(config.model.policy, allow_bin=config.model.allow_bin):
         return config
     start = config.run_dir / "checkpoints" / "start"
@@ -208,10 +218,6 @@ def _rows_of(ordered: list[dict[str, Any]], rank: int, ranks: int, per_rank: int
     """What a rank trains on after `done` steps: a step takes `per_rank` rows for each rank, one rank after another."""
     batches = range(done * ranks + rank, len(ordered) // per_rank, ranks)
     return [row for batch in batches for row in ordered[batch * per_rank : (batch + 1) * per_rank]]
-
-
-def _dataset(rows: list[dict[str, Any]], clips: ClipFolder) -> ray.data.Dataset:
-    return ray.data.from_items(rows, override_num_blocks=BLOCKS_PER_RANK).map(_WithClip(clips), num_cpus=0.5)
 
 
 def _settings(config: Config, rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
@@ -235,16 +241,6 @@ def _named(error: Any) -> SftError:
         f"learner rank {rank}: {(str(cause).strip() or repr(cause)).splitlines()[-1]}" for rank, cause in failures
     )
     return SftError(f"Stage 1 stopped. {told}. The same command goes on from the last saved state")
-
-
-class _WithClip:
-    """Adds the clip to a record, read by the Ray Data task that streams it."""
-
-    def __init__(self, clips: ClipFolder) -> None:
-        self._clips = clips
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {**row, "clip": self._clips.read(row["video_id"])}
 
 
 def _tell_steps(run_dir: Path, told: int, progress: Progress) -> int:
@@ -293,6 +289,8 @@ def _gpu(count: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import run_job
+    import typer
 
-    run_job(train)
+    from pipelines.cli import sft_command
+
+    typer.run(sft_command)

@@ -42,6 +42,13 @@ def batch(models):
     return policy, processor, clips, rows
 
 
+@pytest.mark.parametrize(("count", "height", "width"), [(8, 64, 64), (2, 20, 300), (200, 90, 160), (6, 96, 33)])
+def test_the_grid_is_known_without_the_pixels(models, count, height, width):
+    processor = ClipProcessor(models[0])
+    clip = Clip.make("v", np.zeros((count, height, width, 3), np.uint8), np.arange(count) * 1.0)
+    assert processor.grid(clip) == processor.process(clip).grid
+
+
 def test_vision_features_equal_the_stock_tower(batch):
     policy, _, clips, _ = batch
     features = encode_clips(policy.model.visual, [c.pixels for c in clips], [c.grid for c in clips])

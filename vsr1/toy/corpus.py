@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from vsr1.formats.atomic import write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.render import encode_mp4
 from vsr1.toy.world import Example, ToyWorldError, describe, make_corpus
+
+WRITERS = 8  # films drawn and encoded at one time, at most
 
 
 def write_toy_corpus(
@@ -38,11 +42,13 @@ def write_toy_corpus(
     folder, done, first_id = DatasetFolder(out), 0, 1
     for split, examples in corpora.items():
         folder.raw_videos(split).mkdir(parents=True)
-        for example in examples:
-            encode_mp4(example.film, folder.raw_videos(split) / f"{example.film.video_id}.mp4")
-            done += 1
-            if progress:
-                progress(done, sum(sizes.values()))
+        films = [example.film for example in examples]
+        paths = [folder.raw_videos(split) / f"{film.video_id}.mp4" for film in films]
+        with ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(encode_mp4, films, paths):
+                done += 1
+                if progress:
+                    progress(done, sum(sizes.values()))
         write_lines(folder.annotations(split), [_annotation(e, first_id + i) for i, e in enumerate(examples)])
         write_lines(folder.events(split), [_events(e) for e in examples])
         first_id += len(examples)

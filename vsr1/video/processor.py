@@ -19,6 +19,7 @@ from vsr1.formats.clips import Clip
 compat.prepare()
 
 from transformers import AutoTokenizer, Qwen3VLVideoProcessor  # noqa: E402
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize  # noqa: E402
 
 # Stated because transformers 5.22 changes the default, and with it the number of video tokens.
 PROCESSOR_KWARGS: dict[str, Any] = {"do_sample_frames": False, "cap_pixels_per_frame": False}
@@ -53,6 +54,21 @@ class ClipProcessor:
         batch = self._video(videos=[torch.from_numpy(clip.frames.copy()).permute(0, 3, 1, 2)], **PROCESSOR_KWARGS)
         t, h, w = (int(n) for n in batch["video_grid_thw"][0])
         return ProcessedClip(clip.content_hash, batch["pixel_values_videos"], (t, h, w), pair_marks(clip.timestamps))
+
+    def grid(self, clip: Clip) -> tuple[int, int, int]:
+        """The grid that `process` gives, without the pixels."""
+        count, height, width, _ = clip.frames.shape
+        height, width = smart_resize(
+            count,
+            height,
+            width,
+            temporal_factor=self._video.temporal_patch_size,
+            factor=self._video.patch_size * self.merge,
+            min_pixels=self._video.size["shortest_edge"],
+            max_pixels=self._video.size["longest_edge"],
+        )
+        patch = self._video.patch_size
+        return count // self._video.temporal_patch_size, height // patch, width // patch
 
     def expand(self, prompt: str, grid: tuple[int, int, int], marks: tuple[float, ...]) -> list[int]:
         """Token ids of a prompt, its one video placeholder replaced by time marks and video tokens.
