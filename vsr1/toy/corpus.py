@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.render import encode_mp4
 from vsr1.toy.world import Example, ToyWorldError, describe, make_corpus
 
-WRITERS = 8  # films drawn and encoded at one time, at most
+WRITERS = 2  # films drawn and encoded at one time; more threads wait for the interpreter's lock
 
 
 def write_toy_corpus(
@@ -44,7 +43,7 @@ def write_toy_corpus(
         folder.raw_videos(split).mkdir(parents=True)
         films = [example.film for example in examples]
         paths = [folder.raw_videos(split) / f"{film.video_id}.mp4" for film in films]
-        with ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(WRITERS) as pool:
             for _ in pool.map(encode_mp4, films, paths):
                 done += 1
                 if progress:
