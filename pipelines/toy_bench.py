@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 
 import ray
 
@@ -27,6 +29,7 @@ from vsr1.formats.dataset import DatasetFolder
 
 ARMS = Path(__file__).parent.parent / "configs" / "arms"
 STAGE_1 = "sft"  # the arm that is only evaluated
+APART_S = 1.0  # between starts: two Rays that start at one time can find the same port free
 
 
 class BenchError(RuntimeError):
@@ -116,12 +119,15 @@ def _make_data(config: Config, *, rewrites: bool) -> None:
 def _all(runs: Bench, folder: Path, wanted: dict[str, tuple[str, str, int, list[str]]]) -> None:
     """Run commands by name: stage, arm, seed and more overrides."""
     slots: SimpleQueue[int] = SimpleQueue()
+    starting = Lock()
     for number in range(runs.at_once):
         slots.put(number)
 
     def run(name: str) -> str | None:
         stage, arm, seed, more = wanted[name]
         slot = slots.get()
+        with starting:
+            time.sleep(APART_S)
         runs.say(f"{name}: {stage} begins")
         code = _command(runs, folder, name, slot, [stage, *_files([*runs.files, _arm_file(arm)])], seed, more)
         slots.put(slot)

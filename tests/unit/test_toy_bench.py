@@ -31,6 +31,7 @@ def calls(monkeypatch):
         return 0
 
     monkeypatch.setattr(toy_bench, "_command", command)
+    monkeypatch.setattr(toy_bench, "APART_S", 0)
     monkeypatch.setattr(toy_bench, "_make_data", lambda config, rewrites: None)
     monkeypatch.setattr(toy_bench, "results", lambda folder: "the tables")
     return made, fails
