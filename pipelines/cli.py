@@ -365,9 +365,9 @@ def toy_bench(
 
     from pipelines.toy_bench import Bench, arm_names, bench
 
-    runs = Bench(tuple(config or []), tuple(overrides or []), at_once, torch.cuda.device_count(), console.print)
+    shared = Bench(tuple(config or []), tuple(overrides or []), at_once, torch.cuda.device_count(), console.print)
     chosen = arm_names() if arms is None else [arm for arm in arms.split(",") if arm]
-    print(guarded(bench, runs, chosen, seeds))
+    print(guarded(bench, shared, chosen, seeds))
 
 
 @toy_app.command("results")

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -29,6 +29,7 @@ from vsr1.formats.dataset import DatasetFolder
 
 ARMS = Path(__file__).parent.parent / "configs" / "arms"
 STAGE_1 = "sft"  # the arm that is only evaluated
+STAGE_1_TEXT = "sfttext"  # Stage 1 of arms that refine in new words
 APART_S = 1.0  # between starts: two Rays that start at one time can find the same port free
 
 
@@ -56,41 +57,48 @@ class Bench:
         return load_config([*self.files, _arm_file(arm)], list(self.overrides))
 
 
-def bench(runs: Bench, arms: list[str], seeds: int) -> str:
+@dataclass(frozen=True)
+class Run:
+    """One command: its stage with the settings of an arm, in the folder `name`."""
+
+    name: str
+    stage: str
+    arm: str
+    seed: int
+    policy: Path | None = None  # it starts from; None: that of the settings
+
+
+def bench(shared: Bench, arms: list[str], seeds: int) -> str:
     """Run what is missing in `run_dir`, in folders ARM-SEED, and return the tables.
 
     Raises:
         BenchError: some runs failed; the others are complete.
     """
-    configs = {arm: runs.settings(arm) for arm in arms}
-    folder = runs.settings().run_dir
+    texts = [arm for arm in arms if shared.settings(arm).agent.refinement == "text"]
+    folder = shared.settings().run_dir
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {arm for arm, config in configs.items() if config.agent.refinement == "text"}
-    _make_data(runs.settings(), rewrites=bool(texts))
-    start = {arm: "sfttext" if arm in texts else STAGE_1 for arm in arms}
-    numbers = range(seeds)
-    first = [(name, seed) for name, seed in product(dict.fromkeys([STAGE_1, *start.values()]), numbers)]
-    text_arm = next(iter(texts), STAGE_1)
+    _make_data(shared.settings(), rewrites=bool(texts))
+    first = {STAGE_1: STAGE_1} | ({STAGE_1_TEXT: texts[0]} if texts else {})
     _all(
-        runs,
+        shared,
         folder,
-        {
-            f"{name}-{seed}": ("sft", text_arm if name == "sfttext" else STAGE_1, seed, [])
-            for name, seed in first
+        [
+            Run(f"{name}-{seed}", "sft", arm, seed)
+            for (name, arm), seed in product(first.items(), range(seeds))
             if not _stage_1(folder, name, seed).is_dir()
-        },
+        ],
     )
-    evaluated = {
-        f"{STAGE_1}-{seed}": ("eval", STAGE_1, seed, [f"model.policy={_stage_1(folder, STAGE_1, seed)}"])
-        for seed in numbers
+    evaluated = [
+        Run(f"{STAGE_1}-{seed}", "eval", STAGE_1, seed, _stage_1(folder, STAGE_1, seed))
+        for seed in range(seeds)
         if not (folder / f"{STAGE_1}-{seed}" / "eval.json").is_file()
-    }
-    trained = {
-        f"{arm}-{seed}": ("grpo", arm, seed, [f"model.policy={_stage_1(folder, start[arm], seed)}"])
-        for seed, arm in product(numbers, arms)
+    ]
+    trained = [
+        Run(f"{arm}-{seed}", "grpo", arm, seed, _stage_1(folder, STAGE_1_TEXT if arm in texts else STAGE_1, seed))
+        for seed, arm in product(range(seeds), arms)
         if not (folder / f"{arm}-{seed}" / "after.json").is_file()
-    }
-    _all(runs, folder, evaluated | trained)
+    ]
+    _all(shared, folder, evaluated + trained)
     return results(folder)
 
 
@@ -116,44 +124,41 @@ def _make_data(config: Config, *, rewrites: bool) -> None:
         write_rewrites(config)
 
 
-def _all(runs: Bench, folder: Path, wanted: dict[str, tuple[str, str, int, list[str]]]) -> None:
-    """Run commands by name: stage, arm, seed and more overrides."""
+def _all(shared: Bench, folder: Path, wanted: list[Run]) -> None:
     slots: SimpleQueue[int] = SimpleQueue()
     starting = Lock()
-    for number in range(runs.at_once):
+    for number in range(shared.at_once):
         slots.put(number)
 
-    def run(name: str) -> str | None:
-        stage, arm, seed, more = wanted[name]
+    def ended(run: Run) -> int:
         slot = slots.get()
         with starting:
             time.sleep(APART_S)
-        runs.say(f"{name}: {stage} begins")
-        code = _command(runs, folder, name, slot, [stage, *_files([*runs.files, _arm_file(arm)])], seed, more)
+        shared.say(f"{run.name}: {run.stage} begins")
+        code = _command(shared, folder, run, slot)
         slots.put(slot)
-        runs.say(f"{name}: {stage} {'done' if code == 0 else f'failed with {code}'}")
-        return None if code == 0 else f"{name} ({folder / f'{name}.log'})"
+        shared.say(f"{run.name}: {run.stage} {'failed' if code else 'done'}")
+        return code
 
-    with ThreadPoolExecutor(runs.at_once) as pool:
-        failed = [named for named in pool.map(run, wanted) if named]
+    with ThreadPoolExecutor(shared.at_once) as pool:
+        codes = list(pool.map(ended, wanted))
+    failed = [f"{run.name} ({folder / run.name}.log)" for run, code in zip(wanted, codes, strict=True) if code]
     if failed:
         raise BenchError(
             f"{len(failed)} of {len(wanted)} runs failed: {', '.join(failed)}; repeat the command for them"
         )
 
 
-def _command(runs: Bench, folder: Path, name: str, slot: int, stage: list[str], seed: int, more: list[str]) -> int:
-    overrides = [*runs.overrides, *more, f"seed={seed}", f"run_dir={folder / name}"]
-    shown = {"CUDA_VISIBLE_DEVICES": str(slot % runs.gpus)} if runs.gpus else {}
-    with (folder / f"{name}.log").open("a") as log:
+def _command(shared: Bench, folder: Path, run: Run, slot: int) -> int:
+    """The exit code of a run."""
+    files = [part for file in (*shared.files, _arm_file(run.arm)) for part in ("--config", str(file))]
+    own = [f"seed={run.seed}", f"run_dir={folder / run.name}", *([f"model.policy={run.policy}"] if run.policy else [])]
+    shown = {"CUDA_VISIBLE_DEVICES": str(slot % shared.gpus)} if shared.gpus else {}
+    with (folder / f"{run.name}.log").open("a") as log:
         return subprocess.run(
-            [sys.executable, "-m", "pipelines.cli", *stage, *overrides],
+            [sys.executable, "-m", "pipelines.cli", run.stage, *files, *shared.overrides, *own],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | shown,
             check=False,
         ).returncode
-
-
-def _files(files: Iterable[Path]) -> list[str]:
-    return [part for file in files for part in ("--config", str(file))]

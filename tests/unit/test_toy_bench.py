@@ -16,16 +16,15 @@ def calls(monkeypatch):
     """Runs asked for, as (name, stage, arm, seed, policy), and the names of those that are to fail."""
     made, fails = [], set()
 
-    def command(runs, folder, name, slot, stage, seed, more):
-        arm = Path(stage[-1]).stem
-        policy = Path(more[0].partition("=")[2]).relative_to(folder).parts[0] if more else ""
-        made.append((name, stage[0], arm, seed, policy))
-        if name in fails:
+    def command(shared, folder, run, slot):
+        policy = run.policy.relative_to(folder).parts[0] if run.policy else ""
+        made.append((run.name, run.stage, run.arm, run.seed, policy))
+        if run.name in fails:
             return 1
-        if stage[0] == "sft":
-            (folder / name / "checkpoints" / "sft").mkdir(parents=True)
+        if run.stage == "sft":
+            (folder / run.name / "checkpoints" / "sft").mkdir(parents=True)
         else:
-            file = folder / name / ("eval.json" if stage[0] == "eval" else "after.json")
+            file = folder / run.name / ("eval.json" if run.stage == "eval" else "after.json")
             file.parent.mkdir(exist_ok=True)
             file.write_text("{}")
         return 0
