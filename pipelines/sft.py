@@ -126,7 +126,7 @@ def train_rank(settings: dict[str, Any]) -> None:
     from vsr1.rl.batch import BatchTotals, Example, batch_totals, micro_batches
     from vsr1.rl.learner import Learner
     from vsr1.rl.loss import load_vectors
-    from vsr1.video.processor import ClipProcessor, pair_marks
+    from vsr1.video.processor import ClipProcessor
 
     config = Config.model_validate(settings["config"])
     context = ray.train.get_context()
@@ -147,9 +147,7 @@ def train_rank(settings: dict[str, Any]) -> None:
         return Example(
             query=row["query"],
             clip=clip,
-            prompt_ids=processor.expand(
-                turn_prompt(row["query"], system), processor.grid(clip), pair_marks(clip.timestamps)
-            ),
+            prompt_ids=processor.prompt_ids(turn_prompt(row["query"], system), clip),
             response_ids=processor.tokenizer.encode(row["reply"], add_special_tokens=False),
             refined=True,
             positive=row["positive"],
@@ -185,9 +183,9 @@ def train_rank(settings: dict[str, Any]) -> None:
             torch.distributed.all_reduce(values)
             metrics = dict(zip(names, values.tolist(), strict=True)) | {"learning_rate": rate}
             metrics["grad_norm"] /= context.get_world_size()  # the same on every rank
-            seconds = time.monotonic() - began
-            metrics |= {"seconds/data": read - began, "seconds/learn": seconds - (read - began)}
-            metrics["tokens_per_second"] = tokens / seconds
+            ended = time.monotonic()
+            metrics |= {"seconds/data": read - began, "seconds/learn": ended - read}
+            metrics["tokens_per_second"] = tokens / (ended - began)
             if log:  # before the state: a run that goes on from it must find all steps before it in the log
                 log.log("sft", step, metrics)
             if step == steps or (config.sft.save_every and step % config.sft.save_every == 0):
@@ -197,7 +195,10 @@ def train_rank(settings: dict[str, Any]) -> None:
 
 def _with_heads(config: Config) -> Config:
     """The configuration with a policy folder that has heads: a stock checkpoint gets new ones, once a run."""
-    from vsr1.model.new_policy import lacks_heads, write_new_policy  # slow to import, and tasks import this module
+    from vsr1.model.new_policy import (
+        lacks_heads,
+        write_new_policy,
+    )  # slow to import, and all of Ray Train's processes import this module
 
     if not lacks_heads(config.model.policy, allow_bin=config.model.allow_bin):
         return config

@@ -29,7 +29,7 @@ def write_rewrites(config: Config) -> int:
     events = load_events(folder.events("train"))
     vectors = load_vectors(folder, "train")
     embedder = Embedder.load(config.model.embedder, device=config.model.device, dtype=config.model.dtype)
-    texts, queries = {}, list(read_lines(folder.query_meta("train")))
+    texts, queries = {}, read_lines(folder.query_meta("train"))
     for start in range(0, len(queries), AT_ONCE):
         part = queries[start : start + AT_ONCE]
         shown = [events[query["pos_doc_id"]] for query in part]

@@ -81,8 +81,7 @@ class Stages:
         processor = self._sources.processor
         prompt = turn_prompt(one.query, agent_prompt(self._sources.agent))
         for segment in one.segments:
-            seen = processor.process(self._sources.clip(segment))
-            found = processor.expand(prompt, seen.grid, seen.marks)
+            found = processor.prompt_ids(prompt, self._sources.clip(segment))
             same_sequence(f"turn {segment.turn}, prompt tokens", segment.prompt_token_ids, found)
         return f"{sum(len(segment.prompt_token_ids) for segment in one.segments)} tokens"
 
@@ -147,7 +146,7 @@ class Stages:
     def _example(self, one: Trajectory, number: int, credit: Credit) -> Example:
         segment = one.segments[number]
         clip = self._sources.clip(segment)
-        grid = self._sources.processor.process(clip).grid
+        grid = self._sources.processor.grid(clip)
         due = grid[0] * grid[1] * grid[2] // self._sources.processor.merge**2
         if segment.prompt_token_ids.count(self._sources.processor.video_token) != due:
             raise NotChecked(f"the recorded prompt of turn {segment.turn} does not fit its clip")

@@ -45,7 +45,8 @@ class Embedder:
         """
         folder = Path(folder)
         fingerprint = weights_fingerprint(folder)
-        torch.backends.cuda.enable_cudnn_sdp(False)  # it compiles a kernel for every new shape, and most are new here
+        # For the whole process, a learner too: cuDNN attention builds a plan for every new shape, and most are new.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         model = Qwen3VLModel.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device)
         return cls(model, ClipProcessor(folder), fingerprint)
 

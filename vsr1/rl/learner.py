@@ -75,7 +75,6 @@ class Learner:
             ClipProcessor(model.policy),
             temperature=temperature,
         )
-        torch.backends.cuda.enable_cudnn_sdp(False)  # it compiles a kernel for every new shape, and most are new here
         self._engine = self._deepspeed(model)
         self.steps = 0  # optimiser steps taken, those before a resume included
 

@@ -70,6 +70,10 @@ class ClipProcessor:
         patch = self._video.patch_size
         return count // self._video.temporal_patch_size, height // patch, width // patch
 
+    def prompt_ids(self, prompt: str, clip: Clip) -> list[int]:
+        """As `expand`, for a clip whose pixels are not needed."""
+        return self.expand(prompt, self.grid(clip), pair_marks(clip.timestamps))
+
     def expand(self, prompt: str, grid: tuple[int, int, int], marks: tuple[float, ...]) -> list[int]:
         """Token ids of a prompt, its one video placeholder replaced by time marks and video tokens.
 
