@@ -11,15 +11,22 @@ from vsr1.formats.clips import Clip, ClipFolder
 READERS = 2  # processes of a stream
 
 
-def with_clips(rows: list[dict[str, Any]], clips: ClipFolder, block: int) -> ray.data.Dataset:
-    """Rows with the clip that the key `video_id` of each names, `block` rows read at one time; see `clip_of`."""
+def with_clips(rows: list[dict[str, Any]], clips: ClipFolder, block: int) -> ray.data.DataIterator:
+    """Rows in their order with the clip that the key `video_id` of each names, `block` rows read at one time.
+
+    See `clip_of`. The stream is scheduled in an actor of its own: in the process that trains, Ray Data's scheduler would
+    hold the interpreter's lock most of the time.
+    """
     blocks = max(1, len(rows) // block)
-    return ray.data.from_items(rows, override_num_blocks=blocks).map(
+    dataset = ray.data.from_items(rows, override_num_blocks=blocks).map(
         _WithClip,
         fn_constructor_args=(clips,),
         num_cpus=0.1,
         compute=ray.data.ActorPoolStrategy(size=min(READERS, blocks)),
     )
+    dataset.context.execution_options.preserve_order = True
+    [stream] = dataset.streaming_split(1)
+    return stream
 
 
 def clip_of(row: dict[str, Any]) -> Clip:

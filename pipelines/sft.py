@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -32,8 +31,6 @@ from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import lines_sha256
 from vsr1.formats.training_state import StateFolder
 from vsr1.runlog import RunLog, read_scalars
-
-_IN_ORDER = ray.data.ExecutionOptions(preserve_order=True)
 
 
 class SftError(RuntimeError):
@@ -90,12 +87,10 @@ def _train(config: Config, progress: Progress) -> Path:
             "per_rank": per_rank,
             "settings": settings,
             "state": state,
+            "streams": [
+                with_clips(_rows_of(ordered, rank, ranks, per_rank, done), clips, per_rank) for rank in range(ranks)
+            ],
         },
-        datasets={
-            f"rank-{rank}": with_clips(_rows_of(ordered, rank, ranks, per_rank, done), clips, per_rank)
-            for rank in range(ranks)
-        },
-        dataset_config=ray.train.DataConfig(datasets_to_split=[], execution_options=_IN_ORDER),
         torch_config=TorchConfig(backend="gloo" if config.model.device == "cpu" else "nccl"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=ranks, use_gpu=need.gpus > 0, resources_per_worker={"CPU": need.cpus} | _gpu(need.gpus)
@@ -164,7 +159,7 @@ def train_rank(settings: dict[str, Any]) -> None:
             states.publish(learner.steps, settings["settings"])
         torch.distributed.barrier()
 
-    rows = iter(ray.train.get_dataset_shard(f"rank-{rank}").iter_rows()) if learner.steps < steps else iter(())
+    rows = iter(settings["streams"][rank].iter_rows()) if learner.steps < steps else iter(())
     with RunLog(config.run_dir) if rank == 0 else nullcontext() as log:
         for step in range(learner.steps + 1, steps + 1):
             began = time.monotonic()
