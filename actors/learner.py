@@ -51,7 +51,8 @@ class LearnerRankActor:
         os.environ.update(
             MASTER_ADDR=host, MASTER_PORT=str(port), RANK=str(self._rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0"
         )
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
+        if config.model.device == "cpu":  # else as many as `cluster.learner.cpus`, which Ray has set
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
         torch.distributed.init_process_group("gloo" if config.model.device == "cpu" else "nccl")
         folder = DatasetFolder(config.data.root)
         vectors = load_vectors(folder, "train")

@@ -14,8 +14,8 @@ READERS = 2  # processes of a stream
 def with_clips(rows: list[dict[str, Any]], clips: ClipFolder, block: int) -> ray.data.DataIterator:
     """Rows in their order with the clip that the key `video_id` of each names, `block` rows read at one time.
 
-    See `clip_of`. The stream is scheduled in an actor of its own: in the process that trains, Ray Data's scheduler would
-    hold the interpreter's lock most of the time.
+    See `clip_of`. The stream is scheduled in an actor of its own: in the process that trains, Ray Data's scheduler
+    would hold the interpreter's lock most of the time.
     """
     blocks = max(1, len(rows) // block)
     dataset = ray.data.from_items(rows, override_num_blocks=blocks).map(

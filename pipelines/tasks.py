@@ -62,6 +62,7 @@ def _training_task(row: dict[str, Any], config: Config) -> SearchTask:
         gt_duration=float(row["gt_duration"]),
         negatives=list(row["hard_negative_ids"])[: config.grpo.retrieval_loss.negatives],
         first_video=row["retrieved_video"] if config.grpo.first_video == "recorded" else None,
+        ends_when_lost=config.grpo.end_lost_episodes,
     )
 
 

@@ -237,6 +237,9 @@ class GrpoConfig(Section):
     first_video: Literal["retrieved", "recorded"] = Field(
         "retrieved", description="what turn 1 shows: the live search's top video, or that of the GRPO record"
     )
+    end_lost_episodes: bool = Field(
+        True, description="end with the rejection of the right video, if it is excluded then: the search is lost"
+    )
     steps: int = Field(10, ge=1)
     limit_s: float | None = Field(
         None, gt=0, description="no step begins later than this after the first one: compares runs of equal time"

@@ -57,10 +57,13 @@ def play(
     first_video: str | None = None,
     refinement: Literal["latents", "text", "none"] = "latents",
     rank_by_depth: bool = False,
+    ends_when_lost: bool = False,
 ) -> tuple[MovingCorpus, SearchEnvironment]:
     """The reply of turn t brings soft tokens that are all t, and noise that is all -t."""
     corpus = MovingCorpus()
-    task = SearchTask("1_fig", "a red ring", "b", (1.0, 3.0), 4.0, negatives=["c"], first_video=first_video)
+    task = SearchTask(
+        "1_fig", "a red ring", "b", (1.0, 3.0), 4.0, ["c"], first_video=first_video, ends_when_lost=ends_when_lost
+    )
     agent = AgentConfig(
         max_turns=max_turns, refinement=refinement, latents_of_turns="accumulate" if accumulate else "replace"
     )
@@ -94,6 +97,14 @@ def test_rejected_videos_are_excluded_and_a_match_ends_the_episode() -> None:
     assert [segment.video_id for segment in trajectory.segments] == ["a", "b"]
     assert trajectory.end_reason == "matched"
     assert trajectory.segments[-1].span == (1.0, 3.0)
+
+
+def test_an_episode_can_end_where_the_right_video_is_lost() -> None:
+    _, environment = play([REJECTS] * 3, ends_when_lost=True)
+    trajectory = environment.trajectory()
+    assert [segment.video_id for segment in trajectory.segments] == ["a", "b"]  # b is the right one
+    assert trajectory.end_reason == "lost"
+    assert trajectory.last.gt_score_after is not None  # its refinement is rewarded all the same
 
 
 def test_a_corpus_that_is_used_up_ends_the_episode() -> None:

@@ -40,6 +40,7 @@ class SearchTask:
     seed: int = 0
     first_video: str | None = None  # shown in turn 1 instead of what the search finds
     exclude: list[str] = field(default_factory=list)  # videos that are never shown
+    ends_when_lost: bool = False  # with the rejection of the right video, if that is not shown again
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class SearchEnvironment:
             return self._end("matched")
         if after is None:
             return self._end("no_refinement")
+        if self._task.ends_when_lost and right in self._rejected:
+            return self._end("lost")
         self._found = after
         if len(self._trajectory.segments) == self._agent.max_turns:
             return self._end("max_turns")

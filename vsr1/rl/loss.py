@@ -160,7 +160,7 @@ class ExampleLoss:
         A pass without video runs the tower on a blank clip that no row shows: all ranks must call the same modules, in
         the same order forward and backward, or ZeRO-3 waits for ever.
         """
-        clips, index = _distinct([example.clip for example in examples], self._processor)
+        clips, index = _distinct([example.clip for example in examples], self._processor, self.policy.device)
         rows = [
             Row(e.prompt_ids, e.response_ids, at, None if at is None else clips[at].grid)
             for e, at in zip(examples, index, strict=True)
@@ -182,12 +182,14 @@ def load_vectors(folder: DatasetFolder, split: str) -> VideoVectors:
     return VideoVectors(torch.nn.functional.normalize(matrix, dim=-1), rows)
 
 
-def _distinct(clips: list[Clip | None], processor: ClipProcessor) -> tuple[list[ProcessedClip], list[int | None]]:
+def _distinct(
+    clips: list[Clip | None], processor: ClipProcessor, device: torch.device
+) -> tuple[list[ProcessedClip], list[int | None]]:
     """Process each clip of a batch once; returns them and which one each row shows, None without video."""
     order: dict[str, int] = {}
     processed: list[ProcessedClip] = []
     for clip in clips:
         if clip is not None and clip.content_hash not in order:
             order[clip.content_hash] = len(processed)
-            processed.append(processor.process(clip))
+            processed.append(processor.process(clip, device))
     return processed, [None if clip is None else order[clip.content_hash] for clip in clips]
