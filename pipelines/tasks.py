@@ -23,7 +23,8 @@ SAMPLE_SEEDS = 1_000_003  # apart from each other by more than any number of tur
 def prompt_stream(config: Config) -> Iterator[SearchTask]:
     """Queries of the training split without end, in a new order each epoch, streamed by Ray Data.
 
-    With `grpo.first_video: recorded` the augmented records take part, and each names the video of its first turn.
+    With `grpo.first_video: recorded` each names the video of its first turn, and the augmented records take part, which
+    name the right one; with `balanced` only these name it.
 
     Raises:
         FileNotFoundError: the GRPO records are missing.
@@ -49,11 +50,12 @@ def _grpo_rows(config: Config) -> list[dict[str, Any]]:
     path = DatasetFolder(config.data.root).grpo_records()
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; build the dataset first with `vsr1 data build`")
-    recorded = config.grpo.first_video == "recorded"
-    return [row for row in read_lines(path) if recorded or not row["is_augmented"]]
+    live = config.grpo.first_video == "retrieved"
+    return [row for row in read_lines(path) if not (live and row["is_augmented"])]
 
 
 def _training_task(row: dict[str, Any], config: Config) -> SearchTask:
+    recorded = config.grpo.first_video == "recorded" or row["is_augmented"]
     return SearchTask(
         query_id=row["qid"] + (":augmented" if row["is_augmented"] else ""),
         query=row["query"],
@@ -61,7 +63,7 @@ def _training_task(row: dict[str, Any], config: Config) -> SearchTask:
         gt_span=(float(row["gt_time"][0]), float(row["gt_time"][1])),
         gt_duration=float(row["gt_duration"]),
         negatives=list(row["hard_negative_ids"])[: config.grpo.retrieval_loss.negatives],
-        first_video=row["retrieved_video"] if config.grpo.first_video == "recorded" else None,
+        first_video=row["retrieved_video"] if recorded else None,
         ends_when_lost=config.grpo.end_lost_episodes,
     )
 

@@ -234,8 +234,10 @@ class GrpoConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     latents: LatentActionConfig = LatentActionConfig()
     train_heads: bool = True
-    first_video: Literal["retrieved", "recorded"] = Field(
-        "retrieved", description="what turn 1 shows: the live search's top video, or that of the GRPO record"
+    first_video: Literal["retrieved", "balanced", "recorded"] = Field(
+        "retrieved",
+        description="what turn 1 shows: the live search's top video; that or, for augmented records, the right one; or "
+        "that of the GRPO record",
     )
     end_lost_episodes: bool = Field(
         True, description="end with the rejection of the right video, if it is excluded then: the search is lost"

@@ -49,6 +49,15 @@ def test_the_live_search_decides_what_turn_1_shows(root: Path) -> None:
     assert {task.first_video for task in epochs} == {None}
 
 
+def test_balanced_first_videos_are_those_of_the_augmented_records(root: Path) -> None:
+    epoch = list(islice(prompt_stream(config(root, first_video="balanced")), 3))
+    assert {(task.query_id, task.first_video) for task in epoch} == {
+        ("1_fig", None),
+        ("1_fig:augmented", "right"),
+        ("2_fig", None),
+    }
+
+
 def test_recorded_first_videos_bring_the_augmented_records(root: Path) -> None:
     epoch = list(islice(prompt_stream(config(root, first_video="recorded")), 3))
     assert {(task.query_id, task.first_video) for task in epoch} == {
