@@ -99,8 +99,8 @@ def steps_of(settings: GrpoConfig) -> Iterator[int]:
 def _validate(world: Services, log: RunLog, config: Config, step: int) -> None:
     if config.grpo.validate_every:
         split = config.grpo.val_split
-        summary, _ = evaluate_split(world, config, split, f"step {step} {split}")
-        log.log(split, step, validation_metrics(summary))
+        summary, trajectories = evaluate_split(world, config, split, f"step {step} {split}")
+        log.log(split, step, validation_metrics(summary, trajectories))
 
 
 if __name__ == "__main__":

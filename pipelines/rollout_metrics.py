@@ -58,9 +58,10 @@ def credit_metrics(credits: list[list[Credit]]) -> dict[str, float]:
     }
 
 
-def validation_metrics(summary: EvalSummary) -> dict[str, float]:
-    """What is followed while training, in 0..1."""
+def validation_metrics(summary: EvalSummary, trajectories: list[Trajectory]) -> dict[str, float]:
+    """What is followed while training; the reward is the mean over the queries that were played, at least one."""
     return {
+        "reward": mean(t.reward for t in trajectories),
         "R@1_engine": summary.engine.recall_at_1,
         "R@1_refined": summary.refined.recall_at_1,
         "IoU@0.5": summary.moments.iou_05,
