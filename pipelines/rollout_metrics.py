@@ -59,11 +59,16 @@ def credit_metrics(credits: list[list[Credit]]) -> dict[str, float]:
 
 
 def validation_metrics(summary: EvalSummary, trajectories: list[Trajectory]) -> dict[str, float]:
-    """What is followed while training; the reward is the mean over the queries that were played, at least one."""
+    """What is followed while training.
+
+    `R@1_shown` is the share of queries whose last video shown is the right one; rejected ones are excluded if the agent
+    excludes them. It and the reward are means over the queries that were played, at least one.
+    """
     return {
         "reward": mean(t.reward for t in trajectories),
         "R@1_engine": summary.engine.recall_at_1,
         "R@1_refined": summary.refined.recall_at_1,
+        "R@1_shown": mean(t.last.video_id == t.gt_video for t in trajectories),
         "IoU@0.5": summary.moments.iou_05,
         "verification": summary.verification_all_turns.accuracy,
         "turns": summary.turns_per_query,
