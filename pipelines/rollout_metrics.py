@@ -68,7 +68,7 @@ def validation_metrics(summary: EvalSummary, trajectories: list[Trajectory]) -> 
         "reward": mean(t.reward for t in trajectories),
         "R@1_engine": summary.engine.recall_at_1,
         "R@1_refined": summary.refined.recall_at_1,
-        "R@1_shown": mean(t.last.video_id == t.gt_video for t in trajectories),
+        "R@1_shown": _share([t.last.video_id == t.gt_video for t in trajectories]),
         "IoU@0.5": summary.moments.iou_05,
         "verification": summary.verification_all_turns.accuracy,
         "turns": summary.turns_per_query,

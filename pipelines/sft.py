@@ -190,10 +190,8 @@ def train_rank(settings: dict[str, Any]) -> None:
 
 def _with_heads(config: Config) -> Config:
     """The configuration with a policy folder that has heads: a stock checkpoint gets new ones, once a run."""
-    from vsr1.model.new_policy import (
-        lacks_heads,
-        write_new_policy,
-    )  # slow to import, and all of Ray Train's processes import this module
+    # Here, because it is slow to import and all of Ray Train's processes import this module.
+    from vsr1.model.new_policy import lacks_heads, write_new_policy
 
     if not lacks_heads(config.model.policy, allow_bin=config.model.allow_bin):
         return config

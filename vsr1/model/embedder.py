@@ -99,7 +99,7 @@ class Embedder:
 
     def clip_vectors(self, clips: list[Clip]) -> torch.Tensor:
         """As `embed_clips`, on tensors."""
-        processed = [self.processor.process(clip) for clip in clips]
+        processed = [self.processor.process(clip, self.model.device) for clip in clips]
         dtype = self.model.dtype
         features = encode_clips(
             self.model.visual, [clip.pixels.to(dtype) for clip in processed], [clip.grid for clip in processed]
