@@ -188,7 +188,7 @@ class RewardConfig(Section):
     retrieval: float = 0.8
     retrieval_form: Literal["delta_p", "p_after"] = "delta_p"
     retrieval_temperature: float = Field(0.1, gt=0)
-    no_refine_penalty: float = Field(-0.3, le=0, description="retrieval term of a turn without the refine token")
+    no_refine_penalty: float = Field(-0.3, le=0, description="retrieval term of a turn without match or refinement")
 
 
 class ObjectiveConfig(Section):

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.config import EngineConfig
 from vsr1.engine.engine import PolicyEngine, Reply
+from vsr1.engine.latents import MAX_DEPTH, LatentLogitsProcessor, LatentTable
 from vsr1.formats.checkpoint import load_policy
 from vsr1.formats.clips import Clip
 from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
@@ -186,3 +188,26 @@ def test_a_clip_whose_request_was_cancelled_is_sent_again(roomy):
     reply, again = roomy["new"], roomy["new again"]
     assert reply.token_ids
     assert reply.token_ids == again.token_ids
+
+
+def test_a_reply_that_accepts_ends_at_its_refine_token(policy_folder, monkeypatch):
+    tokenizer = ClipProcessor(policy_folder).tokenizer
+    vocabulary, refine = len(tokenizer), tokenizer.convert_tokens_to_ids("<REFINE>")
+    wrote = []
+    table = SimpleNamespace(
+        first_handle=vocabulary, before_norm=torch.zeros(3, 4), after_norm=None, latents=torch.zeros(24, 4),
+        write=lambda rows, cells, *_: wrote.append((rows, cells)),
+    )  # fmt: skip
+    monkeypatch.setattr(LatentTable, "current", table)
+    config = SimpleNamespace(model_config=SimpleNamespace(tokenizer=str(policy_folder)))
+    processor = LatentLogitsProcessor(config, torch.device("cpu"), is_pin_memory=False)
+    added = []
+    for slot, (answer, refine_at) in enumerate([("matched", -1), ("not_matched", -1), ("matched", 2)]):
+        output = tokenizer.encode(f"<answer>{answer}</answer> <REFINE>", add_special_tokens=False)
+        own = {"slot": slot, "depth": 8, "text_limit": 64, "refine_token": refine, "refine_at": refine_at}
+        shared = {"end_token": 0, "seed": 0, "sigma": 0}
+        added.append((slot, SimpleNamespace(extra_args=own | shared), None, output))
+    processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
+    chosen = processor.apply(torch.zeros(3, vocabulary + 3 * MAX_DEPTH)).argmax(-1).tolist()
+    assert chosen == [0, vocabulary + MAX_DEPTH, vocabulary + 2 * MAX_DEPTH]  # the last was to refine
+    assert wrote == [([1, 2], [MAX_DEPTH, 2 * MAX_DEPTH])]

@@ -96,6 +96,8 @@ def test_the_rows_scored_again_give_the_summary(world: Services, settings: Confi
     assert written == summary
     assert summarise(rows, summary.corpus_size).model_copy(update={"settings": summary.settings}) == summary
     assert all(len(row.ranked_moments) == QUERIES for row in rows)
+    turns = [turn for row in rows for turn in row.turns]
+    assert {(turn.answer == "matched", turn.latent_tokens) for turn in turns} == {(True, 0), (False, 8)}
     two, _ = read_predictions(tmp_path / "eval-two.jsonl")
     of_two = {row.qid: row.turns[0].policy_rank for row in two}
     refined = [row for row in rows if row.turns[0].profile_policy_rank_by_depth]

@@ -20,7 +20,7 @@ LOG3 = math.log(3) / 10  # at temperature 0.1 this lead over one negative is odd
 CONFIG = RewardConfig()
 
 
-def turn(text: str, video: str = RIGHT, *, before: float | None = None, after: float | None = None) -> Segment:
+def turn(text: str, video: str = RIGHT, *, before: float | None = 0.0, after: float | None = None) -> Segment:
     """A turn; with `after` it was refined, and each score is the right video's lead over a single negative at 0."""
     reply = parse_reply(text, 100.0)
     return Segment(
@@ -142,15 +142,25 @@ def test_a_true_moment_that_is_not_finite_is_an_error() -> None:
 )
 def test_retrieval(form: str, before: float, after: float, value: float) -> None:
     config = RewardConfig.model_validate({"retrieval_form": form})
-    for video, text in ((RIGHT, MATCH), (WRONG, REJECT)):  # what was shown or said makes no difference
-        assert terms(turn(text, video, before=before, after=after), config=config)["retrieval"] == pytest.approx(value)
+    for video in (RIGHT, WRONG):  # what was shown makes no difference
+        result = terms(turn(REJECT, video, before=before, after=after), config=config)
+        assert result["retrieval"] == pytest.approx(value)
+
+
+@pytest.mark.parametrize(("form", "value"), [("delta_p", 0.0), ("p_after", 0.75)])
+def test_an_accepted_video_leaves_the_query_as_it_was(form: str, value: float) -> None:
+    for video in (RIGHT, WRONG):
+        result = terms(turn(MATCH, video, before=LOG3), config=RewardConfig.model_validate({"retrieval_form": form}))
+        assert result["retrieval"] == pytest.approx(value)
+        assert result["refine_presence"] == 1.0
 
 
 @pytest.mark.parametrize("penalty", [-0.3, 0.0])
 def test_no_refinement_costs_the_penalty(penalty: float) -> None:
-    result = terms(turn(MATCH, before=0.0), config=RewardConfig(no_refine_penalty=penalty))
-    assert result["retrieval"] == penalty
-    assert result["refine_presence"] == 0.0
+    for text in (REJECT, ""):
+        result = terms(turn(text), config=RewardConfig(no_refine_penalty=penalty))
+        assert result["retrieval"] == penalty
+        assert result["refine_presence"] == 0.0
 
 
 @pytest.mark.parametrize("form", ["delta_p", "p_after"])
@@ -194,8 +204,8 @@ def test_an_episode_averages_its_turns_and_grounds_with_the_last() -> None:
             "think_format": 0.5,
             "time_format": 0.5,
             "temporal_iou": 1.0,
-            "refine_presence": 0.5,
-            "retrieval": (0.25 - 0.3) / 2,
+            "refine_presence": 1.0,
+            "retrieval": 0.25 / 2,
         }
     )
 
@@ -231,9 +241,9 @@ def test_rewards_of_turns_by_hand() -> None:
     first = turn(REJECT, WRONG, before=0.0, after=LOG3)  # p from .5 to .75
     second = turn("<answer>matched</answer><start>15</start><end>25</end>", RIGHT, before=LOG3)  # IoU 1/3
     rewards, of_retrieval = turn_rewards(episode(first, second), CONFIG)
-    assert of_retrieval == pytest.approx([0.8 * 0.25 / 2, 0.8 * -0.3 / 2])
+    assert of_retrieval == pytest.approx([0.8 * 0.25 / 2, 0.0])
     assert rewards == pytest.approx(
-        [(1.2 + 0.05 + 0.05 + 0.1) / 2 + of_retrieval[0], (1.2 + 0.05) / 2 + 0.45 / 3 + of_retrieval[1]]
+        [(1.2 + 0.05 + 0.05 + 0.1) / 2 + of_retrieval[0], (1.2 + 0.05 + 0.1) / 2 + 0.45 / 3]
     )
 
 

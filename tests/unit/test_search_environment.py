@@ -92,7 +92,7 @@ def test_a_trajectory_sees_one_version_of_the_corpus() -> None:
 
 def test_rejected_videos_are_excluded_and_a_match_ends_the_episode() -> None:
     corpus, environment = play([REJECTS, ACCEPTS])
-    assert [request.exclude for request in corpus.asked] == [[], ["a"], ["a"]]
+    assert [request.exclude for request in corpus.asked] == [[], ["a"]]  # the match is not followed by a search
     trajectory = environment.trajectory()
     assert [segment.video_id for segment in trajectory.segments] == ["a", "b"]
     assert trajectory.end_reason == "matched"
@@ -114,11 +114,13 @@ def test_a_corpus_that_is_used_up_ends_the_episode() -> None:
 
 
 def test_latents_and_their_noise_stay_with_their_turn() -> None:
-    _, environment = play([REJECTS, ACCEPTS])
-    assert len(environment.trajectory().segments) == 2
-    for turn, segment in enumerate(environment.trajectory().segments, start=1):
+    _, environment = play([REJECTS, REJECTS, ACCEPTS])
+    *rejecting, accepting = environment.trajectory().segments
+    assert len(rejecting) == 2
+    for turn, segment in enumerate(rejecting, start=1):
         np.testing.assert_array_equal(segment.latents, np.full((N, E), turn))
         np.testing.assert_array_equal(segment.noise, np.full((N, E), -turn))
+    assert (accepting.refined, accepting.latents, accepting.noise, accepting.gt_rank_after) == (False, None, None, None)
 
 
 def test_a_given_first_video_is_shown_and_its_score_asked_for() -> None:
@@ -130,7 +132,7 @@ def test_a_given_first_video_is_shown_and_its_score_asked_for() -> None:
     # The negatives are c of the task and the video shown, without the right one.
     assert (first.gt_score_before, first.negative_scores_before) == (0.2, [0.3, 0.4])
     assert (first.gt_score_after, first.negative_scores_after) == (0.2, [0.3, 0.4])
-    assert [request.exclude for request in corpus.asked] == [[], ["d"], ["d"]]
+    assert [request.exclude for request in corpus.asked] == [[], ["d"]]
 
 
 def test_a_given_first_video_may_be_the_right_one() -> None:

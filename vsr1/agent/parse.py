@@ -48,7 +48,7 @@ def parse_reply(text: str, duration: float) -> Reply:
     start, end = last_element(text, "start"), last_element(text, "end")
     return Reply(
         think=None if think is None else think.strip(),
-        verdict=_verdict(last_element(text, "answer")),
+        verdict=read_verdict(text),
         span=_span(start, end, duration),
         has_start=start is not None,
         has_end=end is not None,
@@ -66,8 +66,9 @@ def last_element(text: str, tag: str) -> str | None:
     return content
 
 
-def _verdict(answer: str | None) -> Verdict:
-    word = "" if answer is None else answer.strip().lower().replace(" ", "_")
+def read_verdict(text: str) -> Verdict:
+    """What the answer of a reply says; `unknown` without one, and for any other word."""
+    word = (last_element(text, "answer") or "").strip().lower().replace(" ", "_")
     if word in _MATCHED:
         return "matched"
     return "not_matched" if word in _NOT_MATCHED else "unknown"

@@ -142,7 +142,7 @@ def _turn(segment: Segment, next_ranking: list[tuple[str, float]] | None, latent
         answer=segment.verdict,
         pred_start=None if span is None else float(span[0]),
         pred_end=None if span is None else float(span[1]),
-        refine_token_generated=segment.latents is not None and segment.verdict != "matched",
+        refine_token_generated=segment.latents is not None,
         refine_applied=applied,
         latent_injected_to_llm=applied and segment.latents is not None,
         rollout_depth_config=latents,

@@ -1,7 +1,8 @@
 """The video search environment: retrieve, show, read the verdict, refine, retrieve again.
 
 Each turn is a fresh prompt about one video (method.md §2.4). A rejected video is not shown again unless the settings
-say so; ranks are always those of the whole corpus. What is returned is complete: a search that fails raises.
+say so; ranks are always those of the whole corpus. An accepted video ends the search, and its query stays as it was
+(method.md §2.4). What is returned is complete: a search that fails raises.
 """
 
 from __future__ import annotations
@@ -84,9 +85,9 @@ class SearchEnvironment:
         if self._agent.exclude_rejected and parsed.verdict != "matched":
             self._rejected.append(shown)
         rewrite = None
-        if self._agent.refinement == "text":
+        if self._agent.refinement == "text" and parsed.verdict != "matched":
             rewrite = (last_element(reply.text, "query") or "").strip() or None
-        request = self._refined(reply, rewrite)
+        request = None if parsed.verdict == "matched" else self._refined(reply, rewrite)
         turn = len(self._trajectory.segments) + 1
         said_after = time.monotonic() - self._shown_at
         self._observe(Judged(turn, shown, parsed.verdict, parsed.span, parsed.think or "", said_after))
@@ -107,8 +108,8 @@ class SearchEnvironment:
                 finish_reason=reply.finish_reason,
                 verdict=parsed.verdict,
                 span=parsed.span,
-                latents=reply.latents,
-                noise=reply.noise,
+                latents=reply.latents if request else None,
+                noise=reply.noise if request else None,
                 retrieved=self._found.retrieved,
                 gt_rank_before=self._rank(self._found),
                 gt_rank_after=self._rank(after) if after else None,

@@ -133,7 +133,8 @@ class PolicyEngine:
             prompt: chat markup with one video placeholder, or with none.
             clip: what goes there.
             max_tokens: most sampled tokens, the refine token included.
-            latents: latents after the refine token, up to 8; with 0 that token is a word like any other.
+            latents: latents after the refine token, up to 8; with 0 that token is a word like any other. A reply that
+                accepts its video has none.
             temperature: 0 decodes greedily.
             seed: of this request's sampling, of tokens and of noise.
             sigma: standard deviation of the noise that is added to each latent.
@@ -293,6 +294,8 @@ class PolicyEngine:
         self._llm = None
 
     async def _reply(self, output: Any, params: Any) -> Reply:
+        from vsr1.engine.latents import accepts, latent_noise
+
         completion, extra = output.outputs[0], params.extra_args
         slot, depth, max_tokens = extra["slot"], extra["depth"], extra["text_limit"]
         ids = list(completion.token_ids)
@@ -300,6 +303,7 @@ class PolicyEngine:
         refined = depth > 0 and self._refine_token in ids[from_here:]
         if refined:
             ids = ids[: ids.index(self._refine_token, from_here) + 1]
+            refined = extra["refine_at"] >= 0 or not accepts(self.processor.tokenizer, ids)
         reason = "refined" if refined else "length" if len(ids) > max_tokens else "stop"
         ids = ids[:max_tokens]  # what follows was forced, not sampled
         logprobs = [step[token].logprob for token, step in zip(ids, completion.logprobs, strict=False)]
@@ -309,8 +313,6 @@ class PolicyEngine:
             latents = np.frombuffer(raw_latents, np.float32).reshape(depth, -1)
             soft = np.frombuffer(raw_soft, np.float32).reshape(depth, self._embedder_dim)
             if extra["sigma"]:
-                from vsr1.engine.latents import latent_noise
-
                 noise = np.stack([latent_noise(extra["seed"], k, latents.shape[1]).numpy() for k in range(depth)])
         text = self.processor.tokenizer.decode(ids, skip_special_tokens=False)
         version = self.weight_version

@@ -2,17 +2,21 @@
 
 After the refine token the processor computes the first latent from the state before the final norm, stores it under the
 request's slot and forces the handle token of (slot, step); after a handle it computes the next latent from the normed
-state; after the last it forces the end token. A handle names its latent for good, so a replay after pre-emption feeds
+state; after the last it forces the end token. A reply that accepts its video needs no refined query and ends at the
+refine token. A handle names its latent for good, so a replay after pre-emption feeds
 the same embeddings. The caller of the engine owns the slots: one request at a time writes to one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import AutoTokenizer
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+
+from vsr1.agent.parse import read_verdict
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -27,6 +31,11 @@ def latent_noise(seed: int, step: int, size: int) -> torch.Tensor:
     """The standard normal draw [size] that belongs to one latent of a request, the same on every device."""
     generator = torch.Generator().manual_seed(seed * MAX_DEPTH + step)
     return torch.randn(size, generator=generator)
+
+
+def accepts(tokenizer: Any, ids: list[int]) -> bool:
+    """Whether a reply, up to its refine token, says that the shown video is the right one."""
+    return read_verdict(tokenizer.decode(ids, skip_special_tokens=False)) == "matched"
 
 
 class LatentTable:
@@ -84,6 +93,7 @@ class LatentLogitsProcessor(LogitsProcessor):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._requests: dict[int, _Request] = {}
+        self._tokenizer = AutoTokenizer.from_pretrained(vllm_config.model_config.tokenizer)
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -119,6 +129,9 @@ class LatentLogitsProcessor(LogitsProcessor):
                     forced[row] = request.refine_token
                 elif len(request.output) >= request.text_limit:
                     forced[row] = request.end_token
+                continue
+            if step == 0 and request.refine_at < 0 and accepts(self._tokenizer, request.output):
+                forced[row] = request.end_token
                 continue
             (first if step == 0 else later).append((row, request, step))
             handle = table.first_handle + request.slot * MAX_DEPTH + step

@@ -58,8 +58,8 @@ def time_format(segment: Segment) -> float:
 
 
 def refine_presence(segment: Segment) -> float:
-    """1 if the refine token was sampled, else 0."""
-    return float(segment.refined)
+    """1 if the query was refined, or had not to be as the shown video was accepted, else 0."""
+    return float(segment.refined or segment.verdict == "matched")
 
 
 def temporal_iou(trajectory: Trajectory) -> float:
@@ -89,15 +89,18 @@ def temporal_iou(trajectory: Trajectory) -> float:
 def retrieval(query_id: str, segment: Segment, config: RewardConfig) -> float:
     """What this turn's refinement did to the probability p of the right video among its negatives.
 
-    `no_refine_penalty` without a refinement, 0 without negatives, else p_after - p_before (`delta_p`, the reference's
-    code) or p_after (`p_after`, the paper). Whether the shown video matched makes no difference.
+    p_after - p_before (`delta_p`, the reference's code) or p_after (`p_after`, the paper), 0 without negatives. An
+    accepted video ends the search, so the query stays and p with it. `no_refine_penalty` if the video was not accepted
+    and the query not refined.
 
     Raises:
-        RewardError: the turn was refined but its scores were not asked for, or before and after differ in length.
+        RewardError: the scores were not asked for, or before and after differ in length.
     """
-    if not segment.refined:
+    if not segment.refined and segment.verdict != "matched":
         return config.no_refine_penalty
     before = _scores(query_id, segment, "before", segment.gt_score_before, segment.negative_scores_before)
+    if not segment.refined:
+        return retrieval_gain(before, before, config.retrieval_form, config.retrieval_temperature)
     after = _scores(query_id, segment, "after", segment.gt_score_after, segment.negative_scores_after)
     if len(before.negatives) != len(after.negatives):
         raise RewardError(
