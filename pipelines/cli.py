@@ -273,12 +273,13 @@ def data_toy(
     train: Annotated[int, typer.Option(help="Videos in the training split.")] = 96,
     test: Annotated[int, typer.Option(help="Videos in the test split.")] = 48,
     val: Annotated[int, typer.Option(help="Videos in the validation split; 0 leaves it out.")] = 0,
+    queries: Annotated[int, typer.Option(min=1, help="Queries of each training video.")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same corpus.")] = 0,
 ) -> None:
     """Render the toy corpus: H.264 videos and their annotations."""
     from vsr1.toy.corpus import write_toy_corpus
 
-    guarded(write_toy_corpus, out, train, test, seed, val=val)
+    guarded(write_toy_corpus, out, train, test, seed, val=val, queries=queries)
     console.print(f"{train} training, {val} validation and {test} test videos in {out}")
 
 

@@ -42,6 +42,7 @@ def run_demo(config: Config, console: Console) -> Path:
             config.seed,
             lambda done, all_: status.update(f"toy videos: {done} of {all_}"),
             val=config.toy.val,
+            queries=config.toy.queries,
         )
     connect(config)
     try:

@@ -414,6 +414,7 @@ class ToyConfig(Section):
     train: int = Field(96, ge=2, description="videos in the training split")
     val: int = Field(0, ge=0, description="videos in the validation split; 0: there is none")
     test: int = Field(48, ge=2, description="videos in the test split")
+    queries: int = Field(1, ge=1, description="queries of each training video, about one moment in different words")
 
 
 class Config(Section):

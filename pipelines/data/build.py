@@ -140,7 +140,8 @@ def ensure_dataset(config: Config, progress: Progress | None = None) -> None:
     folder = DatasetFolder(config.data.root)
     if config.toy.create and not folder.sft_records().is_file():
         if not folder.events("test").is_file():
-            write_toy_corpus(folder.root, config.toy.train, config.toy.test, config.seed, val=config.toy.val)
+            toy = config.toy
+            write_toy_corpus(folder.root, toy.train, toy.test, config.seed, val=toy.val, queries=toy.queries)
         build_dataset(config, progress)
 
 

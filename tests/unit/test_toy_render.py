@@ -99,6 +99,22 @@ def test_a_corpus_repeats_and_reads_as_a_dataset(tmp_path: Path) -> None:
     assert len(ids) == 6
 
 
+def test_training_films_can_have_further_queries(tmp_path: Path) -> None:
+    for name, queries in (("one", 1), ("three", 3)):
+        write_toy_corpus(tmp_path / name, 4, 2, 5, queries=queries)
+    one, three = DatasetFolder(tmp_path / "one"), DatasetFolder(tmp_path / "three")
+    assert three.annotations("test").read_bytes() == one.annotations("test").read_bytes()
+    alone, rows = (read_annotations(folder.annotations("train")) for folder in (one, three))
+    assert rows[:4] == alone
+    assert sorted(row.desc_id for row in rows) == [1, 2, 3, 4, *range(7, 15)]
+    for own in alone:
+        about = [row for row in rows if row.video == own.video]
+        assert len({row.fig_desc for row in about}) == 3
+        assert {row.time for row in about} == {own.time}
+    with pytest.raises(ToyWorldError, match="44 further queries, not 45"):
+        write_toy_corpus(tmp_path / "many", 2, 2, 5, queries=46)
+
+
 def test_a_validation_split_of_no_videos_is_left_out(tmp_path: Path) -> None:
     write_toy_corpus(tmp_path, 2, 2, 5)
     assert not DatasetFolder(tmp_path).annotations("val").exists()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.render import encode_mp4
-from vsr1.toy.world import Example, ToyWorldError, describe, make_corpus
+from vsr1.toy.world import Example, ToyWorldError, describe, further_queries, make_corpus
 
 WRITERS = 2  # films drawn and encoded at one time; more threads wait for the interpreter's lock
 
@@ -23,22 +24,28 @@ def write_toy_corpus(
     progress: Callable[[int, int], None] | None = None,
     *,
     val: int = 0,
+    queries: int = 1,
 ) -> None:
     """Render and annotate the splits.
 
     Args:
         out: dataset folder; must be empty or absent.
         train: videos in the training split. test: in the test split. val: in the validation split, which 0 leaves out.
+        queries: of each training film, all about the same moment; the other films have one.
         progress: called with videos done and videos in all.
 
     Raises:
-        ToyWorldError: the folder is not empty, or a split of fewer than two videos.
+        ToyWorldError: the folder is not empty, a split of fewer than two videos, or more queries than there are.
     """
     if out.exists() and any(out.iterdir()):
         raise ToyWorldError(f"{out} is not empty; choose a new folder or delete it first")
     sizes = {"train": train, "test": test} | ({"val": val} if val else {})
     corpora = {split: make_corpus(split, videos, seed) for split, videos in sizes.items()}
-    folder, done, first_id = DatasetFolder(out), 0, 1
+    folder, done, ids = DatasetFolder(out), 0, count(1)
+    numbered = {split: [_annotation(example, next(ids)) for example in examples] for split, examples in corpora.items()}
+    for example in corpora["train"]:  # after all others, whose ids do not depend on how many there are
+        for query in further_queries(example, queries - 1, seed):
+            numbered["train"].append(_annotation(replace(example, query=query), next(ids)))
     for split, examples in corpora.items():
         folder.raw_videos(split).mkdir(parents=True)
         films = [example.film for example in examples]
@@ -48,9 +55,8 @@ def write_toy_corpus(
                 done += 1
                 if progress:
                     progress(done, sum(sizes.values()))
-        write_lines(folder.annotations(split), [_annotation(e, first_id + i) for i, e in enumerate(examples)])
+        write_lines(folder.annotations(split), numbered[split])
         write_lines(folder.events(split), [_events(e) for e in examples])
-        first_id += len(examples)
 
 
 def _annotation(example: Example, desc_id: int) -> dict[str, object]:

@@ -167,6 +167,19 @@ def sentences_about(pair: tuple[Event, Event]) -> list[str]:
     return [_sentence(pair, sentence) for sentence, is_new in _SENTENCES if not is_new]
 
 
+def further_queries(example: Example, count: int, seed: int) -> list[str]:
+    """Other sentences about the film's moment, of a training split's forms; the same seed gives the same.
+
+    Raises:
+        ToyWorldError: there are not so many.
+    """
+    others = [sentence for sentence in sentences_about(example.queried) if sentence != example.query]
+    if count > len(others):
+        raise ToyWorldError(f"a training film has {len(others)} further queries, not {count}; ask for fewer")
+    rng = np.random.default_rng([seed, zlib.crc32(example.film.video_id.encode())])
+    return [others[i] for i in rng.permutation(len(others))[:count]]
+
+
 def vocabulary_texts(seed: int, count: int = 3000) -> Iterator[str]:
     """Texts in the language of the world, prompts and replies, to train a tokenizer on."""
     from vsr1.toy.teacher import reasoning
