@@ -60,8 +60,8 @@ class LearnerRankActor:
             config.grpo, config.model, config.agent, vectors, temperature=config.rollout.temperature
         )
 
-    def step(self, examples: list[Example], rounds: int, totals: BatchTotals) -> dict[str, float]:
-        return self._learner.step(examples, rounds, totals, self._config.grpo.learner.learning_rate)
+    def step(self, examples: list[Example], rounds: int, totals: BatchTotals, learning_rate: float) -> dict[str, float]:
+        return self._learner.step(examples, rounds, totals, learning_rate)
 
     def open_transfer(self, host: str, port: int, world_size: int) -> None:
         """Join the NCCL group of the engines as its sender (rank 0 only); they join at the same time."""
@@ -136,13 +136,20 @@ class LearnerGroup:
         host, port = ray.get(self._ranks[0].address.remote())
         return [rank.setup.remote(host, port) for rank in self._ranks]
 
-    def step(self, examples: list[Example]) -> dict[str, float]:
-        """One optimiser step on a batch; sums over ranks, maxima for names that end in `_max`."""
+    def step(self, examples: list[Example], learning_rate: float) -> dict[str, float]:
+        """One optimiser step on a batch; sums over ranks, maxima for names that end in `_max`.
+
+        Args:
+            learning_rate: of the backbone; the heads keep their ratio to it.
+        """
         parts = split_over_ranks(examples, len(self._ranks))
         passes = rounds(parts, self._micro_tokens)
         totals = batch_totals(examples)
         answers = self._all(
-            [rank.step.remote(part, passes, totals) for rank, part in zip(self._ranks, parts, strict=True)]
+            [
+                rank.step.remote(part, passes, totals, learning_rate)
+                for rank, part in zip(self._ranks, parts, strict=True)
+            ]
         )
         merged: dict[str, float] = {}
         for name in sorted({name for answer in answers for name in answer}):

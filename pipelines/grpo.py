@@ -26,6 +26,7 @@ from pipelines.tasks import prompt_stream
 from pipelines.trajectory_log import LoggedTrajectory, append_trajectories
 from vsr1.config import Config, GrpoConfig
 from vsr1.rl.credit import credits_of
+from vsr1.rl.schedule import annealed
 from vsr1.runlog import RunLog
 
 
@@ -53,14 +54,15 @@ def _train(config: Config, progress: Progress) -> Path:
         workers = {"rollout": len(world.rollouts), "retrieval": len(splits), "rewards": len(world.rewards)}
         progress.begin("grpo", settings.steps, workers | {"learner": learners.ranks})
         _validate(world, log, config, 0)
-        for step in steps_of(settings):
+        for step, done in steps_of(settings):
             started = time.monotonic()
             groups = roll_out_groups(world, stream, config, step)
             rolled = time.monotonic()
             progress.now("learning", learner=Load(learners.ranks))
             credits = credits_of(groups.trained, settings.objective, config.agent.max_new_tokens)
             examples = trained_examples(groups.trained, credits, world.clips["train"], config)
-            learned = learners.step(examples)
+            rate = settings.learner.learning_rate * annealed(done)
+            learned = learners.step(examples, rate) | {"learning_rate": rate}
             stepped = time.monotonic()
             world.push(learners, version=step)
             pushed = time.monotonic()
@@ -87,13 +89,14 @@ def _train(config: Config, progress: Progress) -> Path:
     return checkpoints / "grpo"
 
 
-def steps_of(settings: GrpoConfig) -> Iterator[int]:
-    """Numbers of the steps, from 1; after `limit_s` none begins."""
+def steps_of(settings: GrpoConfig) -> Iterator[tuple[int, float]]:
+    """Numbers of the steps, from 1, and the share of the steps, or of `limit_s`, that is over; none begins after it."""
     began = time.monotonic()
     for step in range(1, settings.steps + 1):
-        if step > 1 and settings.limit_s is not None and time.monotonic() - began > settings.limit_s:
+        of_time = (time.monotonic() - began) / settings.limit_s if settings.limit_s else 0.0
+        if step > 1 and of_time > 1:
             return
-        yield step
+        yield step, min(1.0, max((step - 1) / settings.steps, of_time))
 
 
 def _validate(world: Services, log: RunLog, config: Config, step: int) -> None:

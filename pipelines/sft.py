@@ -30,6 +30,7 @@ from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import lines_sha256
 from vsr1.formats.training_state import StateFolder
+from vsr1.rl.schedule import annealed
 from vsr1.runlog import RunLog, read_scalars
 
 
@@ -169,7 +170,7 @@ def train_rank(settings: dict[str, Any]) -> None:
             counts = torch.tensor([own.tokens, own.replies, own.refined], device=learner.policy.device)
             torch.distributed.all_reduce(counts)
             tokens, replies, refined = counts.tolist()
-            rate = config.sft.learner.learning_rate * min(1.0, 2 * (1 - (step - 1) / steps))
+            rate = config.sft.learner.learning_rate * annealed((step - 1) / steps)
             passes = torch.tensor(len(micro_batches(examples, config.sft.learner.micro_tokens)), device=counts.device)
             torch.distributed.all_reduce(passes, torch.distributed.ReduceOp.MAX)
             sums = learner.step(examples, int(passes), BatchTotals(tokens, replies, refined, 0), rate)

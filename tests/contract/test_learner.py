@@ -69,7 +69,7 @@ def _step(
     group = LearnerGroup(config)
     try:
         ray.get(group.setup())
-        numbers = group.step(_examples(folder, clips))
+        numbers = group.step(_examples(folder, clips), 1e-3)
         weights, manifest = ray.get(group.weights())
         group.save(folder / (f"zero{zero_stage}" if dtype == "float32" else dtype))
     finally:
@@ -119,7 +119,7 @@ def test_a_rank_that_dies_is_named(folder, clips):
         killer.start()
         with pytest.raises(LearnerError, match="learner rank 1 died"):
             while True:
-                group.step(_examples(folder, clips))
+                group.step(_examples(folder, clips), 1e-3)
     finally:
         group.close()
 

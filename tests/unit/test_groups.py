@@ -13,6 +13,7 @@ from pipelines.services import Outcome, RolloutError
 from vsr1.agent.search import SearchTask
 from vsr1.agent.trajectory import FailedSample, Trajectory
 from vsr1.config import AgentConfig, Config, GrpoConfig
+from vsr1.rl.schedule import annealed
 
 Outcomes = dict[str, list[float | str]]  # by query: a reward of each sample, or the reason why it failed
 SIZE = 4
@@ -179,6 +180,16 @@ def test_nothing_left_to_train_on_is_an_error() -> None:
 
 
 def test_steps_end_by_their_number_or_by_time() -> None:
-    assert list(steps_of(GrpoConfig(steps=3))) == [1, 2, 3]
-    assert list(steps_of(GrpoConfig(steps=3, limit_s=1e-9))) == [1]
-    assert list(steps_of(GrpoConfig(steps=3, limit_s=100))) == [1, 2, 3]
+    assert list(steps_of(GrpoConfig(steps=4))) == [(1, 0), (2, 0.25), (3, 0.5), (4, 0.75)]
+    assert [step for step, _ in steps_of(GrpoConfig(steps=3, limit_s=1e-9))] == [1]
+    assert [step for step, _ in steps_of(GrpoConfig(steps=3, limit_s=100))] == [1, 2, 3]
+
+
+def test_the_learning_rate_falls_to_nothing_in_the_second_half() -> None:
+    assert [annealed(done) for done in (0, 0.5, 0.75, 1)] == [1, 1, 0.5, 0]
+
+
+def test_a_run_that_ends_by_time_is_over_by_the_share_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 10.0, 12.0, 19.0, 20.5])
+    monkeypatch.setattr("pipelines.grpo.time.monotonic", lambda: next(clock))
+    assert list(steps_of(GrpoConfig(steps=1000, limit_s=10))) == [(1, 0), (2, 0.2), (3, 0.9)]
