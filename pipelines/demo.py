@@ -13,7 +13,7 @@ import ray
 from rich.console import Console
 
 from pipelines import evaluate, grpo, sft
-from pipelines.data.build import build_dataset
+from pipelines.data.build import build_dataset, render_toy
 from pipelines.machine import check_packages
 from pipelines.plan import capacity, placement_plan
 from pipelines.progress import shown_progress
@@ -22,7 +22,6 @@ from pipelines.run_folder import write_config
 from pipelines.services import connect
 from vsr1.config import Config
 from vsr1.report import metric_table
-from vsr1.toy.corpus import write_toy_corpus
 
 
 def run_demo(config: Config, console: Console) -> Path:
@@ -35,15 +34,7 @@ def run_demo(config: Config, console: Console) -> Path:
     run.mkdir(parents=True)
     write_config(config, "demo")
     with console.status("toy videos") as status:
-        write_toy_corpus(
-            config.data.root,
-            config.toy.train,
-            config.toy.test,
-            config.seed,
-            lambda done, all_: status.update(f"toy videos: {done} of {all_}"),
-            val=config.toy.val,
-            queries=config.toy.queries,
-        )
+        render_toy(config, lambda done, all_: status.update(f"toy videos: {done} of {all_}"))
     connect(config)
     try:
         with console.status("dataset") as status:

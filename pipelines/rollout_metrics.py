@@ -30,7 +30,7 @@ def rollout_metrics(trajectories: list[Trajectory], weight_version: int) -> dict
         "response_tokens": mean(lengths),
         "response_tokens/longest": max(lengths),
         "truncated": _share([s.finish_reason == "length" for s in segments]),
-        "no_refinement": _share([not s.refined and s.verdict != "matched" for s in segments]),
+        "no_refinement": _share([s.lacks_refinement for s in segments]),
         "no_verdict": _share([s.verdict == "unknown" for s in segments]),
         "moment_iou": mean(moment_iou(t) for t in trajectories),
         "R@1_before": _share([t.segments[0].gt_rank_before == 1 for t in trajectories]),

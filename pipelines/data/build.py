@@ -140,9 +140,14 @@ def ensure_dataset(config: Config, progress: Progress | None = None) -> None:
     folder = DatasetFolder(config.data.root)
     if config.toy.create and not folder.sft_records().is_file():
         if not folder.events("test").is_file():
-            toy = config.toy
-            write_toy_corpus(folder.root, toy.train, toy.test, config.seed, val=toy.val, queries=toy.queries)
+            render_toy(config)
         build_dataset(config, progress)
+
+
+def render_toy(config: Config, progress: Callable[[int, int], None] | None = None) -> None:
+    """The toy corpus of `toy` in `data.root`; `progress` gets videos done and videos in all."""
+    toy = config.toy
+    write_toy_corpus(config.data.root, toy.train, toy.test, config.seed, progress, val=toy.val, queries=toy.queries)
 
 
 def _manifest(folder: DatasetFolder, split: str, config: Config, log: StepLog) -> Manifest:

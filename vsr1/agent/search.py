@@ -82,12 +82,13 @@ class SearchEnvironment:
     async def step(self, reply: PolicyReply) -> Observation | None:
         shown = self._clip.video_id
         parsed = parse_reply(reply.text, seconds_shown(self._clip, self._task.gt_video, self._task.gt_duration))
-        if self._agent.exclude_rejected and parsed.verdict != "matched":
+        accepted = parsed.verdict == "matched"
+        if self._agent.exclude_rejected and not accepted:
             self._rejected.append(shown)
         rewrite = None
-        if self._agent.refinement == "text" and parsed.verdict != "matched":
+        if self._agent.refinement == "text" and not accepted:
             rewrite = (last_element(reply.text, "query") or "").strip() or None
-        request = None if parsed.verdict == "matched" else self._refined(reply, rewrite)
+        request = None if accepted else self._refined(reply, rewrite)
         turn = len(self._trajectory.segments) + 1
         said_after = time.monotonic() - self._shown_at
         self._observe(Judged(turn, shown, parsed.verdict, parsed.span, parsed.think or "", said_after))
@@ -125,7 +126,7 @@ class SearchEnvironment:
                 retrieved_after=after.retrieved if after else None,
             )
         )
-        if parsed.verdict == "matched":
+        if accepted:
             return self._end("matched")
         if after is None:
             return self._end("no_refinement")

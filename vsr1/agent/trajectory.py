@@ -54,6 +54,11 @@ class Segment:
         """Whether the reply refines the query: by latents, which the refine token calls for, or in new words."""
         return self.latents is not None or self.rewrite is not None
 
+    @property
+    def lacks_refinement(self) -> bool:
+        """Whether the reply leaves the query as it was without accepting the shown video, which would have ended it."""
+        return not self.refined and self.verdict != "matched"
+
 
 @dataclass
 class FailedSample:

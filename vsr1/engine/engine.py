@@ -19,6 +19,7 @@ import numpy as np
 
 from vsr1 import compat
 from vsr1.agent.environment import PromptError
+from vsr1.agent.parse import read_verdict
 from vsr1.config import EngineConfig
 from vsr1.engine.options import engine_options, set_environment
 from vsr1.engine.plugin import ENGINE_ARCHITECTURE, register
@@ -294,8 +295,6 @@ class PolicyEngine:
         self._llm = None
 
     async def _reply(self, output: Any, params: Any) -> Reply:
-        from vsr1.engine.latents import accepts, latent_noise
-
         completion, extra = output.outputs[0], params.extra_args
         slot, depth, max_tokens = extra["slot"], extra["depth"], extra["text_limit"]
         ids = list(completion.token_ids)
@@ -303,9 +302,11 @@ class PolicyEngine:
         refined = depth > 0 and self._refine_token in ids[from_here:]
         if refined:
             ids = ids[: ids.index(self._refine_token, from_here) + 1]
-            refined = extra["refine_at"] >= 0 or not accepts(self.processor.tokenizer, ids)
-        reason = "refined" if refined else "length" if len(ids) > max_tokens else "stop"
+        over = len(ids) > max_tokens
         ids = ids[:max_tokens]  # what follows was forced, not sampled
+        text = self.processor.tokenizer.decode(ids, skip_special_tokens=False)
+        refined = refined and (extra["refine_at"] >= 0 or read_verdict(text) != "matched")
+        reason = "refined" if refined else "length" if over else "stop"
         logprobs = [step[token].logprob for token, step in zip(ids, completion.logprobs, strict=False)]
         latents = soft = noise = None
         if refined:
@@ -313,8 +314,9 @@ class PolicyEngine:
             latents = np.frombuffer(raw_latents, np.float32).reshape(depth, -1)
             soft = np.frombuffer(raw_soft, np.float32).reshape(depth, self._embedder_dim)
             if extra["sigma"]:
+                from vsr1.engine.latents import latent_noise
+
                 noise = np.stack([latent_noise(extra["seed"], k, latents.shape[1]).numpy() for k in range(depth)])
-        text = self.processor.tokenizer.decode(ids, skip_special_tokens=False)
         version = self.weight_version
         return Reply(list(output.prompt_token_ids), ids, logprobs, text, reason, latents, soft, noise, version)
 

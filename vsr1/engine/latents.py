@@ -3,14 +3,14 @@
 After the refine token the processor computes the first latent from the state before the final norm, stores it under the
 request's slot and forces the handle token of (slot, step); after a handle it computes the next latent from the normed
 state; after the last it forces the end token. A reply that accepts its video needs no refined query and ends at the
-refine token. A handle names its latent for good, so a replay after pre-emption feeds
-the same embeddings. The caller of the engine owns the slots: one request at a time writes to one.
+refine token. A handle names its latent for good, so a replay after pre-emption feeds the same embeddings. The caller of
+the engine owns the slots: one request at a time writes to one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoTokenizer
@@ -31,11 +31,6 @@ def latent_noise(seed: int, step: int, size: int) -> torch.Tensor:
     """The standard normal draw [size] that belongs to one latent of a request, the same on every device."""
     generator = torch.Generator().manual_seed(seed * MAX_DEPTH + step)
     return torch.randn(size, generator=generator)
-
-
-def accepts(tokenizer: Any, ids: list[int]) -> bool:
-    """Whether a reply, up to its refine token, says that the shown video is the right one."""
-    return read_verdict(tokenizer.decode(ids, skip_special_tokens=False)) == "matched"
 
 
 class LatentTable:
@@ -130,7 +125,7 @@ class LatentLogitsProcessor(LogitsProcessor):
                 elif len(request.output) >= request.text_limit:
                     forced[row] = request.end_token
                 continue
-            if step == 0 and request.refine_at < 0 and accepts(self._tokenizer, request.output):
+            if step == 0 and request.refine_at < 0 and self._accepts(request):
                 forced[row] = request.end_token
                 continue
             (first if step == 0 else later).append((row, request, step))
@@ -147,6 +142,10 @@ class LatentLogitsProcessor(LogitsProcessor):
             logits[rows] = float("-inf")
             logits[rows, list(forced.values())] = 0.0
         return logits
+
+    def _accepts(self, request: _Request) -> bool:
+        """Whether a reply, up to its refine token, says that the shown video is the right one."""
+        return read_verdict(self._tokenizer.decode(request.output, skip_special_tokens=False)) == "matched"
 
     @staticmethod
     def _step(request: _Request, first_handle: int) -> int | None:

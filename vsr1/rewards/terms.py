@@ -59,7 +59,7 @@ def time_format(segment: Segment) -> float:
 
 def refine_presence(segment: Segment) -> float:
     """1 if the query was refined, or had not to be as the shown video was accepted, else 0."""
-    return float(segment.refined or segment.verdict == "matched")
+    return float(not segment.lacks_refinement)
 
 
 def temporal_iou(trajectory: Trajectory) -> float:
@@ -96,12 +96,11 @@ def retrieval(query_id: str, segment: Segment, config: RewardConfig) -> float:
     Raises:
         RewardError: the scores were not asked for, or before and after differ in length.
     """
-    if not segment.refined and segment.verdict != "matched":
+    if segment.lacks_refinement:
         return config.no_refine_penalty
-    before = _scores(query_id, segment, "before", segment.gt_score_before, segment.negative_scores_before)
-    if not segment.refined:
-        return retrieval_gain(before, before, config.retrieval_form, config.retrieval_temperature)
-    after = _scores(query_id, segment, "after", segment.gt_score_after, segment.negative_scores_after)
+    before = after = _scores(query_id, segment, "before", segment.gt_score_before, segment.negative_scores_before)
+    if segment.refined:
+        after = _scores(query_id, segment, "after", segment.gt_score_after, segment.negative_scores_after)
     if len(before.negatives) != len(after.negatives):
         raise RewardError(
             f"retrieval of query {query_id!r}, turn {segment.turn}: {len(before.negatives)} negatives before the "
