@@ -145,7 +145,7 @@ def train_rank(settings: dict[str, Any]) -> None:
             clip=clip,
             prompt_ids=processor.prompt_ids(turn_prompt(row["query"], system), clip),
             response_ids=processor.tokenizer.encode(row["reply"], add_special_tokens=False),
-            refined=True,
+            refined=row["video_id"] != row["positive"],  # an accepting reply ends the search
             positive=row["positive"],
             negatives=list(row["negatives"]),
         )

@@ -14,7 +14,7 @@ from vsr1.rl.loss import load_vectors
 from vsr1.toy.teacher import load_events
 from vsr1.toy.world import sentences_about
 
-AT_ONCE = 16  # queries whose candidates are embedded in one call
+AT_ONCE = 16  # videos whose candidates are embedded in one call
 
 
 def write_rewrites(config: Config) -> int:
@@ -29,16 +29,19 @@ def write_rewrites(config: Config) -> int:
     events = load_events(folder.events("train"))
     vectors = load_vectors(folder, "train")
     embedder = Embedder.load(config.model.embedder, device=config.model.device, dtype=config.model.dtype)
-    texts, queries = {}, read_lines(folder.query_meta("train"))
-    for start in range(0, len(queries), AT_ONCE):
-        part = queries[start : start + AT_ONCE]
-        shown = [events[query["pos_doc_id"]] for query in part]
+    queries = read_lines(folder.query_meta("train"))
+    videos = list(dict.fromkeys(query["pos_doc_id"] for query in queries))
+    texts = {}  # by video: its queries are about one moment
+    for start in range(0, len(videos), AT_ONCE):
+        part = videos[start : start + AT_ONCE]
+        shown = [events[video] for video in part]
         sentences = [sentences_about((films[first], films[first + 1])) for films, first in shown]
         scores = embedder.embed_queries(list(chain.from_iterable(sentences))) @ vectors.matrix.numpy().T
         ends = np.cumsum([len(candidates) for candidates in sentences])[:-1]
-        for query, candidates, own in zip(part, sentences, np.split(scores, ends), strict=True):
-            right = own[:, vectors.rows[query["pos_doc_id"]]]
+        for video, candidates, own in zip(part, sentences, np.split(scores, ends), strict=True):
+            right = own[:, vectors.rows[video]]
             ranks = (own > right[:, None]).sum(axis=1)
-            texts[query["qid"]] = candidates[int(np.lexsort((-right, ranks))[0])]
-    write_json(folder.rewrites(), texts)
-    return len(texts)
+            texts[video] = candidates[int(np.lexsort((-right, ranks))[0])]
+    rewrites = {query["qid"]: texts[query["pos_doc_id"]] for query in queries}
+    write_json(folder.rewrites(), rewrites)
+    return len(rewrites)

@@ -161,7 +161,8 @@ class RetrievalLossConfig(Section):
 
     weight: float = Field(0.3, ge=0)
     temperature: float = Field(0.1, gt=0)
-    negatives: int = Field(24, ge=1)
+    negatives: int = Field(24, ge=1, description="wrong videos: the one shown, then the nearest to the query in words")
+    mined: int = Field(0, ge=0, description="videos nearest to the refined query itself, also negatives")
 
 
 class SftConfig(Section):

@@ -323,24 +323,38 @@ def test_the_advantage_of_latents_reaches_what_made_them(folder: Path) -> None:
     assert layers <= _moved(frozen)
 
 
-def _accumulated(folder: Path, rank: int) -> tuple[list[float], list[float]]:
-    """Retrieval losses of two replies, the second with latents of a turn before, and what the searches would give."""
+def _accumulated(folder: Path, rank: int) -> list[tuple[list[float], list[float]]]:
+    """Retrieval losses of two replies, the second with latents of a turn before, and what the searches would give.
+
+    First with the negative of the example, then with every other video, then with the nearest one beside it.
+    """
     learner = _learner(folder)
     examples = [_example(folder, None, 3), _example(folder, None, 3)]
+    loss = learner._loss
     width = learner.policy.config.refine_dim
     drawn = torch.randn(3, DEPTH, width, generator=torch.Generator().manual_seed(2))
     examples[1].earlier_latents = drawn[2].numpy()
     queries = [drawn[0], torch.cat([drawn[2], drawn[1]])]
     with torch.no_grad():
-        found = learner._loss._retrieval_losses(examples, [0, 1], drawn[:2])
         soft = [learner.policy.soft_tokens(latents).numpy() for latents in queries]
-    vectors = torch.from_numpy(learner._loss.embedder.embed_queries(["a red circle"] * 2, list(soft)))
-    scores = vectors @ learner._loss._vectors.of(["v0", "v1"]).T / RetrievalLossConfig().temperature
-    return found.tolist(), (-scores.log_softmax(dim=-1)[:, 0]).tolist()
+        vectors = torch.from_numpy(loss.embedder.embed_queries(["a red circle"] * 2, list(soft)))
+        scores = vectors @ loss._vectors.matrix.T / RetrievalLossConfig().temperature  # the right video is row 0
+        compared = []
+        for mined in (0, 1, VIDEOS):
+            loss._retrieval = RetrievalLossConfig(mined=mined)
+            found = loss._retrieval_losses(examples, [0, 1], drawn[:2])
+            expected = []
+            for row in scores:
+                among = sorted({0, 1, *row.argsort(descending=True)[:mined].tolist()})
+                expected.append(float(-row[among].log_softmax(dim=-1)[0]))
+            compared.append((found.tolist(), expected))
+    return compared
 
 
 def test_the_retrieval_loss_is_of_the_query_as_it_is_searched(folder: Path) -> None:
-    """Latents of the turns before come first, as the environment joins them."""
-    [(found, expected)] = _run(_accumulated, folder, ranks=1)
-    assert found == pytest.approx(expected, abs=1e-4)
-    assert abs(found[0] - found[1]) > 1e-3
+    """Latents of the turns before come first, as the environment joins them; mined negatives are near that query."""
+    [compared] = _run(_accumulated, folder, ranks=1)
+    for found, expected in compared:
+        assert found == pytest.approx(expected, abs=1e-4)
+        assert abs(found[0] - found[1]) > 1e-3
+    assert compared[2][0][0] > compared[0][0][0] + 0.1

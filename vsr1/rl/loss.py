@@ -34,8 +34,11 @@ class VideoVectors:
     matrix: torch.Tensor
     rows: dict[str, int]
 
-    def of(self, videos: list[str]) -> torch.Tensor:
-        return self.matrix[[self.rows[video] for video in videos]]
+    def nearest(self, queries: torch.Tensor, count: int) -> list[list[int]]:
+        """Rows of the `count` videos of the whole split that are most similar to each of `queries` [n, E]."""
+        scores = queries.detach().to(self.matrix) @ self.matrix.T
+        found: list[list[int]] = scores.topk(min(count, len(self.matrix))).indices.tolist()
+        return found
 
 
 class ExampleLoss:
@@ -129,7 +132,8 @@ class ExampleLoss:
             latents = roll_latents(self.policy, state, depth, draws)
             wanted = [i for i, example in enumerate(examples) if example.refined and example.negatives]
             if not wanted:
-                yield 0 * self.policy.soft_tokens(latents).sum(), {}
+                nothing = {"retrieval_loss": 0.0, "latents/norm": 0.0} if totals.refined else {}  # as on other ranks
+                yield 0 * self.policy.soft_tokens(latents).sum(), nothing
                 return
             retrieval = self._retrieval_losses(examples, wanted, latents).sum() / totals.refined
             norms = latents.detach()[wanted].norm(dim=-1)
@@ -147,10 +151,13 @@ class ExampleLoss:
         joined = [torch.cat([torch.tensor(b).to(latents), latents[i]]) for b, i in zip(before, wanted, strict=True)]
         soft = self.policy.soft_tokens(torch.cat(joined)).split(counts)  # in one call, as on every other rank
         queries = self.embedder.query_vectors([examples[i].query for i in wanted], list(soft))
+        nearest = self._vectors.nearest(queries, self._retrieval.mined)
         losses = []
-        for query, i in zip(queries, wanted, strict=True):
-            negatives = examples[i].negatives[: self._retrieval.negatives]
-            vectors = self._vectors.of([examples[i].positive, *negatives]).to(query)
+        for query, i, mined in zip(queries, wanted, nearest, strict=True):
+            given = examples[i].negatives[: self._retrieval.negatives]
+            positive, *negatives = [self._vectors.rows[video] for video in [examples[i].positive, *given]]
+            rows = dict.fromkeys([positive, *negatives, *mined])  # the right video first, each once
+            vectors = self._vectors.matrix[list(rows)].to(query)
             losses.append(retrieval_loss(query, vectors[0], vectors[1:], self._retrieval.temperature))
         return torch.stack(losses)
 
