@@ -206,6 +206,7 @@ class ObjectiveConfig(Section):
     credit: Literal["trajectory", "turn"] = Field(
         "trajectory", description="turn: a turn answers for its own reward and for those after it"
     )
+    discount: float = Field(1.0, ge=0, le=1, description="of the rewards of the next turn, with credit by turn")
     kl: Literal["none", "k1", "k2", "k3"] = Field("none", description="against the policy that the stage starts from")
     kl_weight: float = Field(0.01, ge=0)
     mismatch: Literal["ratio", "truncate", "mask"] = Field(

@@ -73,7 +73,7 @@ def test_a_reward_that_is_not_finite_is_an_error(bad: float) -> None:
     with pytest.raises(ValueError, match=f"sample 2 is {bad}"):
         groups_with_variance(rewards, groups)
     with pytest.raises(ValueError, match=f"turn 1 of sample 2 is {bad}"):
-        returns_to_go([[0.0], [], [1.0, bad, 1.0]])
+        returns_to_go([[0.0], [], [1.0, bad, 1.0]], 1.0)
 
 
 @given(SAMPLES)
@@ -103,7 +103,9 @@ def test_the_order_of_samples_makes_no_difference(samples: list[tuple[float, int
 
 
 def test_returns_to_go() -> None:
-    assert returns_to_go([[1.0, 2.0, -3.0], [], [0.5]]) == [[0.0, -1.0, -3.0], [], [0.5]]
+    assert returns_to_go([[1.0, 2.0, -3.0], [], [0.5]], 1.0) == [[0.0, -1.0, -3.0], [], [0.5]]
+    assert returns_to_go([[1.0, 2.0, -3.0]], 0.5) == [[1.25, 0.5, -3.0]]
+    assert returns_to_go([[1.0, 2.0, -3.0]], 0.0) == [[1.0, 2.0, -3.0]]
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,12 @@ def test_credit_by_turn(two_groups: list[Trajectory]) -> None:
     assert latents(credits) == [[2.0, 0.0], [1.375, 1.75, 0.0], [-2.0], [-1.375, -1.75]]
 
 
+def test_with_a_discount_of_0_a_turn_answers_for_itself(two_groups: list[Trajectory]) -> None:
+    credits = credits_of(two_groups, objective("turn").model_copy(update={"discount": 0.0}), LIMIT)
+    assert tokens(credits) == [[-0.5, 0.0], [-0.5, -0.5, 0.0], [0.5], [0.5, 0.5]]
+    assert latents(credits) == [[0.5, 0.0], [-0.125, -0.25, 0.0], [-0.5], [0.125, 0.25]]
+
+
 def test_credit_by_turn_is_divided_by_the_deviation_of_that_turn(two_groups: list[Trajectory]) -> None:
     credits = credits_of(two_groups, objective("turn", "group"), LIMIT)
     half = math.sqrt(0.5)  # of two numbers, each is that far from the middle in deviations

@@ -59,8 +59,8 @@ def groups_with_variance(rewards: torch.Tensor, groups: torch.Tensor) -> torch.T
     return (highest > lowest)[group]
 
 
-def returns_to_go(turn_rewards: list[list[float]]) -> list[list[float]]:
-    """Of each turn of each sample, the sum of its reward and those of all later turns, undiscounted.
+def returns_to_go(turn_rewards: list[list[float]], discount: float) -> list[list[float]]:
+    """Of each turn of each sample, its reward plus `discount` times what the next turn has.
 
     Raises:
         ValueError: a reward is not finite.
@@ -71,7 +71,7 @@ def returns_to_go(turn_rewards: list[list[float]]) -> list[list[float]]:
         for turn in reversed(range(len(rewards))):
             if not math.isfinite(rewards[turn]):
                 raise ValueError(f"the reward of turn {turn} of sample {i} is {rewards[turn]}; a reward must be finite")
-            total += rewards[turn]
+            total = rewards[turn] + discount * total
             backwards.append(total)
         returns.append(backwards[::-1])
     return returns

@@ -24,8 +24,8 @@ def credits_of(trajectories: list[Trajectory], settings: ObjectiveConfig, limit:
     """Advantages of every turn, by trajectory.
 
     With credit by trajectory all turns share the advantage of the whole reward. With credit by turn, tokens answer for
-    the reward of their turn and of those after it, latents for the retrieval term of their turn and for the turns after
-    it; they are compared with the same turn of the other samples.
+    the reward of their turn and, discounted, of those after it, latents for the retrieval term of their turn and for
+    the turns after it; they are compared with the same turn of the other samples.
 
     Args:
         trajectories: scored, of whole groups.
@@ -47,10 +47,13 @@ def credits_of(trajectories: list[Trajectory], settings: ObjectiveConfig, limit:
         [reward + extra for reward, extra in zip(trajectory.turn_rewards, penalty, strict=True)]
         for trajectory, penalty in zip(trajectories, penalties, strict=True)
     ]
-    returns = returns_to_go(by_turn)
+    returns = returns_to_go(by_turn, settings.discount)
     of_latents = [
-        [after + own for after, own in zip([*values[1:], 0.0], trajectory.turn_retrieval_rewards, strict=True)]
-        for values, trajectory in zip(returns, trajectories, strict=True)
+        [
+            own + settings.discount * after
+            for own, after in zip(t.turn_retrieval_rewards, [*values[1:], 0.0], strict=True)
+        ]
+        for values, t in zip(returns, trajectories, strict=True)
     ]
     most = max(len(values) for values in returns)
     keys = [group * most + turn for group, values in zip(samples, returns, strict=True) for turn in range(len(values))]
