@@ -326,7 +326,7 @@ def test_the_advantage_of_latents_reaches_what_made_them(folder: Path) -> None:
 def _accumulated(folder: Path, rank: int) -> list[tuple[list[float], list[float]]]:
     """Retrieval losses of two replies, the second with latents of a turn before, and what the searches would give.
 
-    First with the negative of the example, then with every other video, then with the nearest one beside it.
+    First with the negative of the example, then with the nearest video beside it, then with every other one.
     """
     learner = _learner(folder)
     examples = [_example(folder, None, 3), _example(folder, None, 3)]

@@ -36,6 +36,8 @@ class VideoVectors:
 
     def nearest(self, queries: torch.Tensor, count: int) -> list[list[int]]:
         """Rows of the `count` videos of the whole split that are most similar to each of `queries` [n, E]."""
+        if not count:
+            return [[] for _ in queries]
         scores = queries.detach().to(self.matrix) @ self.matrix.T
         found: list[list[int]] = scores.topk(min(count, len(self.matrix))).indices.tolist()
         return found
@@ -154,10 +156,9 @@ class ExampleLoss:
         nearest = self._vectors.nearest(queries, self._retrieval.mined)
         losses = []
         for query, i, mined in zip(queries, wanted, nearest, strict=True):
-            given = examples[i].negatives[: self._retrieval.negatives]
-            positive, *negatives = [self._vectors.rows[video] for video in [examples[i].positive, *given]]
-            rows = dict.fromkeys([positive, *negatives, *mined])  # the right video first, each once
-            vectors = self._vectors.matrix[list(rows)].to(query)
+            named = [examples[i].positive, *examples[i].negatives[: self._retrieval.negatives]]
+            rows = [*(self._vectors.rows[video] for video in named), *mined]
+            vectors = self._vectors.matrix[list(dict.fromkeys(rows))].to(query)  # the right video first, each once
             losses.append(retrieval_loss(query, vectors[0], vectors[1:], self._retrieval.temperature))
         return torch.stack(losses)
 
