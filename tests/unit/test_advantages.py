@@ -103,8 +103,8 @@ def test_the_order_of_samples_makes_no_difference(samples: list[tuple[float, int
 
 
 def test_returns_to_go() -> None:
-    assert returns_to_go([[1.0, 2.0, -3.0], [], [0.5]], 1.0) == [[0.0, -1.0, -3.0], [], [0.5]]
-    assert returns_to_go([[1.0, 2.0, -3.0]], 0.5) == [[1.25, 0.5, -3.0]]
+    assert returns_to_go([[1.0, 2.0, -3.0], [], [0.5]], 1.0) == [[0.0, -0.5, -3.0], [], [0.5]]
+    assert returns_to_go([[1.0, 2.0, -3.0]], 0.5) == [[pytest.approx(1.25 / 1.75), pytest.approx(0.5 / 1.5), -3.0]]
     assert returns_to_go([[1.0, 2.0, -3.0]], 0.0) == [[1.0, 2.0, -3.0]]
 
 

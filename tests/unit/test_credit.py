@@ -43,25 +43,25 @@ def latents(credits: list[list[Credit]]) -> list[list[float]]:
 
 @pytest.fixture
 def two_groups() -> list[Trajectory]:
-    """Totals 4 and 2 of p, 5 and 3 of q, the samples of both groups mixed."""
+    """Totals 4 and 1 of p, 5 and 2 of q, the samples of both groups mixed."""
     return [
-        sample("p", [1.0, 3.0], [0.5, 0.25]),
+        sample("p", [2.0, 2.0], [0.5, 0.25]),
         sample("q", [0.0, 1.0, 4.0], [0.25, 0.5, 0.0]),
-        sample("p", [2.0], [-0.5]),
-        sample("q", [1.0, 2.0], [0.5, 1.0]),
+        sample("p", [1.0], [-0.5]),
+        sample("q", [1.5, 0.5], [0.5, 1.0]),
     ]
 
 
 def test_credit_by_trajectory_is_the_same_for_all_its_turns(two_groups: list[Trajectory]) -> None:
     credits = credits_of(two_groups, objective("trajectory"), LIMIT)
-    assert tokens(credits) == latents(credits) == [[1.0, 1.0], [1.0, 1.0, 1.0], [-1.0], [-1.0, -1.0]]
+    assert tokens(credits) == latents(credits) == [[1.5, 1.5], [1.5, 1.5, 1.5], [-1.5], [-1.5, -1.5]]
 
 
 @pytest.mark.parametrize(
     ("advantage", "value"),
     [
-        ("group", math.sqrt(0.5)),  # 1 over the deviation of 4 and 2, the same for 5 and 3
-        ("batch", math.sqrt(0.75)),  # 1 over the deviation of 1, 1, -1, -1
+        ("group", math.sqrt(0.5)),  # 1.5 over the deviation of 4 and 1, the same for 5 and 2
+        ("batch", math.sqrt(0.75)),  # 1.5 over the deviation of 1.5, 1.5, -1.5, -1.5
     ],
 )
 def test_credit_by_trajectory_normalised(two_groups: list[Trajectory], advantage: str, value: float) -> None:
@@ -70,19 +70,20 @@ def test_credit_by_trajectory_normalised(two_groups: list[Trajectory], advantage
 
 
 def test_credit_by_turn(two_groups: list[Trajectory]) -> None:
-    """Rewards from a turn on are 4, 3 against 2 in p, and 5, 5, 4 against 3, 2 in q.
+    """Mean rewards from a turn on are 2, 2 against 1 in p, and 5/3, 5/2, 4 against 1, 1/2 in q.
 
-    What the latents answer for is 0.5 + 3, 0.25 against -0.5 in p, and 0.25 + 5, 0.5 + 4, 0 against 0.5 + 2, 1 in q. A
-    turn that no other sample of its group reached has nothing to be compared with.
+    What the latents answer for is 0.5 + 2, 0.25 against -0.5 in p, and 0.25 + 2.5, 0.5 + 4, 0 against 0.5 + 0.5, 1 in
+    q. A turn that no other sample of its group reached has nothing to be compared with.
     """
     credits = credits_of(two_groups, objective("turn"), LIMIT)
-    assert tokens(credits) == [[1.0, 0.0], [1.0, 1.5, 0.0], [-1.0], [-1.0, -1.5]]
-    assert latents(credits) == [[2.0, 0.0], [1.375, 1.75, 0.0], [-2.0], [-1.375, -1.75]]
+    expected = [[0.5, 0.0], [1 / 3, 1.0, 0.0], [-0.5], [-1 / 3, -1.0]]
+    assert tokens(credits) == [pytest.approx(turns) for turns in expected]
+    assert latents(credits) == [[1.5, 0.0], [0.875, 1.75, 0.0], [-1.5], [-0.875, -1.75]]
 
 
 def test_with_a_discount_of_0_a_turn_answers_for_itself(two_groups: list[Trajectory]) -> None:
     credits = credits_of(two_groups, objective("turn").model_copy(update={"discount": 0.0}), LIMIT)
-    assert tokens(credits) == [[-0.5, 0.0], [-0.5, -0.5, 0.0], [0.5], [0.5, 0.5]]
+    assert tokens(credits) == [[0.5, 0.0], [-0.75, 0.25, 0.0], [-0.5], [0.75, -0.25]]
     assert latents(credits) == [[0.5, 0.0], [-0.125, -0.25, 0.0], [-0.5], [0.125, 0.25]]
 
 
@@ -102,20 +103,20 @@ def test_latents_do_not_answer_for_the_verdict_before_them(two_groups: list[Traj
     before = credits_of(two_groups, objective("turn"), LIMIT)
     better = [sample("q", [0.0, 1.0 + 8.0, 4.0], [0.25, 0.5, 0.0]) if i == 1 else t for i, t in enumerate(two_groups)]
     after = credits_of(better, objective("turn"), LIMIT)
-    assert latents(after)[1] == [1.375 + 4.0, 1.75, 0.0]  # those of turn 1 led to it, those of turn 2 came after it
-    assert latents(after)[3] == [-1.375 - 4.0, -1.75]
-    assert tokens(after)[1] == [1.0 + 4.0, 1.5 + 4.0, 0.0]
+    assert latents(after)[1] == [0.875 + 2.0, 1.75, 0.0]  # those of turn 1 led to it, those of turn 2 came after it
+    assert latents(after)[3] == [-0.875 - 2.0, -1.75]
+    assert tokens(after)[1] == pytest.approx([1 / 3 + 4 / 3, 1.0 + 2.0, 0.0])
     assert (after[0], after[2]) == (before[0], before[2])
 
 
 def test_a_better_query_is_credited_to_its_latents(two_groups: list[Trajectory]) -> None:
     better = [sample("q", [0.0, 1.0 + 8.0, 4.0], [0.25, 8.5, 0.0]) if i == 1 else t for i, t in enumerate(two_groups)]
-    assert latents(credits_of(better, objective("turn"), LIMIT))[1] == [1.375 + 4.0, 1.75 + 4.0, 0.0]
+    assert latents(credits_of(better, objective("turn"), LIMIT))[1] == [0.875 + 2.0, 1.75 + 4.0, 0.0]
 
 
 @pytest.mark.parametrize("credit", ["trajectory", "turn"])
-def test_an_overlong_reply_costs_its_share_of_the_turns(credit: str) -> None:
-    """With a buffer of 4 the cost begins at 6 tokens: 8 cost 1/2, shared by two turns 1/4; 10 cost 1."""
+def test_an_overlong_reply_costs_the_mean_over_the_turns(credit: str) -> None:
+    """With a buffer of 4 the cost begins at 6 tokens: 8 cost 1/2, in the mean of two turns 1/4; 10 cost 1."""
     trajectories = [sample("p", [0.0, 0.0], [0.0, 0.0], [8, 6]), sample("p", [0.0], [0.0], [10])]
     credits = credits_of(trajectories, objective(credit, overlong_buffer=4), LIMIT)
     if credit == "trajectory":

@@ -1,6 +1,7 @@
 """Each line of the reward table (method.md §4.4) with a value worked out by hand."""
 
 import math
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -241,10 +242,8 @@ def test_rewards_of_turns_by_hand() -> None:
     first = turn(REJECT, WRONG, before=0.0, after=LOG3)  # p from .5 to .75
     second = turn("<answer>matched</answer><start>15</start><end>25</end>", RIGHT, before=LOG3)  # IoU 1/3
     rewards, of_retrieval = turn_rewards(episode(first, second), CONFIG)
-    assert of_retrieval == pytest.approx([0.8 * 0.25 / 2, 0.0])
-    assert rewards == pytest.approx(
-        [(1.2 + 0.05 + 0.05 + 0.1) / 2 + of_retrieval[0], (1.2 + 0.05 + 0.1) / 2 + 0.45 / 3]
-    )
+    assert of_retrieval == pytest.approx([0.8 * 0.25, 0.0])
+    assert rewards == pytest.approx([1.2 + 0.05 + 0.05 + 0.1 + of_retrieval[0], 1.2 + 0.05 + 0.1 + 0.45 / 3])
 
 
 def test_a_rejection_in_an_early_turn_earns_no_temporal_iou() -> None:
@@ -263,11 +262,17 @@ FORMS = st.sampled_from(["delta_p", "p_after"])
 
 
 @given(TURNS, FORMS)
-def test_rewards_of_turns_add_up(turns: list[tuple[str, str, float, float | None]], form: str) -> None:
+def test_the_reward_is_the_mean_of_the_turns_and_the_outcome(
+    turns: list[tuple[str, str, float, float | None]], form: str
+) -> None:
     config = RewardConfig.model_validate({"retrieval_form": form})
     done = scored(episode(*(turn(text, video, before=b, after=a) for text, video, b, a in turns)), config)
-    assert sum(done.turn_rewards) == pytest.approx(done.reward)
-    assert sum(done.turn_retrieval_rewards) == pytest.approx(config.retrieval * done.terms["retrieval"])
+    own = [
+        *done.turn_rewards[:-1],
+        done.turn_rewards[-1] - (outcome := config.temporal_iou * done.terms["temporal_iou"]),
+    ]
+    assert fmean(own) + outcome == pytest.approx(done.reward)
+    assert fmean(done.turn_retrieval_rewards) == pytest.approx(config.retrieval * done.terms["retrieval"])
     assert len(done.turn_rewards) == len(done.turn_retrieval_rewards) == len(turns)
 
 

@@ -84,7 +84,7 @@ class Trajectory:
     segments: list[Segment] = field(default_factory=list)
     end_reason: str = ""  # matched | max_turns | no_refinement | corpus_exhausted | lost
     terms: dict[str, float] = field(default_factory=dict)  # unweighted, by name
-    turn_rewards: list[float] = field(default_factory=list)  # weighted, of each turn; they add up to `reward`
+    turn_rewards: list[float] = field(default_factory=list)  # weighted, of each turn, the temporal IoU with the last
     turn_retrieval_rewards: list[float] = field(default_factory=list)  # what of each is for the refined query
     reward: float = 0.0
 

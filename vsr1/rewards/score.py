@@ -50,18 +50,17 @@ def score(trajectory: Trajectory, config: RewardConfig) -> dict[str, float]:
 
 
 def turn_rewards(trajectory: Trajectory, config: RewardConfig) -> tuple[list[float], list[float]]:
-    """The weighted reward of each turn, and what of it is the retrieval term; the first add up to `total`.
+    """The weighted reward of each turn, and what of it is the retrieval term.
 
-    A term that is a mean over the turns is shared out by turn, the temporal IoU belongs to the last one.
+    The temporal IoU belongs to the last turn. `total` is the mean of the other terms over the turns, and the IoU.
 
     Raises:
         RewardError: as `score`.
     """
-    count = len(trajectory.segments)
     rewards, of_retrieval = [], []
     for segment in trajectory.segments:
         terms = _turn_terms(trajectory, segment, config)
-        shares = {name: getattr(config, name) * value / count for name, value in terms.items()}
+        shares = {name: getattr(config, name) * value for name, value in terms.items()}
         rewards.append(sum(shares.values()))
         of_retrieval.append(shares["retrieval"])
     rewards[-1] += config.temporal_iou * temporal_iou(trajectory)

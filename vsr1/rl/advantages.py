@@ -60,19 +60,21 @@ def groups_with_variance(rewards: torch.Tensor, groups: torch.Tensor) -> torch.T
 
 
 def returns_to_go(turn_rewards: list[list[float]], discount: float) -> list[list[float]]:
-    """Of each turn of each sample, its reward plus `discount` times what the next turn has.
+    """Of each turn of each sample, the mean reward from there on, each later one weighing `discount` times as much.
+
+    A mean, because a sum would pay for every further turn, whatever it does.
 
     Raises:
         ValueError: a reward is not finite.
     """
     returns = []
     for i, rewards in enumerate(turn_rewards):
-        total, backwards = 0.0, []
+        total, weight, backwards = 0.0, 0.0, []
         for turn in reversed(range(len(rewards))):
             if not math.isfinite(rewards[turn]):
                 raise ValueError(f"the reward of turn {turn} of sample {i} is {rewards[turn]}; a reward must be finite")
-            total = rewards[turn] + discount * total
-            backwards.append(total)
+            total, weight = rewards[turn] + discount * total, 1 + discount * weight
+            backwards.append(total / weight)
         returns.append(backwards[::-1])
     return returns
 

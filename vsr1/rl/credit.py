@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
+from statistics import fmean
 
 import torch
 
@@ -24,8 +25,8 @@ def credits_of(trajectories: list[Trajectory], settings: ObjectiveConfig, limit:
     """Advantages of every turn, by trajectory.
 
     With credit by trajectory all turns share the advantage of the whole reward. With credit by turn, tokens answer for
-    the reward of their turn and, discounted, of those after it, latents for the retrieval term of their turn and for
-    the turns after it; they are compared with the same turn of the other samples.
+    the mean reward of their turn and, discounted, of those after it, latents for the retrieval term of their turn and
+    for the turns after it; they are compared with the same turn of the other samples.
 
     Args:
         trajectories: scored, of whole groups.
@@ -39,7 +40,7 @@ def credits_of(trajectories: list[Trajectory], settings: ObjectiveConfig, limit:
     samples = [groups[trajectory.query_id] for trajectory in trajectories]
     if settings.credit == "trajectory":
         rewards = [
-            trajectory.reward + sum(penalty) for trajectory, penalty in zip(trajectories, penalties, strict=True)
+            trajectory.reward + fmean(penalty) for trajectory, penalty in zip(trajectories, penalties, strict=True)
         ]
         values = _advantages(rewards, samples, settings)
         return [[Credit(value, value)] * len(t.segments) for t, value in zip(trajectories, values, strict=True)]
@@ -75,4 +76,4 @@ def _overlong(trajectory: Trajectory, settings: ObjectiveConfig, limit: int) -> 
     if not settings.overlong_buffer:
         return [0.0] * len(trajectory.segments)
     lengths = [len(segment.response_token_ids) for segment in trajectory.segments]
-    return [overlong_penalty(length, limit, settings.overlong_buffer) / len(lengths) for length in lengths]
+    return [overlong_penalty(length, limit, settings.overlong_buffer) for length in lengths]
