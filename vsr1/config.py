@@ -204,9 +204,9 @@ class ObjectiveConfig(Section):
     )
     advantage_epsilon: float = Field(1e-4, gt=0)
     credit: Literal["trajectory", "turn"] = Field(
-        "trajectory", description="turn: a turn answers for its own reward and for those after it"
+        "trajectory", description="turn: a turn answers for the mean of its own reward and of those after it"
     )
-    discount: float = Field(1.0, ge=0, le=1, description="of the rewards of the next turn, with credit by turn")
+    discount: float = Field(1.0, ge=0, le=1, description="weight of each turn in that mean, against the turn before it")
     kl: Literal["none", "k1", "k2", "k3"] = Field("none", description="against the policy that the stage starts from")
     kl_weight: float = Field(0.01, ge=0)
     mismatch: Literal["ratio", "truncate", "mask"] = Field(

@@ -12,8 +12,8 @@ from vsr1.rl.advantages import (
     batch_advantages,
     group_advantages,
     groups_with_variance,
+    mean_rewards_to_go,
     overlong_penalty,
-    returns_to_go,
 )
 
 REWARDS = torch.tensor([1.0, 4.0, 2.0, 5.0, 3.0, 6.0])
@@ -73,7 +73,7 @@ def test_a_reward_that_is_not_finite_is_an_error(bad: float) -> None:
     with pytest.raises(ValueError, match=f"sample 2 is {bad}"):
         groups_with_variance(rewards, groups)
     with pytest.raises(ValueError, match=f"turn 1 of sample 2 is {bad}"):
-        returns_to_go([[0.0], [], [1.0, bad, 1.0]], 1.0)
+        mean_rewards_to_go([[0.0], [], [1.0, bad, 1.0]], 1.0)
 
 
 @given(SAMPLES)
@@ -102,10 +102,10 @@ def test_the_order_of_samples_makes_no_difference(samples: list[tuple[float, int
     assert not straight[~varied].any()
 
 
-def test_returns_to_go() -> None:
-    assert returns_to_go([[1.0, 2.0, -3.0], [], [0.5]], 1.0) == [[0.0, -0.5, -3.0], [], [0.5]]
-    assert returns_to_go([[1.0, 2.0, -3.0]], 0.5) == [[pytest.approx(1.25 / 1.75), pytest.approx(0.5 / 1.5), -3.0]]
-    assert returns_to_go([[1.0, 2.0, -3.0]], 0.0) == [[1.0, 2.0, -3.0]]
+def test_mean_rewards_to_go() -> None:
+    assert mean_rewards_to_go([[1.0, 2.0, -3.0], [], [0.5]], 1.0) == [[0.0, -0.5, -3.0], [], [0.5]]
+    assert mean_rewards_to_go([[1.0, 2.0, -3.0]], 0.5) == [[pytest.approx(1.25 / 1.75), pytest.approx(0.5 / 1.5), -3.0]]
+    assert mean_rewards_to_go([[1.0, 2.0, -3.0]], 0.0) == [[1.0, 2.0, -3.0]]
 
 
 @pytest.mark.parametrize(

@@ -267,10 +267,8 @@ def test_the_reward_is_the_mean_of_the_turns_and_the_outcome(
 ) -> None:
     config = RewardConfig.model_validate({"retrieval_form": form})
     done = scored(episode(*(turn(text, video, before=b, after=a) for text, video, b, a in turns)), config)
-    own = [
-        *done.turn_rewards[:-1],
-        done.turn_rewards[-1] - (outcome := config.temporal_iou * done.terms["temporal_iou"]),
-    ]
+    outcome = config.temporal_iou * done.terms["temporal_iou"]
+    own = [*done.turn_rewards[:-1], done.turn_rewards[-1] - outcome]
     assert fmean(own) + outcome == pytest.approx(done.reward)
     assert fmean(done.turn_retrieval_rewards) == pytest.approx(config.retrieval * done.terms["retrieval"])
     assert len(done.turn_rewards) == len(done.turn_retrieval_rewards) == len(turns)

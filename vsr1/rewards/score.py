@@ -60,9 +60,9 @@ def turn_rewards(trajectory: Trajectory, config: RewardConfig) -> tuple[list[flo
     rewards, of_retrieval = [], []
     for segment in trajectory.segments:
         terms = _turn_terms(trajectory, segment, config)
-        shares = {name: getattr(config, name) * value for name, value in terms.items()}
-        rewards.append(sum(shares.values()))
-        of_retrieval.append(shares["retrieval"])
+        weighted = {name: getattr(config, name) * value for name, value in terms.items()}
+        rewards.append(sum(weighted.values()))
+        of_retrieval.append(weighted["retrieval"])
     rewards[-1] += config.temporal_iou * temporal_iou(trajectory)
     return rewards, of_retrieval
 

@@ -59,7 +59,7 @@ def groups_with_variance(rewards: torch.Tensor, groups: torch.Tensor) -> torch.T
     return (highest > lowest)[group]
 
 
-def returns_to_go(turn_rewards: list[list[float]], discount: float) -> list[list[float]]:
+def mean_rewards_to_go(turn_rewards: list[list[float]], discount: float) -> list[list[float]]:
     """Of each turn of each sample, the mean reward from there on, each later one weighing `discount` times as much.
 
     A mean, because a sum would pay for every further turn, whatever it does.

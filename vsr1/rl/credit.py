@@ -10,7 +10,7 @@ import torch
 
 from vsr1.agent.trajectory import Trajectory
 from vsr1.config import ObjectiveConfig
-from vsr1.rl.advantages import batch_advantages, group_advantages, overlong_penalty, returns_to_go
+from vsr1.rl.advantages import batch_advantages, group_advantages, mean_rewards_to_go, overlong_penalty
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def credits_of(trajectories: list[Trajectory], settings: ObjectiveConfig, limit:
         [reward + extra for reward, extra in zip(trajectory.turn_rewards, penalty, strict=True)]
         for trajectory, penalty in zip(trajectories, penalties, strict=True)
     ]
-    returns = returns_to_go(by_turn, settings.discount)
+    returns = mean_rewards_to_go(by_turn, settings.discount)
     of_latents = [
         [
             own + settings.discount * after
