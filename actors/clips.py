@@ -13,7 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.logs import log_to
-from vsr1.formats.clip_cache import ClipCache
+from vsr1.video.clip_cache import ClipCache
 
 
 class ClipReader(Protocol):

@@ -44,8 +44,8 @@ class LearnerRankActor:
     def setup(self, host: str, port: int) -> None:
         import torch
 
+        from vsr1.rl.example_loss import load_vectors
         from vsr1.rl.learner import Learner
-        from vsr1.rl.loss import load_vectors
 
         config, ranks = self._config, self._config.grpo.learner.ranks
         os.environ.update(

@@ -17,15 +17,16 @@ import ray
 
 from actors.logs import log_to
 from actors.shards import IndexShard, RemoteShard
-from vsr1.config import Config, ModelConfig
-from vsr1.formats.added import AddedFolder
-from vsr1.formats.clips import Clip
+from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.retrieval.added import AddedFolder
 from vsr1.retrieval.corpus import Catalogue
 from vsr1.retrieval.replicas import ReplicaSet
 from vsr1.retrieval.request import ClipEmbedder, RetrievalError, SearchRequest, SearchResult, vector_problem
 from vsr1.retrieval.searcher import Searcher, ShardClient
 from vsr1.retrieval.snapshot import Snapshot, changed, open_current, set_current, with_added, write_snapshot
+from vsr1.settings.parts import ModelConfig
+from vsr1.video.clips import Clip
 
 
 def load_embedder(model: ModelConfig) -> ClipEmbedder:

@@ -8,10 +8,10 @@ from typing import Any
 import ray
 
 from actors.logs import log_to
-from vsr1.agent.trajectory import FailedSample, Trajectory
-from vsr1.config import RewardConfig
+from vsr1.episode.trajectory import FailedSample, Trajectory
 from vsr1.rewards.score import scored
 from vsr1.rewards.terms import RewardError
+from vsr1.settings.training import RewardConfig
 
 
 class RewardWorkerActor:

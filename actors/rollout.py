@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors.logs import log_to
-from vsr1.agent.environment import Observation, run_episode
-from vsr1.agent.search import SearchEnvironment, SearchSettings, SearchTask
-from vsr1.agent.trajectory import Trajectory
-from vsr1.config import AgentConfig, Config
-from vsr1.formats.clips import Clip
+from vsr1.config import Config
+from vsr1.episode.environment import Observation, run_episode
+from vsr1.episode.trajectory import Trajectory
 from vsr1.retrieval.request import SearchRequest, SearchResult
+from vsr1.search.environment import SearchEnvironment, SearchSettings, SearchTask
+from vsr1.settings.parts import AgentConfig
+from vsr1.video.clips import Clip
 
 if TYPE_CHECKING:
     from vsr1.engine.engine import PolicyEngine, Reply

@@ -12,9 +12,9 @@ import ray
 from ray.exceptions import RayActorError
 
 from actors.logs import log_to
-from vsr1.config import RetrievalConfig
 from vsr1.retrieval.index import RankTarget, Shard, ShardHits, ShardQueries
 from vsr1.retrieval.replicas import ShardUnavailableError
+from vsr1.settings.parts import RetrievalConfig
 
 RECOVERY_PAUSE_S = 0.1  # between attempts to reach a replica that is down
 

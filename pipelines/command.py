@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pipelines.progress import Progress, shown_progress
+from pipelines.stage.progress import Progress, shown_progress
 from vsr1.config import Config, dump_config, load_config
 
 console = Console()
@@ -23,13 +23,13 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the placement plan, then stop.")]
 
 JOB_FOLDERS = "working_dir_files"  # where Ray unpacks the working directory of a submitted job
-OWN_PACKAGES = ("vsr1", "actors", "pipelines")  # whose errors name the thing, the place and the fix
+OWN_PACKAGES = ("vsr1", "actors", "pipelines", "bench")  # whose errors name the thing, the place and the fix
 
 
 def read_settings(path: list[Path] | None, overrides: list[str] | None, dry_run: bool) -> Config:
     settings = guarded(load_config, path, overrides)
     if dry_run:
-        from pipelines.plan import capacity, placement_plan
+        from pipelines.machine.placement import capacity, placement_plan
 
         plan = placement_plan(settings, capacity(settings))
         console.print(dump_config(settings), markup=False)

@@ -17,12 +17,12 @@ from typing import Any
 
 from rich.table import Table
 
+from pipelines.data.clips import read_journal
 from pipelines.data.embed import embed, embedder_key
-from pipelines.data.journal import read_journal
 from pipelines.data.manifest import BuildError, Manifest, load_manifest, with_durations
 from pipelines.data.split_steps import SplitSteps, annotations_step, clips_step
 from pipelines.data.steps import Facts, StepLog, StepReport
-from pipelines.data.teacher import check_teacher
+from pipelines.data.teacher.reasoning import check_teacher
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.corpus import write_toy_corpus

@@ -17,14 +17,15 @@ from typing import Any
 
 import ray.data
 
-from pipelines.data.journal import Row, read_journal
 from pipelines.data.manifest import BuildError, Manifest, Video, portable, video_path
-from vsr1.config import DataConfig
 from vsr1.formats.atomic import write_lines
-from vsr1.formats.clips import META, clip_file, clip_storage, make_clip, read_meta, write_meta
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.formats.digest import file_sha256
+from vsr1.formats.digest import file_sha256, value_sha256
+from vsr1.settings.data import DataConfig
+from vsr1.video.clips import META, clip_file, clip_storage, make_clip, read_meta, write_meta
 from vsr1.video.decode import VideoError
+
+Row = dict[str, Any]  # of the journal of a split's clips; its fields are in `read_journal`
 
 VIDEOS_A_TASK = 8  # at most
 
@@ -217,3 +218,22 @@ def _failure_rows(folder: DatasetFolder, manifest: Manifest, outcome: ClipOutcom
             "error": outcome.failed[video_id],
             "extract_utc": now,
         }
+
+
+def read_journal(path: Path) -> dict[str, Row]:
+    """Read the journal of a split's clips: rows by video id, the last of each.
+
+    One row a finished clip, in `<root>/.vsr1/build/<split>.clips.rows.jsonl`: `meta` is its row of `meta.jsonl`,
+    `sampling` the options, `source` and `clip` are [bytes, nanoseconds of the last change, sha256]; a clip that came
+    prepared has no source. The published metadata has no such fields. A line that was cut off by a kill is passed over.
+    """
+    if not path.is_file():
+        return {}
+    whole = path.read_bytes().split(b"\n")[:-1]
+    return {row["video_id"]: row for row in map(json.loads, whole)}
+
+
+def clip_key(row: Row, timestamps: str) -> str:
+    """What a model is given of a clip, frames and the clock they are shown with, as one digest."""
+    timing = [row["meta"].get(key) for key in ("sampled_timestamps_sec", "even_pad_applied", "target_sample_fps")]
+    return value_sha256([row["clip"][2], timestamps, timing])

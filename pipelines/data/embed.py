@@ -19,13 +19,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import ray.data
 
-from pipelines.data.journal import clip_key, read_journal
+from pipelines.data.clips import clip_key, read_journal
 from pipelines.data.manifest import BuildError, Manifest
-from vsr1.config import Config, DataConfig, ModelConfig
+from vsr1.config import Config
 from vsr1.formats.atomic import replacing
-from vsr1.formats.clips import Clip, ClipFolder
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256, value_sha256, weights_fingerprint
+from vsr1.settings.data import DataConfig
+from vsr1.settings.parts import ModelConfig
+from vsr1.video.clips import Clip, ClipFolder
 
 Kind = Literal["query", "video"]
 UNIT_TOLERANCE = 1e-3  # of a vector's length

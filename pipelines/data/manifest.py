@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vsr1.config import DataConfig
 from vsr1.formats.annotations import Annotation, read_annotations
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.settings.data import DataConfig
 
 VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 

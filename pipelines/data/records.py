@@ -14,11 +14,10 @@ from typing import Any
 
 from pipelines.data.manifest import BuildError, Manifest, Video, query_row, video_path
 from pipelines.data.ranking import Hit, Ranking
-from vsr1.agent.prompts import assistant_text, format_seconds, user_text
 from vsr1.formats.annotations import Annotation
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.toy.teacher import find_queried, reasoning
-from vsr1.toy.world import Event
+from vsr1.search.prompts import assistant_text, format_seconds, user_text
+from vsr1.toy.world import Event, find_queried, reasoning
 
 BALANCE_SEED = 42
 OPTIONS = ("<answer>matched</answer>", "<answer>not_matched</answer><REFINE>")

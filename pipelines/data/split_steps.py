@@ -14,15 +14,15 @@ from pipelines.data.manifest import BuildError, Manifest, corpus_row, query_row
 from pipelines.data.ranking import Ranking, rank_videos, recall_at_1
 from pipelines.data.records import grpo_records, hard_negatives, pool_rows, sft_records
 from pipelines.data.steps import UNANSWERED, Facts, Progress, Step, StepLog
-from pipelines.data.teacher import failures_file as reasoning_failures
-from pipelines.data.teacher import teacher_settings, write_reasoning
+from pipelines.data.teacher.reasoning import failures_file as reasoning_failures
+from pipelines.data.teacher.reasoning import teacher_settings, write_reasoning
 from pipelines.data.vectors import read_vectors, write_index, write_queries, write_videos
-from vsr1.agent.prompts import system_prompt
 from vsr1.config import Config
 from vsr1.formats.atomic import read_lines, replacing, write_json, write_lines
-from vsr1.formats.clips import META
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import lines_sha256
+from vsr1.search.prompts import system_prompt
+from vsr1.video.clips import META
 
 
 def annotations_step(folder: DatasetFolder, split: str, source: Path) -> Step:

@@ -13,12 +13,12 @@ import faiss
 import numpy as np
 
 from pipelines.data.manifest import Manifest, corpus_row, query_row
-from vsr1.config import DataConfig
 from vsr1.formats.atomic import replacing, write_json, write_lines
-from vsr1.formats.clips import read_meta
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.corpus import load_corpus
 from vsr1.retrieval.snapshot import set_current, write_snapshot
+from vsr1.settings.data import DataConfig
+from vsr1.video.clips import read_meta
 
 
 @dataclass(frozen=True)

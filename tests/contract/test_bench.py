@@ -15,7 +15,7 @@ import pytest
     ],
 )
 def test_a_benchmark_prints_one_line_of_json(arguments: list[str], figure: str) -> None:
-    command = [sys.executable, "-m", "pipelines.cli", "bench", *arguments]
+    command = [sys.executable, "-m", "bench", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     [line] = done.stdout.splitlines()

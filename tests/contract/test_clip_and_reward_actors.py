@@ -10,9 +10,9 @@ from ray.cloudpickle import register_pickle_by_value
 
 from actors.clips import ClipStore
 from actors.rewards import RewardWorker
-from vsr1.agent.trajectory import FailedSample, Segment, Trajectory
-from vsr1.config import RewardConfig
+from vsr1.episode.trajectory import FailedSample, Segment, Trajectory
 from vsr1.rewards.score import scored
+from vsr1.settings.training import RewardConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file

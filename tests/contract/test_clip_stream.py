@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.clip_stream import clip_of, with_clips
-from vsr1.formats.clips import ClipFolder, write_meta
+from pipelines.train.clip_stream import clip_of, with_clips
+from vsr1.video.clips import ClipFolder, write_meta
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(300)]
 

@@ -15,9 +15,9 @@ import pytest
 from pipelines.data.build import BuildError, BuildReport, build_dataset
 from vsr1.config import Config
 from vsr1.formats.atomic import read_lines
-from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.corpus import load_corpus
+from vsr1.video.clips import ClipFolder
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 TRAIN, TEST = 6, 4  # videos of `corpus`

@@ -13,9 +13,9 @@ import pytest
 from pipelines.data.build import BuildError, BuildReport, build_dataset
 from vsr1.config import Config
 from vsr1.formats.atomic import read_lines
-from vsr1.formats.clips import ClipFolder
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.corpus import load_corpus
+from vsr1.video.clips import ClipFolder
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 stand_in = runpy.run_path(str(Path(__file__).parent / "stand_in_embedder.py"))["stand_in"]

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
-from vsr1.config import EngineConfig
 from vsr1.engine.engine import PolicyEngine, Reply
-from vsr1.engine.latents import MAX_DEPTH, LatentLogitsProcessor, LatentTable
-from vsr1.formats.checkpoint import load_policy
-from vsr1.formats.clips import Clip
+from vsr1.engine.latent_table import MAX_DEPTH, LatentTable
+from vsr1.engine.latents import LatentLogitsProcessor
+from vsr1.model.checkpoint import load_policy
 from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
+from vsr1.model.processor import ClipProcessor
 from vsr1.model.vision import encode_clips
-from vsr1.video.processor import ClipProcessor
+from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
+from vsr1.settings.parts import EngineConfig
+from vsr1.video.clips import Clip
 
 QUERY = "a white cross moving down and then a cyan ring pulsing"
 SIGMA = 0.05

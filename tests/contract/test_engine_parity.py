@@ -6,15 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
-from vsr1.config import EngineConfig
 from vsr1.engine.engine import PolicyEngine, PushError, Reply
-from vsr1.formats.checkpoint import load_policy
-from vsr1.formats.clips import Clip
+from vsr1.model.checkpoint import load_policy
 from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
 from vsr1.model.manifest import record
+from vsr1.model.processor import ClipProcessor
 from vsr1.model.vision import encode_clips
-from vsr1.video.processor import ClipProcessor
+from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
+from vsr1.settings.parts import EngineConfig
+from vsr1.video.clips import Clip
 
 LIMIT = 24
 CACHES = ["reset_mm_cache", "reset_encoder_cache", "reset_prefix_cache"]

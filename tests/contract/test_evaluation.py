@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from pipelines import evaluate
-from pipelines.services import Outcome, Services, services
-from pipelines.trajectory_log import read_trajectories
-from vsr1.agent.search import SearchTask
+from pipelines.evaluation import evaluate
+from pipelines.stage.workers import Outcome, Services, services
 from vsr1.config import Config, load_config
 from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.formats.predictions import read_predictions
+from vsr1.metrics.predictions import read_predictions
 from vsr1.metrics.summary import EvalSummary, summarise
+from vsr1.runs.trajectories import read_trajectories
+from vsr1.search.environment import SearchTask
 
 REPOSITORY = Path(__file__).parents[2]
 QUERIES = 24  # of `toy_data`

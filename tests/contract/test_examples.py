@@ -10,12 +10,12 @@ import ray
 from ray.cloudpickle import register_pickle_by_value
 
 from actors.clips import ClipStore
-from pipelines.examples import trained_examples
-from vsr1.agent.trajectory import Segment, Trajectory
+from pipelines.train.examples import trained_examples
 from vsr1.config import Config
-from vsr1.formats.clips import Clip
+from vsr1.episode.trajectory import Segment, Trajectory
 from vsr1.rl.batch import Example
 from vsr1.rl.credit import Credit
+from vsr1.video.clips import Clip
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file

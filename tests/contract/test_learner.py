@@ -9,16 +9,15 @@ import torch
 from safetensors.torch import load
 
 from actors.learner import LearnerGroup
-from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.config import Config
 from vsr1.formats.atomic import write_json
-from vsr1.formats.checkpoint import load_policy
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.model.checkpoint import load_policy
+from vsr1.model.processor import ClipProcessor
 from vsr1.rl.batch import Example, LearnerError
+from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.toy.models import HIDDEN, write_random_models
-from vsr1.toy.tokenizer import train_tokenizer
-from vsr1.toy.world import vocabulary_texts
-from vsr1.video.processor import ClipProcessor
+from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
 VIDEOS = 6

@@ -15,27 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
-from vsr1.config import (
-    AgentConfig,
-    GrpoConfig,
-    LatentActionConfig,
-    LearnerConfig,
-    ModelConfig,
-    RetrievalLossConfig,
-    SftConfig,
-)
-from vsr1.formats.checkpoint import save_policy
-from vsr1.formats.clips import Clip
+from vsr1.model.checkpoint import save_policy
 from vsr1.model.forward import roll_latents
 from vsr1.model.policy import VideoSearchPolicy
+from vsr1.model.processor import ClipProcessor
 from vsr1.rl.batch import BatchTotals, Example, LearnerError, batch_totals, rounds
+from vsr1.rl.example_loss import VideoVectors
 from vsr1.rl.learner import Learner
-from vsr1.rl.loss import VideoVectors
+from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
+from vsr1.settings.parts import AgentConfig, ModelConfig
+from vsr1.settings.training import GrpoConfig, LatentActionConfig, LearnerConfig, RetrievalLossConfig, SftConfig
 from vsr1.toy.models import HIDDEN, toy_config, toy_processor, write_random_models
-from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer
-from vsr1.toy.world import vocabulary_texts
-from vsr1.video.processor import ClipProcessor
+from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer, vocabulary_texts
+from vsr1.video.clips import Clip
 
 pytestmark = pytest.mark.timeout(500)
 VIDEOS, DEPTH = 4, 3

@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vsr1.formats.checkpoint import load_policy, policy_sizes, refine_token_id
+from vsr1.model.checkpoint import load_policy, policy_sizes, refine_token_id
 from vsr1.model.embedder import Embedder
 from vsr1.model.forward import Row, prefill, roll_latents
 from vsr1.model.new_policy import NEUTRAL_WORD, lacks_heads, write_new_policy
 from vsr1.model.policy import VideoSearchPolicy, build_heads, init_heads
+from vsr1.model.processor import ClipProcessor
 from vsr1.toy.models import new_policy, toy_processor, write_random_models
-from vsr1.toy.tokenizer import embedder_tokenizer, train_tokenizer
-from vsr1.toy.world import make_corpus, vocabulary_texts
-from vsr1.video.processor import ClipProcessor
+from vsr1.toy.tokenizer import embedder_tokenizer, train_tokenizer, vocabulary_texts
+from vsr1.toy.world import make_corpus
 
 TOY = Path(__file__).parents[2] / "checkpoints" / "toy"
 SEEDS, LATENTS, HEAD_RATE = (0, 1, 2), 8, 1e-4

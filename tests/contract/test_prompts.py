@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.tasks import group_of, prompt_stream
+from pipelines.stage.tasks import group_of, prompt_stream
 from vsr1.config import Config
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.dataset import DatasetFolder

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pipelines.bench_report import BrowserError, find_browser
+from bench.report import BrowserError, find_browser
 
 
 def test_it_prints_one_line_of_json() -> None:
@@ -17,7 +17,7 @@ def test_it_prints_one_line_of_json() -> None:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
-    command = [sys.executable, "-m", "pipelines.cli", "bench", "report", "--trajectories", "24", "--rounds", "1"]
+    command = [sys.executable, "-m", "bench", "report", "--trajectories", "24", "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     [line] = done.stdout.splitlines()

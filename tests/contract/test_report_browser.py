@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from pipelines.bench_report import write_synthetic_run
-from pipelines.report import read_run
+from bench.report import write_synthetic_run
+from pipelines.evaluation.report import read_run
 from vsr1.report import write_report
 from vsr1.toy.render import render
 

@@ -16,9 +16,10 @@ from ray.cloudpickle import register_pickle_by_value
 from ray.exceptions import RayActorError
 
 from actors.retrieval import RetrievalService
-from vsr1.config import Config, ModelConfig
+from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.request import QueryEmbedder, RetrievalError, SearchRequest
+from vsr1.settings.parts import ModelConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ray import serve
 
-from pipelines.retriever import start_retriever
+from pipelines.serve.retriever import start_retriever
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.embedder import Embedder

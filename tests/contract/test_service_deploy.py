@@ -15,7 +15,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from pipelines.service.deploy import application
+from pipelines.serve.deploy import application
 from vsr1.config import Config
 from vsr1.toy.world import COLOURS, SHAPES
 

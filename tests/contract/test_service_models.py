@@ -19,14 +19,14 @@ from ray import serve
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from pipelines.service.deploy import start_agent
-from pipelines.service.library import node_id
-from pipelines.service.load import load, trace
-from pipelines.service.running import ServiceError, replica_pids
-from pipelines.service.swap import swap_weights
-from pipelines.tasks import evaluation_queries
+from bench.load import load, trace
+from pipelines.serve.deploy import start_agent
+from pipelines.serve.library.library import node_id
+from pipelines.serve.running import ServiceError, replica_pids
+from pipelines.serve.swap import swap_weights
+from pipelines.stage.tasks import evaluation_queries
 from vsr1.config import Config, load_config
-from vsr1.formats.checkpoint import CheckpointError, copy_processor
+from vsr1.model.checkpoint import CheckpointError, copy_processor
 from vsr1.toy.world import COLOURS
 
 REPOSITORY = Path(__file__).parents[2]

@@ -10,16 +10,15 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from pipelines import sft
+from pipelines.train import sft
 from vsr1.config import Config
 from vsr1.formats.atomic import write_json
-from vsr1.formats.clips import write_meta
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.formats.training_state import StateError, StateFolder
-from vsr1.runlog import read_scalars
+from vsr1.runs.scalars import read_scalars
+from vsr1.runs.state import StateError, StateFolder
 from vsr1.toy.models import HIDDEN, write_random_models
-from vsr1.toy.tokenizer import train_tokenizer
-from vsr1.toy.world import vocabulary_texts
+from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
+from vsr1.video.clips import write_meta
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
 STEPS, SAVED, RECORDS = 6, 3, 24

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.data.manifest import BuildError
-from pipelines.data.teacher import TeacherOutcome, failures_file, log_file, write_reasoning
+from pipelines.data.teacher.reasoning import TeacherOutcome, failures_file, log_file, write_reasoning
 from vsr1.config import Config
 from vsr1.formats.atomic import read_lines
-from vsr1.formats.clips import write_meta
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.video.processor import ClipProcessor
+from vsr1.model.processor import ClipProcessor
+from vsr1.video.clips import write_meta
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SPELT = "Reasoning: red ring up"

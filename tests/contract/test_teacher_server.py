@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from pipelines.data.manifest import BuildError
-from pipelines.data.teacher import TeacherOutcome, failures_file, log_file, write_reasoning
+from pipelines.data.teacher.reasoning import TeacherOutcome, failures_file, log_file, write_reasoning
 from vsr1.config import Config, ConfigError, load_config
 from vsr1.formats.atomic import read_lines
-from vsr1.formats.clips import write_meta
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.video.clips import write_meta
 
 KEY = "sk-very-secret-words"
 Reply = tuple[int, Any]  # status, and the body or its text

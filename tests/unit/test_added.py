@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vsr1.formats.added import SOURCE, AddedFolder, AddedVideo, Fault, LibraryClips, video_id_problem
-from vsr1.formats.clips import ClipError, ClipFolder, write_clip, write_meta
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.retrieval.added import SOURCE, AddedFolder, AddedVideo, Fault, LibraryClips, video_id_problem
 from vsr1.retrieval.request import RetrievalError
 from vsr1.retrieval.snapshot import open_current, with_added
+from vsr1.video.clips import ClipError, ClipFolder, write_clip, write_meta
 from vsr1.video.decode import SampledVideo
 
 VECTOR = np.eye(4, dtype=np.float32)

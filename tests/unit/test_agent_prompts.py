@@ -2,9 +2,9 @@
 
 import pytest
 
-from vsr1.agent.parse import last_element, parse_reply
-from vsr1.agent.prompts import SYSTEM_PROMPT, agent_prompt, assistant_text, with_rewrite
-from vsr1.config import AgentConfig
+from vsr1.search.parse import last_element, parse_reply
+from vsr1.search.prompts import SYSTEM_PROMPT, agent_prompt, assistant_text, with_rewrite
+from vsr1.settings.parts import AgentConfig
 
 
 def test_a_rewrite_goes_before_the_refine_token() -> None:

@@ -1,6 +1,6 @@
-"""What `vsr1 bench clips` measures holds for the toy corpus: a fifth of the bytes or less, nearly the same pixels."""
+"""What `python -m bench clips` measures holds for the toy corpus: a fifth of the bytes, nearly the same pixels."""
 
-from pipelines.bench_clips import bench_clips
+from bench.clips import bench_clips
 
 
 def test_compact_toy_clips_are_a_fifth_or_less_and_nearly_equal() -> None:

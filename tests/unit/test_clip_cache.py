@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr1.formats.clip_cache import ClipCache
+from vsr1.video.clip_cache import ClipCache
 
 
 def use(cache: ClipCache[str], video_id: str, size: int) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vsr1.formats.clip_cache import ClipCache
-from vsr1.formats.clips import Clip, ClipError, ClipFolder, write_clip, write_meta
+from vsr1.video.clip_cache import ClipCache
+from vsr1.video.clips import Clip, ClipError, ClipFolder, write_clip, write_meta
 from vsr1.video.decode import SampledVideo
 
 META_FIELDS = [

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from vsr1.agent.trajectory import Segment, Trajectory
-from vsr1.config import ObjectiveConfig
+from vsr1.episode.trajectory import Segment, Trajectory
 from vsr1.rl.credit import Credit, credits_of
+from vsr1.settings.training import ObjectiveConfig
 
 LIMIT = 10  # tokens of a reply
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.data.check import check_dataset
+from pipelines.data.check_videos import check_dataset
 from vsr1.config import Config, load_config
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.dataset import DatasetFolder

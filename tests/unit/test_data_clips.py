@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pipelines.data import clips as data_clips
+from pipelines.data.clips import read_journal
 from pipelines.data.embed import _cut
-from pipelines.data.journal import read_journal
-from vsr1.config import DataConfig
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.settings.data import DataConfig
 from vsr1.toy.corpus import write_toy_corpus
 
 

@@ -12,9 +12,9 @@ from pipelines.data.manifest import BuildError, Manifest, Video, load_manifest
 from pipelines.data.ranking import Ranking, rank_videos, recall_at_1
 from pipelines.data.records import grpo_records, hard_negatives, pool_rows, reasoned_rows, sft_records
 from pipelines.data.vectors import Vectors
-from vsr1.config import DataConfig
 from vsr1.formats.annotations import Annotation
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.settings.data import DataConfig
 from vsr1.toy.world import Event
 
 ROOT = Path("dataset")

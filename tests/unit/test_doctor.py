@@ -7,11 +7,11 @@ import sys
 import pytest
 from rich.console import Console
 
-from pipelines import probes
-from pipelines.doctor import doctor, run_checks
-from pipelines.machine import MachineError
-from pipelines.probes import PROBES, Check
-from pipelines.services import connect
+from pipelines.machine import probes
+from pipelines.machine.doctor import doctor, run_checks
+from pipelines.machine.probes import PROBES, Check
+from pipelines.machine.resources import MachineError
+from pipelines.stage.workers import connect
 from vsr1.config import Config, load_config
 
 

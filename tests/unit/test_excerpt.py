@@ -9,8 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.service import sandbox
-from vsr1.config import UploadConfig
+from pipelines.serve.library import sandbox
+from vsr1.settings.serving import UploadConfig
 from vsr1.video.decode import VideoError
 from vsr1.video.excerpt import write_excerpt
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vsr1.agent.predictions import failed_row
-from vsr1.formats.exchange import (
+from vsr1.metrics.exchange import (
     read_moment_detr,
     read_moment_detr_truth,
     read_tvr,
@@ -14,7 +13,8 @@ from vsr1.formats.exchange import (
     write_submission,
     write_truth,
 )
-from vsr1.formats.predictions import PredictionError, PredictionRow
+from vsr1.metrics.prediction_rows import failed_row
+from vsr1.metrics.predictions import PredictionError, PredictionRow
 from vsr1.metrics.ranked import TrueMoment, moment_detr_scores, tvr_scores
 
 

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 
 from actors.rollout import Sampling
-from pipelines.groups import StepGroups, roll_out_groups
-from pipelines.grpo import steps_of
-from pipelines.services import Outcome, RolloutError
-from vsr1.agent.search import SearchTask
-from vsr1.agent.trajectory import FailedSample, Trajectory
-from vsr1.config import AgentConfig, Config, GrpoConfig
-from vsr1.rl.schedule import annealed
+from pipelines.stage.workers import Outcome, RolloutError
+from pipelines.train.groups import StepGroups, roll_out_groups
+from pipelines.train.grpo import steps_of
+from vsr1.config import Config
+from vsr1.episode.trajectory import FailedSample, Trajectory
+from vsr1.rl.batch import annealed
+from vsr1.search.environment import SearchTask
+from vsr1.settings.parts import AgentConfig
+from vsr1.settings.training import GrpoConfig
 
 Outcomes = dict[str, list[float | str]]  # by query: a reward of each sample, or the reason why it failed
 SIZE = 4
@@ -191,5 +193,5 @@ def test_the_learning_rate_falls_to_nothing_in_the_second_half() -> None:
 
 def test_a_run_that_ends_by_time_is_over_by_the_share_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 10.0, 12.0, 19.0, 20.5])
-    monkeypatch.setattr("pipelines.grpo.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("pipelines.train.grpo.time.monotonic", lambda: next(clock))
     assert list(steps_of(GrpoConfig(steps=1000, limit_s=10))) == [(1, 0), (2, 0.2), (3, 0.9)]

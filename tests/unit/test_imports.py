@@ -6,9 +6,9 @@ import sys
 LIGHT = (
     "actors.learner",
     "actors.rollout",
-    "pipelines.services",
-    "pipelines.service.deploy",
-    "pipelines.service.library",
+    "pipelines.stage.workers",
+    "pipelines.serve.deploy",
+    "pipelines.serve.library.library",
 )
 HEAVY = {"torch", "transformers", "vllm", "deepspeed"}
 

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsr1.retrieval.corpus import Catalogue
-from vsr1.retrieval.index import Ragged, RankTarget, Shard, ShardQueries
-from vsr1.retrieval.merge import merge_hits, merge_rank
+from vsr1.retrieval.index import Ragged, RankTarget, Shard, ShardQueries, merge_hits, merge_rank
 from vsr1.retrieval.request import RetrievalError
 
 NONE = np.empty(0, np.int64)

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from vsr1.formats.checkpoint import load_policy
-from vsr1.formats.clips import Clip
+from vsr1.model.checkpoint import load_policy
 from vsr1.model.forward import ForwardState, Row, prefill, roll_latents, token_logprobs
 from vsr1.model.policy import LOGPROB_CHUNK, VideoSearchPolicy
+from vsr1.model.processor import ClipProcessor
 from vsr1.model.recompute import recompute_mlps
 from vsr1.model.vision import encode_clips
 from vsr1.toy.models import HIDDEN, write_random_models
-from vsr1.toy.tokenizer import train_tokenizer
-from vsr1.toy.world import vocabulary_texts
-from vsr1.video.processor import ClipProcessor
+from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
+from vsr1.video.clips import Clip
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vsr1.agent.prompts import SYSTEM_PROMPT, turn_prompt
-from vsr1.formats.checkpoint import CheckpointError, copy_processor, load_policy, policy_sizes, save_policy
-from vsr1.formats.clips import Clip
+from vsr1.model.checkpoint import CheckpointError, copy_processor, load_policy, policy_sizes, save_policy
 from vsr1.model.embedder import Embedder
 from vsr1.model.forward import Row, prefill, roll_latents, rotary_positions, token_logprobs
+from vsr1.model.processor import ClipProcessor
 from vsr1.model.vision import encode_clips
+from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.toy.models import write_random_models
-from vsr1.toy.tokenizer import train_tokenizer
-from vsr1.toy.world import vocabulary_texts
-from vsr1.video.processor import ClipProcessor
+from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
+from vsr1.video.clips import Clip
 
 REPLY = "<think> 0 red circle moving left. not found. </think> <answer>not_matched</answer> <REFINE>"
 

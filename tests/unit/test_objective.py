@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from vsr1.config import LatentActionConfig, ObjectiveConfig
 from vsr1.rl.batch import BatchTotals
 from vsr1.rl.objective import TokenBatch, latent_objective, token_objective
+from vsr1.settings.training import LatentActionConfig, ObjectiveConfig
 
 LIMIT = 10
 TOTALS = BatchTotals(tokens=4, replies=2, refined=0, sampled_latents=2)

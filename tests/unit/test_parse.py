@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr1.agent.parse import Reply, last_element, parse_reply
-from vsr1.agent.trajectory import Span, Verdict
+from vsr1.episode.trajectory import Span, Verdict
+from vsr1.search.parse import Reply, last_element, parse_reply
 
 TAGS = ["think", "answer", "start", "end"]
 PIECES = [f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/")]

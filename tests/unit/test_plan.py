@@ -6,8 +6,16 @@ import socket
 import pytest
 from rich.console import Console
 
-from pipelines.machine import available_memory_gib, free_disk_gib
-from pipelines.plan import Capacity, NodeCapacity, Plan, PlanError, cluster_capacity, local_capacity, placement_plan
+from pipelines.machine.placement import (
+    Capacity,
+    NodeCapacity,
+    Plan,
+    PlanError,
+    cluster_capacity,
+    local_capacity,
+    placement_plan,
+)
+from pipelines.machine.resources import available_memory_gib, free_disk_gib
 from vsr1.config import Config, load_config
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import post_mortem
 from pipelines.command import guarded
-from pipelines.post_mortem import LAST_STEPS, LOG_TAIL_BYTES, kept_in_folder
+from pipelines.stage import post_mortem
+from pipelines.stage.post_mortem import LAST_STEPS, LOG_TAIL_BYTES, kept_in_folder
 from vsr1.config import Config, load_config
-from vsr1.runlog import RunLog, read_scalars
+from vsr1.runs.scalars import RunLog, read_scalars
 
 
 @pytest.fixture

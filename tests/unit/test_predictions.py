@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vsr1.agent.predictions import failed_row, prediction_row, ranked_moments
-from vsr1.agent.trajectory import Segment, Span, Trajectory, Verdict
-from vsr1.formats.predictions import PredictionError, PredictionRow, read_predictions
+from vsr1.episode.trajectory import Segment, Span, Trajectory, Verdict
+from vsr1.metrics.prediction_rows import failed_row, prediction_row, ranked_moments
+from vsr1.metrics.predictions import PredictionError, PredictionRow, read_predictions
 from vsr1.metrics.rescoring import differences, recomputed
 
 ROW_FIELDS = """

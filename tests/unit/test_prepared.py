@@ -18,15 +18,15 @@ import faiss
 import numpy as np
 import pytest
 
-from pipelines.data.prepared import IncompleteError, check_dataset, unpack_prepared
+from pipelines.data.check_folder import IncompleteError, check_dataset, unpack_prepared
 from vsr1.formats import prepared
 from vsr1.formats.annotations import read_annotations
+from vsr1.formats.archives import MARKERS, Piece, Shard, ShardError, members, unpack
 from vsr1.formats.atomic import write_json, write_lines
-from vsr1.formats.clips import ClipFolder, write_clip, write_meta
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.prepared import PreparedError, unpack_dataset
-from vsr1.formats.shards import MARKERS, Piece, Shard, ShardError, members, unpack
 from vsr1.retrieval.corpus import load_corpus
+from vsr1.video.clips import ClipFolder, write_clip, write_meta
 from vsr1.video.decode import SampledVideo
 
 SPLITS = ["train", "test"]
@@ -335,7 +335,7 @@ def test_a_folder_that_lacks_something_is_refused_with_its_name(
 
 
 def test_the_command_ends_with_an_error_when_something_is_missing(source: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipelines.cli", "data", "unpack", str(source), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "pipelines", "data", "unpack", str(source), "--out", str(tmp_path / "out")]
     assert subprocess.run(command, capture_output=True, text=True, timeout=120).returncode == 0
     failed = subprocess.run([*command, "--split", "val"], capture_output=True, text=True, timeout=120)
     assert failed.returncode == 1

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from pipelines.progress import LiveTable, Load, PlainLines, Progress, shown_progress
+from pipelines.stage.progress import LiveTable, Load, PlainLines, Progress, shown_progress
 
 ACTORS = {"rollout": 2, "retrieval": 1, "rewards": 1, "learner": 2}
 

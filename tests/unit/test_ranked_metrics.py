@@ -9,6 +9,7 @@ import portion
 import pytest
 import pytrec_eval
 
+from vsr1.episode.moments import temporal_iou
 from vsr1.metrics.ranked import (
     DETR_THRESHOLDS,
     Moment,
@@ -18,7 +19,6 @@ from vsr1.metrics.ranked import (
     tvr_scores,
 )
 from vsr1.metrics.retrieval import mrr, recall_at
-from vsr1.metrics.temporal import temporal_iou
 
 CASES = 1000
 KS = (1, 5, 10, 100)

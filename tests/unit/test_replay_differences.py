@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.replay.command import last_steps
-from pipelines.replay.differences import (
+from pipelines.evaluation.replay.command import last_steps
+from pipelines.evaluation.replay.differences import (
     Differs,
     Finding,
     NotChecked,
@@ -16,11 +16,11 @@ from pipelines.replay.differences import (
     same_ranking,
     same_sequence,
 )
-from pipelines.run_folder import config_of
-from pipelines.trajectory_log import LoggedTrajectory, append_trajectories, read_log, read_trajectories
-from vsr1.agent.trajectory import Trajectory
 from vsr1.config import ConfigError
+from vsr1.episode.trajectory import Trajectory
 from vsr1.rl.credit import Credit
+from vsr1.runs.folder import config_of
+from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log, read_trajectories
 
 SCORES = {"a": 0.9, "b": 0.50001, "c": 0.5, "d": 0.1}
 RANKED = [("a", 0.9), ("b", 0.50001), ("c", 0.5)]

@@ -16,9 +16,9 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from vsr1.agent.predictions import prediction_row
-from vsr1.agent.trajectory import Segment, Span, Trajectory, Verdict
 from vsr1.config import Config
+from vsr1.episode.trajectory import Segment, Span, Trajectory, Verdict
+from vsr1.metrics.prediction_rows import prediction_row
 from vsr1.metrics.summary import EvalSummary, summarise
 from vsr1.report import TRAINING, Run, metric_table, row_of, write_report
 from vsr1.rl.credit import Credit

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.bench_report import write_synthetic_run
+from bench.report import write_synthetic_run
 from pipelines.cli import app
-from pipelines.report import ReportError, read_run, write_run_report
-from pipelines.trajectory_log import TrajectoryLogError
+from pipelines.evaluation.report import ReportError, read_run, write_run_report
 from vsr1.config import Config, dump_config
-from vsr1.formats.clips import ClipFolder, write_clip, write_meta
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.report import TRAINING
+from vsr1.runs.trajectories import TrajectoryLogError
+from vsr1.video.clips import ClipFolder, write_clip, write_meta
 from vsr1.video.decode import SampledVideo
 
 

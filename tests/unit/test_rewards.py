@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr1.agent.parse import parse_reply
-from vsr1.agent.trajectory import Segment, Trajectory
-from vsr1.config import RewardConfig
+from vsr1.episode.trajectory import Segment, Trajectory
 from vsr1.rewards.score import TERMS, bounds, score, scored, total, turn_rewards
 from vsr1.rewards.terms import RetrievalScores, RewardError, retrieval_gain, verification
+from vsr1.search.parse import parse_reply
+from vsr1.settings.training import RewardConfig
 
 RIGHT, WRONG = "right", "wrong"
 MATCH = "<think> seen </think> <answer>matched</answer> <start>10</start> <end>20</end>"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipelines.rollout_metrics import credit_metrics, rollout_metrics
-from vsr1.agent.trajectory import Segment, Span, Trajectory, Verdict
+from pipelines.train.step_metrics import credit_metrics, rollout_metrics
+from vsr1.episode.trajectory import Segment, Span, Trajectory, Verdict
 from vsr1.rl.credit import Credit
 
 

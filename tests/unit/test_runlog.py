@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vsr1.runlog import RunLog, read_scalars
+from vsr1.runs.scalars import RunLog, read_scalars
 
 
 def test_scalars_come_back_from_both_files(tmp_path: Path) -> None:

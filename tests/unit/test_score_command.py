@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from vsr1.agent.predictions import failed_row
+from vsr1.metrics.prediction_rows import failed_row
 from vsr1.metrics.summary import EvalSummary
 
 # Every query: video "right", 10 s to 20 s. Kept: 8 queries, one of them failed.

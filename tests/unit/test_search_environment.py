@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from vsr1.agent.environment import Observation, run_episode
-from vsr1.agent.search import SearchEnvironment, SearchSettings, SearchTask
-from vsr1.config import AgentConfig
-from vsr1.formats.clips import Clip
+from vsr1.episode.environment import Observation, run_episode
 from vsr1.retrieval.request import SearchRequest, SearchResult
+from vsr1.search.environment import SearchEnvironment, SearchSettings, SearchTask
+from vsr1.settings.parts import AgentConfig
+from vsr1.video.clips import Clip
 
 N, E = 8, 4  # soft tokens of a reply, and their width
 SCORES = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}  # d is found by no search, but known to the corpus

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.service.runs import SearchRun, SearchRuns
-from pipelines.service.stream import ApiError, Event
-from vsr1.config import ServeConfig
+from pipelines.serve.gateway.runs import SearchRun, SearchRuns
+from pipelines.serve.gateway.stream import ApiError, Event
+from vsr1.settings.serving import ServeConfig
 
 RESULT = {
     "status": "not_found",
@@ -72,7 +72,7 @@ def test_a_reader_that_comes_back_gets_the_rest_once() -> None:
 
 @pytest.mark.parametrize("read_first", [True, False])
 def test_a_search_without_a_reader_ends_after_the_grace_time(read_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.service.runs.LEAST_GRACE_S", 0.05)
+    monkeypatch.setattr("pipelines.serve.gateway.runs.LEAST_GRACE_S", 0.05)
 
     async def play() -> None:
         runs, stub = SearchRuns(settings()), Stub()

@@ -7,12 +7,12 @@ import time
 import numpy as np
 import pytest
 
-from vsr1.config import RetrievalConfig
 from vsr1.retrieval.corpus import Catalogue
 from vsr1.retrieval.index import Ragged, RankTarget, Shard, ShardHits, ShardQueries
 from vsr1.retrieval.replicas import ReplicaSet, ShardUnavailableError
 from vsr1.retrieval.request import RetrievalError, SearchRequest
 from vsr1.retrieval.searcher import Searcher
+from vsr1.settings.parts import RetrievalConfig
 
 DIM = 3
 VECTORS = np.array([[1, 0, 0], [0.6, 0.8, 0], [0.6, 0.8, 0], [0, 0, 1], [0, 1, 0]], np.float32)

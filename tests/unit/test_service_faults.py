@@ -6,8 +6,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from pipelines.service.faults import CODES, errors, handle_faults, openai_error
-from pipelines.service.stream import ApiError
+from pipelines.serve.gateway.faults import CODES, errors, handle_faults, openai_error
+from pipelines.serve.gateway.stream import ApiError
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from pipelines.service.fetch import MOST_REDIRECTS, fetch, is_public
-from pipelines.service.intake import Intake, receive
-from pipelines.service.stream import ApiError
-from vsr1.config import ServeConfig
+from pipelines.serve.gateway.fetch import MOST_REDIRECTS, fetch, is_public
+from pipelines.serve.gateway.intake import Intake, receive
+from pipelines.serve.gateway.stream import ApiError
+from vsr1.settings.serving import ServeConfig
 
 PUBLIC = ["8.8.8.8", "2606:4700::1111"]
 INSIDE = [

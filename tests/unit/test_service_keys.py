@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.service.keys import ApiKey, KeyFileError, Limiter, add_key, known, read_keys
+from pipelines.serve.gateway.keys import ApiKey, KeyFileError, Limiter, add_key, known, read_keys
 
 
 def test_a_key_is_kept_as_its_hash_only(tmp_path: Path) -> None:

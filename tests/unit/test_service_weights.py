@@ -2,7 +2,7 @@
 
 import asyncio
 
-from pipelines.service.weights import Turnstile
+from pipelines.serve.agents.weights import Turnstile
 
 
 def test_a_change_waits_for_those_inside_and_newcomers_wait_for_it() -> None:

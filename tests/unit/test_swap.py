@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vsr1.formats.checkpoint import CheckpointError
-from vsr1.formats.swap import replacing_files
+from vsr1.model.checkpoint import CheckpointError
+from vsr1.model.replacement import replacing_files
 
 POLICY = Path(__file__).parents[2] / "checkpoints" / "toy" / "policy"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vsr1.agent.teacher import UnusableReply, read_reasoning, teacher_prompt
+from pipelines.data.teacher.prompts import UnusableReply, read_reasoning, teacher_prompt
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr1.metrics.temporal import clamp_span, recall_at_iou, temporal_iou
+from vsr1.episode.moments import clamp_span, recall_at_iou, temporal_iou
 
 SECONDS = st.floats(-1e4, 1e4, allow_nan=False)
 SPANS = st.tuples(SECONDS, SECONDS)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import toy_bench
-from pipelines.toy_bench import Bench, BenchError, arm_names, bench
+from bench.toy import experiment
+from bench.toy.experiment import Bench, BenchError, arm_names, bench
 from vsr1.config import ConfigError
 
 TOY = Path(__file__).parents[2] / "configs" / "toy-bench.yaml"
@@ -29,10 +29,10 @@ def calls(monkeypatch):
             file.write_text("{}")
         return 0
 
-    monkeypatch.setattr(toy_bench, "_command", command)
-    monkeypatch.setattr(toy_bench, "APART_S", 0)
-    monkeypatch.setattr(toy_bench, "_make_data", lambda config, rewrites: None)
-    monkeypatch.setattr(toy_bench, "results", lambda folder: "the tables")
+    monkeypatch.setattr(experiment, "_command", command)
+    monkeypatch.setattr(experiment, "APART_S", 0)
+    monkeypatch.setattr(experiment, "_make_data", lambda config, rewrites: None)
+    monkeypatch.setattr(experiment, "results", lambda folder: "the tables")
     return made, fails
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from vsr1.formats.checkpoint import load_policy
-from vsr1.formats.clips import Clip
+from bench.toy import pretrain
+from vsr1.model.checkpoint import load_policy
 from vsr1.model.embedder import Embedder
-from vsr1.toy import pretrain
+from vsr1.model.processor import ClipProcessor
 from vsr1.toy.models import toy_processor, write_random_models
-from vsr1.toy.tokenizer import embedder_tokenizer, train_tokenizer
-from vsr1.toy.world import COLOURS, caption, make_corpus, sentences_about, vocabulary_texts
-from vsr1.video.processor import ClipProcessor
+from vsr1.toy.tokenizer import embedder_tokenizer, train_tokenizer, vocabulary_texts
+from vsr1.toy.world import COLOURS, caption, make_corpus, sentences_about
+from vsr1.video.clips import Clip
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ from vsr1.formats.annotations import read_annotations
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.corpus import write_toy_corpus
 from vsr1.toy.render import SIDE, encode_mp4, render
-from vsr1.toy.teacher import load_events
-from vsr1.toy.world import COLOURS, MOTIONS, SHAPES, Event, Film, ToyWorldError
+from vsr1.toy.world import COLOURS, MOTIONS, SHAPES, Event, Film, ToyWorldError, load_events
 from vsr1.video.decode import sample_video
 
 

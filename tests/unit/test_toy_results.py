@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.toy_results import results
-from vsr1.agent.predictions import prediction_row
-from vsr1.agent.trajectory import Segment, Trajectory
-from vsr1.formats.predictions import PredictionError
+from bench.toy.results import results
+from vsr1.episode.trajectory import Segment, Trajectory
+from vsr1.metrics.prediction_rows import prediction_row
+from vsr1.metrics.predictions import PredictionError
 from vsr1.metrics.summary import summarise
 
 

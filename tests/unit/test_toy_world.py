@@ -9,8 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsr1.toy import world
-from vsr1.toy.teacher import find_queried, reasoning
-from vsr1.toy.world import COLOURS, FAMILY, MOTIONS, SHAPES, Example, Look, ToyWorldError, is_unseen, make_corpus
+from vsr1.toy.world import (
+    COLOURS,
+    FAMILY,
+    MOTIONS,
+    SHAPES,
+    Example,
+    Look,
+    ToyWorldError,
+    find_queried,
+    is_unseen,
+    make_corpus,
+    reasoning,
+)
 
 NAMED = re.compile(
     rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) that "

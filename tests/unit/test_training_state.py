@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vsr1.formats.training_state import StateError, StateFolder
+from vsr1.runs.state import StateError, StateFolder
 
 
 def _save(states: StateFolder, step: int, settings: dict) -> None:

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 
 from vsr1 import compat
-from vsr1.agent.environment import PromptError
-from vsr1.agent.parse import read_verdict
-from vsr1.config import EngineConfig
 from vsr1.engine.options import engine_options, set_environment
 from vsr1.engine.plugin import ENGINE_ARCHITECTURE, register
-from vsr1.formats.checkpoint import policy_sizes, refine_token_id
-from vsr1.formats.clips import Clip
+from vsr1.episode.environment import PromptError
+from vsr1.model.checkpoint import policy_sizes, refine_token_id
 from vsr1.model.manifest import Manifest
-from vsr1.video.processor import ClipProcessor, engine_metadata
+from vsr1.model.processor import ClipProcessor, engine_metadata
+from vsr1.search.parse import read_verdict
+from vsr1.settings.parts import EngineConfig
+from vsr1.video.clips import Clip
 
 ATTEMPTS = 3  # at one request
 
@@ -90,7 +90,7 @@ class PolicyEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         sizes = policy_sizes(folder, allow_bin=allow_bin)
-        from vsr1.engine.latents import MAX_DEPTH
+        from vsr1.engine.latent_table import MAX_DEPTH
 
         overrides = {
             "architectures": [ENGINE_ARCHITECTURE],
@@ -314,7 +314,7 @@ class PolicyEngine:
             latents = np.frombuffer(raw_latents, np.float32).reshape(depth, -1)
             soft = np.frombuffer(raw_soft, np.float32).reshape(depth, self._embedder_dim)
             if extra["sigma"]:
-                from vsr1.engine.latents import latent_noise
+                from vsr1.engine.latent_table import latent_noise
 
                 noise = np.stack([latent_noise(extra["seed"], k, latents.shape[1]).numpy() for k in range(depth)])
         version = self.weight_version

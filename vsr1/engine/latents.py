@@ -16,58 +16,13 @@ import torch
 from transformers import AutoTokenizer
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from vsr1.agent.parse import read_verdict
+from vsr1.engine.latent_table import MAX_DEPTH, LatentTable, latent_noise
+from vsr1.search.parse import read_verdict
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-    from vsr1.engine.model import VideoSearchPolicyForVllm
-
-MAX_DEPTH = 8  # latents in one slot
 REQUEST_KEYS = ("slot", "depth", "text_limit", "refine_token", "end_token", "seed", "refine_at")
-
-
-def latent_noise(seed: int, step: int, size: int) -> torch.Tensor:
-    """The standard normal draw [size] that belongs to one latent of a request, the same on every device."""
-    generator = torch.Generator().manual_seed(seed * MAX_DEPTH + step)
-    return torch.randn(size, generator=generator)
-
-
-class LatentTable:
-    """Latents of all slots, and the sampled rows of the newest step.
-
-    `latents` float32 [slots * MAX_DEPTH, R]; `inputs` [slots * MAX_DEPTH, H] are their projections into the policy.
-    """
-
-    current: LatentTable | None = None  # the table of this worker process
-
-    def __init__(self, model: VideoSearchPolicyForVllm, slots: int, first_handle: int, sizes: tuple[int, int]) -> None:
-        hidden, latent = sizes
-        self.model = model
-        self.first_handle = first_handle
-        self.latents = torch.zeros(slots * MAX_DEPTH, latent, dtype=torch.float32)
-        self.inputs = torch.zeros(slots * MAX_DEPTH, hidden)
-        self.before_norm: torch.Tensor | None = None  # [rows, H] of the newest step
-        self.after_norm: torch.Tensor | None = None
-        LatentTable.current = self
-
-    def write(self, rows: list[int], cells: list[int], states: torch.Tensor, noise: torch.Tensor | None) -> None:
-        """Compute and store latents.
-
-        Args:
-            rows: which of `states` [B, H] yield a latent. cells: where each goes.
-            noise: added to the latents, [len(rows), R].
-        """
-        latents = self.model.refine_projector(states[rows].float())
-        if noise is not None:
-            latents = latents + noise.to(latents.device)
-        self.latents[cells] = latents
-        self.inputs[cells] = self.model.refine_latent_input_projector(latents).to(self.inputs.dtype)
-
-    def embed(self, token_ids: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
-        """Replace the embeddings of handle tokens by their latents' projections."""
-        cells = token_ids - self.first_handle
-        return torch.where((cells >= 0)[:, None], self.inputs[cells.clamp(min=0)].to(embeds.dtype), embeds)
 
 
 @dataclass

@@ -26,7 +26,7 @@ from vllm.model_executor.models.qwen3_vl import (  # noqa: E402
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY  # noqa: E402
 
-from vsr1.engine.latents import LatentTable  # noqa: E402
+from vsr1.engine.latent_table import LatentTable  # noqa: E402
 from vsr1.model.policy import build_heads  # noqa: E402
 
 _VOCABULARY_KEYS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
@@ -54,11 +54,12 @@ class VideoSearchPolicyForVllm(Qwen3VLForConditionalGeneration):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         config = vllm_config.model_config.hf_config
         hidden = config.text_config.hidden_size
-        for name, head in build_heads(hidden, config.refine_dim, config.refine_embedder_dim).items():
+        heads = build_heads(hidden, config.refine_dim, config.refine_embedder_dim)
+        for name, head in heads.items():
             setattr(self, name, head.float())
         self.language_model.model.norm.__class__ = DeferredNorm
         self.vocabulary = config.text_config.vocab_size
-        self.latent_table = LatentTable(self, config.latent_slots, config.first_handle, (hidden, config.refine_dim))
+        self.latent_table = LatentTable(heads, config.latent_slots, config.first_handle, (hidden, config.refine_dim))
 
     def embed_input_ids(self, input_ids: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         return self.latent_table.embed(input_ids, super().embed_input_ids(input_ids, *args, **kwargs))

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vsr1 import compat
-from vsr1.config import EngineConfig
 from vsr1.engine.options import engine_options, set_environment
 from vsr1.engine.plugin import register
-from vsr1.formats.clips import Clip
-from vsr1.video.processor import engine_metadata
+from vsr1.model.processor import engine_metadata
+from vsr1.settings.parts import EngineConfig
+from vsr1.video.clips import Clip
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from vsr1.config import EngineConfig
-from vsr1.video.processor import PROCESSOR_KWARGS
+from vsr1.model.processor import PROCESSOR_KWARGS
+from vsr1.settings.parts import EngineConfig
 
 
 def set_environment(config: EngineConfig, device: str) -> None:

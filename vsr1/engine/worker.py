@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from vsr1.engine.latents import MAX_DEPTH, LatentTable
+from vsr1.engine.latent_table import MAX_DEPTH, LatentTable
 from vsr1.engine.transfer import Layout, WeightReceiver
 
 
@@ -26,7 +26,7 @@ class LatentWorkerExtension:
             raise RuntimeError("this worker holds no latent table; the engine runs another model class")
         latents = table.latents[slot * MAX_DEPTH : slot * MAX_DEPTH + depth]
         with torch.no_grad():
-            soft = table.model.refine_append_input_projector(latents)
+            soft = table.heads["refine_append_input_projector"](latents)
         return depth, _raw(latents), _raw(soft)
 
     def join_transfer(self, host: str, port: int, rank: int, world_size: int) -> None:

@@ -41,7 +41,7 @@ class DatasetFolder:
         return self.root / ".vsr1" / "build" / f"{split}.clips.rows.jsonl"
 
     def added(self, split: str) -> Path:
-        """Folder of the videos that a server added to the split, see `vsr1/formats/added.py`."""
+        """Folder of the videos that a server added to the split, see `vsr1/retrieval/added.py`."""
         return self.root / "added" / split
 
     def query_embeddings(self, split: str) -> Path:

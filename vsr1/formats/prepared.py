@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, ValidationError
 
-from vsr1.formats.shards import Piece, Shard, ShardError, in_place, members, read_marker, unpack, write_marker
+from vsr1.formats.archives import Piece, Shard, ShardError, in_place, members, read_marker, unpack, write_marker
 
 MANIFEST = "manifest.json"
 GIB = 1 << 30

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from vsr1.formats.predictions import PredictionRow, TurnRow
+from vsr1.metrics.predictions import PredictionRow, TurnRow
 from vsr1.metrics.rescoring import recomputed
 from vsr1.metrics.scores import mean_known, moment_scores, retrieval_scores
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vsr1.formats.predictions import PredictionRow, Problem, TurnRow
-from vsr1.metrics.temporal import clamp_span, temporal_iou
+from vsr1.episode.moments import clamp_span, temporal_iou
+from vsr1.metrics.predictions import PredictionRow, Problem, TurnRow
 
 TOLERANCE = 1e-6  # between a recorded number and the same number worked out again
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vsr1.formats.predictions import PredictionRow, TurnRow
+from vsr1.episode.moments import recall_at_iou
+from vsr1.metrics.predictions import PredictionRow, TurnRow
 from vsr1.metrics.retrieval import mean_rank, median_rank, mrr, recall_at
-from vsr1.metrics.temporal import recall_at_iou
 
 
 class Scores(BaseModel):

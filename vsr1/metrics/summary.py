@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import Field
 
-from vsr1.agent.trajectory import Trajectory
-from vsr1.formats.predictions import PredictionRow, Problem, TurnRow
+from vsr1.episode.trajectory import Trajectory
+from vsr1.metrics.predictions import PredictionRow, Problem, TurnRow
 from vsr1.metrics.rescoring import differences, recomputed
 from vsr1.metrics.scores import (
     MomentScores,

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from transformers import Qwen3VLModel
 
-from vsr1.formats.clips import Clip
 from vsr1.formats.digest import weights_fingerprint
 from vsr1.model.forward import Row, prefill
+from vsr1.model.processor import ClipProcessor, ProcessedClip
 from vsr1.model.vision import encode_clips
-from vsr1.video.processor import ClipProcessor, ProcessedClip
+from vsr1.video.clips import Clip
 
 INSTRUCTION = "Represent the user's input."
 TAIL_TOKENS = 6  # soft tokens go in before these

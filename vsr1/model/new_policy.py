@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers import AddedToken, AutoTokenizer, Qwen3VLConfig
 
-from vsr1.formats.checkpoint import CheckpointError, copy_processor, save_policy, weight_files, weight_shapes
+from vsr1.model.checkpoint import CheckpointError, copy_processor, save_policy, weight_files, weight_shapes
 from vsr1.model.policy import HEAD_NAMES, REFINE_TOKEN, VideoSearchPolicy, init_heads
 
 NEUTRAL_WORD = " the"

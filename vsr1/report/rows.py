@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from vsr1.agent.trajectory import Segment, Trajectory
+from vsr1.episode.moments import clamp_span, moment_iou, temporal_iou
+from vsr1.episode.trajectory import Segment, Trajectory
 from vsr1.metrics.summary import refined_rank
-from vsr1.metrics.temporal import clamp_span, moment_iou, temporal_iou
 from vsr1.rl.credit import Credit
 
 TRAINING = "training"  # the source of a trajectory that no evaluation made

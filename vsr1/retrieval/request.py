@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vsr1.formats.clips import Clip
+from vsr1.video.clips import Clip
 
 
 class RetrievalError(RuntimeError):

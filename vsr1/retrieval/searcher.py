@@ -19,11 +19,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from vsr1.config import RetrievalConfig
 from vsr1.retrieval.batching import Batcher
 from vsr1.retrieval.corpus import Catalogue
-from vsr1.retrieval.index import Ragged, RankTarget, ShardHits, ShardQueries
-from vsr1.retrieval.merge import merge_hits, merge_rank
+from vsr1.retrieval.index import Ragged, RankTarget, ShardHits, ShardQueries, merge_hits, merge_rank
 from vsr1.retrieval.plan import SearchPlan, plan_search
 from vsr1.retrieval.replicas import ReplicaClient, ReplicaSet, ShardUnavailableError
 from vsr1.retrieval.request import (
@@ -34,6 +32,7 @@ from vsr1.retrieval.request import (
     SearchTimeoutError,
     vector_problem,
 )
+from vsr1.settings.parts import RetrievalConfig
 
 Answer = TypeVar("Answer")
 

@@ -15,10 +15,10 @@ import faiss
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vsr1.formats.added import AddedFolder
 from vsr1.formats.atomic import replacing, write_json
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256
+from vsr1.retrieval.added import AddedFolder
 from vsr1.retrieval.corpus import Catalogue, load_corpus, make_catalogue
 from vsr1.retrieval.request import RetrievalError
 

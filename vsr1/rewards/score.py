@@ -9,8 +9,7 @@ import math
 from dataclasses import replace
 from statistics import fmean
 
-from vsr1.agent.trajectory import Segment, Trajectory
-from vsr1.config import RewardConfig
+from vsr1.episode.trajectory import Segment, Trajectory
 from vsr1.rewards.terms import (
     RewardError,
     refine_presence,
@@ -20,6 +19,7 @@ from vsr1.rewards.terms import (
     time_format,
     verification,
 )
+from vsr1.settings.training import RewardConfig
 
 TERMS = ("verification", "think_format", "time_format", "temporal_iou", "refine_presence", "retrieval")
 

@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from vsr1.agent.parse import last_element
-from vsr1.agent.trajectory import Segment, Trajectory
-from vsr1.config import RewardConfig
-from vsr1.metrics.temporal import temporal_iou as overlap
+from vsr1.episode.moments import temporal_iou as overlap
+from vsr1.episode.trajectory import Segment, Trajectory
+from vsr1.search.parse import last_element
+from vsr1.settings.training import RewardConfig
 
 CORRECT_REJECTION = 0.5  # temporal IoU of a correct "not_matched" that gives no time
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vsr1.formats.clips import Clip
+from vsr1.video.clips import Clip
 
 
 class LearnerError(RuntimeError):
@@ -102,3 +102,12 @@ def rounds(parts: list[list[Example]], tokens: int) -> int:
 
 def _longest_first(examples: list[Example]) -> list[Example]:
     return sorted(examples, key=lambda example: -example.length)
+
+
+def annealed(done: float) -> float:
+    """Factor of the learning rates: 1 in the first half of a training, then evenly down to 0.
+
+    Args:
+        done: share of the training that is over, in 0..1.
+    """
+    return min(1.0, 2 * (1 - done))

@@ -8,9 +8,9 @@ from statistics import fmean
 
 import torch
 
-from vsr1.agent.trajectory import Trajectory
-from vsr1.config import ObjectiveConfig
+from vsr1.episode.trajectory import Trajectory
 from vsr1.rl.advantages import batch_advantages, group_advantages, mean_rewards_to_go, overlong_penalty
+from vsr1.settings.training import ObjectiveConfig
 
 
 @dataclass(frozen=True)

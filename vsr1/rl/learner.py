@@ -1,6 +1,6 @@
 """One DeepSpeed rank of the learner, the same class for both stages.
 
-It minimises `vsr1.rl.loss`. All ranks make the same number of passes in a step.
+It minimises `vsr1.rl.example_loss`. All ranks make the same number of passes in a step.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import torch
 from safetensors.torch import save
 
 from vsr1 import compat
-from vsr1.config import AgentConfig, GrpoConfig, ModelConfig, SftConfig
-from vsr1.formats.checkpoint import copy_processor, load_policy, policy_sizes, write_weights
+from vsr1.model.checkpoint import copy_processor, load_policy, policy_sizes, write_weights
 from vsr1.model.embedder import Embedder
 from vsr1.model.manifest import Manifest, record
+from vsr1.model.processor import ClipProcessor
 from vsr1.model.recompute import recompute_mlps
 from vsr1.rl.batch import BatchTotals, Example, LearnerError, micro_batches
-from vsr1.rl.loss import ExampleLoss, VideoVectors
-from vsr1.video.processor import ClipProcessor
+from vsr1.rl.example_loss import ExampleLoss, VideoVectors
+from vsr1.settings.parts import AgentConfig, ModelConfig
+from vsr1.settings.training import GrpoConfig, SftConfig
 
 STATE = "deepspeed"  # folder of DeepSpeed's files in a saved state
 

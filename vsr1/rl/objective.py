@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from vsr1.config import LatentActionConfig, ObjectiveConfig
 from vsr1.rl.batch import BatchTotals
 from vsr1.rl.losses import (
     PolicyLoss,
@@ -22,6 +21,7 @@ from vsr1.rl.losses import (
     sequence_policy_loss,
     token_weights,
 )
+from vsr1.settings.training import LatentActionConfig, ObjectiveConfig
 
 Counted = dict[str, float]
 

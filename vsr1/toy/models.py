@@ -18,7 +18,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from vsr1.formats.checkpoint import save_policy
+from vsr1.model.checkpoint import save_policy
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.toy.tokenizer import END_OF_TEXT, TURN_END, embedder_tokenizer, policy_tokenizer
 

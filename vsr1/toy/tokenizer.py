@@ -5,12 +5,15 @@ Digits stay single tokens, so that a time is spelt the same way everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from vsr1.model.policy import REFINE_TOKEN
+from vsr1.search.prompts import SYSTEM_PROMPT, assistant_text, user_text
+from vsr1.toy.world import caption, make_corpus, reasoning
 
 END_OF_TEXT, TURN_END = "<|endoftext|>", "<|im_end|>"
 SPECIAL_TOKENS = (
@@ -31,6 +34,18 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def vocabulary_texts(seed: int, count: int = 3000) -> Iterator[str]:
+    """Texts in the language of the world, prompts and replies, to train a tokenizer on."""
+    rng = np.random.default_rng(seed)
+    for example in make_corpus("vocabulary", count, seed):
+        events = list(example.film.events)
+        yield user_text(example.query)
+        yield caption(example, rng)
+        yield assistant_text(reasoning(events, example.queried, True), True, (0.0, float(example.film.duration)))
+        yield assistant_text(reasoning(events[:1], example.queried, False), False, None)
+    yield from [SYSTEM_PROMPT] * 20
 
 
 def train_tokenizer(texts: Iterable[str], size: int = 700) -> Tokenizer:

@@ -7,15 +7,15 @@ Some looks and some sentence forms appear in no split that is trained on.
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from vsr1.agent.prompts import SYSTEM_PROMPT, assistant_text, user_text
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
@@ -180,18 +180,32 @@ def further_queries(example: Example, count: int, seed: int) -> list[str]:
     return [others[i] for i in rng.permutation(len(others))[:count]]
 
 
-def vocabulary_texts(seed: int, count: int = 3000) -> Iterator[str]:
-    """Texts in the language of the world, prompts and replies, to train a tokenizer on."""
-    from vsr1.toy.teacher import reasoning
+def reasoning(events: Sequence[Event], queried: tuple[Event, Event], matched: bool) -> str:
+    """The text inside `<think>`.
 
-    rng = np.random.default_rng(seed)
-    for example in make_corpus("vocabulary", count, seed):
-        events = list(example.film.events)
-        yield user_text(example.query)
-        yield caption(example, rng)
-        yield assistant_text(reasoning(events, example.queried, True), True, (0.0, float(example.film.duration)))
-        yield assistant_text(reasoning(events[:1], example.queried, False), False, None)
-    yield from [SYSTEM_PROMPT] * 20
+    Args:
+        events: of the shown film. queried: the two that the query names. matched: whether the film shows them in a row.
+    """
+    seen = ", ".join(f"{event.start} {describe(event)}" for event in events)
+    wanted = f"{describe(queried[0])} then {describe(queried[1])}"
+    return f"{seen}. wanted {wanted}. {'found' if matched else 'not found'}."
+
+
+def find_queried(events: Sequence[Event], queried: tuple[Event, Event]) -> tuple[float, float] | None:
+    """Start and end in seconds of two consecutive events that look like the queried ones, None if there are none."""
+    for first, second in pairwise(events):
+        if (first.look, second.look) == (queried[0].look, queried[1].look):
+            return float(first.start), float(second.end)
+    return None
+
+
+def load_events(path: Path) -> dict[str, tuple[list[Event], int]]:
+    """Per video its events and which one its own query names first."""
+    known = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        known[row["video"]] = ([Event(**event) for event in row["events"]], row["first"])
+    return known
 
 
 def _film(looks: list[Look], rng: np.random.Generator) -> Film:

@@ -1,7 +1,7 @@
 """Whether a file from somebody else may become a video of the library: found out before a frame of it is kept.
 
-Run it in a process with limits of its own (`pipelines/service/sandbox.py`): what a file states of itself is checked
-here, what it hides shows only when it is decoded.
+Run it in a process with limits of its own (`pipelines/serve/library/sandbox.py`): what a file states of itself is
+checked here, what it hides shows only when it is decoded.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 from ray import serve
 
 from pipelines.data.build import build_dataset
-from pipelines.service.deploy import start_agent
+from pipelines.serve.deploy import start_agent
 from vsr1.config import load_config
 from vsr1.formats.annotations import read_annotations
 from vsr1.formats.dataset import DatasetFolder

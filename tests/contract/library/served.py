@@ -8,8 +8,8 @@ from typing import Any
 import httpx2
 
 from vsr1.config import Config
-from vsr1.formats.added import AddedFolder
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.retrieval.added import AddedFolder
 
 REPOSITORY = Path(__file__).parents[3]
 VIDEOS = 8

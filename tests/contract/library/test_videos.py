@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from ray import serve
 
-from pipelines.service.deploy import start_agent
-from vsr1.formats.added import SOURCE, AddedVideo
-from vsr1.formats.clips import ClipFolder
+from pipelines.serve.deploy import start_agent
+from vsr1.retrieval.added import SOURCE, AddedVideo
+from vsr1.video.clips import ClipFolder
 
 from .served import BINARY, NEW, VIDEOS, WHOLE, Served, refused
 

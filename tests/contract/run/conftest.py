@@ -23,7 +23,7 @@ def run(
     options = [*SMALL, *models, f"run_dir={folder}", f"data.root={toy_data}"]
     with own_head() as head:
         for stage in ("sft", "grpo"):
-            command = ["python", "-m", f"pipelines.{stage}", "--config", "configs/toy.yaml"]
+            command = ["python", "-m", "pipelines", stage, "--config", "configs/toy.yaml"]
             done = head.submit(REPOSITORY, *command, *options)
             assert done.returncode == 0, done.stdout + done.stderr
             assert [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith(f"{stage} step")] == [

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.replay.command import Replayed, ReplayError, replay
-from pipelines.run_folder import TRAINING_LOG, config_of
+from pipelines.evaluation.replay.command import Replayed, ReplayError, replay
 from vsr1.config import Config, ConfigError, load_config
+from vsr1.runs.folder import TRAINING_LOG, config_of
 
 from .options import REPOSITORY
 
@@ -184,7 +184,7 @@ def test_the_command_says_it_with_its_exit_code(folder: Path, tmp_path: Path) ->
     _reward(rows[1])
     (tmp_path / "after.trajectories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     copyfile(folder / "config.after.yaml", tmp_path / "config.yaml")
-    command = [sys.executable, "-m", "pipelines.cli", "replay", str(tmp_path / "after.trajectories.jsonl"), "--json"]
+    command = [sys.executable, "-m", "pipelines", "replay", str(tmp_path / "after.trajectories.jsonl"), "--json"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1, done.stderr
     assert [one["first"] for one in json.loads(done.stdout)] == [None, "rewards"]

@@ -12,11 +12,11 @@ import pytest
 import ray
 from safetensors.torch import load_file
 
-from pipelines import grpo, sft
+from pipelines.train import grpo, sft
 from vsr1.config import Config, load_config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.policy import HEAD_NAMES
-from vsr1.runlog import read_scalars
+from vsr1.runs.scalars import read_scalars
 
 from .options import CONFIG, REPOSITORY, SMALL
 
@@ -113,7 +113,7 @@ def test_without_vllm_there_is_no_other_engine(run: Config, tmp_path: Path) -> N
         "sys.meta_path.insert(0, Absent())\n"
     )
     (tmp_path / "sitecustomize.py").write_text(blocker)
-    command = [sys.executable, "-m", "pipelines.grpo", "--config", str(CONFIG), *SMALL]
+    command = [sys.executable, "-m", "pipelines", "grpo", "--config", str(CONFIG), *SMALL]
     command += [f"run_dir={tmp_path / 'run'}", f"data.root={run.data.root}"]
     done = subprocess.run(
         command, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True

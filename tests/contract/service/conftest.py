@@ -9,9 +9,9 @@ from shutil import copytree
 import pytest
 from ray import serve
 
-from pipelines.evaluate import evaluate
-from pipelines.service.deploy import start_agent
-from pipelines.service.keys import add_key
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.serve.deploy import start_agent
+from pipelines.serve.gateway.keys import add_key
 from vsr1.config import load_config
 
 from .served import LIMITS, REPOSITORY, Served

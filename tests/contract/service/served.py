@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from vsr1.agent.trajectory import Trajectory
+from vsr1.episode.trajectory import Trajectory
 
 REPOSITORY = Path(__file__).parents[3]
 QUERIES = 24  # of `toy_data`

@@ -23,7 +23,7 @@ import ray
 from mcp import Client, StdioServerParameters
 from playwright.sync_api import Browser, expect
 
-from pipelines.service.faults import CODES
+from pipelines.serve.gateway.faults import CODES
 
 from .served import LIMITS, ORIGIN, Served
 

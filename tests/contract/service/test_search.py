@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from vsr1.agent.parse import last_element
+from vsr1.search.parse import last_element
 
 from .served import QUERIES, Served
 

@@ -1,0 +1,5 @@
+"""`python -m bench NAME`: one measurement, printed as one line of JSON."""
+
+from bench.commands import app
+
+app()

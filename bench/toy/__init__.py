@@ -1,0 +1,1 @@
+"""The toy benchmark: the models it starts from, its arms over seeds, and their tables."""

@@ -1,0 +1,309 @@
+"""Trains the toy base models from random weights: they stand in for released ones, which cannot be made small.
+
+The policy learns to name the events of the shown film, to judge and to give the span; it knows nothing of refinement
+yet, which is Stage 1's to teach. The embedder starts from the policy's weights and learns by contrast from coarse
+captions, films of other families first, then more and more of one family in a batch. The benchmark's queries are new to
+it, as fine-grained queries are to a general engine, but what they name is in its video vectors.
+
+Films are rendered, not encoded. The same seed and steps give the same data.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, Dataset
+
+from vsr1.model.checkpoint import save_policy
+from vsr1.model.embedder import Embedder, template
+from vsr1.model.forward import Row, prefill, rotary_positions, token_logprobs
+from vsr1.model.new_policy import start_heads
+from vsr1.model.policy import VideoSearchPolicy
+from vsr1.model.processor import ClipProcessor, pair_marks
+from vsr1.model.vision import Grid, VisionFeatures, encode_clips
+from vsr1.search.prompts import SYSTEM_PROMPT, assistant_text, turn_prompt
+from vsr1.toy.models import MERGE, PATCH, new_embedder, new_policy
+from vsr1.toy.render import FRAMES_PER_SECOND, render
+from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
+from vsr1.toy.world import FAMILY, Example, caption, find_queried, make_corpus, reasoning
+from vsr1.video.decode import frame_indices
+
+BATCH = 128
+HELD_OUT = 512  # films of the validation split that progress is measured on
+CORPUS = 2048  # films in which a query has one answer; pretraining takes several such corpora
+EMBEDDER_RATE, POLICY_RATE = 4e-4, 1e-3  # a higher rate destroys what the embedder starts with
+TEMPERATURE = 0.05  # of the contrastive loss
+CURRICULUM = ((0.3, 1), (0.65, 2), (1.0, FAMILY))  # up to this share of the steps, films of one family in a batch
+T = TypeVar("T")
+READERS = 8  # processes that prepare rows, at most
+
+
+@dataclass
+class Film:
+    """A rendered example, ready for training."""
+
+    example: Example
+    frames: torch.Tensor  # uint8 [T, side, side, 3], on the training device
+    marks: tuple[float, ...]  # seconds of each frame pair
+    clip_row: Row  # for the embedder
+
+    @property
+    def grid(self) -> Grid:
+        return _grid(self.frames)
+
+
+def pretrain(
+    out: Path,
+    seed: int = 0,
+    device: str = "cpu",
+    policy_steps: int = 2500,
+    embedder_steps: int = 750,
+    corpora: int = 12,
+) -> None:
+    """Write `out/policy` and `out/embedder`.
+
+    Args:
+        seed: of the films, the weights and the batches.
+        device: `cpu` or `cuda`.
+        policy_steps: optimiser steps of batch 128. embedder_steps: likewise; they decide how hard retrieval is.
+        corpora: of 2,048 films each to train on.
+    """
+    torch.manual_seed(seed)
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+    base = train_tokenizer(vocabulary_texts(seed))
+    embedder_model, embedder_processor = new_embedder(base, seed)
+    policy, policy_processor = new_policy(base, seed)
+    embedder_processor.save_pretrained(out / "embedder")
+    policy_processor.save_pretrained(out / "policy")
+    processor = ClipProcessor(out / "policy")
+    embedder = Embedder(embedder_model.to(device), ClipProcessor(out / "embedder"), "pretraining")
+
+    splits = [make_corpus(f"pretrain-{i}", CORPUS, seed) for i in range(corpora)]
+    train = _render_all(list(chain.from_iterable(splits)), embedder.processor, device)
+    held_out = _render_all(make_corpus("val", HELD_OUT, seed), embedder.processor, device)
+    policy.to(device)
+    _train_policy(policy, processor, train, held_out, policy_steps, seed)
+    start = policy.model.state_dict()
+    words = "language_model.embed_tokens.weight"
+    start[words] = start[words][: embedder_model.language_model.embed_tokens.num_embeddings]  # no refine token
+    embedder_model.load_state_dict(start)
+    _train_embedder(embedder, train, held_out, embedder_steps, seed)
+    embedder.model.to(torch.bfloat16).save_pretrained(out / "embedder")
+    policy.to("cpu")
+    start_heads(policy, out / "embedder", seed=seed)
+    save_policy(out / "policy", policy.to(torch.bfloat16))
+
+
+def _grid(frames: torch.Tensor) -> Grid:
+    count, height, width, _ = frames.shape
+    return count // 2, height // PATCH, width // PATCH
+
+
+def patches(frames: torch.Tensor) -> torch.Tensor:
+    """Frames [T, H, W, 3] in 0..255, T even, as the video processor's float32 [patches, values] (tested)."""
+    pairs, rows, cols = frames.shape[0] // 2, frames.shape[1] // PATCH, frames.shape[2] // PATCH
+    shape = (pairs, 2, rows // MERGE, MERGE, PATCH, cols // MERGE, MERGE, PATCH, 3)
+    ordered = frames.view(shape).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return ordered.reshape(pairs * rows * cols, -1).float() / 127.5 - 1
+
+
+def _train_policy(
+    policy: VideoSearchPolicy,
+    processor: ClipProcessor,
+    train: list[Film],
+    held_out: list[Film],
+    steps: int,
+    seed: int,
+) -> None:
+    policy.train()
+    for parameter in [*policy.head_parameters(), *policy.refine_gate.parameters()]:
+        parameter.requires_grad_(False)
+    optimizer, schedule = _optimizer(policy, POLICY_RATE, steps)
+    workers = min(READERS, max(1, (os.cpu_count() or 1) // 2))
+    replies = DataLoader(
+        _Replies(processor, train, steps, seed + 1),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        multiprocessing_context="fork",
+        prefetch_factor=4,
+    )
+    began = time.monotonic()
+    for step, (rows, shown) in enumerate(replies, 1):
+        distinct = [train[i] for i in shown]
+        features = _features(policy, distinct)
+        logprobs, _ = token_logprobs(policy, prefill(policy.model, rows, features, keep_cache=False), rows)
+        loss = -logprobs.mean()
+        _step(loss, policy, optimizer, schedule)
+        if step % 500 == 0 or step == steps:
+            unseen = held_out_loss(policy, processor, held_out)
+            seconds = time.monotonic() - began
+            print(f"policy step {step} loss {loss.item():.3f} held-out {unseen:.3f} {seconds:.0f} s", flush=True)
+
+
+@torch.no_grad()
+def held_out_loss(policy: VideoSearchPolicy, processor: ClipProcessor, films: list[Film]) -> float:
+    """Mean token loss of the true replies, half of them about a confuser."""
+    films = films[:256]
+    wanted, shown = np.arange(len(films)), [i if i % 4 < 2 else i ^ 1 for i in range(len(films))]
+    rows, distinct = _rows(processor, films, wanted, shown)
+    shown_films = [films[i] for i in distinct]
+    policy.eval()
+    state = prefill(policy.model, rows, _features(policy, shown_films), keep_cache=False)
+    logprobs, _ = token_logprobs(policy, state, rows)
+    policy.train()
+    return -float(logprobs.mean())
+
+
+def _train_embedder(embedder: Embedder, train: list[Film], held_out: list[Film], steps: int, seed: int) -> None:
+    model = embedder.model.requires_grad_(True).train()
+    rng = np.random.default_rng(seed)
+    optimizer, schedule = _optimizer(model, EMBEDDER_RATE, steps)
+    began = time.monotonic()
+    for step in range(1, steps + 1):
+        members = next(count for until, count in CURRICULUM if step <= until * steps)
+        families = rng.choice(len(train) // FAMILY, BATCH // members, replace=False) * FAMILY
+        batch = [train[first + i] for first in families for i in rng.permutation(FAMILY)[:members]]
+        queries = embedder.query_vectors([caption(film.example, rng) for film in batch])
+        scores = queries @ _clip_vectors(embedder, batch).T / TEMPERATURE
+        target = torch.arange(len(batch), device=scores.device)
+        loss = functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target)
+        _step(loss, model, optimizer, schedule)
+        if step % 100 == 0 or step == steps:
+            recall, by_family = embedder_recall(embedder, held_out)
+            print(
+                f"embedder step {step} loss {loss.item():.3f} R@1 {recall:.3f}, of the errors {by_family:.3f} "
+                f"in the family, {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+
+
+@torch.no_grad()
+def embedder_recall(embedder: Embedder, films: list[Film]) -> tuple[float, float]:
+    """R@1 of the films' queries among all of them, and which share of the errors is a film of the family."""
+    embedder.model.eval()
+    clips = torch.cat([_clip_vectors(embedder, films[i : i + BATCH]) for i in range(0, len(films), BATCH)])
+    queries = embedder.query_vectors([film.example.query for film in films])
+    embedder.model.train()
+    best = (queries @ clips.T).argmax(dim=1).cpu()
+    own = torch.arange(len(films))
+    wrong = best != own
+    related = wrong & (best // FAMILY == own // FAMILY)
+    return 1 - float(wrong.float().mean()), float(related.sum() / wrong.sum().clamp(min=1))
+
+
+def _features(policy: VideoSearchPolicy, films: list[Film]) -> list[VisionFeatures]:
+    return encode_clips(policy.model.visual, _pixels(films), [film.grid for film in films])
+
+
+def _pixels(films: list[Film]) -> list[torch.Tensor]:
+    counts = [grid[0] * grid[1] * grid[2] for grid in (film.grid for film in films)]
+    return list(patches(torch.cat([film.frames for film in films])).split(counts))
+
+
+class _Replies(Dataset[tuple[list[Row], list[int]]]):
+    """One batch a step, by the step's own seed: true replies about films, and which films they show."""
+
+    def __init__(self, processor: ClipProcessor, films: list[Film], steps: int, seed: int) -> None:
+        self._processor, self._films, self._steps, self._seed = processor, films, steps, seed
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> tuple[list[Row], list[int]]:
+        rng = np.random.default_rng([self._seed, step])
+        wanted = rng.integers(0, len(self._films), BATCH)
+        return _rows(self._processor, self._films, wanted, [_shown(int(i), rng, len(self._films)) for i in wanted])
+
+
+def _as_it_is(batch: T) -> T:
+    return batch
+
+
+def _rows(
+    processor: ClipProcessor, films: list[Film], wanted: np.ndarray, shown: list[int]
+) -> tuple[list[Row], list[int]]:
+    """Rows of queries about films, and the distinct films, which the rows' clips number."""
+    places = {video: place for place, video in enumerate(dict.fromkeys(shown))}
+    pairs = zip(wanted.tolist(), shown, strict=True)
+    rows = [_row(processor, films[query].example, films[video], places[video]) for query, video in pairs]
+    return rows, list(places)
+
+
+def _row(processor: ClipProcessor, wanted: Example, film: Film, clip: int | None = None) -> Row:
+    shown = film.example.film.events
+    span = find_queried(shown, wanted.queried)
+    reply = assistant_text(reasoning(shown, wanted.queried, span is not None), span is not None, span)
+    prompt = processor.insert(_prompt_ids(processor, wanted.query), processor.clip_tokens(film.grid, film.marks))
+    row = Row(prompt, processor.tokenizer.encode(reply, add_special_tokens=False), clip, film.grid)
+    return replace(row, positions=rotary_positions(row, processor.video_token, processor.merge).numpy())
+
+
+@cache
+def _prompt_ids(processor: ClipProcessor, query: str) -> list[int]:
+    return processor.tokenizer.encode(turn_prompt(query, SYSTEM_PROMPT), add_special_tokens=False)
+
+
+def _shown(query: int, rng: np.random.Generator, count: int) -> int:
+    """Half the time the right film, else mostly one of its family, else any film."""
+    draw = rng.random()
+    if draw < 0.5:
+        return query
+    if draw < 0.9:
+        return query - query % FAMILY + (query + int(rng.integers(1, FAMILY))) % FAMILY
+    return int(rng.integers(0, count))
+
+
+def _clip_vectors(embedder: Embedder, films: list[Film]) -> torch.Tensor:
+    features = encode_clips(embedder.model.visual, _pixels(films), [film.grid for film in films])
+    rows = [replace(film.clip_row, clip=i) for i, film in enumerate(films)]
+    state = prefill(embedder.model, rows, features, keep_cache=False)
+    return functional.normalize(state.after_norm[:, -1].float(), dim=-1)
+
+
+def _render_all(corpus: list[Example], processor: ClipProcessor, device: str) -> list[Film]:
+    """Args: processor: the embedder's, which appends a token to every text."""
+    markup = processor.tokenizer.encode(template("<|video_pad|>"))
+    films = []
+    with ProcessPoolExecutor() as pool:
+        for example, (frames, times) in zip(corpus, pool.map(_render, corpus, chunksize=64), strict=True):
+            shown, marks = torch.from_numpy(frames).to(device), pair_marks(times)
+            row = Row(processor.insert(markup, processor.clip_tokens(_grid(shown), marks)), [], None, _grid(shown))
+            row = replace(row, positions=rotary_positions(row, processor.video_token, processor.merge))
+            films.append(Film(example, shown, marks, row))
+    return films
+
+
+def _render(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    total = int(example.film.duration * FRAMES_PER_SECOND)
+    indices = frame_indices(total, float(example.film.duration), 1.0, 64)
+    indices += indices[-1:] * (len(indices) % 2)
+    times = np.array(indices) / FRAMES_PER_SECOND
+    return render(example.film, times), times
+
+
+def _optimizer(model: torch.nn.Module, rate: float, steps: int) -> tuple[Optimizer, OneCycleLR]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.05)
+    return optimizer, schedule
+
+
+def _step(loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, schedule: OneCycleLR) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+    optimizer.step()
+    schedule.step()

@@ -1,0 +1,1 @@
+"""What an agent can do: play a split, score, export, report and replay."""

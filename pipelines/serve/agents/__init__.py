@@ -1,0 +1,1 @@
+"""The engines that answer, and the weights they hold."""

@@ -1,0 +1,122 @@
+"""The agents: replicas that hold an engine each, and play the searches.
+
+A search ends with the weights it began with: new ones are loaded when the replica's searches are over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+from ray.exceptions import ObjectLostError, RayActorError
+
+from actors.rollout import start_engine
+from pipelines.serve.agents.searching import OnText, Searching
+from pipelines.serve.agents.weights import Turnstile, Weights
+from pipelines.serve.gateway.schema import SearchBody
+from pipelines.serve.gateway.stream import Event
+from pipelines.serve.library.library import node_id
+from vsr1.config import Config
+from vsr1.episode.environment import Observation
+from vsr1.retrieval.request import SearchRequest, SearchResult
+from vsr1.settings.parts import AgentConfig
+from vsr1.video.clips import Clip
+
+if TYPE_CHECKING:
+    from vsr1.engine.engine import PolicyEngine, Reply
+
+
+class AgentReplica:
+    """One engine with a policy, on any corpus of the library. Serve calls `reconfigure` before the first search."""
+
+    def __init__(self, config: Config, name: str, library: Any) -> None:
+        self._config, self._name, self._library = config, name, library
+        self._parts: dict[str, tuple[Any, Any]] = {}  # of each corpus
+        self._turnstile = Turnstile()
+        self._engine: PolicyEngine | None = None
+        self._weights: Weights | None = None
+
+    async def reconfigure(self, wanted: dict[str, Any]) -> None:
+        """Start the engine with a checkpoint, or load its weights into the engine that runs.
+
+        Args:
+            wanted: a `Weights`.
+
+        Raises:
+            CheckpointError: the checkpoint is no policy, or does not fit the engine that runs.
+            PushError: the weights did not arrive whole. After either Serve replaces the replica.
+        """
+        from vsr1.model.manifest import record_files
+        from vsr1.model.replacement import replacing_files
+
+        weights = Weights.model_validate(wanted)
+        if self._engine is None or self._weights is None:
+            self._engine = await start_engine(self._config, weights.checkpoint)
+            self._engine.weight_version = weights.version
+        else:
+            files = await asyncio.to_thread(replacing_files, weights.checkpoint, self._weights.checkpoint)
+            manifest = await asyncio.to_thread(record_files, files, self._config.model.dtype)
+            async with self._turnstile.change():
+                paths = tuple(str(file) for file in files)
+                await self._engine.push_weights("receive_file", paths, weights.version, manifest)
+        self._weights = weights
+
+    async def check_health(self) -> None:
+        """Raises what ended the engine, so that Serve replaces this replica."""
+        if self._engine is not None:
+            await self._engine.check_health()
+
+    async def search(self, search_id: str, body: SearchBody, corpus: str) -> AsyncIterator[Event]:
+        """Events of one search, see `Searching`."""
+        async with self._turnstile.search():
+            names = (search_id, corpus, self._name)
+            version = self._ready().weight_version
+            searching = Searching(body, self._config.agent, names, version, self._config.serve.request_limit_s)
+            retrieval, clips = await self._parts_of(corpus)
+            events = searching.events(partial(_search, retrieval), partial(_clip, clips), self._reply)
+            try:
+                async for event in events:
+                    yield event
+            except (RayActorError, ObjectLostError):
+                self._parts.clear()  # the library has new actors, or will have
+                raise
+            finally:
+                await events.aclose()
+
+    async def _parts_of(self, corpus: str) -> tuple[Any, Any]:
+        """Retrieval service and clip store."""
+        if corpus not in self._parts:
+            self._parts = await self._library.parts.remote(node_id())
+        return self._parts[corpus]
+
+    async def _reply(self, observation: Observation, turn: int, agent: AgentConfig, on_text: OnText) -> Reply:
+        return await self._ready().generate(
+            observation.prompt,
+            observation.clip,
+            max_tokens=agent.max_new_tokens,
+            latents=agent.depth,
+            temperature=0.0,
+            seed=turn,
+            on_text=on_text,
+        )
+
+    def _ready(self) -> PolicyEngine:
+        if self._engine is None:
+            raise RuntimeError(f"the agent of model {self._name!r} has no engine; Serve calls reconfigure first")
+        return self._engine
+
+
+async def _search(retrieval: Any, request: SearchRequest) -> SearchResult:
+    found: SearchResult = await retrieval.search.remote(request)
+    return found
+
+
+async def _clip(clips: Any, video_id: str) -> Clip:
+    clip: Clip = await clips.get.remote(video_id)
+    return clip
+
+
+Agents: Any = serve.deployment(AgentReplica)

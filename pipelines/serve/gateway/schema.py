@@ -1,0 +1,162 @@
+"""What the search API takes and gives: the models behind its OpenAPI description."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import quote, urlencode
+
+from fastapi import Path, Query
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+LONGEST_QUERY = 2000  # characters
+Status = Literal["matched", "not_found", "partial"]
+QUERY = "a red ring moving up, then a blue cross moving down"  # of the examples; theirs are videos of the toy corpus
+VideoId = Annotated[str, Path(max_length=500, examples=["test_0001"])]
+CorpusName = Annotated[str | None, Query(description="may be left out where there is only one", examples=["toy"])]
+Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False, examples=[2.5])]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]  # JSON has one kind of number: 2.0 is 2
+
+
+def example(**values: Any) -> ConfigDict:
+    """Settings of a body: no field of another name or type, and an example in the description."""
+    return ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [values]})
+
+
+class SearchOptions(BaseModel):
+    """How to search."""
+
+    corpus: str | None = Field(None, description="name of a corpus; may be left out where there is only one")
+    max_turns: Whole | None = Field(None, ge=1, le=16, description="videos looked at; empty: as the agent was trained")
+    top_k: Whole = Field(10, ge=1, le=100, description="videos listed of each ranking")
+    exclude_ids: list[str] = Field([], max_length=1000, description="videos that are not looked at")
+    threshold: float | None = Field(None, ge=-1, le=1, description="least score of a moment's video")
+
+
+class SearchBody(SearchOptions):
+    """A search for one moment."""
+
+    model_config = example(query=QUERY, max_turns=2, top_k=5, exclude_ids=["test_0001"])
+
+    query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_QUERY)]
+    model: str | None = Field(None, description="name of a model; may be left out for the first")
+    stream: bool = Field(False, description="server-sent events instead of one answer")
+
+
+class Found(BaseModel):
+    video_id: str
+    score: float
+
+
+class Moment(BaseModel):
+    """The answer: seconds of a video; `score` is that of the video in the ranking it was taken from."""
+
+    video_id: str
+    start: float
+    end: float
+    score: float
+    thumbnail_url: str = Field(description="the frame in the middle, at this server")
+    deep_link: str = Field(description="the page open at the moment, at this server")
+
+
+class TurnTrace(BaseModel):
+    turn: int
+    retrieved: list[Found]
+    video_id: str | None = Field(None, description="the video that was looked at")
+    rank: int | None = Field(None, description="its place in `retrieved`")
+    verdict: Literal["matched", "not_matched", "unknown"] | None = None
+    reasoning: str = ""
+    refined: list[Found] | None = Field(None, description="the ranking after the query was refined")
+    seconds: float = 0.0
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    text_tokens: int
+    latent_tokens: int
+    seconds: float
+
+
+class SearchAnswer(BaseModel):
+    """`partial`: the time limit ended the search; `moments` is empty unless the status is `matched`."""
+
+    id: str
+    status: Status
+    query: str
+    corpus: str
+    moments: list[Moment]
+    turns: list[TurnTrace]
+    usage: Usage
+    model: str
+    weight_version: int = Field(description="0 at the start, one more with each swap of the model's weights")
+    index_version: str | None
+
+
+class Problem(BaseModel):
+    code: str = Field(description="for programs")
+    message: str = Field(description="for people: what is wrong, and the fix")
+
+
+class ErrorAnswer(BaseModel):
+    error: Problem
+
+
+class Corpus(BaseModel):
+    name: str
+    videos: int
+    index_version: str
+    examples: list[str] = Field([], description="the first queries of the corpus's annotations, where it has any")
+
+
+class Video(BaseModel):
+    """`ready` videos can be searched; those before it are on their way; `failed` ones never came in."""
+
+    video_id: str
+    status: Literal["queued", "decoding", "embedding", "indexing", "ready", "failed"]
+    progress: float = Field(description="share of the stages that are done, 0 to 1")
+    duration: float | None = Field(
+        None,
+        description="of a ready video: seconds, up to a frame interval past the last frame that is kept; not in lists",
+    )
+    error: Problem | None = Field(None, description="of a failed video")
+
+
+class VideoPage(BaseModel):
+    videos: list[Video] = Field(description="sorted by id, in the order of Unicode")
+    next: str | None = Field(description="`after` of the next page; null on the last")
+
+
+class VideoSource(BaseModel):
+    """Where a video is; exactly one of the two."""
+
+    model_config = example(path="2026/kitchen_03.mp4")
+
+    path: str | None = Field(None, min_length=1, description="file below `serve.upload.path_root`, or from there")
+    url: str | None = Field(None, min_length=1, description="public http(s) address, where `serve.upload.urls` is true")
+
+    @model_validator(mode="after")
+    def _is_one_place(self) -> VideoSource:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("give either path or url")
+        return self
+
+
+class Health(BaseModel):
+    status: Literal["ok", "starting"]
+    detail: dict[str, Any] = Field({}, description="of each corpus")
+    models: dict[str, int] = Field({}, description="of each model the number of its agents")
+
+
+def thumbnail_url(corpus: str, video_id: str, seconds: float) -> str:
+    """Of the frame nearest to a second of a video."""
+    return f"/v1/videos/{quote(video_id, safe='')}/thumbnail?{urlencode({'t': f'{seconds:.2f}', 'corpus': corpus})}"
+
+
+def deep_link(query: str, corpus: str, video_id: str, start: float, end: float) -> str:
+    """Of the page at a moment, in seconds. All is behind the `#`, so that no server's log has the query."""
+    return f"/#{urlencode({'q': query, 'corpus': corpus, 'v': video_id, 't': f'{start:.2f}-{end:.2f}'})}"

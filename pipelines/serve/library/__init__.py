@@ -1,0 +1,1 @@
+"""The corpora that are searched, and the videos that users add."""

@@ -1,0 +1,167 @@
+"""Bringing videos into one corpus while it is searched: queued, decoded, embedded, indexed, one after the other.
+
+What is on disk decides: after a kill, a video that was on its way begins again and one that was ready is ready. The
+clip and the vector are made by the calls that the data build makes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, Literal
+
+from ray.exceptions import RayError
+
+from actors.clips import ClipStores
+from pipelines.data.clips import read_journal
+from pipelines.serve.gateway.stream import ApiError
+from pipelines.serve.library import sandbox
+from vsr1.config import Config
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.retrieval.added import SOURCE, AddedFolder, AddedVideo, Fault
+from vsr1.settings.serving import CorpusConfig
+from vsr1.video.clips import ClipFolder
+
+Stage = Literal["queued", "decoding", "embedding", "indexing"]
+PROGRESS: dict[Stage, float] = {"queued": 0.0, "decoding": 0.0, "embedding": 1 / 3, "indexing": 2 / 3}
+
+
+class Ingestion:
+    """Make it inside an event loop: it begins at once with what an earlier one left.
+
+    Args:
+        built: clips of the data build. retrieval: handle of the corpus's retrieval service.
+        stores: clip stores, which may hold another clip of an id that is used again.
+    """
+
+    def __init__(
+        self, config: Config, corpus: CorpusConfig, built: ClipFolder, retrieval: Any, stores: ClipStores
+    ) -> None:
+        self._config, self._limits, self._built = config, config.serve.upload, built
+        self._retrieval, self._stores = retrieval, stores
+        self.added = AddedFolder.of(corpus)
+        self.stages: dict[str, Stage] = {}
+        self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._deleting = asyncio.Lock()
+        self.added.purge_all()
+        incoming = {name: video for name, video in self.added.read_all("incoming").items() if video.fault is None}
+        here = self.added.read_all("videos") | incoming
+        self._ids = _built_hashes(corpus, set(self.added.removed())) | {v.sha256: name for name, v in here.items()}
+        for name in incoming:
+            self._enqueue(name)
+        self._worker = asyncio.create_task(self._work())
+
+    def check_health(self) -> None:
+        """Raises what ended the work, if it ended."""
+        if self._worker.done():
+            self._worker.result()
+
+    async def accept(self, video_id: str | None, received: Path, sha256: str) -> str:
+        """Take a folder of `receiving` with its whole source, and return the id of the video that it becomes.
+
+        Raises:
+            ApiError: 409 `duplicate_video` or `video_exists`, 429 `busy`, 422 with a code of `check_video` or
+                `decode_limit`.
+        """
+        name = video_id or f"video-{sha256[:12]}"
+        if sha256 in self._ids:
+            raise ApiError(409, "duplicate_video", f"the corpus has this file as video {self._ids[sha256]!r}")
+        if self._exists(name):
+            raise ApiError(409, "video_exists", f"the corpus has another video {name!r}; delete it, or name this one")
+        if len(self.stages) >= self._limits.waiting:
+            raise ApiError(429, "busy", f"{len(self.stages)} videos of this corpus are on their way; try again", 10)
+        self.stages[name], self._ids[sha256] = "queued", name
+        taken = False
+        try:
+            media_type = await sandbox.check(received / SOURCE, self._limits)
+            self.added.accept(received, AddedVideo(video_id=name, sha256=sha256, media_type=media_type))
+            self._enqueue(name)
+            taken = True
+        except sandbox.SandboxError as error:
+            raise ApiError(422, error.fault.code, error.fault.message) from error
+        finally:
+            if not taken:
+                del self.stages[name], self._ids[sha256]
+        return name
+
+    def video_ids(self) -> set[str]:
+        """All that can be searched, are on their way, or failed."""
+        built = set(self._built.video_ids()) - set(self.added.removed())
+        return built | {*self.stages, *self.added.ids("videos"), *self.added.ids("incoming")}
+
+    def fault(self, video_id: str) -> Fault | None:
+        """Why a video did not come in, None where it did or there is none."""
+        if self._exists(video_id) or not self.added.has(video_id, "incoming"):
+            return None
+        return self.added.read(video_id, "incoming").fault
+
+    async def delete(self, video_id: str) -> None:
+        """Take a video out of the searches that begin from now on; the data build keeps its own.
+
+        Raises:
+            ApiError: 409 `video_on_its_way` or `too_few_videos`, 404 `unknown_video`.
+        """
+        if video_id in self.stages:
+            raise ApiError(
+                409, "video_on_its_way", f"video {video_id!r} is {self.stages[video_id]}; wait until it is ready"
+            )
+        async with self._deleting:
+            if self.fault(video_id):
+                self.added.delete(video_id)
+                return
+            if not self._exists(video_id):
+                raise ApiError(404, "unknown_video", f"the corpus has no video {video_id!r}")
+            now = await self._retrieval.describe.remote()
+            if now["videos"] <= (least := max(2, now["shards"])):
+                raise ApiError(409, "too_few_videos", f"a corpus needs {least} videos; add others before this one goes")
+            if video_id in self._built:
+                self.added.remove(video_id)
+            self.added.delete(video_id)
+            self._ids = {digest: name for digest, name in self._ids.items() if name != video_id}
+            await self._retrieval.refresh.remote()
+        limit_s = self._config.serve.request_limit_s  # by then, no search that found it is running
+        asyncio.get_running_loop().call_later(limit_s, self.added.purge, video_id)
+
+    def _exists(self, video_id: str) -> bool:
+        is_built = video_id in self._built and video_id not in self.added.removed()
+        return is_built or video_id in self.stages or self.added.has(video_id)
+
+    def _enqueue(self, video_id: str) -> None:
+        self.stages[video_id] = "queued"
+        self._queue.put_nowait(video_id)
+
+    async def _work(self) -> None:
+        while True:
+            name = await self._queue.get()
+            video = self.added.read(name, "incoming")
+            try:
+                await self._ingest(video)
+            except sandbox.SandboxError as error:
+                self._failed(video, error.fault)
+            except (RuntimeError, ValueError, OSError, RayError) as error:
+                self._failed(video, Fault(code="ingestion_failed", message=str(getattr(error, "cause", error))))
+            del self.stages[name]
+
+    async def _ingest(self, video: AddedVideo) -> None:
+        name, data = video.video_id, self._config.data
+        folder = self.added.incoming(name)
+        self.stages[name] = "decoding"
+        await sandbox.decode(folder, name, data, self._limits)
+        self.stages[name] = "embedding"
+        clip = await asyncio.to_thread(ClipFolder(folder, data.timestamps).read, name)
+        vector, embedder = await self._retrieval.embed_clip.remote(clip)
+        self.stages[name] = "indexing"
+        self.added.finish(video.model_copy(update={"embedder": embedder}), vector)
+        for store in self._stores.actors():
+            await store.forget.remote(name)
+        await self._retrieval.refresh.remote()
+
+    def _failed(self, video: AddedVideo, fault: Fault) -> None:
+        self.added.fail(video, fault)
+        del self._ids[video.sha256]
+
+
+def _built_hashes(corpus: CorpusConfig, removed: set[str]) -> dict[str, str]:
+    """Video ids by the hash of their source, as far as the data build knows it."""
+    rows = read_journal(DatasetFolder(corpus.root).clips_journal(corpus.split))
+    return {row["source"][2]: name for name, row in rows.items() if row["source"] and name not in removed}

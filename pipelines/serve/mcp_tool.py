@@ -1,0 +1,55 @@
+"""`vsr1 mcp`: the tool `search_videos` for assistants, by the Model Context Protocol over standard input and output.
+
+It asks a running server by its HTTP API. So it works with every client that can start a command, needs no Ray on the
+client's machine, and comes under the server's keys and limits; nothing is mounted into the gateway.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from pydantic import BaseModel, Field
+
+from pipelines.serve.client import SearchError, read_key, stream_search
+from pipelines.serve.gateway.schema import LONGEST_QUERY, Moment, Status
+
+
+class Findings(BaseModel):
+    """What the tool gives; `moments` is empty unless the status is `matched`."""
+
+    status: Status
+    moments: list[Moment]
+
+
+def search_tool(url: str, key_file: Path | None) -> MCPServer:
+    """The MCP server with the one tool, which asks the server at `url`."""
+    key = read_key(key_file)
+    server = MCPServer("vsr1", instructions="Finds the video and the seconds of a moment that one sentence describes.")
+
+    @server.tool()
+    def search_videos(
+        query: Annotated[str, Field(min_length=1, max_length=LONGEST_QUERY, description="what happens in the moment")],
+        corpus: Annotated[str | None, Field(description="may be left out where there is only one")] = None,
+        max_turns: Annotated[int | None, Field(ge=1, le=16, description="videos looked at")] = None,
+        exclude_ids: Annotated[list[str] | None, Field(description="videos that it is not")] = None,
+    ) -> Findings:
+        """Find one moment in a corpus of videos: the video's id, start and end in seconds, and links to see it."""
+        body = {"query": query, "corpus": corpus, "max_turns": max_turns, "exclude_ids": exclude_ids or []}
+        try:
+            *_, last = stream_search(url, body, key)
+        except SearchError as error:
+            raise ToolError(str(error)) from error
+        found = Findings.model_validate({name: last["result"][name] for name in ("status", "moments")})
+        for moment in found.moments:
+            moment.thumbnail_url, moment.deep_link = url + moment.thumbnail_url, url + moment.deep_link
+        return found
+
+    return server
+
+
+def run_tool(url: str, key_file: Path | None) -> None:
+    """Answer on standard input and output until the client closes them."""
+    search_tool(url, key_file).run("stdio")

@@ -1,0 +1,1 @@
+"""What every stage stands on: its actors, its tasks, its display and what a failed run leaves."""

@@ -1,0 +1,116 @@
+"""Search tasks of a split: GRPO records for training, annotations for evaluation."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray.data
+
+from vsr1.config import Config
+from vsr1.formats.annotations import read_annotations
+from vsr1.formats.atomic import read_lines
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.search.environment import SearchTask
+from vsr1.video.clips import clip_file, read_meta
+
+SAMPLE_SEEDS = 1_000_003  # apart from each other by more than any number of turns
+
+
+def prompt_stream(config: Config) -> Iterator[SearchTask]:
+    """Queries of the training split without end, in a new order each epoch, streamed by Ray Data.
+
+    With `grpo.first_video: recorded` each names the video of its first turn, and the augmented records take part, which
+    name the right one; with `balanced` only these name it.
+
+    Raises:
+        FileNotFoundError: the GRPO records are missing.
+    """
+    unique = _grpo_rows(config)
+    order = random.Random(config.seed)
+    while True:
+        order.shuffle(unique)  # here, because a shuffle in the cluster would wait for a CPU that the actors hold
+        for row in ray.data.from_items(unique, override_num_blocks=1).iter_rows():
+            yield _training_task(row, config)
+
+
+def training_tasks(config: Config) -> list[SearchTask]:
+    """The tasks of `prompt_stream`, each once.
+
+    Raises:
+        FileNotFoundError: the GRPO records are missing.
+    """
+    return [_training_task(row, config) for row in _grpo_rows(config)]
+
+
+def _grpo_rows(config: Config) -> list[dict[str, Any]]:
+    path = DatasetFolder(config.data.root).grpo_records()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; build the dataset first with `vsr1 data build`")
+    live = config.grpo.first_video == "retrieved"
+    return [row for row in read_lines(path) if not (live and row["is_augmented"])]
+
+
+def _training_task(row: dict[str, Any], config: Config) -> SearchTask:
+    recorded = config.grpo.first_video == "recorded" or row["is_augmented"]
+    return SearchTask(
+        query_id=row["qid"] + (":augmented" if row["is_augmented"] else ""),
+        query=row["query"],
+        gt_video=row["gt_video"],
+        gt_span=(float(row["gt_time"][0]), float(row["gt_time"][1])),
+        gt_duration=float(row["gt_duration"]),
+        negatives=list(row["hard_negative_ids"])[: config.grpo.retrieval_loss.negatives],
+        first_video=row["retrieved_video"] if recorded else None,
+        ends_when_lost=config.grpo.end_lost_episodes,
+    )
+
+
+def group_of(task: SearchTask, size: int, seed: int) -> list[SearchTask]:
+    """The G samples of a query, each with a seed of its own."""
+    return [
+        SearchTask(**{**vars(task), "sample": sample, "seed": seed + sample * SAMPLE_SEEDS}) for sample in range(size)
+    ]
+
+
+@dataclass(frozen=True)
+class EvaluationQuery:
+    """One annotation of a split; with a `skipped` reason it cannot be played, and counts as a failure."""
+
+    index: int  # in the annotation file, from 0
+    task: SearchTask
+    skipped: str = ""  # under the reference's names (data-eval.md §4.3)
+    message: str = ""
+
+
+def evaluation_queries(config: Config, split: str) -> list[EvaluationQuery]:
+    """The annotations of a split in file order, the first `eval.limit`, each with what keeps it from being played.
+
+    Raises:
+        AnnotationError: the split has no annotations, or faulty ones.
+        FileNotFoundError: the split is not built.
+    """
+    folder = DatasetFolder(config.data.root)
+    for path in (folder.query_meta(split), folder.docid2row(split)):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; build split {split!r} first with `vsr1 data build`")
+    known = {row["qid"] for row in read_lines(folder.query_meta(split))}
+    corpus = json.loads(folder.docid2row(split).read_text(encoding="utf-8"))
+    clips = read_meta(folder.clips(split))
+    queries = []
+    annotations = read_annotations(folder.annotations(split), beyond_duration="keep")
+    for index, row in enumerate(annotations[: config.eval.limit]):
+        task = SearchTask(row.qid, row.fig_desc, row.video, row.time, row.duration)
+        video = f"{row.video!r} of query {row.qid!r}"
+        if row.video not in corpus:
+            skipped, message = "pos_doc_missing", f"video {video} is not in the corpus; was it left out of the build?"
+        elif row.qid not in known:
+            skipped, message = "query_not_found_in_meta", f"query {row.qid!r} is not in {folder.query_meta(split)}"
+        elif row.video not in clips or not clip_file(folder.clips(split), row.video, clips[row.video]).is_file():
+            skipped, message = "video_file_missing", f"the clip of video {video} is not in {folder.clips(split)}"
+        else:
+            skipped = message = ""
+        queries.append(EvaluationQuery(index, task, skipped, message))
+    return queries

@@ -1,0 +1,22 @@
+"""`vsr1 demo`: the whole system once on the toy corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from pipelines.command import ConfigFile, DryRun, Overrides, console, guarded, read_settings
+
+DEMO_CONFIG = [Path(__file__).parents[2] / "configs" / "toy.yaml"]
+
+commands = typer.Typer()
+
+
+@commands.command()
+def demo(overrides: Overrides = None, config: ConfigFile = DEMO_CONFIG, dry_run: DryRun = False) -> None:
+    """The whole system once, on a toy corpus: data, SFT, GRPO on the live loop, evaluation, report."""
+    settings = read_settings(config, overrides, dry_run)
+    from pipelines.toy.demo import run_demo
+
+    console.print(f"report: {guarded(run_demo, settings, console)}")

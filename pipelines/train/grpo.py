@@ -1,0 +1,104 @@
+"""Stage 2, the live loop: roll out, reward, compare within groups, learn, push the weights, repeat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+
+from actors.learner import LearnerGroup
+from pipelines.data.build import ensure_dataset
+from pipelines.evaluation.evaluate import evaluate_on, evaluate_split
+from pipelines.machine.placement import capacity, grpo_splits, placement_plan
+from pipelines.stage.post_mortem import kept_in_folder
+from pipelines.stage.progress import QUIET, Load, Progress
+from pipelines.stage.tasks import prompt_stream
+from pipelines.stage.workers import Services, connect, services
+from pipelines.train.examples import trained_examples
+from pipelines.train.groups import roll_out_groups
+from pipelines.train.step_metrics import credit_metrics, rollout_metrics, validation_metrics
+from vsr1.config import Config
+from vsr1.rl.batch import annealed
+from vsr1.rl.credit import credits_of
+from vsr1.runs.folder import TRAINING_LOG, write_config
+from vsr1.runs.scalars import RunLog
+from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
+from vsr1.settings.training import GrpoConfig
+
+
+def train(config: Config, progress: Progress = QUIET) -> Path:
+    """Run Stage 2 and return the checkpoint folder it wrote; `grpo.save_every` adds `checkpoints/step-N`.
+
+    Raises:
+        PlanError: the cluster cannot hold the actors.
+        RolloutError: more samples failed than tolerated. Errors of actors come through with their names.
+    """
+    with kept_in_folder(config, "grpo"):
+        connect(config)
+        ensure_dataset(config)
+        placement_plan(config, capacity(config)).check()
+        return _train(config, progress)
+
+
+def _train(config: Config, progress: Progress) -> Path:
+    run, settings, splits = config.run_dir, config.grpo, grpo_splits(config)
+    checkpoints = run / "checkpoints"
+    with services(config, *splits, progress=progress) as world, RunLog(run) as log:
+        learners = LearnerGroup(config, run / "logs")
+        ray.get(learners.setup())
+        stream = prompt_stream(config)
+        workers = {"rollout": len(world.rollouts), "retrieval": len(splits), "rewards": len(world.rewards)}
+        progress.begin("grpo", settings.steps, workers | {"learner": learners.ranks})
+        _validate(world, log, config, 0)
+        for step, done in steps_of(settings):
+            started = time.monotonic()
+            groups = roll_out_groups(world, stream, config, step)
+            rolled = time.monotonic()
+            progress.now("learning", learner=Load(learners.ranks))
+            credits = credits_of(groups.trained, settings.objective, config.agent.max_new_tokens)
+            examples = trained_examples(groups.trained, credits, world.clips["train"], config)
+            rate = settings.learner.learning_rate * annealed(done)
+            learned = learners.step(examples, rate) | {"learning_rate": rate}
+            stepped = time.monotonic()
+            world.push(learners, version=step)
+            pushed = time.monotonic()
+            timing = {"rollout": rolled - started, "learn": stepped - rolled, "push": pushed - stepped}
+            values = rollout_metrics(groups.trained, step - 1) | groups.metrics() | credit_metrics(credits)
+            tokens = sum(len(example.response_ids) for example in examples)
+            speed = {"tokens_per_second": tokens / (pushed - started)}
+            log.log("grpo", step, values | learned | speed | {f"seconds/{k}": v for k, v in timing.items()})
+            logged = zip(groups.trained, credits, strict=True)
+            append_trajectories(run / TRAINING_LOG, [LoggedTrajectory(one, step, turns) for one, turns in logged])
+            if step % (settings.save_every or settings.steps + 1) == 0:
+                learners.save(checkpoints / f"step-{step}")
+            if step % (settings.validate_every or settings.steps + 1) == 0:
+                _validate(world, log, config, step)
+            timing["rest"] = time.monotonic() - pushed
+            progress.step(step, {"reward": values["reward/total"], "R@1 after": values["R@1_after"]}, timing)
+        learners.save(checkpoints / "grpo")
+        learners.close()
+        if settings.evaluate_after:
+            trained = config.model.model_copy(update={"policy": checkpoints / "grpo"})
+            config = config.model_copy(update={"model": trained})  # what the engines hold by now
+            write_config(config, "after")
+            evaluate_on(world, config, "after")
+    return checkpoints / "grpo"
+
+
+def steps_of(settings: GrpoConfig) -> Iterator[tuple[int, float]]:
+    """Numbers of the steps, from 1, and the share of the steps, or of `limit_s`, that is over; none begins after it."""
+    began = time.monotonic()
+    for step in range(1, settings.steps + 1):
+        of_time = (time.monotonic() - began) / settings.limit_s if settings.limit_s else 0.0
+        if step > 1 and of_time > 1:
+            return
+        yield step, min(1.0, max((step - 1) / settings.steps, of_time))
+
+
+def _validate(world: Services, log: RunLog, config: Config, step: int) -> None:
+    if config.grpo.validate_every:
+        split = config.grpo.val_split
+        summary, trajectories = evaluate_split(world, config, split, f"step {step} {split}")
+        log.log(split, step, validation_metrics(summary, trajectories))

@@ -1,0 +1,226 @@
+"""Videos that a server added to a built corpus, and those of the build that it removed; the build stays as it is.
+
+    incoming/<video id>/   a video on its way: `source` and `video.json`
+    videos/<video id>/     one that can be searched: also its clip with `meta.jsonl`, and `vector.npy`
+    deleted/<video id>/    one that is gone, kept until the searches that found it have ended
+    receiving/             bytes that still come in
+    removed.json           ids of the build's videos that are not searched any more; take one out to have it back
+
+A folder moves from one of these to the next in one step, so a video is in one state after any kill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vsr1.formats.atomic import replacing, write_json
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.settings.serving import CorpusConfig
+from vsr1.video.clips import Clip, ClipError, ClipFolder
+
+LONGEST_ID = 200  # bytes in UTF-8: a file's name may have 255, and ours have more in them than the id
+SOURCE = "source"
+State = Literal["incoming", "videos", "deleted"]
+
+
+class Fault(BaseModel):
+    """Why a video did not come in."""
+
+    code: str
+    message: str
+
+
+class AddedVideo(BaseModel):
+    """What `video.json` holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    video_id: str
+    sha256: str  # of the source file
+    media_type: str
+    embedder: str | None = None  # fingerprint of the weights that made the vector
+    fault: Fault | None = None
+
+
+def video_id_problem(video_id: str) -> str | None:
+    """Why an id cannot name a video, None if it can: printable characters of any script, as a file may be named."""
+    if not video_id or video_id != video_id.strip() or video_id.startswith("."):
+        return "is empty, begins with a dot, or begins or ends with a space"
+    if len(video_id.encode("utf-8", "surrogatepass")) > LONGEST_ID:
+        return f"is longer than {LONGEST_ID} bytes in UTF-8"
+    if not video_id.isprintable() or set(video_id) & set("/\\"):
+        return "has a slash or a character that cannot be printed"
+    if unicodedata.normalize("NFC", video_id) != video_id:
+        return "is not in Unicode's composed form (NFC)"
+    return None
+
+
+@dataclass(frozen=True)
+class AddedFolder:
+    """One corpus's folder, which need not exist yet."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, corpus: CorpusConfig) -> AddedFolder:
+        """The folder that a served corpus names, or its own in the dataset folder."""
+        return cls(corpus.added or DatasetFolder(corpus.root).added(corpus.split))
+
+    @property
+    def receiving(self) -> Path:
+        return self.root / "receiving"
+
+    def incoming(self, video_id: str) -> Path:
+        return self._place("incoming", video_id)
+
+    def video(self, video_id: str) -> Path:
+        return self._place("videos", video_id)
+
+    def deleted(self, video_id: str) -> Path:
+        return self._place("deleted", video_id)
+
+    def _place(self, state: State, video_id: str) -> Path:
+        if problem := video_id_problem(video_id):
+            raise ClipError(f"video id {video_id!r} {problem}; name the video otherwise")
+        return self.root / state / video_id
+
+    def has(self, video_id: str, state: State = "videos") -> bool:
+        """Whether a video is in a state; any text may be asked for."""
+        return video_id_problem(video_id) is None and self._place(state, video_id).is_dir()
+
+    def read(self, video_id: str, state: State = "videos") -> AddedVideo:
+        """A video that is in a state; raises as `read_all`."""
+        return _read(self._place(state, video_id) / "video.json")
+
+    def read_all(self, state: State) -> dict[str, AddedVideo]:
+        """The videos in a state by id, sorted.
+
+        Raises:
+            ClipError: a `video.json` that is not one.
+        """
+        return {name: _read(self.root / state / name / "video.json") for name in self.ids(state)}
+
+    def ids(self, state: State) -> list[str]:
+        """Ids of the videos in a state, sorted."""
+        return sorted(file.parent.name for file in (self.root / state).glob("[!.]*/video.json"))
+
+    def write(self, folder: Path, video: AddedVideo) -> None:
+        write_json(folder / "video.json", video.model_dump())
+
+    def accept(self, received: Path, video: AddedVideo) -> None:
+        """Make a folder of `receiving` that holds the whole source a video on its way, in place of a failed one."""
+        self.write(received, video)
+        _move(received, self.incoming(video.video_id))
+
+    def finish(self, video: AddedVideo, vector: np.ndarray) -> None:
+        """Make a video on its way, whose clip is in its folder, one that can be searched; `vector` float32 [dim]."""
+        place = self.incoming(video.video_id)
+        with replacing(place / "vector.npy") as part:
+            np.save(part, vector, allow_pickle=False)
+        self.write(place, video)
+        _move(place, self.video(video.video_id))
+
+    def fail(self, video: AddedVideo, fault: Fault) -> None:
+        """Keep only why a video did not come in."""
+        place = self.incoming(video.video_id)
+        if self.has(video.video_id):
+            _move(self.video(video.video_id), place)
+        for path in place.iterdir():  # first, because the disk may be full
+            if path.name != "video.json":
+                path.unlink()
+        self.write(place, video.model_copy(update={"fault": fault}))
+
+    def delete(self, video_id: str) -> None:
+        """Take a video out of those that can be searched, or off its way; nothing happens if it is neither."""
+        if self.has(video_id, "incoming"):
+            _forget(self.incoming(video_id))
+        if self.has(video_id):
+            _move(self.video(video_id), self.deleted(video_id))
+
+    def purge(self, video_id: str) -> None:
+        """Free the disk of a deleted video."""
+        if self.has(video_id, "deleted"):
+            _forget(self.deleted(video_id))
+
+    def purge_all(self) -> None:
+        """Free the disk of all deleted videos, of what was never received whole, and of what a kill left of them."""
+        for path in [self.root / "deleted", self.receiving, *self.root.glob("*/.*.gone"), *self.root.glob(".*.gone")]:
+            if path.is_dir():
+                shutil.rmtree(path)
+
+    def removed(self) -> list[str]:
+        """Ids of the build's videos that are not searched any more."""
+        path = self.root / "removed.json"
+        return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+
+    def remove(self, video_id: str) -> None:
+        """Leave a video of the build out from now on."""
+        write_json(self.root / "removed.json", sorted({*self.removed(), video_id}))
+
+
+class LibraryClips:
+    """Reads the clips of a built corpus and of what was added to it.
+
+    A clip of a deleted video can still be read, for the searches that found it before.
+    """
+
+    def __init__(self, built: ClipFolder, added: AddedFolder) -> None:
+        self.built, self._added = built, added
+
+    def read(self, video_id: str) -> Clip:
+        """One clip, from disk.
+
+        Raises:
+            ClipError: as `ClipFolder.read`.
+        """
+        return self._folder(video_id).read(video_id)
+
+    def _folder(self, video_id: str) -> ClipFolder:
+        for state in ("videos", "deleted"):
+            if self._added.has(video_id, state):
+                return ClipFolder(self._added.root / state / video_id, self.built.timestamps)
+        return self.built
+
+    def known(self, video_id: str) -> ClipFolder:
+        """The folder of a video that can be searched.
+
+        Raises:
+            ClipError: there is none.
+        """
+        if self._added.has(video_id):
+            return self._folder(video_id)
+        if video_id not in self.built or video_id in self._added.removed():
+            raise ClipError(f"the corpus has no video {video_id!r}; `POST /v1/videos` adds one")
+        return self.built
+
+
+def _read(file: Path) -> AddedVideo:
+    try:
+        return AddedVideo.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise ClipError(f"{file} cannot be used ({error}); remove its folder and add the video again") from error
+
+
+def _forget(folder: Path) -> None:
+    """Remove a folder, in one step as far as others see."""
+    if folder.is_dir():
+        gone = folder.with_name(f".{folder.name}.gone")
+        if gone.exists():
+            shutil.rmtree(gone)
+        os.rename(folder, gone)
+        shutil.rmtree(gone)
+
+
+def _move(folder: Path, place: Path) -> None:
+    _forget(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(folder, place)

@@ -1,0 +1,1 @@
+"""The search environment: retrieve, look, judge, refine."""

@@ -1,0 +1,1 @@
+"""The sections of the configuration; `vsr1.config` puts them together."""

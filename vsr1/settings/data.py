@@ -1,0 +1,96 @@
+"""Settings of the dataset: where it lies, how it is built, who writes its reasoning, and the toy corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from vsr1.settings.parts import AbsolutePath, EngineConfig, Section
+
+
+class TeacherConfig(Section):
+    """Who writes the reasoning of SFT records, and how it is asked."""
+
+    kind: Literal["rules", "vllm", "openai"] = Field(
+        "rules", description="rules: toy corpus only; vllm: engines of our own; openai: an OpenAI-compatible server"
+    )
+    folder: AbsolutePath | None = Field(None, description="vllm: checkpoint folder of a Qwen3-VL model")
+    model: str | None = Field(None, description="openai: name of the model at the server")
+    url: str | None = Field(None, description="openai: base URL of the server, as in http://host:8000/v1")
+    key_file: AbsolutePath | None = Field(None, description="openai: file that holds the API key and nothing else")
+    max_tokens: int = Field(4096, ge=1, description="most tokens of a reply, its thinking included")
+    temperature: float = Field(0.4, ge=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    seed: int = Field(42, description="of a pair's first reply; each further attempt takes the next number")
+    attempts: int = Field(3, ge=1, description="replies asked for until one can be used")
+    max_failed_fraction: float = Field(0.02, ge=0, le=1, description="share of pairs without reasoning tolerated")
+    concurrency: int = Field(8, ge=1, description="openai: requests at one time")
+    timeout_s: float = Field(120.0, gt=0, description="openai: longest wait for a reply")
+    retries: int = Field(5, ge=0, description="openai: of one request, on 429, 5xx or no answer, waiting longer each")
+    engines: int = Field(1, ge=1, description="vllm: engines at one time, on CUDA each on a GPU of its own")
+    batch: int = Field(16, ge=1, description="vllm: pairs given to an engine at one time")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="vllm; auto: the checkpoint's own")
+    engine: EngineConfig = EngineConfig(max_model_len=32_768, gpu_memory_utilization=0.9)
+
+    @model_validator(mode="after")
+    def _teacher_can_be_reached(self) -> TeacherConfig:
+        needed = {"rules": (), "vllm": ("folder",), "openai": ("model", "url")}[self.kind]
+        missing = [f"data.teacher.{name}" for name in needed if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"data.teacher.kind={self.kind} needs {' and '.join(missing)}")
+        return self
+
+
+class DataConfig(Section):
+    """The dataset folder and how raw videos become clips."""
+
+    root: AbsolutePath = Path("runs/data")
+    splits: tuple[str, ...] = ("train", "test")
+    videos: AbsolutePath | None = Field(
+        None,
+        description="folder of source videos, sub-folders too, named <video id>.<ext>; empty: root/raw_videos/SPLIT",
+    )
+    annotations: dict[str, AbsolutePath] = Field(
+        {}, description="annotation file of a split, copied to root/raw_annotation/; a split not named has it there"
+    )
+    search_only: bool = Field(
+        False, description="videos without annotations: a corpus to search, no queries or records"
+    )
+    sample_fps: float = Field(1.0, gt=0, description="frames per second kept from a video")
+    max_frames: int = Field(64, ge=2, description="most frames in a clip; a longer video is spread over them")
+    max_pixels: int = Field(200_704, ge=1024, description="most pixels in a frame, before rounding to the patch grid")
+    clip_storage: Literal["npy", "compact"] = Field(
+        "npy", description="raw frames as published, or H.264 of about a tenth of the bytes that loses a little"
+    )
+    timestamps: Literal["true_seconds", "legacy_index"] = "true_seconds"
+    beyond_duration: Literal["error", "keep"] = Field(
+        "error", description="moments that end after their video: refuse them, or keep them as published"
+    )
+    max_failed_fraction: float = Field(0.0, ge=0, le=1, description="share of undecodable videos a build tolerates")
+    hard_negatives: int = Field(50, ge=1, description="nearest wrong videos kept for each training query")
+    grpo_negatives: int = Field(24, ge=1)
+    decode_workers: int = Field(2, ge=1)
+    embed_workers: int = Field(1, ge=1)
+    embed_batch: int = Field(32, ge=1, description="most queries or clips embedded at one time")
+    embed_batch_mib: int = Field(
+        512, ge=1, description="most MiB of frames in one batch of clips, if it is not one clip"
+    )
+    teacher: TeacherConfig = TeacherConfig()
+
+    @model_validator(mode="after")
+    def _search_only_has_no_annotations(self) -> DataConfig:
+        if self.search_only and self.annotations:
+            raise ValueError("data.search_only=true builds from videos alone; leave data.annotations out")
+        return self
+
+
+class ToyConfig(Section):
+    """The corpus that `vsr1 demo` renders."""
+
+    create: bool = Field(False, description="render and build it before a stage that finds no dataset in data.root")
+    train: int = Field(96, ge=2, description="videos in the training split")
+    val: int = Field(0, ge=0, description="videos in the validation split; 0: there is none")
+    test: int = Field(48, ge=2, description="videos in the test split")
+    queries: int = Field(1, ge=1, description="queries of each training video, about one moment in different words")

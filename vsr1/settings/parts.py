@@ -1,0 +1,121 @@
+"""Sections that several stages share: model, agent, engine, rollout, retrieval and cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+# Ray runs actors and training workers in folders of their own, so a path means the same from where it was given.
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.absolute())]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+
+
+class EngineConfig(Section):
+    """One vLLM engine, as a rollout actor or a teacher holds it."""
+
+    max_model_len: int = Field(1024, ge=128)
+    max_num_seqs: int = Field(32, ge=1)
+    latent_slots: int = Field(64, ge=1, description="requests that may hold latents at one time")
+    max_num_batched_tokens: int | None = Field(None, ge=1, description="prompt tokens of a step; empty: vLLM's choice")
+    chunked_prefill: bool | None = Field(
+        None,
+        description="prompts over several steps; empty: on a GPU (on CPU vLLM 0.32 fails with seeds)",
+    )
+    kv_cache_gib: int | None = Field(
+        None, ge=1, description="size of the key-value cache; empty: 1 on CPU, what the GPU share leaves on a GPU"
+    )
+    kv_blocks: int | None = Field(None, ge=1, description="size of the key-value cache in blocks, instead of bytes")
+    gpu_memory_utilization: float = Field(0.6, gt=0, le=1)
+    enforce_eager: bool | None = Field(None, description="no CUDA graphs; empty: graphs on a GPU, none on CPU")
+    log_stats: bool = False
+    seed: int = 0
+
+
+class ModelConfig(Section):
+    """Checkpoint folders of the policy and of the frozen embedder."""
+
+    policy: AbsolutePath = Path("checkpoints/toy/policy")
+    embedder: AbsolutePath = Path("checkpoints/toy/embedder")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    allow_bin: bool = Field(False, description="read .bin weights of the policy, without running code from them")
+
+
+class AgentConfig(Section):
+    """The loop: turns, latents and what a rejected video means."""
+
+    max_turns: int = Field(3, ge=1)
+    refinement: Literal["latents", "text", "none"] = Field(
+        "latents", description="after a rejection: latents, the query in new words, or the next video of the ranking"
+    )
+    latents: int = Field(8, ge=1, le=8, description="of one refinement, where it is by latents")
+    latents_of_turns: Literal["replace", "accumulate"] = Field(
+        "replace", description="a refinement takes the place of the one before, or joins it"
+    )
+    exclude_rejected: bool = True
+    system_prompt: AbsolutePath | None = Field(None, description="file that replaces the default system prompt")
+    max_new_tokens: int = Field(96, ge=16, description="most tokens of one reply, the refine token included")
+
+    @property
+    def depth(self) -> int:
+        """Latents of one refinement, 0 where there are none."""
+        return self.latents if self.refinement == "latents" else 0
+
+    @model_validator(mode="after")
+    def _the_next_video_differs(self) -> AgentConfig:
+        if self.refinement == "none" and self.max_turns > 1 and not self.exclude_rejected:
+            raise ValueError("agent.refinement=none shows one video again and again unless agent.exclude_rejected=true")
+        return self
+
+
+class RolloutConfig(Section):
+    workers: int = Field(1, ge=1)
+    transfer: Literal["file", "nccl", "ipc"] = Field(
+        "file", description="how new weights come: nccl between GPUs, ipc on the learner's own GPU, file on CPU"
+    )
+    verify_push: bool = Field(True, description="compare every pushed tensor with the learner's")
+    temperature: float = Field(1.0, ge=0)
+    engine: EngineConfig = EngineConfig()
+
+
+class RetrievalConfig(Section):
+    """The search over the corpus: exact with `index: Flat`."""
+
+    shards: int = Field(2, ge=1)
+    replicas: int = Field(1, ge=1, description="actors that hold the same shard")
+    index: str = Field("Flat", description="FAISS index factory; another than Flat finds approximately, scores exactly")
+    index_params: str = Field("", description="search parameters of that index, as in nprobe=16")
+    top_k: int = Field(10, ge=1)
+    max_batch: int = Field(256, ge=1)
+    deadline_s: float = Field(60.0, gt=0, description="after which a search fails with what it waited for")
+    shard_timeout_s: float = Field(30.0, gt=0, description="after which a replica that does not answer counts as down")
+    keep_versions: int = Field(2, ge=1, description="versions of the corpus that can be searched, the current included")
+    keep_s: float = Field(0.0, ge=0, description="and older ones for so long after they were replaced")
+
+
+class ActorResources(Section):
+    """What Ray reserves for one actor of a role."""
+
+    cpus: float = Field(0.1, ge=0)
+    gpus: float = Field(0.0, ge=0)
+    memory_gib: float = Field(0.5, ge=0)
+
+
+class ClusterConfig(Section):
+    """Where Ray runs and what each role reserves."""
+
+    address: str | None = Field(None, description="`auto` or host:port of a running cluster; empty starts a local one")
+    num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local cluster; empty counts the cores")
+    object_store_gib: float = Field(1.0, gt=0)
+    rollout: ActorResources = ActorResources(cpus=0.5, memory_gib=3.0)
+    learner: ActorResources = ActorResources(cpus=0.3, memory_gib=1.5)
+    shard: ActorResources = ActorResources(cpus=0.05, memory_gib=0.3)
+    retrieval: ActorResources = ActorResources(cpus=0.1, memory_gib=1.0)
+    reward: ActorResources = ActorResources(cpus=0.1, memory_gib=0.3)
+    clips: ActorResources = ActorResources(cpus=0.05, memory_gib=0.5)
+    reward_workers: int = Field(1, ge=1)

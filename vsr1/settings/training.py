@@ -1,0 +1,147 @@
+"""Settings of the two training stages, their rewards and objective, and of the evaluation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from vsr1.settings.parts import Section
+
+
+class LearnerConfig(Section):
+    """DeepSpeed ranks and the optimiser, the same for both stages."""
+
+    ranks: int = Field(2, ge=1)
+    zero_stage: Literal[1, 2, 3] = 1
+    learning_rate: float = Field(5e-5, gt=0)
+    head_learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    micro_tokens: int = Field(
+        16_384,
+        ge=1,
+        description="most tokens of one forward pass of one rank, padding included; a longer row is a pass of its own",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute MLPs again in backward instead of keeping them: less memory, more time"
+    )
+
+
+class RetrievalLossConfig(Section):
+    """InfoNCE of the refined query against the right video and its negatives."""
+
+    weight: float = Field(0.3, ge=0)
+    temperature: float = Field(0.1, gt=0)
+    negatives: int = Field(24, ge=1, description="wrong videos: the one shown, then the nearest to the query in words")
+    mined: int = Field(0, ge=0, description="videos nearest to the refined query itself, also negatives")
+
+
+class SftConfig(Section):
+    """Stage 1: token cross-entropy plus the retrieval loss."""
+
+    learner: LearnerConfig = LearnerConfig()
+    retrieval_loss: RetrievalLossConfig = RetrievalLossConfig()
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(16, ge=1, description="examples in one optimiser step, over all ranks")
+    max_steps: int | None = Field(None, ge=1)
+    save_every: int | None = Field(
+        None, ge=1, description="optimiser steps between states that a stopped run goes on from; empty: the end only"
+    )
+
+
+class RewardConfig(Section):
+    """Weights of the reward terms and the form of the retrieval reward."""
+
+    verification: float = 1.2
+    think_format: float = 0.05
+    time_format: float = 0.05
+    temporal_iou: float = 0.45
+    refine_presence: float = 0.1
+    retrieval: float = 0.8
+    retrieval_form: Literal["delta_p", "p_after"] = "delta_p"
+    retrieval_temperature: float = Field(0.1, gt=0)
+    no_refine_penalty: float = Field(-0.3, le=0, description="retrieval term of a turn without match or refinement")
+
+
+class ObjectiveConfig(Section):
+    """The policy loss of Stage 2; docs/training.md says which values make GRPO, Dr.GRPO, DAPO, GSPO, CISPO and more."""
+
+    loss: Literal["clip", "gspo", "cispo"] = "clip"
+    clip_low: float = Field(0.2, gt=0, le=1)
+    clip_high: float = Field(0.28, gt=0)
+    normalise: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    advantage: Literal["group", "group_centred", "batch"] = Field(
+        "group", description="divided by the group's deviation, only centred (Dr.GRPO), or normalised over the batch"
+    )
+    advantage_epsilon: float = Field(1e-4, gt=0)
+    credit: Literal["trajectory", "turn"] = Field(
+        "trajectory", description="turn: a turn answers for the mean of its own reward and of those after it"
+    )
+    discount: float = Field(1.0, ge=0, le=1, description="weight of each turn in that mean, against the turn before it")
+    kl: Literal["none", "k1", "k2", "k3"] = Field("none", description="against the policy that the stage starts from")
+    kl_weight: float = Field(0.01, ge=0)
+    mismatch: Literal["ratio", "truncate", "mask"] = Field(
+        "truncate",
+        description="engine and learner differ: take it into the ratio, or weight tokens, truncated or masked",
+    )
+    mismatch_low: float = Field(0.5, ge=0, le=1)
+    mismatch_high: float = Field(2.0, ge=1)
+    train_truncated: bool = Field(True, description="replies cut at the length limit take part in the policy loss")
+    overlong_buffer: int = Field(0, ge=0, description="last tokens before the limit that cost up to 1; 0: none")
+
+
+class LatentActionConfig(Section):
+    """Latents as actions: sampled in the engine, with a density in the loss."""
+
+    sigma: float = Field(0.0, ge=0, description="standard deviation of each number of a latent; 0: no actions")
+    weight: float = Field(1.0, ge=0, description="of their policy loss")
+    clip_low: float = Field(0.05, gt=0, le=1)
+    clip_high: float = Field(0.05, gt=0)
+
+
+class GrpoConfig(Section):
+    """Stage 2: group-relative policy optimisation on the live loop."""
+
+    learner: LearnerConfig = LearnerConfig(learning_rate=2e-5)
+    retrieval_loss: RetrievalLossConfig = RetrievalLossConfig(weight=0.1)
+    objective: ObjectiveConfig = ObjectiveConfig()
+    latents: LatentActionConfig = LatentActionConfig()
+    train_heads: bool = True
+    first_video: Literal["retrieved", "balanced", "recorded"] = Field(
+        "retrieved",
+        description="what turn 1 shows: the live search's top video; that or, for augmented records, the right one; or "
+        "that of the GRPO record",
+    )
+    end_lost_episodes: bool = Field(
+        True, description="end with the rejection of the right video, if it is excluded then: the search is lost"
+    )
+    steps: int = Field(10, ge=1)
+    limit_s: float | None = Field(
+        None, gt=0, description="no step begins later than this after the first one: compares runs of equal time"
+    )
+    prompts_per_step: int = Field(4, ge=1)
+    group_size: int = Field(8, ge=2)
+    replace_equal_groups: int = Field(
+        0, ge=0, description="more prompts a step for groups whose samples all earned the same (dynamic sampling)"
+    )
+    max_failed_fraction: float = Field(0.1, ge=0, le=1, description="share of a step's samples that may fail")
+    save_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints in `checkpoints/step-N`; empty: the last one only"
+    )
+    validate_every: int | None = Field(None, ge=1, description="steps between evaluations on `val_split`")
+    val_split: str = "val"
+    evaluate_after: bool = Field(
+        False, description="evaluate `eval.split` with the trained weights, as `vsr1 eval` does"
+    )
+
+
+class EvalConfig(Section):
+    split: str = "test"
+    limit: int | None = Field(None, ge=1, description="queries evaluated, the first ones; empty takes all")
+    top_k: int = Field(100, ge=1, description="videos listed by a search, of which ranked lists of moments are made")
+    rank_by_depth: bool = Field(True, description="also rank by the first 1, 2, ... latents of each refinement")
+    max_failed_fraction: float = Field(0.0, ge=0, le=1, description="share of queries that may fail without an error")
+    agents: dict[str, dict[str, Any]] = Field(
+        {}, description="further evaluations on the same engines, by name: what each changes in `agent`"
+    )

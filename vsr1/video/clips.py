@@ -1,0 +1,246 @@
+"""Clips on disk: `<video id>.npy` and its row in `meta.jsonl`, as the published data has them (data-eval.md §1.5), or
+`<video id>.mkv` of a tenth of the size, whose row names it under `output_compact_path` with the hash of its frames.
+
+A clip file appears whole or not at all. A clip that is read has uint8 frames, an even number of them, and one time for
+each; anything else is a `ClipError`, never a shorter clip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+import numpy as np
+
+from vsr1.formats.atomic import replacing, write_lines
+from vsr1.settings.data import DataConfig
+from vsr1.video.compact import read_frames, write_frames
+from vsr1.video.decode import SampledVideo, sample_video
+
+META = "meta.jsonl"
+Storage = Literal["npy", "compact"]
+_SUFFIX: dict[Storage, str] = {"npy": ".npy", "compact": ".mkv"}
+
+
+class ClipError(ValueError):
+    """A clip that is missing or not usable; the message names it, its folder and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Sampled frames of one video. Two clips with one `content_hash` give a model the same input."""
+
+    video_id: str
+    frames: np.ndarray  # uint8 [T, H, W, 3], RGB
+    timestamps: np.ndarray  # float64 [T], seconds
+    content_hash: str  # sha256, 64 hexadecimal digits
+
+    @classmethod
+    def make(cls, video_id: str, frames: np.ndarray, timestamps: np.ndarray) -> Clip:
+        """A clip with its hash over shape, frames and timestamps; the id is not part of it.
+
+        Raises:
+            ClipError: frames are not uint8 [T, H, W, 3] with T even and above 0, or timestamps not finite, rising [T].
+        """
+        frames = np.ascontiguousarray(frames)
+        timestamps = np.ascontiguousarray(timestamps, np.dtype("<f8"))
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+            raise ClipError(f"clip {video_id!r}: frames are {frames.dtype} {frames.shape}, want uint8 [T, H, W, 3]")
+        if len(frames) % 2:
+            raise ClipError(f"clip {video_id!r}: {len(frames)} frames, want an even number; repeat the last one")
+        if timestamps.shape != (len(frames),):
+            raise ClipError(f"clip {video_id!r}: timestamps {timestamps.shape} for {len(frames)} frames")
+        if not np.isfinite(timestamps).all() or (np.diff(timestamps) < 0).any():
+            raise ClipError(f"clip {video_id!r}: timestamps are not finite and rising: {timestamps.tolist()}")
+        digest = hashlib.sha256(repr(frames.shape).encode())
+        digest.update(frames.data)
+        digest.update(timestamps.data)
+        return cls(video_id, frames, timestamps, digest.hexdigest())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of frames and timestamps."""
+        return int(self.frames.nbytes + self.timestamps.nbytes)
+
+
+def make_clip(folder: Path, video_id: str, source: Path, data: DataConfig) -> dict[str, Any]:
+    """Sample a video file as `data` says and write its clip; returns its row for `write_meta`.
+
+    Raises:
+        VideoError: a file that gives no frames.
+        ClipError: the id cannot be a file's stem.
+    """
+    sampled = sample_video(source, fps=data.sample_fps, max_frames=data.max_frames, max_pixels=data.max_pixels)
+    return write_clip(
+        folder, video_id, sampled, source=source, target_fps=data.sample_fps, max_frames=data.max_frames,
+        storage=data.clip_storage,
+    )  # fmt: skip
+
+
+def write_clip(
+    folder: Path,
+    video_id: str,
+    sampled: SampledVideo,
+    *,
+    source: Path,
+    target_fps: float,
+    max_frames: int,
+    storage: Storage = "npy",
+) -> dict[str, Any]:
+    """Write the clip's file atomically and return its row for `write_meta`; a file of the other storage is removed.
+
+    Args:
+        source: the video file that was sampled, with `target_fps` frames per second and at most `max_frames`.
+        storage: "npy" keeps the frames as they are, "compact" loses a little (vsr1/video/compact.py).
+
+    Raises:
+        ClipError: the id cannot be a file's stem.
+    """
+    if not video_id or PurePath(video_id).name != video_id:
+        raise ClipError(f"video id {video_id!r} cannot name a file in {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{video_id}{_SUFFIX[storage]}"
+    stored: dict[str, Any] = {f"output_{storage}_path": str(target)}
+    with replacing(target) as part:
+        if storage == "npy":
+            np.save(part, sampled.frames, allow_pickle=False)
+        else:
+            stored["output_compact_sha256"] = write_frames(part, sampled.frames)
+    for suffix in set(_SUFFIX.values()) - {target.suffix}:
+        (folder / f"{video_id}{suffix}").unlink(missing_ok=True)
+    count = len(sampled.indices)
+    return {
+        "source_video_path": str(source),
+        "source_total_frames": sampled.total_frames,
+        "source_duration_sec": sampled.duration,
+        "raw_fps": sampled.raw_fps,
+        "target_sample_fps": target_fps,
+        "target_max_frames": max_frames,
+        "requested_indices_src": sampled.requested_indices,
+        "sampled_indices_src": sampled.indices,
+        "sampled_timestamps_sec": sampled.timestamps[:count].tolist(),
+        "sampled_frames_before_even_pad": count,
+        "even_pad_applied": sampled.even_pad_applied,
+        "output_num_frames": int(sampled.frames.shape[0]),
+        "output_height": int(sampled.frames.shape[1]),
+        "output_width": int(sampled.frames.shape[2]),
+        "output_dtype": str(sampled.frames.dtype),
+        "extract_utc": datetime.now(UTC).isoformat(),
+        "video_id": video_id,
+        **stored,
+    }
+
+
+def clip_storage(row: dict[str, Any]) -> Storage:
+    """How the clip of a metadata row is stored; published rows need not say it and mean npy."""
+    return "compact" if "output_compact_path" in row else "npy"
+
+
+def clip_file(folder: Path, video_id: str, row: dict[str, Any]) -> Path:
+    """Where the clip of a metadata row lies: in its folder, whatever the folder that the row names."""
+    return folder / f"{video_id}{_SUFFIX[clip_storage(row)]}"
+
+
+def write_meta(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write `meta.jsonl` atomically, sorted by video id; what it held before is gone."""
+    write_lines(folder / META, sorted(rows, key=lambda row: row["video_id"]))
+
+
+class ClipFolder:
+    """Reads the clips of one folder; `meta.jsonl` is read once, at construction.
+
+    `true_seconds` gives each frame its time in the video. `legacy_index` gives frame i the time i / target_sample_fps,
+    the clock that released checkpoints were trained with (data-eval.md §7.1).
+    """
+
+    def __init__(self, folder: Path, timestamps: Literal["true_seconds", "legacy_index"] = "true_seconds") -> None:
+        self.folder = folder
+        self.timestamps = timestamps
+        self._rows = read_meta(folder)
+
+    def video_ids(self) -> list[str]:
+        """Ids of all clips in `meta.jsonl`, sorted."""
+        return sorted(self._rows)
+
+    def __contains__(self, video_id: str) -> bool:
+        return video_id in self._rows
+
+    def row(self, video_id: str) -> dict[str, Any]:
+        """What `meta.jsonl` says of a clip.
+
+        Raises:
+            ClipError: no row of that id.
+        """
+        if video_id not in self._rows:
+            raise ClipError(
+                f"clip {video_id!r} has no row in {self.folder / META}; build the clips of this split again"
+            )
+        return self._rows[video_id]
+
+    def read(self, video_id: str) -> Clip:
+        """One clip, from disk.
+
+        Raises:
+            ClipError: no row or no file of that id, or the two do not fit together.
+        """
+        row = self.row(video_id)
+        path = clip_file(self.folder, video_id, row)
+        if not path.is_file():
+            raise ClipError(f"clip {video_id!r} has a row but no file {path}; build the clips of this split again")
+        try:
+            frames = _frames(path, row)
+        except ValueError as error:
+            raise ClipError(
+                f"clip {video_id!r}: {path} is not a whole array ({error}); delete and rebuild it"
+            ) from error
+        try:
+            return Clip.make(video_id, frames, self._times(row, len(frames) if frames.ndim else 0))
+        except KeyError as error:
+            raise ClipError(f"clip {video_id!r}: its row in {self.folder / META} has no {error}; rebuild it") from error
+        except ClipError as error:
+            raise ClipError(f"{path} and its row in {META} do not make a clip, rebuild it: {error}") from error
+
+    def _times(self, row: dict[str, Any], count: int) -> np.ndarray:
+        """float64 [T] seconds; the time of the last frame stands twice where the even pad repeated it."""
+        if self.timestamps == "legacy_index":
+            return np.arange(count, dtype=np.float64) / row["target_sample_fps"]
+        times = row["sampled_timestamps_sec"]
+        padded = row["even_pad_applied"] and len(times) == count - 1
+        return np.array(times + times[-1:] * padded, np.float64)
+
+
+def _frames(path: Path, row: dict[str, Any]) -> np.ndarray:
+    if clip_storage(row) == "compact":
+        return read_frames(path, row.get("output_compact_sha256"))
+    with path.open("rb") as handle:
+        return np.lib.format.read_array(handle, allow_pickle=False)
+
+
+def read_meta(folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows by file stem: the paths in published rows are those of other machines. Of several rows the last counts.
+
+    Raises:
+        ClipError: no `meta.jsonl`, or a line of it that is not a clip's row.
+    """
+    path = folder / META
+    if not path.is_file():
+        raise ClipError(f"clip folder {folder} has no {META}; build the clips of this split first")
+    rows = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            stem = PurePath(
+                row.get("output_npy_path") or row.get("output_compact_path") or row["source_video_path"]
+            ).stem
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ClipError(f"{path} line {number} is not a clip's row ({error}); build the clips again") from error
+        if row.get("status") != "skip_exists":
+            rows[stem] = row
+    return rows
