@@ -28,7 +28,6 @@ from vsr1 import compat
 compat.prepare()
 
 from pipelines.machine.resources import cores  # noqa: E402
-from vsr1.config import EngineConfig  # noqa: E402
 from vsr1.engine.engine import PolicyEngine, Reply, engine_version  # noqa: E402
 from vsr1.model.checkpoint import load_policy, refine_token_id, save_policy  # noqa: E402
 from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs  # noqa: E402
@@ -37,9 +36,9 @@ from vsr1.model.policy import VideoSearchPolicy  # noqa: E402
 from vsr1.model.processor import ClipProcessor  # noqa: E402
 from vsr1.model.vision import encode_clips  # noqa: E402
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt  # noqa: E402
+from vsr1.settings.parts import EngineConfig  # noqa: E402
 from vsr1.toy.models import config_2b, new_policy, toy_processor  # noqa: E402
-from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer  # noqa: E402
-from vsr1.toy.world import vocabulary_texts  # noqa: E402
+from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer, vocabulary_texts  # noqa: E402
 from vsr1.video.clips import Clip  # noqa: E402
 
 DEPTH = 8
