@@ -83,7 +83,7 @@ def export_predictions(
 
 def show_summary(console: Console, label: str, summary: EvalSummary) -> None:
     """The metric table, what failed, and where the two definitions of verification differ, both."""
-    console.print(metric_table({label: summary.to_json()}))
+    console.print(metric_table({label: summary}))
     if summary.failed:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary.failed.items())
         console.print(f"failed, counted as misses: {reasons}", markup=False)

@@ -14,6 +14,7 @@ from vsr1.metrics.prediction_rows import failed_row, prediction_row
 from vsr1.metrics.predictions import PredictionRow
 from vsr1.metrics.scores import VerdictCounts
 from vsr1.metrics.summary import EvalSummary, refined_rank, summarise
+from vsr1.search.environment import SearchTask
 
 CORPUS = 200
 
@@ -173,7 +174,9 @@ def test_turns_carry_forward_and_strict_turns_do_not(four: list[Trajectory]) -> 
 
 
 def test_a_failed_query_is_a_miss_everywhere_but_in_mean_ranks_and_costs(four: list[Trajectory]) -> None:
-    lost = failed_row(4, "lost", "a query", "video_file_missing", "no clip of v", max_turns=3, corpus_size=CORPUS)
+    lost = failed_row(
+        SearchTask("lost", "a query"), 4, "video_file_missing", "no clip of v", max_turns=3, corpus_size=CORPUS
+    )
     summary = summarise([*rows(four), lost])
     assert (summary.queries, summary.failed) == (5, {"video_file_missing": 1})
     assert summary.refined.recall_at_1 == 2 / 5

@@ -12,6 +12,7 @@ from vsr1.episode.trajectory import Segment, Span, Trajectory, Verdict
 from vsr1.metrics.prediction_rows import failed_row, prediction_row, ranked_moments
 from vsr1.metrics.predictions import PredictionError, PredictionRow, read_predictions
 from vsr1.metrics.rescoring import differences, recomputed
+from vsr1.search.environment import SearchTask
 
 ROW_FIELDS = """
 index qid query gt_pos_doc_id gt_start gt_end orig_rank turn1_rank turn1_rank_before_refine
@@ -192,7 +193,7 @@ def test_sequential_rows_are_judged_on_the_selected_video() -> None:
 
 
 def test_a_failed_row_comes_back(tmp_path: Path) -> None:
-    row = failed_row(2, "2_fig", "q", "ClipError", "no frames", gt_video="v", gt_span=(1, 2), max_turns=2)
+    row = failed_row(SearchTask("2_fig", "q", "v", (1, 2), 9.0), 2, "ClipError", "no frames", max_turns=2)
     [back], problems = read_predictions(file_of(tmp_path / "p.jsonl", row.model_dump_json()))
     assert (back, problems, differences(back)) == (row, [], [])
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from rich.console import Console
 
 from vsr1.config import Config
@@ -104,13 +103,13 @@ SCALARS = [
 ]
 
 
-def evaluations() -> dict[str, dict[str, Any]]:
+def evaluations() -> dict[str, EvalSummary]:
     def scored(*made: Trajectory) -> EvalSummary:
         return summarise([prediction_row(item, i, max_turns=2, corpus_size=20) for i, item in enumerate(made)])
 
     missed = scored(trajectory("not found", "a"), trajectory("matched the right video", "b"))
     found = scored(*(trajectory("matched the right video", query) for query in "ab"))
-    return {"before GRPO": missed.to_json(), "after GRPO": found.to_json()}
+    return {"before GRPO": missed, "after GRPO": found}
 
 
 def run(name: str = "A run", **changes: Any) -> Run:
@@ -167,7 +166,8 @@ def test_page_shows_each_part(tmp_path: Path) -> None:
 
 def test_failures_and_fingerprints_are_told_where_a_summary_has_them(tmp_path: Path) -> None:
     found = evaluations()
-    found["after GRPO"] |= {"failed": {"EngineError": 3}, "fingerprint": "f00", "settings": {"policy": "abc123"}}
+    details = {"failed": {"EngineError": 3}, "fingerprint": "f00", "settings": {"policy": "abc123"}}
+    found["after GRPO"] = found["after GRPO"].model_copy(update=details)
     made = Page(html_of(tmp_path, run(evaluations=found)))
     assert "failed: EngineError" in made.text and "abc123" in made.text
     assert "failed:" not in Page(html_of(tmp_path, run())).text
@@ -235,15 +235,23 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
     attack = "</script><script>alert(1)</script><img src=x onerror=y>"
     hostile = [row_of(trajectory("not found", attack, attack), attack, 0)]
     scalars = [{**row, "name": attack, "stage": attack} for row in SCALARS]
-    summary = {attack: evaluations()["after GRPO"] | {"failed": {attack: 1}}}
-    found = run(attack, rows=hostile, scalars=scalars, settings={attack: attack}, evaluations=summary)
+    summary = {attack: evaluations()["after GRPO"].model_copy(update={"failed": {attack: 1}})}
+    found = run(
+        attack, rows=hostile, scalars=scalars, settings={attack: attack}, evaluations=summary, unfinished=[attack]
+    )
     html = html_of(tmp_path, found)
     made = Page(html)
     scripts = [attributes for tag, attributes in made.tags if tag == "script"]
     assert len(scripts) == 3 and "img" not in {tag for tag, _ in made.tags}  # data, script, film
     assert "<script>alert" not in html
-    assert made.text.count(attack) >= 4
+    assert made.text.count(attack) >= 5
     assert data_of(html)["trajectories"][0]["query_id"] == attack
+
+
+def test_an_evaluation_that_did_not_end_is_told(tmp_path: Path) -> None:
+    assert "eval did not end" in Page(html_of(tmp_path, Run("one", unfinished=["eval"]))).text
+    several = Page(html_of(tmp_path, Run("one", unfinished=["eval"]), Run("two")))
+    assert "one: eval did not end" in several.text and "No evaluation" not in several.text
 
 
 def test_empty_run_still_makes_a_page(tmp_path: Path) -> None:
@@ -263,11 +271,6 @@ def test_frames_that_cannot_be_had_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'wrong' has 2 frames but times of shape"):
         html_of(tmp_path, run(frames=lambda *_: (np.zeros((2, 4, 4, 3), np.uint8), np.arange(3.0))))
     assert not list(tmp_path.rglob("*.html"))
-
-
-def test_evaluation_of_another_shape_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError):
-        html_of(tmp_path, run(evaluations={"before": {"N": 3}}))
 
 
 def test_terminal_table_has_a_column_an_evaluation() -> None:

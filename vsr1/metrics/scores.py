@@ -21,7 +21,7 @@ class Scores(BaseModel):
 
 
 def named(name: str) -> Any:
-    """A field that JSON calls by the reference's metric name."""
+    """Declare a field that JSON calls by the reference's metric name."""
     return Field(validation_alias=name, serialization_alias=name)
 
 
@@ -91,7 +91,22 @@ class PublishedVerifications(Scores):
     final: PublishedVerification
 
 
+def turns_after(rows: Sequence[PredictionRow]) -> dict[int, list[TurnRow | None]]:
+    """Return, after at most 1, 2, … turns, the turn that counts of each row: that one, or its last; None: it failed."""
+    most = max((max(row.max_turn or 0, len(row.turns)) for row in rows), default=0)
+    return {
+        number: [row.turns[min(number, len(row.turns)) - 1] if row.turns else None for row in rows]
+        for number in range(1, most + 1)
+    }
+
+
+def turns_run(rows: Sequence[PredictionRow]) -> dict[int, list[TurnRow]]:
+    """Return turn 1, turn 2, … of the rows that ran it, with the keys of `turns_after`."""
+    return {number: [row.turns[number - 1] for row in rows if len(row.turns) >= number] for number in turns_after(rows)}
+
+
 def retrieval_scores(ranks: Sequence[int | None]) -> RetrievalScores:
+    """Score one rank a query, None of one that failed."""
     return RetrievalScores(
         recall_at_1=recall_at(ranks, 1),
         recall_at_5=recall_at(ranks, 5),
@@ -104,7 +119,13 @@ def retrieval_scores(ranks: Sequence[int | None]) -> RetrievalScores:
     )
 
 
+def refined_scores(turns: Iterable[TurnRow | None]) -> RetrievalScores:
+    """Score the ranks after the refinement of a turn a query."""
+    return retrieval_scores([turn.policy_rank if turn else None for turn in turns])
+
+
 def moment_scores(turns: Iterable[TurnRow | None]) -> MomentScores:
+    """Score the moment of a turn a query."""
     ious = [turn.iou_r1 or 0.0 if turn else 0.0 for turn in turns]
     return MomentScores(
         iou_03=recall_at_iou(ious, 0.3),
@@ -114,7 +135,13 @@ def moment_scores(turns: Iterable[TurnRow | None]) -> MomentScores:
     )
 
 
+def matched_overlaps(turns: Iterable[TurnRow | None]) -> list[float]:
+    """Return the IoU of each turn that matched with a span, on whichever video."""
+    return [turn.iou_raw or 0.0 for turn in turns if turn and turn.answer == "matched" and turn.time_parse_ok]
+
+
 def verification_scores(looks: Iterable[tuple[PredictionRow, TurnRow | None]]) -> VerificationScores:
+    """Judge verdicts by the video that was looked at; None stands for a query that failed before its first verdict."""
     counts = Counter((turn.looked_at == row.gt_pos_doc_id, turn.answer) if turn else None for row, turn in looks)
     correct = counts[True, "matched"] + counts[False, "not_matched"]
     right, wrong = (
@@ -132,15 +159,17 @@ def verification_scores(looks: Iterable[tuple[PredictionRow, TurnRow | None]]) -
 
 
 def published_verification(verdicts: Iterable[tuple[str, bool | None]]) -> PublishedVerification:
-    judged = [(answer == "matched", bool(flag)) for answer, flag in verdicts if answer != "unknown"]
+    """Judge verdicts by the flag beside each, as the published evaluator does."""
+    judged = [(verdict == "matched", bool(flag)) for verdict, flag in verdicts if verdict != "unknown"]
     return PublishedVerification(
         count=len(judged),
-        accuracy=mean_known(said == flag for said, flag in judged),
-        match_precision=mean_known(flag for said, flag in judged if said),
-        not_match_precision=mean_known(not flag for said, flag in judged if not said),
+        accuracy=mean_known(matched == flag for matched, flag in judged),
+        match_precision=mean_known(flag for matched, flag in judged if matched),
+        not_match_precision=mean_known(not flag for matched, flag in judged if not matched),
     )
 
 
 def mean_known(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are not None, None without any."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None

@@ -8,7 +8,7 @@ definition stands beside it. `vsr1 eval` and `vsr1 score` both score here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -23,11 +23,15 @@ from vsr1.metrics.scores import (
     Scores,
     TurnScores,
     VerificationScores,
+    matched_overlaps,
     mean_known,
     moment_scores,
     named,
     published_verification,
+    refined_scores,
     retrieval_scores,
+    turns_after,
+    turns_run,
     verification_scores,
 )
 
@@ -63,17 +67,17 @@ class EvalSummary(Scores):
     end_reasons: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values under the reference's metric names (`R@1`, `MRR`, `IoU@0.5@R1`, …)."""
+        """Return plain values under the reference's metric names (`R@1`, `MRR`, `IoU@0.5@R1`, …)."""
         return self.model_dump(mode="json", by_alias=True)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> EvalSummary:
-        """Inverse of `to_json`. Raises pydantic's ValidationError, which names each missing or unknown field."""
+        """Read what `to_json` wrote. Raises pydantic's ValidationError, which names each missing or unknown field."""
         return cls.model_validate(row)
 
 
 def refined_rank(trajectory: Trajectory) -> int:
-    """Rank of the right video in the last ranking made: after the last turn's refinement, or before without one."""
+    """Return the right video's rank in the last ranking made: after the last turn's refinement, else before it."""
     last = trajectory.last
     return last.gt_rank_before if last.gt_rank_after is None else last.gt_rank_after
 
@@ -81,7 +85,7 @@ def refined_rank(trajectory: Trajectory) -> int:
 def summarise(
     rows: Sequence[PredictionRow], corpus_size: int | None = None, problems: list[Problem] | None = None
 ) -> EvalSummary:
-    """Evaluate prediction rows, one a query. Derived values are worked out again; what a row records is compared.
+    """Evaluate prediction rows, one a query. Derived values are worked out again, and compared with what a row records.
 
     Args:
         corpus_size: videos searched; without it, what the rows say.
@@ -93,50 +97,46 @@ def summarise(
     """
     if not rows:
         raise ValueError("summarise: no rows were given; check that the evaluation split has queries")
-    found = [problem for row in rows for problem in differences(row)]
+    faults = [problem for row in rows for problem in differences(row)]
     sizes = {row.corpus_size for row in rows if row.corpus_size is not None}
     fingerprints = sorted({row.fingerprint for row in rows if row.fingerprint})
     for name, values in (("corpus_size", sizes), ("fingerprint", fingerprints)):
         if len(values) > 1:
-            found.append(Problem("", name, f"rows of different runs are mixed: {', '.join(map(str, values))}"))
+            faults.append(Problem("", name, f"rows of different runs are mixed: {', '.join(map(str, values))}"))
     refined = [row for row in rows if row.turns and row.turns[0].refine_applied]
-    profiled = [row for row in refined if row.turns[0].profile_policy_rank_by_depth]
-    if profiled:
-        without = (row for row in refined if not row.turns[0].profile_policy_rank_by_depth)
+    unprofiled = [row for row in refined if not row.turns[0].profile_policy_rank_by_depth]
+    if len(unprofiled) < len(refined):
         field = "turns.0.profile_policy_rank_by_depth"
-        found += [Problem(row.name, field, "missing, but other rows have it") for row in without]
-    if found and problems is None:
-        raise ValueError(f"summarise: {len(found)} problems, the first: {found[0]}")
+        faults += [Problem(row.name, field, "missing, but other rows have it") for row in unprofiled]
+    if faults and problems is None:
+        raise ValueError(f"summarise: {len(faults)} problems, the first: {faults[0]}")
     if problems is not None:
-        problems += found
+        problems += faults
     return _summary([recomputed(row) for row in rows], corpus_size or max(sizes, default=None), "+".join(fingerprints))
 
 
 def _summary(rows: list[PredictionRow], corpus_size: int | None, fingerprint: str) -> EvalSummary:
     played = [row for row in rows if row.status == "ok"]
-    last = [_at(row, len(row.turns)) for row in rows]
-    most = max(max(row.max_turn or 0, len(row.turns)) for row in rows)
-    policy = {str(turn): [_at(row, turn) for row in rows] for turn in range(1, most + 1)}
-    strict = {
-        name: ran for name in policy if (ran := [_at(row, int(name)) for row in played if len(row.turns) >= int(name)])
-    }
-    matched = [turn.iou_raw or 0.0 for turn in last if turn and turn.answer == "matched" and turn.time_parse_ok]
+    last = [row.turns[-1] if row.turns else None for row in rows]
+    policy, strict = turns_after(rows), turns_run(rows)
+    matched = matched_overlaps(last)
     looks = [(row, turn) for row in rows for turn in (row.turns or (None,))]  # a failed query looked at nothing
     return EvalSummary(
         queries=len(rows),
         failed=dict(Counter(row.reason or "unknown" for row in rows if row.status == "failed").most_common()),
         corpus_size=corpus_size,
-        turns=most,
+        turns=len(policy),
         fingerprint=fingerprint,
         engine=retrieval_scores([row.turns[0].rank if row.turns else None for row in rows]),
-        refined=_refined(last),
-        refined_by_turn={name: _refined(turns) for name, turns in policy.items()},
-        refined_by_depth=_by_depth(rows),
+        refined=refined_scores(last),
+        refined_by_turn={str(number): refined_scores(turns) for number, turns in policy.items()},
+        refined_by_depth=_by_depth(policy[1]),
         moments=moment_scores(last),
-        moments_by_turn={name: moment_scores(turns) for name, turns in policy.items()},
+        moments_by_turn={str(number): moment_scores(turns) for number, turns in policy.items()},
         strict_by_turn={
-            name: TurnScores(count=len(turns), retrieval=_refined(turns), moments=moment_scores(turns))
-            for name, turns in strict.items()
+            str(number): TurnScores(count=len(turns), retrieval=refined_scores(turns), moments=moment_scores(turns))
+            for number, turns in strict.items()
+            if turns
         },
         mean_iou_matched_only=mean_known(matched),
         matched_with_time=len(matched),
@@ -158,25 +158,14 @@ def _summary(rows: list[PredictionRow], corpus_size: int | None, fingerprint: st
     )
 
 
-def _at(row: PredictionRow, turn: int) -> TurnRow | None:
-    """The turn that counts after so many turns: that one, or the last before it; None if the query failed."""
-    return row.turns[min(turn, len(row.turns)) - 1] if row.status == "ok" else None
-
-
-def _refined(turns: Iterable[TurnRow | None]) -> RetrievalScores:
-    return retrieval_scores([turn.policy_rank if turn else None for turn in turns])
-
-
-def _by_depth(rows: list[PredictionRow]) -> dict[str, RetrievalScores]:
-    """Ranks after turn 1 by latents used; a query that did not refine in turn 1 has one rank at every depth."""
-    turns = [_at(row, 1) for row in rows]
+def _by_depth(turns: list[TurnRow | None]) -> dict[str, RetrievalScores]:
+    """Return the scores after turn 1 by latents used; a query that did not refine then has one rank at every depth."""
     profiles = [(turn.profile_policy_rank_by_depth if turn else None) or {} for turn in turns]
-    return {
-        str(depth): retrieval_scores(
-            [
-                profile.get(str(depth), turn.policy_rank) if turn else None
-                for turn, profile in zip(turns, profiles, strict=True)
-            ]
-        )
+    ranks_by_depth = {
+        str(depth): [
+            profile.get(str(depth), turn.policy_rank) if turn else None
+            for turn, profile in zip(turns, profiles, strict=True)
+        ]
         for depth in range(1, max(map(len, profiles)) + 1)
     }
+    return {depth: retrieval_scores(ranks) for depth, ranks in ranks_by_depth.items()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vsr1.metrics.bootstrap import bootstrap_intervals
-from vsr1.report.metric_rows import DASH
+from vsr1.report.metric_rows import DASH, METRIC_ROWS, MetricRow
 from vsr1.report.rows import Row
 
 IOU_BINS = 10
@@ -48,37 +48,23 @@ class Bar:
     height: float  # of the highest bar, 0..1
 
 
-def intervals(rows: Sequence[Row], failed: int) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals over the queries of an evaluation, in 0..1, by the name that `MetricRow` asks for.
+def intervals(rows: Sequence[Row], failed: int) -> dict[MetricRow, tuple[float, float]]:
+    """Return 95 % bootstrap intervals over the queries of an evaluation, in 0..1, of the metrics that have one.
 
     Args:
         failed: further queries, which count 0 everywhere.
     """
-    played_QM = np.array(
-        [
-            [
-                row["first_rank"] == 1,
-                row["last_rank"] == 1,
-                row["iou"] >= 0.5,
-                row["iou"],
-                row["turns"][-1]["correct"],
-            ]
-            for row in rows
-        ],
-        np.float64,
-    )
-    values_QM = np.pad(played_QM, ((0, failed), (0, 0)))
-    names = ("engine R@1", "refined R@1", "IoU@0.5", "mean IoU", "verification")
-    return {
-        name: (float(low), float(high)) for name, (low, high) in zip(names, bootstrap_intervals(values_QM), strict=True)
-    }
+    metrics = {metric: metric.of_query for metric in METRIC_ROWS if metric.of_query}
+    played_QM = np.array([[of_query(row) for of_query in metrics.values()] for row in rows], np.float64)
+    ends = bootstrap_intervals(np.pad(played_QM, ((0, failed), (0, 0)))).tolist()
+    return {metric: (low, high) for metric, (low, high) in zip(metrics, ends, strict=True)}
 
 
 def rank_matrix(rows: Iterable[Row]) -> RankMatrix:
-    """Rank of the right video before (engine) and after the last refinement."""
+    """Count queries by the rank of the right video before (engine) and after the last refinement."""
     pairs = [(row["first_rank"], row["last_rank"]) for row in rows]
     worst = max(LEAST_SPAN, *(max(pair) for pair in pairs))
-    limits = [limit for limit in _RANK_LIMITS if limit < worst] + [next(x for x in _RANK_LIMITS if x >= worst)]
+    limits = _RANK_LIMITS[: 1 + bisect_left(_RANK_LIMITS, worst)]
     counts = Counter((bisect_left(limits, after), bisect_left(limits, before)) for before, after in pairs)
     most = max(counts.values())
 
@@ -102,7 +88,7 @@ def _short(count: int) -> str:
 
 
 def iou_bars(rows: Iterable[Row]) -> list[Bar]:
-    """Queries by the IoU of their moment; a first bar holds those with none at all."""
+    """Count queries by the IoU of their moment; a first bar holds those with none at all."""
     counts = [0] * (IOU_BINS + 1)
     for row in rows:
         counts[0 if row["iou"] <= 0 else 1 + min(IOU_BINS - 1, int(row["iou"] * IOU_BINS))] += 1
@@ -112,6 +98,5 @@ def iou_bars(rows: Iterable[Row]) -> list[Bar]:
 
 
 def turns_counts(rows: Iterable[Row]) -> list[tuple[int, int]]:
-    """How many queries took how many turns."""
-    counted: Counter[int] = Counter(len(row["turns"]) for row in rows)
-    return sorted(counted.items())
+    """Return numbers of turns, and how many queries took each."""
+    return sorted(Counter(len(row["turns"]) for row in rows).items())

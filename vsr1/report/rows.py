@@ -1,10 +1,11 @@
-"""A trajectory as the page keeps it: what a reader looks at, without token ids, log-probs, latents and noise.
+"""A trajectory as the page keeps it: what a reader looks at, without token ids, log-probs and latents.
 
 Everything that the page counts or draws is taken from these rows, so a run is read once and its arrays are not kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,8 +20,8 @@ SHOWN_RETRIEVED = 10  # of a ranking
 Row = dict[str, Any]  # JSON values
 
 
-def row_of(trajectory: Trajectory, source: str, step: int, credits: list[Credit] | None = None) -> Row:
-    """The row of one trajectory.
+def row_of(trajectory: Trajectory, source: str, step: int, credits: Sequence[Credit] | None = None) -> Row:
+    """Return the row of one trajectory.
 
     Args:
         source: name of the evaluation, or `TRAINING`.
@@ -32,6 +33,12 @@ def row_of(trajectory: Trajectory, source: str, step: int, credits: list[Credit]
     """
     if not trajectory.segments:
         raise ValueError(f"report: the trajectory of query {trajectory.query_id!r} in {source!r} has no turn")
+    turns = [_turn(trajectory, segment) for segment in trajectory.segments]
+    if credits is not None:
+        for turn, credit in zip(turns, credits, strict=True):
+            turn["advantages"] = asdict(credit)
+    last = turns[-1]
+    found = "right video" if last["right"] else "wrong video"
     return {
         "source": source,
         "step": step,
@@ -42,17 +49,14 @@ def row_of(trajectory: Trajectory, source: str, step: int, credits: list[Credit]
         "gt_span": list(trajectory.gt_span),
         "gt_duration": trajectory.gt_duration,
         "end": trajectory.end_reason,
-        "first_rank": trajectory.segments[0].gt_rank_before,
+        "first_rank": turns[0]["rank_before"],
         "last_rank": refined_rank(trajectory),
         "iou": moment_iou(trajectory),
-        "outcome": _outcome(trajectory),
+        "outcome": found if last["verdict"] == "matched" else "not found",
         "terms": {name: round(value, DIGITS) for name, value in trajectory.terms.items()},
         "turn_rewards": [round(value, DIGITS) for value in trajectory.turn_rewards],
         "reward": round(trajectory.reward, DIGITS),
-        "turns": [
-            {**_turn(trajectory, segment), "advantages": {} if credits is None else asdict(credits[index])}
-            for index, segment in enumerate(trajectory.segments)
-        ],
+        "turns": turns,
     }
 
 
@@ -68,7 +72,7 @@ def _turn(trajectory: Trajectory, segment: Segment) -> Row:
         "verdict": segment.verdict,
         "correct": segment.verdict == ("matched" if right else "not_matched"),
         "text": segment.text,
-        "span": None if segment.span is None else list(segment.span),
+        "span": segment.span,
         "iou": iou,
         "refined": segment.refined,
         "rewrite": segment.rewrite,
@@ -79,14 +83,9 @@ def _turn(trajectory: Trajectory, segment: Segment) -> Row:
         "text_tokens": len(segment.response_token_ids),
         "latent_tokens": 0 if segment.latents is None else len(segment.latents),
         "seconds": round(segment.seconds, DIGITS),
+        "advantages": {},
     }
 
 
 def _ranking(retrieved: list[tuple[str, float]]) -> list[list[Any]]:
     return [[video, round(score, DIGITS)] for video, score in retrieved[:SHOWN_RETRIEVED]]
-
-
-def _outcome(trajectory: Trajectory) -> str:
-    if trajectory.last.verdict != "matched":
-        return "not found"
-    return "right video" if trajectory.last.video_id == trajectory.gt_video else "wrong video"

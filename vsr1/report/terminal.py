@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import groupby
 
 from rich.table import Table
 from rich.text import Text
@@ -13,25 +13,22 @@ from vsr1.report.metric_rows import METRIC_ROWS, Cell, Trend, cells
 _STYLES: dict[Trend, str] = {"better": "green", "worse": "red", "same": "dim", "neutral": "dim"}
 
 
-def metric_table(evaluations: dict[str, dict[str, Any]]) -> Table:
-    """A table of `EvalSummary.to_json` rows by label, in the order given.
+def metric_table(evaluations: dict[str, EvalSummary]) -> Table:
+    """Return a table of evaluations by label, in the order given.
 
     Raises:
         ValueError: no evaluations.
-        pydantic.ValidationError: a row that is not an `EvalSummary`.
     """
     if not evaluations:
         raise ValueError("metric_table: no evaluations were given; evaluate a checkpoint first")
-    summaries = {label: EvalSummary.from_json(row) for label, row in evaluations.items()}
-    table = Table(caption=", ".join(f"{label}: {s.queries} queries" for label, s in summaries.items()))
+    table = Table(caption=", ".join(f"{label}: {item.queries} queries" for label, item in evaluations.items()))
     table.add_column("metric")
-    for label in summaries:
+    for label in evaluations:
         table.add_column(Text(label), justify="right")
-    rows = [row for row in METRIC_ROWS if row.in_terminal]
-    for position, row in enumerate(rows):
-        ends_group = position + 1 == len(rows) or rows[position + 1].group != row.group
-        texts = [_text(cell) for cell in cells(row, summaries.values())]
-        table.add_row(f"{row.group}: {row.label}", *texts, end_section=ends_group)
+    for _, group in groupby((row for row in METRIC_ROWS if row.in_terminal), key=lambda row: row.group):
+        for row in group:
+            table.add_row(f"{row.group}: {row.label}", *map(_text, cells(row, evaluations.values())))
+        table.add_section()
     return table
 
 

@@ -6,7 +6,7 @@ import math
 
 
 def round_ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[tuple[float, str]]:
-    """Between one and about `most` multiples of 1, 2 or 5 times a power of ten inside [low, high], with their labels.
+    """Return one to about `most` multiples of 1, 2 or 5 times a power of ten inside [low, high], with their labels.
 
     Args:
         whole: keep to whole numbers, for step counts.
