@@ -21,13 +21,13 @@ import numpy as np
 
 from pipelines.evaluation.report import read_run
 from pipelines.machine.resources import cores
-from vsr1.episode.trajectory import Segment, Trajectory
 from vsr1.metrics.prediction_rows import prediction_row
 from vsr1.metrics.summary import summarise
 from vsr1.report import write_report
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
 from vsr1.search.prompts import assistant_text
+from vsr1.search.record import SearchTrajectory
 from vsr1.toy.render import render
 from vsr1.toy.world import Example, make_corpus, reasoning
 
@@ -174,7 +174,9 @@ def _examples(count: int, seed: int) -> Iterator[Example]:
             yield replace(example, film=replace(example.film, video_id=f"{block // BLOCK}_{example.film.video_id}"))
 
 
-def _trajectory(examples: list[Example], asked: int, shown: int, sample: int, rng: np.random.Generator) -> Trajectory:
+def _trajectory(
+    examples: list[Example], asked: int, shown: int, sample: int, rng: np.random.Generator
+) -> SearchTrajectory:
     """One about the query of `examples[asked]`, whose first turn shows the film of `examples[shown]`."""
     right = examples[asked]
     moment = (float(right.moment[0]), float(right.moment[1]))
@@ -223,7 +225,7 @@ def _trajectory(examples: list[Example], asked: int, shown: int, sample: int, rn
         sample=sample,
         seed=0,
         segments=segments,
-        end_reason="matched" if segments[-1].verdict == "matched" else "max_turns",
+        end_reason="matched" if segments[-1].record.verdict == "matched" else "max_turns",
         terms={"verification": 1.0, "think_format": 1.0, "temporal_iou": 0.5, "retrieval": 0.1},
         turn_rewards=rewards,
         reward=sum(rewards),

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from vsr1.episode.moments import moment_iou
-from vsr1.episode.trajectory import Segment, Span, Trajectory, Verdict
+from vsr1.episode.moments import Span
 from vsr1.metrics.prediction_rows import failed_row, prediction_row
 from vsr1.metrics.predictions import PredictionRow
 from vsr1.metrics.scores import VerdictCounts
 from vsr1.metrics.summary import EvalSummary, refined_rank, summarise
+from vsr1.search.record import Verdict, moment_iou
 
 CORPUS = 200
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vsr1.episode.trajectory import Segment, Span, Trajectory, Verdict
+from vsr1.episode.moments import Span
 from vsr1.metrics.prediction_rows import failed_row, prediction_row, ranked_moments
 from vsr1.metrics.predictions import PredictionError, PredictionRow, read_predictions
 from vsr1.metrics.rescoring import differences, recomputed
+from vsr1.search.record import Verdict
 
 ROW_FIELDS = """
 index qid query gt_pos_doc_id gt_start gt_end orig_rank turn1_rank turn1_rank_before_refine

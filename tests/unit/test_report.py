@@ -17,11 +17,12 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from vsr1.config import Config
-from vsr1.episode.trajectory import Segment, Span, Trajectory, Verdict
+from vsr1.episode.moments import Span
 from vsr1.metrics.prediction_rows import prediction_row
 from vsr1.metrics.summary import EvalSummary, summarise
 from vsr1.report import TRAINING, Run, metric_table, row_of, write_report
 from vsr1.rl.credit import Credit
+from vsr1.search.record import Verdict
 
 OUTCOMES = ("refined and improved", "matched the right video", "matched a wrong video", "not found")
 VOID = {"meta", "img", "br", "input"}

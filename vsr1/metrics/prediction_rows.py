@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from vsr1.episode.moments import clamp_span
-from vsr1.episode.trajectory import Segment, Span, Trajectory
+from vsr1.episode.moments import Span, clamp_span
+from vsr1.episode.trajectory import Turn
 from vsr1.metrics.predictions import PredictionRow, RankedMoment, TurnRow
 from vsr1.metrics.rescoring import recomputed
+from vsr1.search.record import SearchTrajectory, SearchTurn
 
 HEAD_DIMENSIONS = 6  # of each latent in `rollout_latent_head`
 RANKED_MOMENTS = 100
 
 
 def prediction_row(
-    trajectory: Trajectory,
+    trajectory: SearchTrajectory,
     index: int,
     *,
     max_turns: int,
@@ -37,19 +38,19 @@ def prediction_row(
     Raises:
         ValueError: a trajectory without a turn, a rank outside the corpus, or a video without a duration.
     """
-    if not trajectory.segments:
-        raise ValueError(f"prediction_row: the trajectory of query {trajectory.query_id!r} has no turn; rerun it")
-    segments = trajectory.segments
-    following = [segment.retrieved for segment in segments[1:]] + [None]
+    if not trajectory.turns:
+        raise ValueError(f"prediction_row: the trajectory of query {trajectory.task.query_id!r} has no turn; rerun it")
+    segments = trajectory.turns
+    following = [segment.record.retrieved for segment in segments[1:]] + [None]
     turns = [_turn(segment, after, latents) for segment, after in zip(segments, following, strict=True)]
     row = PredictionRow(
         index=index,
-        qid=trajectory.query_id,
-        query=trajectory.query,
-        gt_pos_doc_id=trajectory.gt_video,
-        gt_start=float(trajectory.gt_span[0]),
-        gt_end=float(trajectory.gt_span[1]),
-        gt_duration=float(trajectory.gt_duration),
+        qid=trajectory.task.query_id,
+        query=trajectory.task.query,
+        gt_pos_doc_id=trajectory.task.gt_video,
+        gt_start=float(trajectory.task.gt_span[0]),
+        gt_end=float(trajectory.task.gt_span[1]),
+        gt_duration=float(trajectory.task.gt_duration),
         orig_rank=turns[0].rank,
         final_rank=turns[-1].policy_rank,
         stop_reason=_stop_reason(trajectory),
@@ -99,7 +100,7 @@ def failed_row(
     )
 
 
-def ranked_moments(trajectory: Trajectory, durations: Mapping[str, float]) -> list[RankedMoment]:
+def ranked_moments(trajectory: SearchTrajectory, durations: Mapping[str, float]) -> list[RankedMoment]:
     """At most 100 moments of as many videos, best first; scores fall with the place and mean nothing else.
 
     The answer leads, if it matched with a span; then come the videos of the last ranking, last of all those that the
@@ -112,10 +113,15 @@ def ranked_moments(trajectory: Trajectory, durations: Mapping[str, float]) -> li
         ValueError: a video has no duration.
     """
     last = trajectory.last
-    spans = {segment.video_id: segment.span for segment in trajectory.segments if segment.span is not None}
-    answer = [last.video_id] if last.verdict == "matched" and last.span is not None else []
-    ranking = [video for video, _ in (last.retrieved if last.retrieved_after is None else last.retrieved_after)]
-    rejected = [segment.video_id for segment in trajectory.segments if segment.verdict != "matched"]
+    spans = {
+        segment.record.video_id: segment.record.span for segment in trajectory.turns if segment.record.span is not None
+    }
+    answer = [last.record.video_id] if last.record.verdict == "matched" and last.record.span is not None else []
+    ranking = [
+        video
+        for video, _ in (last.record.retrieved if last.record.retrieved_after is None else last.record.retrieved_after)
+    ]
+    rejected = [segment.record.video_id for segment in trajectory.turns if segment.record.verdict != "matched"]
     kept = [video for video in ranking if video not in rejected]
     order = list(dict.fromkeys([*answer, *kept, *(video for video in ranking if video in rejected), *rejected]))
     moments = []
@@ -127,19 +133,21 @@ def ranked_moments(trajectory: Trajectory, durations: Mapping[str, float]) -> li
     return moments
 
 
-def _turn(segment: Segment, next_ranking: list[tuple[str, float]] | None, latents: int | None) -> TurnRow:
-    after = next_ranking if segment.retrieved_after is None else segment.retrieved_after
-    applied = segment.refined and segment.gt_rank_after is not None
-    policy = segment.retrieved if segment.gt_rank_after is None else after
-    by_depth = segment.ranks_by_depth
-    span = segment.span
+def _turn(segment: Turn[SearchTurn], next_ranking: list[tuple[str, float]] | None, latents: int | None) -> TurnRow:
+    after = next_ranking if segment.record.retrieved_after is None else segment.record.retrieved_after
+    applied = segment.record.refined and segment.record.gt_rank_after is not None
+    policy = segment.record.retrieved if segment.record.gt_rank_after is None else after
+    by_depth = segment.record.ranks_by_depth
+    span = segment.record.span
     return TurnRow(
-        turn=segment.turn,
-        rank=segment.gt_rank_before,
-        policy_rank=segment.gt_rank_before if segment.gt_rank_after is None else segment.gt_rank_after,
-        top1_doc_id=segment.video_id,
+        turn=segment.number,
+        rank=segment.record.gt_rank_before,
+        policy_rank=segment.record.gt_rank_before
+        if segment.record.gt_rank_after is None
+        else segment.record.gt_rank_after,
+        top1_doc_id=segment.record.video_id,
         policy_top1_doc_id=policy[0][0] if policy else None,
-        answer=segment.verdict,
+        answer=segment.record.verdict,
         pred_start=None if span is None else float(span[0]),
         pred_end=None if span is None else float(span[1]),
         refine_token_generated=segment.latents is not None,
@@ -151,14 +159,14 @@ def _turn(segment: Segment, next_ranking: list[tuple[str, float]] | None, latent
         raw_output=segment.text,
         text_tokens=len(segment.response_token_ids),
         seconds=float(segment.seconds),
-        retrieved=[(video, float(score)) for video, score in segment.retrieved],
+        retrieved=[(video, float(score)) for video, score in segment.record.retrieved],
     )
 
 
-def _latents(segment: Segment) -> dict[str, Any]:
+def _latents(segment: Turn[SearchTurn]) -> dict[str, Any]:
     """Sizes, norms [N], cosines of neighbours [N - 1] and first dimensions [N, 6] of the latents [N, R]."""
     if segment.latents is None:
-        mode = "none" if segment.rewrite is None else "text"
+        mode = "none" if segment.record.rewrite is None else "text"
         return {"qfinal_mode": mode, "latent_tokens": 0, "rollout_depth_actual": 0}
     latents_NR = np.asarray(segment.latents, np.float64)
     norms_N = np.linalg.norm(latents_NR, axis=1)
@@ -174,13 +182,13 @@ def _latents(segment: Segment) -> dict[str, Any]:
     }
 
 
-def _stop_reason(trajectory: Trajectory) -> str:
+def _stop_reason(trajectory: SearchTrajectory) -> str:
     """In the published evaluator's words where it has them."""
     last = trajectory.last
     match trajectory.end_reason:
         case "max_turns":
-            return "max_turn_reached_with_refine" if last.refined else "max_turn_reached"
+            return "max_turn_reached_with_refine" if last.record.refined else "max_turn_reached"
         case "no_refinement":
-            return f"{last.verdict}_no_refine_token"
+            return f"{last.record.verdict}_no_refine_token"
         case other:
             return other

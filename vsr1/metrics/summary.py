@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import Field
 
-from vsr1.episode.trajectory import Trajectory
 from vsr1.metrics.predictions import PredictionRow, Problem, TurnRow
 from vsr1.metrics.rescoring import differences, recomputed
 from vsr1.metrics.scores import (
@@ -30,6 +29,7 @@ from vsr1.metrics.scores import (
     retrieval_scores,
     verification_scores,
 )
+from vsr1.search.record import SearchTrajectory
 
 
 class EvalSummary(Scores):
@@ -72,10 +72,10 @@ class EvalSummary(Scores):
         return cls.model_validate(row)
 
 
-def refined_rank(trajectory: Trajectory) -> int:
+def refined_rank(trajectory: SearchTrajectory) -> int:
     """Rank of the right video in the last ranking made: after the last turn's refinement, or before without one."""
     last = trajectory.last
-    return last.gt_rank_before if last.gt_rank_after is None else last.gt_rank_after
+    return last.record.gt_rank_before if last.record.gt_rank_after is None else last.record.gt_rank_after
 
 
 def summarise(
