@@ -13,8 +13,7 @@ from pipelines.machine.resources import cores
 from pipelines.stage.tasks import evaluation_queries
 from pipelines.stage.workers import Services, complete, connect, services
 from vsr1.config import Config
-from vsr1.episode.trajectory import Trajectory
-from vsr1.search.environment import SearchTask
+from vsr1.search.record import SearchTask, SearchTrajectory
 
 
 def bench_eval(config: Config, rounds: int) -> dict[str, Any]:
@@ -32,7 +31,7 @@ def bench_eval(config: Config, rounds: int) -> dict[str, Any]:
     with services(config, split) as world:
         _play(world, config, tasks)
         together, single = [], []
-        batched: list[Trajectory] = []
+        batched: list[SearchTrajectory] = []
         for _ in range(rounds):
             began = time.perf_counter()
             batched = _play(world, config, tasks)
@@ -40,7 +39,7 @@ def bench_eval(config: Config, rounds: int) -> dict[str, Any]:
             began = time.perf_counter()
             alone = [trajectory for task in tasks for trajectory in _play(world, config, [task])]
             single.append(time.perf_counter() - began)
-    alone.sort(key=lambda trajectory: trajectory.query_id)
+    alone.sort(key=lambda trajectory: trajectory.task.query_id)
     differing = [a.query_id for a, b in zip(batched, alone, strict=True) if _said(a) != _said(b)]
     return {
         "bench": "eval",
@@ -48,7 +47,7 @@ def bench_eval(config: Config, rounds: int) -> dict[str, Any]:
         "cores": cores(),
         "device": config.model.device,
         "queries": len(tasks),
-        "turns": sum(len(trajectory.segments) for trajectory in batched),
+        "turns": sum(len(trajectory.turns) for trajectory in batched),
         "batched_s": round(median(together), 3),
         "one_at_a_time_s": round(median(single), 3),
         "ratio": round(median(b / a for a, b in zip(together, single, strict=True)), 2),
@@ -56,15 +55,22 @@ def bench_eval(config: Config, rounds: int) -> dict[str, Any]:
     }
 
 
-def _play(world: Services, config: Config, tasks: list[SearchTask]) -> list[Trajectory]:
+def _play(world: Services, config: Config, tasks: list[SearchTask]) -> list[SearchTrajectory]:
     outcomes = list(world.rollout(config.eval.split, tasks, config.agent, Sampling(config.retrieval.top_k)))
     played, _ = complete(outcomes)
-    return sorted(played, key=lambda trajectory: trajectory.query_id)
+    return sorted(played, key=lambda trajectory: trajectory.task.query_id)
 
 
-def _said(trajectory: Trajectory) -> list[Any]:
+def _said(trajectory: SearchTrajectory) -> list[Any]:
     """What an evaluation counts, turn by turn."""
     return [
-        (s.video_id, s.response_token_ids, s.verdict, s.span, s.gt_rank_before, s.gt_rank_after)
-        for s in trajectory.segments
+        (
+            s.record.video_id,
+            s.response_token_ids,
+            s.record.verdict,
+            s.record.span,
+            s.record.gt_rank_before,
+            s.record.gt_rank_after,
+        )
+        for s in trajectory.turns
     ]

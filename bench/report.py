@@ -21,15 +21,18 @@ import numpy as np
 
 from pipelines.evaluation.report import read_run
 from pipelines.machine.resources import cores
-from vsr1.episode.trajectory import Segment, Trajectory
+from vsr1.episode.sample import SampleId
+from vsr1.episode.trajectory import Turn
 from vsr1.metrics.prediction_rows import prediction_row
 from vsr1.metrics.summary import summarise
 from vsr1.report import write_report
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
 from vsr1.search.prompts import assistant_text
+from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn
 from vsr1.toy.render import render
 from vsr1.toy.world import Example, make_corpus, reasoning
+from vsr1.video.clips import ClipReference
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER_FLAGS = (
@@ -174,56 +177,57 @@ def _examples(count: int, seed: int) -> Iterator[Example]:
             yield replace(example, film=replace(example.film, video_id=f"{block // BLOCK}_{example.film.video_id}"))
 
 
-def _trajectory(examples: list[Example], asked: int, shown: int, sample: int, rng: np.random.Generator) -> Trajectory:
-    """One about the query of `examples[asked]`, whose first turn shows the film of `examples[shown]`."""
+def _trajectory(
+    examples: list[Example], asked: int, shown: int, sample: int, rng: np.random.Generator
+) -> SearchTrajectory:
+    """Return one about the query of `examples[asked]`, whose first turn shows the film of `examples[shown]`."""
     right = examples[asked]
     moment = (float(right.moment[0]), float(right.moment[1]))
     seen = [shown] if shown == asked and rng.random() < 0.6 else [shown, asked if rng.random() < 0.7 else shown]
     ranks = [int(rank) for rank in np.ceil(rng.pareto(1.0, len(seen) + 1))]
-    segments = []
-    for turn, at in enumerate(seen, start=1):
-        film, last = examples[at].film, turn == len(seen)
+    turns = []
+    for number, at in enumerate(seen, start=1):
+        film, last = examples[at].film, number == len(seen)
         matched = bool(last and (at == asked or rng.random() < 0.3))
         span = (moment[0] + float(rng.integers(-2, 4)), moment[1] + float(rng.integers(-3, 3))) if matched else None
         think = reasoning(list(film.events), right.queried, at == asked)
         others = [examples[int(index)].film.video_id for index in rng.integers(0, len(examples), LISTED - 1)]
         scores = np.sort(rng.random(LISTED))[::-1].tolist()
-        arrays = None if last else rng.normal(size=(2, LATENTS, DIM)).astype(np.float32)
-        segments.append(
-            Segment(
-                turn=turn,
-                video_id=film.video_id,
-                clip_hash="",
+        latents = {} if last else {"query": rng.normal(size=(LATENTS, DIM)).astype(np.float32)}
+        record = SearchTurn(
+            video_id=film.video_id,
+            verdict="matched" if matched else "not_matched",
+            span=span,
+            retrieved=list(zip([film.video_id, *others], scores, strict=True)),
+            gt_rank_before=min(100, ranks[number - 1]),
+            gt_rank_after=None if last else min(100, ranks[number]),
+            index_version="synthetic",
+            refined=not last,
+        )
+        turns.append(
+            Turn(
+                number=number,
+                clips=[ClipReference(film.video_id, "")],
                 prompt_token_ids=[1] * 100,
                 response_token_ids=[2] * 60,
                 response_logprobs=[-0.1] * 60,
                 text=assistant_text(think, matched, span),
                 finish_reason="stop",
-                verdict="matched" if matched else "not_matched",
-                span=span,
-                latents=None if arrays is None else arrays[0],
-                noise=None if arrays is None else arrays[1],
-                retrieved=list(zip([film.video_id, *others], scores, strict=True)),
-                gt_rank_before=min(100, ranks[turn - 1]),
-                gt_rank_after=None if last else min(100, ranks[turn]),
-                index_version="synthetic",
+                seed=0,
                 weight_version=0,
                 seconds=float(rng.random()),
+                record=record,
+                latents=latents,
             )
         )
-    for before, after in pairwise(segments):
-        before.retrieved_after = after.retrieved
-    rewards = rng.normal(0.5, 0.5, len(segments)).tolist()
-    return Trajectory(
-        query_id=f"q{asked}",
-        query=right.query,
-        gt_video=right.film.video_id,
-        gt_span=moment,
-        gt_duration=float(right.film.duration),
-        sample=sample,
-        seed=0,
-        segments=segments,
-        end_reason="matched" if segments[-1].verdict == "matched" else "max_turns",
+    for before, after in pairwise(turns):
+        before.record.retrieved_after = after.record.retrieved
+    rewards = rng.normal(0.5, 0.5, len(turns)).tolist()
+    gt = right.film.video_id, moment, float(right.film.duration)
+    return SearchTrajectory(
+        SearchTask(SampleId(f"q{asked}", sample), f"q{asked}", right.query, *gt),
+        turns,
+        end_reason="matched" if turns[-1].record.verdict == "matched" else "max_turns",
         terms={"verification": 1.0, "think_format": 1.0, "temporal_iou": 0.5, "retrieval": 0.1},
         turn_rewards=rewards,
         reward=sum(rewards),

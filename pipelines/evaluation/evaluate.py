@@ -20,11 +20,12 @@ from pipelines.data.build import ensure_dataset
 from pipelines.machine.probes import SUPPORTED, installed_version
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Progress
+from pipelines.stage.pump import Outcome
 from pipelines.stage.tasks import EvaluationQuery, evaluation_queries
-from pipelines.stage.workers import Outcome, Services, connect, services
+from pipelines.stage.workers import Workers, connect, workers
 from vsr1 import __version__
 from vsr1.config import Config
-from vsr1.episode.trajectory import FailedSample, Trajectory
+from vsr1.episode.sample import FailedSample
 from vsr1.formats.atomic import write_json, write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256, value_sha256, weights_fingerprint
@@ -36,6 +37,7 @@ from vsr1.retrieval.snapshot import CURRENT
 from vsr1.runs.folder import EVALUATION_LOG
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log
 from vsr1.search.prompts import agent_prompt
+from vsr1.search.record import SearchTrajectory
 from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import META, read_meta
 
@@ -66,7 +68,9 @@ class Evaluation:
         return [query for query in self.queries if query.task.query_id not in self.outcomes]
 
 
-def evaluate(config: Config, progress: Progress = QUIET, *, name: str = "eval") -> tuple[EvalSummary, list[Trajectory]]:
+def evaluate(
+    config: Config, progress: Progress = QUIET, *, name: str = "eval"
+) -> tuple[EvalSummary, list[SearchTrajectory]]:
     """Run every query of `eval.split` with `agent`, then with each of `eval.agents`; the result is the first's.
 
     Writes to `run_dir`, for the first as `<name>` and for the others as `<name>-<agent>`: `.json` (the summary),
@@ -81,29 +85,29 @@ def evaluate(config: Config, progress: Progress = QUIET, *, name: str = "eval") 
         evaluations = planned(config, config.eval.split, name)
         if not any(evaluation.waiting for evaluation in evaluations):
             return _finished(None, config, evaluations)
-        with services(config, config.eval.split, progress=progress) as world:
+        with workers(config, config.eval.split, progress=progress) as world:
             return _begun(world, config, name, evaluations)
 
 
-def evaluate_on(world: Services, config: Config, name: str) -> tuple[EvalSummary, list[Trajectory]]:
+def evaluate_on(world: Workers, config: Config, name: str) -> tuple[EvalSummary, list[SearchTrajectory]]:
     """As `evaluate`, on running services whose engines hold the weights of `model.policy`."""
     return _begun(world, config, name, planned(config, config.eval.split, name))
 
 
 def _begun(
-    world: Services, config: Config, name: str, evaluations: list[Evaluation]
-) -> tuple[EvalSummary, list[Trajectory]]:
+    world: Workers, config: Config, name: str, evaluations: list[Evaluation]
+) -> tuple[EvalSummary, list[SearchTrajectory]]:
     workers = {"rollout": len(world.rollouts), "retrieval": 1, "rewards": len(world.rewards)}
     world.progress.begin(name, len(evaluations), workers)
     return _finished(world, config, evaluations)
 
 
-def evaluate_split(world: Services, config: Config, split: str, name: str) -> tuple[EvalSummary, list[Trajectory]]:
+def evaluate_split(world: Workers, config: Config, split: str, name: str) -> tuple[EvalSummary, list[SearchTrajectory]]:
     """Run every query of a split with the weights that the engines hold now; nothing is written, failures count."""
     queries = evaluation_queries(config, split)
     evaluation = Evaluation(name, split, config.agent, queries, {}, _skipped(queries))
     for outcome in _played(world, evaluation, Sampling(config.retrieval.top_k)):
-        evaluation.outcomes[outcome.query_id] = outcome
+        evaluation.outcomes[_id(outcome)] = outcome
     return _summary(config, evaluation)[1:]
 
 
@@ -124,14 +128,14 @@ def planned(config: Config, split: str, name: str) -> list[Evaluation]:
         wanted = {query.task.query_id for query in queries}
         log = _trajectories(config, evaluation)
         for logged in read_log(log) if log.is_file() else ():
-            if logged.fingerprint == evaluation.fingerprint and logged.trajectory.query_id in wanted:
-                evaluation.outcomes[logged.trajectory.query_id] = logged.trajectory
+            if logged.fingerprint == evaluation.fingerprint and logged.trajectory.task.query_id in wanted:
+                evaluation.outcomes[logged.trajectory.task.query_id] = logged.trajectory
         evaluations.append(evaluation)
     return evaluations
 
 
 def _skipped(queries: list[EvaluationQuery]) -> dict[str, Outcome]:
-    return {q.task.query_id: FailedSample(q.task.query_id, 0, q.skipped, q.message) for q in queries if q.skipped}
+    return {q.task.query_id: FailedSample(q.task.id, q.skipped, q.message) for q in queries if q.skipped}
 
 
 def _inputs(config: Config, split: str) -> dict[str, Any]:
@@ -159,8 +163,8 @@ def _inputs(config: Config, split: str) -> dict[str, Any]:
 
 
 def _finished(
-    world: Services | None, config: Config, evaluations: list[Evaluation]
-) -> tuple[EvalSummary, list[Trajectory]]:
+    world: Workers | None, config: Config, evaluations: list[Evaluation]
+) -> tuple[EvalSummary, list[SearchTrajectory]]:
     """Play what is waiting and write the results."""
     results, failed = [], []
     for number, evaluation in enumerate(evaluations, start=1):
@@ -170,8 +174,8 @@ def _finished(
         if world is not None:
             sampling = Sampling(config.eval.top_k, rank_by_depth=config.eval.rank_by_depth)
             for outcome in _played(world, evaluation, sampling):
-                evaluation.outcomes[outcome.query_id] = outcome
-                if isinstance(outcome, Trajectory):
+                evaluation.outcomes[_id(outcome)] = outcome
+                if isinstance(outcome, SearchTrajectory):
                     append_trajectories(log, [LoggedTrajectory(outcome, fingerprint=evaluation.fingerprint)])
         rows, summary, trajectories = _summary(config, evaluation)
         write_lines(log, _log_rows(evaluation))
@@ -194,15 +198,13 @@ def _finished(
     return results[0]
 
 
-def _played(world: Services, evaluation: Evaluation, sampling: Sampling) -> Iterator[Outcome]:
+def _played(world: Workers, evaluation: Evaluation, sampling: Sampling) -> Iterator[Outcome]:
     """Outcomes of what is waiting, scored, in the order they come."""
     tasks = [query.task for query in evaluation.waiting]
-    phase = f"{evaluation.label} queries"
-    for outcome in world.rollout(evaluation.split, tasks, evaluation.agent, sampling, phase):
-        yield world.score([outcome])[0] if isinstance(outcome, Trajectory) else outcome
+    return world.play(evaluation.split, tasks, evaluation.agent, sampling, f"{evaluation.label} queries")
 
 
-def _summary(config: Config, evaluation: Evaluation) -> tuple[list[PredictionRow], EvalSummary, list[Trajectory]]:
+def _summary(config: Config, evaluation: Evaluation) -> tuple[list[PredictionRow], EvalSummary, list[SearchTrajectory]]:
     """Rows in the order of the annotations, their summary, and the trajectories among them."""
     folder = DatasetFolder(config.data.root)
     durations = {name: row["source_duration_sec"] for name, row in read_meta(folder.clips(evaluation.split)).items()}
@@ -216,7 +218,7 @@ def _summary(config: Config, evaluation: Evaluation) -> tuple[list[PredictionRow
     rows, trajectories = [], []
     for query in evaluation.queries:
         task, outcome = query.task, evaluation.outcomes[query.task.query_id]
-        if isinstance(outcome, Trajectory):
+        if isinstance(outcome, SearchTrajectory):
             trajectories.append(outcome)
             latents = evaluation.agent.depth
             rows.append(prediction_row(outcome, query.index, latents=latents, durations=durations, **shared))
@@ -237,5 +239,5 @@ def _log_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     return [
         LoggedTrajectory(outcome, fingerprint=evaluation.fingerprint).to_json()
         for outcome in played
-        if isinstance(outcome, Trajectory)
+        if isinstance(outcome, SearchTrajectory)
     ]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import ray
 from ray.cloudpickle import register_pickle_by_value
+from vsr1.rewards.score import scored
 
 from actors.clips import ClipStore
 from actors.rewards import RewardWorker
-from vsr1.episode.trajectory import FailedSample, Segment, Trajectory
-from vsr1.rewards.score import scored
+from vsr1.episode.sample import FailedSample
 from vsr1.settings.training import RewardConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

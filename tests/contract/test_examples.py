@@ -12,7 +12,6 @@ from ray.cloudpickle import register_pickle_by_value
 from actors.clips import ClipStore
 from pipelines.train.examples import trained_examples
 from vsr1.config import Config
-from vsr1.episode.trajectory import Segment, Trajectory
 from vsr1.rl.batch import Example
 from vsr1.rl.credit import Credit
 from vsr1.video.clips import Clip

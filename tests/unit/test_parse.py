@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr1.episode.trajectory import Span, Verdict
+from vsr1.episode.moments import Span
 from vsr1.search.parse import Reply, last_element, parse_reply
+from vsr1.search.record import Verdict
 
 TAGS = ["think", "answer", "start", "end"]
 PIECES = [f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/")]

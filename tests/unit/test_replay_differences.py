@@ -17,7 +17,6 @@ from pipelines.evaluation.replay.differences import (
     same_sequence,
 )
 from vsr1.config import ConfigError
-from vsr1.episode.trajectory import Trajectory
 from vsr1.rl.credit import Credit
 from vsr1.runs.folder import config_of
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log, read_trajectories

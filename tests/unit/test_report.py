@@ -14,40 +14,43 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from search_episodes import search_trajectory, search_turn
 
 from vsr1.config import Config
-from vsr1.episode.trajectory import Segment, Span, Trajectory, Verdict
+from vsr1.episode.trajectory import Turn
 from vsr1.metrics.prediction_rows import prediction_row
 from vsr1.metrics.summary import EvalSummary, summarise
 from vsr1.report import TRAINING, Run, metric_table, row_of, write_report
 from vsr1.rl.credit import Credit
+from vsr1.search.record import SearchTrajectory, Verdict
 
 OUTCOMES = ("refined and improved", "matched the right video", "matched a wrong video", "not found")
 VOID = {"meta", "img", "br", "input"}
 RIGHT = "right_video"
 
 
-def look(turn: int, video: str, verdict: Verdict, before: int, after: int | None = None, text: str = "") -> Segment:
-    span: Span | None = (6.0, 12.0) if verdict == "matched" else None
-    latents = None if after is None else np.zeros((8, 4), np.float32)
-    retrieved = [(video, 0.9), *((f"other_{rank}", 0.9 - 0.1 * rank) for rank in range(2, 8))]
-    return Segment(
-        turn, video, "", [1], [2, 3], [-0.1, -0.1], text, "stop", verdict, span, latents, None, retrieved, before,
-        after, "v", 0, 0.1,
+def look(turn: int, video: str, verdict: Verdict, before: int, after: int | None = None, text: str = "") -> Turn:
+    return search_turn(
+        turn, video, verdict, (6.0, 12.0) if verdict == "matched" else None, text=text, ranks=(before, after),
+        latents=None if after is None else np.zeros((8, 4), np.float32),
+        retrieved=[(video, 0.9), *((f"other_{rank}", 0.9 - 0.1 * rank) for rank in range(2, 8))],
     )  # fmt: skip
 
 
-def trajectory(outcome: str, query: str, text: str = "<think> seen </think> <answer>matched</answer>") -> Trajectory:
+def trajectory(
+    outcome: str, query: str, text: str = "<think> seen </think> <answer>matched</answer>"
+) -> SearchTrajectory:
     better, found = look(1, "wrong", "not_matched", 4, 1, text), look(2, RIGHT, "matched", 1, None, text)
-    better.retrieved_after = found.retrieved
-    segments = {
+    better.record.retrieved_after = found.record.retrieved
+    turns = {
         "refined and improved": [better, found],
         "matched the right video": [look(1, RIGHT, "matched", 1, None, text)],
         "matched a wrong video": [look(1, "wrong", "matched", 3, None, text)],
         "not found": [look(1, "wrong", "unknown", 9, 9, text)],
     }[outcome]
+    gt = (RIGHT, (6.0, 14.0), 16.0)
     terms = {"verification": 1.0, "retrieval": -0.25}
-    return Trajectory(query, f"query {query}", RIGHT, (6.0, 14.0), 16.0, 0, 0, segments, "matched", terms, reward=1.5)
+    return search_trajectory(query, turns, query=f"query {query}", gt=gt, terms=terms, reward=1.5)
 
 
 def frames(video_id: str, clip_hash: str) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +107,7 @@ SCALARS = [
 
 
 def evaluations() -> dict[str, EvalSummary]:
-    def scored(*made: Trajectory) -> EvalSummary:
+    def scored(*made: SearchTrajectory) -> EvalSummary:
         return summarise([prediction_row(item, i, max_turns=2, corpus_size=20) for i, item in enumerate(made)])
 
     missed = scored(trajectory("not found", "a"), trajectory("matched the right video", "b"))
@@ -197,7 +200,7 @@ def test_the_data_has_what_a_reader_looks_at_and_no_arrays(tmp_path: Path) -> No
 
 def test_a_ranking_after_the_last_refinement_is_shown_where_it_was_kept() -> None:
     refined = trajectory("refined and improved", "q")
-    refined.segments[0].retrieved_after = [("kept", 1.0)]
+    refined.turns[0].record.retrieved_after = [("kept", 1.0)]
     assert row_of(refined, TRAINING, 3)["turns"][0]["after"] == [["kept", 1.0]]
     trained = row_of(refined, TRAINING, 3, [Credit(0.5, 0.25), Credit(-0.5, 0.0)])
     assert [turn["advantages"] for turn in trained["turns"]] == [
@@ -205,7 +208,7 @@ def test_a_ranking_after_the_last_refinement_is_shown_where_it_was_kept() -> Non
         {"tokens": -0.5, "latents": 0.0},
     ]
     with pytest.raises(ValueError, match="no turn"):
-        row_of(replace(refined, segments=[]), TRAINING, 3)
+        row_of(replace(refined, turns=[]), TRAINING, 3)
 
 
 def test_names_of_trajectories_differ_even_where_a_step_was_done_again(tmp_path: Path) -> None:

@@ -74,9 +74,9 @@ def test_a_line_that_a_killed_run_left_is_not_read(run: Path) -> None:
 def test_clips_that_the_run_did_not_see_are_refused(run: Path) -> None:
     log = run / "before.trajectories.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    clip = ClipFolder(DatasetFolder(run.parents[1] / "data").clips("test")).read(rows[0]["segments"][0]["video_id"])
+    clip = ClipFolder(DatasetFolder(run.parents[1] / "data").clips("test")).read(rows[0]["turns"][0]["record"]["video_id"])
     for content_hash, fails in ((clip.content_hash, False), ("0" * 64, True)):
-        rows[0]["segments"][0]["clip_hash"] = content_hash
+        rows[0]["turns"][0]["clips"][0][1] = content_hash
         log.write_text("".join(json.dumps(row) + "\n" for row in rows))
         if fails:
             with pytest.raises(ReportError, match="is not the one that"):

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from bench.toy.results import results
-from vsr1.episode.trajectory import Segment, Trajectory
 from vsr1.metrics.prediction_rows import prediction_row
 from vsr1.metrics.predictions import PredictionError
 from vsr1.metrics.summary import summarise

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from vsr1.episode.trajectory import Span
+from vsr1.episode.moments import Span
 from vsr1.formats.atomic import write_lines
 from vsr1.metrics.predictions import PredictionError, PredictionRow
 from vsr1.metrics.ranked import Moment, TrueMoment

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from vsr1.episode.moments import clamp_span
-from vsr1.episode.trajectory import Segment, Trajectory
+from vsr1.episode.trajectory import Turn
 from vsr1.metrics.predictions import PredictionRow, RankedMoment, TurnRow
 from vsr1.metrics.rescoring import recomputed
-from vsr1.search.environment import SearchTask
+from vsr1.search.record import Ranking, SearchTask, SearchTrajectory, SearchTurn
 
 HEAD_DIMENSIONS = 6  # of each latent in `rollout_latent_head`
 RANKED_MOMENTS = 100
@@ -27,7 +27,7 @@ _NULL = dict.fromkeys((
 
 
 def prediction_row(
-    trajectory: Trajectory,
+    trajectory: SearchTrajectory,
     index: int,
     *,
     max_turns: int,
@@ -47,13 +47,12 @@ def prediction_row(
     Raises:
         ValueError: a trajectory without a turn, a rank outside the corpus, or a video without a duration.
     """
-    if not trajectory.segments:
-        raise ValueError(f"prediction_row: the trajectory of query {trajectory.query_id!r} has no turn; rerun it")
-    segments = trajectory.segments
-    following = [segment.retrieved for segment in segments[1:]] + [None]
-    turns = [_turn(segment, after, latents) for segment, after in zip(segments, following, strict=True)]
+    if not trajectory.turns:
+        raise ValueError(f"prediction_row: the trajectory of query {trajectory.task.query_id!r} has no turn; rerun it")
+    following = [turn.record.retrieved for turn in trajectory.turns[1:]] + [None]
+    turns = [_turn(turn, after, latents) for turn, after in zip(trajectory.turns, following, strict=True)]
     row = PredictionRow(
-        **_question(trajectory, index),
+        **_question(trajectory.task, index),
         orig_rank=turns[0].rank,
         final_rank=turns[-1].policy_rank,
         stop_reason=_stop_reason(trajectory),
@@ -93,7 +92,7 @@ def failed_row(
     )
 
 
-def ranked_moments(trajectory: Trajectory, durations: Mapping[str, float]) -> list[RankedMoment]:
+def ranked_moments(trajectory: SearchTrajectory, durations: Mapping[str, float]) -> list[RankedMoment]:
     """Return at most 100 moments of as many videos, best first; scores fall with the place and mean nothing else.
 
     The answer leads, if it matched with a span; then come the videos of the last ranking, last of all those that the
@@ -105,11 +104,12 @@ def ranked_moments(trajectory: Trajectory, durations: Mapping[str, float]) -> li
     Raises:
         ValueError: a video has no duration.
     """
-    last = trajectory.last
-    spans = {segment.video_id: segment.span for segment in trajectory.segments if segment.span is not None}
+    looks = [turn.record for turn in trajectory.turns]
+    last = looks[-1]
+    spans = {look.video_id: look.span for look in looks if look.span is not None}
     answer = [last.video_id] if last.verdict == "matched" and last.span is not None else []
     ranking = [video for video, _ in (last.retrieved if last.retrieved_after is None else last.retrieved_after)]
-    rejected = [segment.video_id for segment in trajectory.segments if segment.verdict != "matched"]
+    rejected = [look.video_id for look in looks if look.verdict != "matched"]
     ranking = sorted(ranking, key=lambda video: video in rejected)  # which leaves the order among the others
     order = list(dict.fromkeys([*answer, *ranking, *rejected]))
     moments = []
@@ -121,7 +121,7 @@ def ranked_moments(trajectory: Trajectory, durations: Mapping[str, float]) -> li
     return moments
 
 
-def _question(task: SearchTask | Trajectory, index: int) -> dict[str, Any]:
+def _question(task: SearchTask, index: int) -> dict[str, Any]:
     return {
         "index": index,
         "qid": task.query_id,
@@ -133,34 +133,35 @@ def _question(task: SearchTask | Trajectory, index: int) -> dict[str, Any]:
     }
 
 
-def _turn(segment: Segment, next_ranking: list[tuple[str, float]] | None, latents: int | None) -> TurnRow:
-    applied = segment.refined and segment.gt_rank_after is not None
-    rank, ranking = segment.gt_rank_before, segment.retrieved
-    if segment.gt_rank_after is not None:
-        rank = segment.gt_rank_after
-        ranking = segment.retrieved_after if segment.retrieved_after is not None else next_ranking or []
-    by_depth = segment.ranks_by_depth
-    start, end = segment.span or (None, None)
-    mode = "text" if segment.rewrite is not None else "none"
+def _turn(turn: Turn[SearchTurn], next_ranking: Ranking | None, depth: int | None) -> TurnRow:
+    look, latents = turn.record, turn.latents.get("query")
+    applied = look.refined and look.gt_rank_after is not None
+    rank, ranking = look.gt_rank_before, look.retrieved
+    if look.gt_rank_after is not None:
+        rank = look.gt_rank_after
+        ranking = look.retrieved_after if look.retrieved_after is not None else next_ranking or []
+    by_depth = look.ranks_by_depth
+    start, end = look.span or (None, None)
+    mode = "text" if look.rewrite is not None else "none"
     return TurnRow(
-        turn=segment.turn,
-        rank=segment.gt_rank_before,
+        turn=turn.number,
+        rank=look.gt_rank_before,
         policy_rank=rank,
-        top1_doc_id=segment.video_id,
+        top1_doc_id=look.video_id,
         policy_top1_doc_id=ranking[0][0] if ranking else None,
-        answer=segment.verdict,
+        answer=look.verdict,
         pred_start=None if start is None else float(start),
         pred_end=None if end is None else float(end),
-        refine_token_generated=segment.latents is not None,
+        refine_token_generated=latents is not None,
         refine_applied=applied,
-        latent_injected_to_llm=applied and segment.latents is not None,
-        rollout_depth_config=latents,
+        latent_injected_to_llm=applied and latents is not None,
+        rollout_depth_config=depth,
         profile_policy_rank_by_depth=None if by_depth is None else {str(k): r for k, r in enumerate(by_depth, start=1)},
-        raw_output=segment.text,
-        text_tokens=len(segment.response_token_ids),
-        seconds=float(segment.seconds),
-        retrieved=[(video, float(score)) for video, score in segment.retrieved],
-        **_NULL | {"qfinal_mode": mode} | _latents(segment.latents),
+        raw_output=turn.text,
+        text_tokens=len(turn.response_token_ids),
+        seconds=float(turn.seconds),
+        retrieved=[(video, float(score)) for video, score in look.retrieved],
+        **_NULL | {"qfinal_mode": mode} | _latents(latents),
     )
 
 
@@ -182,9 +183,9 @@ def _latents(latents: np.ndarray | None) -> dict[str, Any]:
     }
 
 
-def _stop_reason(trajectory: Trajectory) -> str:
+def _stop_reason(trajectory: SearchTrajectory) -> str:
     """Return why an episode ended, in the published evaluator's words where it has them."""
-    last = trajectory.last
+    last = trajectory.last.record
     if trajectory.end_reason == "max_turns":
         return "max_turn_reached_with_refine" if last.refined else "max_turn_reached"
     return f"{last.verdict}_no_refine_token" if trajectory.end_reason == "no_refinement" else trajectory.end_reason

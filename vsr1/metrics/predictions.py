@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from vsr1.episode.trajectory import Span, Verdict
+from vsr1.episode.moments import Span
+from vsr1.search.record import Verdict
 
 Rank = Annotated[int, Field(ge=1)]  # of the right video among all videos, 1 is best
 # Tuples take JSON's lists, what is in them is as strict as the rest.

@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import Field
 
-from vsr1.episode.trajectory import Trajectory
 from vsr1.metrics.predictions import PredictionRow, Problem, TurnRow
 from vsr1.metrics.rescoring import differences, recomputed
 from vsr1.metrics.scores import (
@@ -34,6 +33,7 @@ from vsr1.metrics.scores import (
     turns_run,
     verification_scores,
 )
+from vsr1.search.record import SearchTrajectory
 
 
 class EvalSummary(Scores):
@@ -76,9 +76,9 @@ class EvalSummary(Scores):
         return cls.model_validate(row)
 
 
-def refined_rank(trajectory: Trajectory) -> int:
+def refined_rank(trajectory: SearchTrajectory) -> int:
     """Return the right video's rank in the last ranking made: after the last turn's refinement, else before it."""
-    last = trajectory.last
+    last = trajectory.last.record
     return last.gt_rank_before if last.gt_rank_after is None else last.gt_rank_after
 
 

@@ -16,6 +16,8 @@ from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from vsr1.formats.atomic import cut_torn_line
+
 _FIELDS = {"stage", "step", "name", "value", "time"}
 
 
@@ -30,7 +32,7 @@ class RunLog:
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "scalars.jsonl"
-        _cut_unterminated_line(path)
+        cut_torn_line(path)
         self._clock = clock
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(log_dir=str(folder / "tensorboard"))
@@ -85,12 +87,3 @@ def read_scalars(path: Path) -> list[dict[str, Any]]:
                 raise ValueError(f"{path}:{number}: expected an object with the keys {sorted(_FIELDS)}")
             rows.append(row)
     return rows
-
-
-def _cut_unterminated_line(path: Path) -> None:
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as lines:
-            lines.truncate(content.rfind(b"\n") + 1)

@@ -80,6 +80,10 @@ class RolloutConfig(Section):
     )
     verify_push: bool = Field(True, description="compare every pushed tensor with the learner's")
     temperature: float = Field(1.0, ge=0)
+    max_episodes: int | None = Field(
+        None, ge=1, description="episodes that a worker plays at one time; empty: twice engine.max_num_seqs"
+    )
+    deadline_s: float = Field(900.0, gt=0, description="after which an episode is cancelled and counts as failed")
     engine: EngineConfig = EngineConfig()
 
 

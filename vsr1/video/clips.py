@@ -31,6 +31,14 @@ class ClipError(ValueError):
     """A clip that is missing or not usable; the message names it, its folder and what to do."""
 
 
+@dataclass(frozen=True)
+class ClipReference:
+    """The name of a clip and of its content, where the frames themselves do not travel."""
+
+    video_id: str
+    content_hash: str
+
+
 @dataclass(frozen=True, eq=False)
 class Clip:
     """Sampled frames of one video. Two clips with one `content_hash` give a model the same input."""

@@ -15,9 +15,9 @@ from pipelines.evaluation.replay.differences import Finding, finding, same_seque
 from pipelines.evaluation.replay.sources import Sources
 from pipelines.evaluation.replay.stages import Stages, Step, Tolerances
 from vsr1.config import Config
-from vsr1.episode.trajectory import Trajectory
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
 from vsr1.runs.trajectories import LoggedTrajectory, read_log
+from vsr1.search.record import SearchTrajectory
 from vsr1.settings.parts import AgentConfig
 
 # The learner in float32 is within 1e-3 of the engine; what bfloat16 adds is rough, for both round.
@@ -89,8 +89,8 @@ def replay(
         (logged, steps[number])
         for number in sorted(steps)
         for logged in steps[number]
-        if query in (None, logged.trajectory.query_id)
-        and sample in (None, logged.trajectory.sample)
+        if query in (None, logged.trajectory.task.query_id)
+        and sample in (None, logged.trajectory.id.sample)
         and step in (None, number)
     ]
     if not wanted:
@@ -105,7 +105,7 @@ def replay(
         for one, new, findings in zip(trajectories, played, found, strict=True):
             findings.append(finding("rerun", _same_tokens, one, new))
     return [
-        Replayed(logged.trajectory.query_id, logged.trajectory.sample, logged.step, findings)
+        Replayed(logged.trajectory.task.query_id, logged.trajectory.id.sample, logged.step, findings)
         for (logged, _), findings in zip(wanted, found, strict=True)
     ]
 
@@ -116,7 +116,7 @@ def last_steps(logged: Sequence[LoggedTrajectory]) -> dict[int, Step]:
     for number, members in groupby(logged, key=lambda member: member.step):
         block: dict[tuple[str, int, int], LoggedTrajectory] = {}
         for member in members:
-            key = member.trajectory.query_id, member.trajectory.sample, member.trajectory.seed
+            key = member.trajectory.task.query_id, member.trajectory.id.sample, member.trajectory.seed
             if key in block:  # one step, twice in a row
                 block = {}
             block[key] = member
@@ -129,7 +129,7 @@ def _there_is(steps: dict[int, Step]) -> str:
     for number, members in steps.items():
         samples: dict[str, list[int]] = {}
         for member in members:
-            samples.setdefault(member.trajectory.query_id, []).append(member.trajectory.sample)
+            samples.setdefault(member.trajectory.task.query_id, []).append(member.trajectory.id.sample)
         told = _first_of([f"{query} ({', '.join(map(str, of_query))})" for query, of_query in samples.items()])
         lines.append(f"step {number}: {'; '.join(told)}")
     return "there is, with samples in brackets: " + " | ".join(_first_of(lines))
@@ -147,21 +147,21 @@ def _agent_of(file: Path, config: Config) -> AgentConfig:
 
 
 def _played_again(
-    config: Config, agent: AgentConfig, sources: Sources, trajectories: list[Trajectory]
-) -> list[Trajectory]:
+    config: Config, agent: AgentConfig, sources: Sources, trajectories: list[SearchTrajectory]
+) -> list[SearchTrajectory]:
     """The same tasks through the production services, greedy."""
     from pipelines.stage.workers import complete, connect, services
 
-    tasks = [sources.task(one.query_id) for one in trajectories]
+    tasks = [sources.task(one.task.query_id) for one in trajectories]
     connect(config)
     with services(config, sources.split) as world:
         played, _ = complete(list(world.rollout(sources.split, tasks, agent, Sampling(sources.top_k))))
-    by_query = {one.query_id: one for one in played}
-    return [by_query[one.query_id] for one in trajectories]
+    by_query = {one.task.query_id: one for one in played}
+    return [by_query[one.task.query_id] for one in trajectories]
 
 
-def _same_tokens(one: Trajectory, again: Trajectory) -> str:
-    for old, new in zip(one.segments, again.segments, strict=False):
-        same_sequence(f"turn {old.turn}, reply", old.response_token_ids, new.response_token_ids)
-    same_sequence("videos shown", [s.video_id for s in one.segments], [s.video_id for s in again.segments])
-    return f"{len(one.segments)} turns with identical tokens"
+def _same_tokens(one: SearchTrajectory, again: SearchTrajectory) -> str:
+    for old, new in zip(one.turns, again.turns, strict=False):
+        same_sequence(f"turn {old.number}, reply", old.response_token_ids, new.response_token_ids)
+    same_sequence("videos shown", [s.record.video_id for s in one.turns], [s.record.video_id for s in again.turns])
+    return f"{len(one.turns)} turns with identical tokens"

@@ -14,11 +14,12 @@ import torch
 from pipelines.evaluation.replay.differences import Differs, NotChecked, same, same_numbers, same_rank, same_ranking
 from pipelines.evaluation.replay.sources import Sources
 from vsr1.engine.engine import Reply
-from vsr1.episode.trajectory import Segment, Trajectory
+from vsr1.episode.trajectory import Turn
 from vsr1.retrieval.plan import plan_search
 from vsr1.retrieval.request import QueryEmbedder, RetrievalError, SearchRequest, SearchResult
 from vsr1.retrieval.snapshot import Snapshot
 from vsr1.search.environment import SearchEnvironment, SearchSettings
+from vsr1.search.record import SearchTrajectory, SearchTurn
 from vsr1.video.clips import Clip
 
 
@@ -53,37 +54,39 @@ class LocalSearch:
         )
 
 
-def check_searches(sources: Sources, one: Trajectory, tolerance: float) -> str:
+def check_searches(sources: Sources, one: SearchTrajectory, tolerance: float) -> str:
     """Rankings, ranks and scores of all searches, the video that each led to, and how the episode ended."""
-    search = LocalSearch(sources.corpus(one.segments[0].index_version), sources.embedder)
+    search = LocalSearch(sources.corpus(one.turns[0].record.index_version), sources.embedder)
     unknown = ""
     try:
-        replies = [_reply(sources, segment) for segment in one.segments]
+        replies = [_reply(sources, segment) for segment in one.turns]
     except NotChecked as reason:  # the first search needs no weights
-        unknown, replies = str(reason), [_reply(sources, one.segments[0], with_latents=False)]
+        unknown, replies = str(reason), [_reply(sources, one.turns[0], with_latents=False)]
     again, shown = asyncio.run(_play(sources, one, search, replies))
     apart = [0.0]
-    for number, (old, new) in enumerate(zip(one.segments, again.segments, strict=False)):
-        turn, scores = f"turn {old.turn}", search.scores[number]
-        apart += same_ranking(f"{turn}, retrieved", old.retrieved, new.retrieved, scores, tolerance).tolist()
-        if old.video_id not in scores or abs(scores[old.video_id] - scores[shown[number]]) > tolerance:
-            same(f"{turn}, video shown", old.video_id, shown[number])
-        apart += _same_search(old, new, "before", scores, one.gt_video, tolerance)
+    for number, (old, new) in enumerate(zip(one.turns, again.turns, strict=False)):
+        turn, scores = f"turn {old.number}", search.scores[number]
+        apart += same_ranking(
+            f"{turn}, retrieved", old.record.retrieved, new.record.retrieved, scores, tolerance
+        ).tolist()
+        if old.record.video_id not in scores or abs(scores[old.record.video_id] - scores[shown[number]]) > tolerance:
+            same(f"{turn}, video shown", old.record.video_id, shown[number])
+        apart += _same_search(old, new, "before", scores, one.task.gt_video, tolerance)
         if not unknown:
-            after = search.scores[number + 1] if new.gt_rank_after is not None else {}
-            apart += _same_search(old, new, "after", after, one.gt_video, tolerance)
+            after = search.scores[number + 1] if new.record.gt_rank_after is not None else {}
+            apart += _same_search(old, new, "after", after, one.task.gt_video, tolerance)
     if unknown:
         raise NotChecked(f"the first search agrees; of the others {unknown}")
-    same("turns", len(one.segments), len(again.segments))
+    same("turns", len(one.turns), len(again.turns))
     same("end of the episode", one.end_reason, again.end_reason)
     return f"{len(search.scores)} searches, scores differ by {max(apart):.1e} at most"
 
 
 def _same_search(
-    old: Segment, new: Segment, when: str, scores: dict[str, float], right: str, tolerance: float
+    old: Turn[SearchTurn], new: Turn[SearchTurn], when: str, scores: dict[str, float], right: str, tolerance: float
 ) -> list[float]:
     """Rank and scores before or after a turn's refinement; distances of the scores."""
-    where = f"turn {old.turn}, {when} the refinement"
+    where = f"turn {old.number}, {when} the refinement"
     ranks, rights, wrongs = (
         (getattr(old, f"{name}_{when}"), getattr(new, f"{name}_{when}"))
         for name in ("gt_rank", "gt_score", "negative_scores")
@@ -98,19 +101,19 @@ def _same_search(
 
 
 async def _play(
-    sources: Sources, one: Trajectory, search: LocalSearch, replies: list[Reply]
-) -> tuple[Trajectory, list[str]]:
+    sources: Sources, one: SearchTrajectory, search: LocalSearch, replies: list[Reply]
+) -> tuple[SearchTrajectory, list[str]]:
     """The episode again, and the video that each search would have shown."""
     shown: list[str] = []
 
     async def load_clip(video: str) -> Clip:
-        if len(shown) == len(one.segments):
+        if len(shown) == len(one.turns):
             raise Differs(f"the episode goes on after its last turn, {len(shown)}")
         shown.append(video)
-        return sources.clip(one.segments[len(shown) - 1])
+        return sources.clip(one.turns[len(shown) - 1])
 
     settings = SearchSettings.of(sources.agent, sources.top_k)
-    environment = SearchEnvironment(sources.task(one.query_id), settings, search, load_clip)
+    environment = SearchEnvironment(sources.task(one.task.query_id), settings, search, load_clip)
     try:
         observation = await environment.reset()
         for reply in replies:
@@ -121,7 +124,7 @@ async def _play(
     return environment.trajectory(), shown
 
 
-def _reply(sources: Sources, segment: Segment, *, with_latents: bool = True) -> Reply:
+def _reply(sources: Sources, segment: Turn[SearchTurn], *, with_latents: bool = True) -> Reply:
     """The recorded reply, with the soft tokens that its latents make."""
     soft = None
     if segment.latents is not None and with_latents:

@@ -13,7 +13,7 @@ import torch
 from pipelines.evaluation.replay.differences import NotChecked
 from pipelines.stage.tasks import evaluation_queries, training_tasks
 from vsr1.config import Config
-from vsr1.episode.trajectory import Segment
+from vsr1.episode.trajectory import Turn
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.checkpoint import load_policy
 from vsr1.model.embedder import Embedder
@@ -22,7 +22,7 @@ from vsr1.model.processor import ClipProcessor
 from vsr1.retrieval.request import RetrievalError
 from vsr1.retrieval.snapshot import Snapshot, open_current, read_snapshot
 from vsr1.rl.example_loss import ExampleLoss, VideoVectors
-from vsr1.search.environment import SearchTask
+from vsr1.search.record import SearchTask, SearchTurn
 from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import Clip, ClipError, ClipFolder
 
@@ -57,18 +57,20 @@ class Sources:
             raise NotChecked(f"{self._data.root} holds no query {query_id!r} of split {self.split!r}")
         return self._tasks[query_id]
 
-    def clip_hash(self, segment: Segment) -> str:
+    def clip_hash(self, segment: Turn[SearchTurn]) -> str:
         """Of the clip as it is now."""
         try:
-            return self._read(segment.video_id).content_hash
+            return self._read(segment.record.video_id).content_hash
         except ClipError as error:
             raise NotChecked(str(error)) from error
 
-    def clip(self, segment: Segment) -> Clip:
+    def clip(self, segment: Turn[SearchTurn]) -> Clip:
         """The clip that was shown."""
-        if self.clip_hash(segment) != segment.clip_hash:
-            raise NotChecked(f"the clip of turn {segment.turn}, {segment.video_id}, is not the one that was shown")
-        return self._read(segment.video_id)
+        if self.clip_hash(segment) != segment.clips[0].content_hash:
+            raise NotChecked(
+                f"the clip of turn {segment.number}, {segment.record.video_id}, is not the one that was shown"
+            )
+        return self._read(segment.record.video_id)
 
     def loss(self, version: int) -> ExampleLoss:
         """The loss of Stage 2 under the weights of a version; all weights of an evaluation are `model.policy`."""

@@ -11,6 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from vsr1.rewards.score import scored
+from vsr1.rewards.terms import RewardError
 
 from pipelines.evaluation.replay.differences import (
     Differs,
@@ -24,9 +26,6 @@ from pipelines.evaluation.replay.differences import (
 from pipelines.evaluation.replay.search import check_searches
 from pipelines.evaluation.replay.sources import Sources
 from pipelines.train.examples import is_trained, turn_example
-from vsr1.episode.trajectory import Trajectory
-from vsr1.rewards.score import scored
-from vsr1.rewards.terms import RewardError
 from vsr1.rl.batch import Example, batch_totals, micro_batches
 from vsr1.rl.credit import Credit, credits_of
 from vsr1.runs.scalars import read_scalars
@@ -34,6 +33,7 @@ from vsr1.runs.trajectories import LoggedTrajectory
 from vsr1.search.environment import seconds_shown
 from vsr1.search.parse import last_element, parse_reply
 from vsr1.search.prompts import agent_prompt, turn_prompt
+from vsr1.search.record import SearchTrajectory
 
 EXACT = 1e-9  # the same sums of the same float64 numbers
 NO_CREDIT = Credit(0.0, 0.0)
@@ -71,36 +71,40 @@ class Stages:
             finding("grpo", self._loss, logged, step),
         ]
 
-    def _clips(self, one: Trajectory) -> str:
-        for segment in one.segments:
+    def _clips(self, one: SearchTrajectory) -> str:
+        for segment in one.turns:
             found = self._sources.clip_hash(segment)
-            same(f"turn {segment.turn}, content of clip {segment.video_id}", segment.clip_hash, found)
-        return f"{len(one.segments)} clips"
+            same(
+                f"turn {segment.number}, content of clip {segment.record.video_id}",
+                segment.clips[0].content_hash,
+                found,
+            )
+        return f"{len(one.turns)} clips"
 
-    def _prompts(self, one: Trajectory) -> str:
+    def _prompts(self, one: SearchTrajectory) -> str:
         processor = self._sources.processor
-        prompt = turn_prompt(one.query, agent_prompt(self._sources.agent))
-        for segment in one.segments:
+        prompt = turn_prompt(one.task.query, agent_prompt(self._sources.agent))
+        for segment in one.turns:
             found = processor.prompt_ids(prompt, self._sources.clip(segment))
-            same_sequence(f"turn {segment.turn}, prompt tokens", segment.prompt_token_ids, found)
-        return f"{sum(len(segment.prompt_token_ids) for segment in one.segments)} tokens"
+            same_sequence(f"turn {segment.number}, prompt tokens", segment.prompt_token_ids, found)
+        return f"{sum(len(segment.prompt_token_ids) for segment in one.turns)} tokens"
 
-    def _replies(self, one: Trajectory) -> str:
+    def _replies(self, one: SearchTrajectory) -> str:
         tokenizer = self._sources.processor.tokenizer
-        for segment in one.segments:
-            turn = f"turn {segment.turn}"
+        for segment in one.turns:
+            turn = f"turn {segment.number}"
             text = tokenizer.decode(segment.response_token_ids, skip_special_tokens=False)
             same_sequence(f"{turn}, text of the reply's tokens", segment.text, text)
-            seconds = seconds_shown(self._sources.clip(segment), one.gt_video, one.gt_duration)
+            seconds = seconds_shown(self._sources.clip(segment), one.task.gt_video, one.task.gt_duration)
             reply = parse_reply(segment.text, seconds)
-            same(f"{turn}, verdict", segment.verdict, reply.verdict)
-            same(f"{turn}, span", segment.span, reply.span)
+            same(f"{turn}, verdict", segment.record.verdict, reply.verdict)
+            same(f"{turn}, span", segment.record.span, reply.span)
             if self._sources.agent.refinement == "text":
                 rewrite = (last_element(segment.text, "query") or "").strip() or None
-                same(f"{turn}, rewrite", segment.rewrite, rewrite)
-        return f"{sum(len(segment.response_token_ids) for segment in one.segments)} tokens"
+                same(f"{turn}, rewrite", segment.record.rewrite, rewrite)
+        return f"{sum(len(segment.response_token_ids) for segment in one.turns)} tokens"
 
-    def _rewards(self, one: Trajectory) -> str:
+    def _rewards(self, one: SearchTrajectory) -> str:
         try:
             again = scored(one, self._sources.config.rewards)
         except RewardError as error:
@@ -110,7 +114,7 @@ class Stages:
             same_numbers(f"term {name}", [value], [again.terms[name]], EXACT)
         same_numbers("rewards of the turns", one.turn_rewards, again.turn_rewards, EXACT)
         retrieval = "retrieval rewards of the turns"
-        same_numbers(retrieval, one.turn_retrieval_rewards, again.turn_retrieval_rewards, EXACT)
+        same_numbers(retrieval, one.turn_latent_rewards, again.turn_latent_rewards, EXACT)
         same_numbers("reward", [one.reward], [again.reward], EXACT)
         return f"reward {one.reward:.4f}"
 
@@ -122,7 +126,7 @@ class Stages:
         for name in ("tokens", "latents"):
             found = [getattr(credit, name) for credit in again]
             same_numbers(f"advantages of {name}, by turn", [getattr(c, name) for c in recorded], found, EXACT)
-        group = sum(member.trajectory.query_id == logged.trajectory.query_id for member in step)
+        group = sum(member.trajectory.task.query_id == logged.trajectory.task.query_id for member in step)
         return f"{recorded[0].tokens:+.4f} in turn 1, in a group of {group}"
 
     def _credits(self, logged: LoggedTrajectory) -> list[Credit]:
@@ -132,24 +136,24 @@ class Stages:
             raise NotChecked("the file records no advantages")
         return logged.credits
 
-    def _logprobs(self, one: Trajectory) -> str:
+    def _logprobs(self, one: SearchTrajectory) -> str:
         apart = []
-        for number, segment in enumerate(one.segments):
+        for number, segment in enumerate(one.turns):
             loss = self._sources.loss(segment.weight_version)
             with torch.no_grad():
                 found = loss.logprobs([self._example(one, number, NO_CREDIT)]).tolist()
-            what = f"turn {segment.turn}, log-probs"
+            what = f"turn {segment.number}, log-probs"
             apart.append(same_numbers(what, segment.response_logprobs, found, self._tolerances.logprob))
         gaps = np.concatenate(apart)
         return f"{len(gaps)} tokens, differ by {gaps.max():.1e} at most, {gaps.mean():.1e} in the mean"
 
-    def _example(self, one: Trajectory, number: int, credit: Credit) -> Example:
-        segment = one.segments[number]
+    def _example(self, one: SearchTrajectory, number: int, credit: Credit) -> Example:
+        segment = one.turns[number]
         clip = self._sources.clip(segment)
         grid = self._sources.processor.grid(clip)
         due = grid[0] * grid[1] * grid[2] // self._sources.processor.merge**2
         if segment.prompt_token_ids.count(self._sources.processor.video_token) != due:
-            raise NotChecked(f"the recorded prompt of turn {segment.turn} does not fit its clip")
+            raise NotChecked(f"the recorded prompt of turn {segment.number} does not fit its clip")
         return turn_example(one, number, credit, clip, self._sources.config)
 
     def _loss(self, logged: LoggedTrajectory, step: Step) -> str:
@@ -174,7 +178,7 @@ class Stages:
             [
                 self._example(member.trajectory, number, credit)
                 for number, credit in enumerate(self._credits(member))
-                if is_trained(member.trajectory.segments[number], config)
+                if is_trained(member.trajectory.turns[number], config)
             ]
             for member in step
         ]

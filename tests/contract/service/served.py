@@ -9,8 +9,6 @@ from typing import Any
 
 import httpx2
 
-from vsr1.episode.trajectory import Trajectory
-
 REPOSITORY = Path(__file__).parents[3]
 QUERIES = 24  # of `toy_data`
 ORIGIN = "https://friend.example"  # whose scripts may ask
