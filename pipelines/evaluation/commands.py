@@ -40,7 +40,8 @@ def score_command(
     tolerate: Tolerate = False,
 ) -> None:
     """Score a file of predictions, without a model. Exit code 1 if anything is wrong with it."""
-    from pipelines.evaluation.score import score_exchange, score_predictions, show_problems, show_summary
+    from pipelines.evaluation.score import score_predictions, show_problems, show_summary
+    from vsr1.metrics.exchange import score_exchange
     from vsr1.metrics.published import published_summary
 
     if ground_truth is not None:

@@ -44,17 +44,15 @@ def write_run_report(
         ReportError: a folder is not a run, or its dataset is not known or is not the one it saw.
     """
     paths = [Path(folder).resolve() for folder in folders]
-    runs = [
-        read_run(path, name, data=data, with_frames=with_frames)
-        for path, name in zip(paths, _names(paths), strict=True)
-    ]
+    names = _names(paths)
+    runs = [read_run(path, name, data, with_frames) for path, name in zip(paths, names, strict=True)]
     target = out or paths[0] / "report.html"
     title = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
     write_report(target, title=title, runs=runs)
     return target
 
 
-def read_run(folder: Path, name: str, *, data: Path | None = None, with_frames: bool = True) -> Run:
+def read_run(folder: Path, name: str, data: Path | None = None, with_frames: bool = True) -> Run:
     """Read everything the page shows of one run folder; films are read later, one at a time.
 
     Raises:

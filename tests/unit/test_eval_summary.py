@@ -15,8 +15,7 @@ from vsr1.episode.sample import SampleId
 from vsr1.episode.trajectory import Turn
 from vsr1.metrics.prediction_rows import failed_row, prediction_row
 from vsr1.metrics.predictions import PredictionRow
-from vsr1.metrics.scores import VerdictCounts
-from vsr1.metrics.summary import EvalSummary, refined_rank, summarise
+from vsr1.metrics.summary import EvalSummary, VerdictCounts, refined_rank, summarise
 from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn, Verdict, moment_iou
 
 CORPUS = 200

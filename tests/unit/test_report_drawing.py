@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vsr1.config import Config
-from vsr1.report.curves import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, Chart, Line, charts_by_stage
+from vsr1.report.curves import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, Chart, Line, charts_by_stage, round_ticks
 from vsr1.report.figures import iou_bars, rank_matrix
 from vsr1.report.films import ALL_BYTES, MOST_BYTES, bytes_of_a_film, film_of
 from vsr1.report.settings import ABSENT, setting_rows
-from vsr1.report.ticks import round_ticks
 
 VALUES = st.floats(-1e9, 1e9, allow_nan=False)
 
@@ -125,16 +124,16 @@ def ranks(*pairs: tuple[int, int]) -> list[dict[str, object]]:
 def test_rank_matrix_by_hand() -> None:
     matrix = rank_matrix(ranks((1, 1), (1, 1), (2, 1), (3, 2), (8, 40)))
     assert matrix.bands == ["1", "≤\u20093", "≤\u200910", "≤\u200930", "≤\u2009100"]
-    counts = {(a, b): cell.count for a, line in enumerate(matrix.cells) for b, cell in enumerate(line) if cell.count}
+    counts = {(a, b): count for a, line in enumerate(matrix.counts) for b, count in enumerate(line) if count}
     assert counts == {(0, 0): 2, (0, 1): 1, (1, 1): 1, (4, 2): 1}  # after, before
     assert (matrix.better, matrix.same, matrix.worse) == (2, 2, 1)
-    assert (matrix.cells[0][1].trend, matrix.cells[4][2].trend, matrix.cells[0][0].shade) == ("better", "worse", 5)
+    assert (matrix.shades[0][:2], matrix.shades[1][0]) == ([5, 4], 0)
 
 
 @given(st.lists(st.tuples(st.integers(1, 200_000), st.integers(1, 200_000)), min_size=1, max_size=50))
 def test_every_query_is_in_the_rank_matrix(pairs: list[tuple[int, int]]) -> None:
     matrix = rank_matrix(ranks(*pairs))
-    assert sum(cell.count for line in matrix.cells for cell in line) == len(pairs)
+    assert sum(map(sum, matrix.counts)) == len(pairs)
     assert matrix.better + matrix.same + matrix.worse == len(pairs)
 
 

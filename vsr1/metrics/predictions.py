@@ -109,7 +109,6 @@ class PredictionRow(_Row):
     orig_rank: Rank | None = None
     final_rank: Rank | None = None
     matched_turn: int | None = None  # 0: never
-    stop_turn: int | None = None
     stop_reason: str | None = None
     used_refine_any: bool | None = None
     refine_token_generated_turns: int | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 from vsr1.metrics.predictions import PredictionRow, TurnRow
 from vsr1.metrics.rescoring import recomputed
-from vsr1.metrics.scores import (
+from vsr1.metrics.summary import (
     matched_overlaps,
     mean_known,
     moment_scores,

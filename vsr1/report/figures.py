@@ -20,20 +20,12 @@ _RANK_LIMITS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 100_000, 1_000_000, 
 
 
 @dataclass(frozen=True)
-class RankCell:
-    """How many queries went from one band of ranks (column) to another (row), and its shade, 0 (none) to `_SHADES`."""
-
-    count: int
-    shade: int
-    trend: str  # better | worse | same
-
-
-@dataclass(frozen=True)
 class RankMatrix:
-    """Upper ends of the bands of ranks, about threefold apart as on a logarithmic axis, and `cells[after][before]`."""
+    """Upper ends of the bands of ranks, about threefold apart as on a logarithmic axis, and `counts[after][before]`."""
 
     bands: list[str]
-    cells: list[list[RankCell]]
+    counts: list[list[int]]
+    shades: list[list[int]]  # of each count, 0 (none) to `_SHADES`
     better: int  # queries whose rank improved, within a band too
     worse: int
     same: int
@@ -65,18 +57,13 @@ def rank_matrix(rows: Iterable[Row]) -> RankMatrix:
     pairs = [(row["first_rank"], row["last_rank"]) for row in rows]
     worst = max(LEAST_SPAN, *(max(pair) for pair in pairs))
     limits = _RANK_LIMITS[: 1 + bisect_left(_RANK_LIMITS, worst)]
-    counts = Counter((bisect_left(limits, after), bisect_left(limits, before)) for before, after in pairs)
-    most = max(counts.values())
-
-    def cell(after: int, before: int) -> RankCell:
-        count = counts[after, before]
-        shade = 0 if not count else 1 + round((_SHADES - 1) * (count / most) ** 0.5)
-        return RankCell(count, shade, "better" if after < before else "worse" if after > before else "same")
-
-    bands = ["1", *(f"≤\u2009{_short(limit)}" for limit in limits[1:])]
+    counts = np.zeros((len(limits), len(limits)), int)
+    for before, after in pairs:
+        counts[bisect_left(limits, after), bisect_left(limits, before)] += 1
     return RankMatrix(
-        bands=bands,
-        cells=[[cell(after, before) for before in range(len(limits))] for after in range(len(limits))],
+        bands=["1", *(f"≤\u2009{_short(limit)}" for limit in limits[1:])],
+        counts=counts.tolist(),
+        shades=((counts > 0) + np.rint((_SHADES - 1) * np.sqrt(counts / counts.max()))).astype(int).tolist(),
         better=sum(after < before for before, after in pairs),
         worse=sum(after > before for before, after in pairs),
         same=sum(after == before for before, after in pairs),

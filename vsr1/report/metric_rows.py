@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
-from vsr1.metrics.scores import RetrievalScores
-from vsr1.metrics.summary import EvalSummary
+from rich.table import Table
+from rich.text import Text
+
+from vsr1.metrics.summary import EvalSummary, RetrievalScores
 from vsr1.report.rows import Row
 
 DASH = "\u2013"  # between the ends of a range
@@ -52,6 +55,8 @@ def _retrieval(
 _MOMENT = "Moment retrieval (VCMR)"
 _VERDICT = "Verification accuracy"
 _COST = "Cost per query"
+
+_STYLES: dict[Trend, str] = {"better": "green", "worse": "red", "same": "dim", "neutral": "dim"}
 
 METRIC_ROWS = (
     *_retrieval("Video retrieval, engine alone", lambda s: s.engine, lambda row: row["first_rank"] == 1),
@@ -99,3 +104,27 @@ def cells(row: MetricRow, evaluations: Iterable[EvalSummary], intervals: Sequenc
         result.append(Cell(f"{value:.{digits}f}{unit}", change, trend, interval))
         before = value
     return result
+
+
+def metric_table(evaluations: dict[str, EvalSummary]) -> Table:
+    """Return a table of evaluations by label, in the order given.
+
+    Raises:
+        ValueError: no evaluations.
+    """
+    if not evaluations:
+        raise ValueError("metric_table: no evaluations were given; evaluate a checkpoint first")
+    table = Table(caption=", ".join(f"{label}: {item.queries} queries" for label, item in evaluations.items()))
+    table.add_column("metric")
+    for label in evaluations:
+        table.add_column(Text(label), justify="right")
+    for _, group in groupby((row for row in METRIC_ROWS if row.in_terminal), key=lambda row: row.group):
+        for row in group:
+            table.add_row(f"{row.group}: {row.label}", *map(_text, cells(row, evaluations.values())))
+        table.add_section()
+    return table
+
+
+def _text(cell: Cell) -> Text:
+    text = Text(cell.value)
+    return text.append(f" {cell.change}", style=_STYLES[cell.trend]) if cell.change else text
