@@ -6,6 +6,7 @@ own stage and in those that depend on it, not in all that follow. The functions 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
@@ -130,16 +131,16 @@ class Stages:
         return f"{recorded[0].tokens:+.4f} in turn 1, in a group of {group}"
 
     def _check_whole(self, step: Step) -> None:
-        """Raise `NotChecked` if the file lacks trajectories of a step, as a run that was killed writing them leaves it.
+        """Raise `NotChecked` unless all trajectories of a step are here: a run that was killed writing them lacks some.
 
-        Their mean reward tells, which the run logs too. Where it did not, only the last step can be one of these.
+        Their mean reward tells, which the run logs too.
         """
-        number = step[0].step
-        logged, mean = self._sources.scalars(number).get("reward/total"), fmean(m.trajectory.reward for m in step)
-        if logged is not None and abs(mean - logged) > SAME_MEAN:
+        number, mean = step[0].step, fmean(member.trajectory.reward for member in step)
+        logged = self._sources.scalars(number).get("reward/total", math.nan)
+        if not abs(mean - logged) <= SAME_MEAN:
             raise NotChecked(
-                f"the {len(step)} trajectories here are not all of step {number}: their mean reward is {mean:.6g}, "
-                f"that of the step {logged:.6g}"
+                f"the {len(step)} trajectories here are not known to be all of step {number}: their mean reward is "
+                f"{mean:.6g}, the run logged {logged:.6g}"
             )
 
     def _credits(self, logged: LoggedTrajectory) -> list[Credit]:
