@@ -8,10 +8,9 @@ STARTED = """
 import sys
 from pipelines.cli import app
 assert "ray" not in sys.modules, "Ray reads the variable when it is imported"
-from pipelines.machine.resources import keep_ray_local
+from pipelines.stage.connection import connect, keep_ray_local
 keep_ray_local(None)
 import psutil, ray
-from pipelines.stage.workers import connect
 from vsr1.config import Config
 connect(Config())
 processes = [psutil.Process(), *psutil.Process().children(recursive=True)]

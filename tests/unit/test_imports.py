@@ -6,9 +6,13 @@ import sys
 LIGHT = (
     "actors.learner",
     "actors.rollout",
+    "pipelines.cli",
+    "pipelines.machine.placement",
+    "pipelines.stage.connection",
     "pipelines.stage.workers",
     "pipelines.serve.deploy",
     "pipelines.serve.library.library",
+    "vsr1.versions",
 )
 HEAVY = {"torch", "transformers", "vllm", "deepspeed"}
 
