@@ -23,7 +23,7 @@ console = Console()
 
 ConfigFile = Annotated[
     list[Path] | None,
-    typer.Option("--config", "-c", help="YAML file with settings; repeatable, and later files win."),
+    typer.Option("--config", "-c", help="YAML file with settings; of several, later ones win. Else defaults apply."),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as section.key=value; later ones win.")]
 DryRun = Annotated[

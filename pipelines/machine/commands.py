@@ -11,8 +11,7 @@ commands = typer.Typer()
 
 @commands.command()
 def doctor(overrides: Overrides = None, config: ConfigFile = None) -> None:
-    """Check versions, hardware, disk, ports and that every part starts on this machine. Each failure comes with a fix;
-    the exit code is 1 if there is any."""
+    """Check that every part works on this machine, with a fix for each that does not; then the exit code is 1."""
     settings = read_settings(config, overrides)
     from pipelines.machine.doctor import doctor as check
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -62,6 +63,19 @@ def test_the_learner_agrees_with_the_engine_before_and_after_the_push(run: Confi
     assert ("sft", 2, "token_loss") in scalars and ("sft", 2, "retrieval_loss") in scalars
     assert {name for stage, _, name in scalars if stage == "grpo"} >= {"reward/total", "mismatch/mean", "seconds/push"}
     assert list((run.run_dir / "tensorboard").glob("*tfevents*"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "own"),
+    [("sft", r"sft step [12]/2: |checkpoint: "), ("grpo", r"grpo step [12]/2: |after step 1/1: |checkpoint: ")],
+)
+def test_a_good_run_prints_its_own_lines_only(run: Config, stage: str, own: str) -> None:
+    """A job's log holds both of its streams; around it, `ray job submit` prints lines of its own."""
+    _, _, printed = (run.run_dir / f"{stage}.job").read_text().partition("Tailing logs until the job exits")
+    lines = printed.partition("\n---")[0].splitlines()[1:]
+    lines = [line for line in lines if line and not line.endswith("Runtime env is setting up.")]
+    assert len(lines) >= 3 and [line for line in lines if not re.match(own, line)] == []
+    assert "ray._private.worker: " in (run.run_dir / "logs" / "driver.log").read_text()
 
 
 @pytest.mark.usefixtures("ray_cluster")
