@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from pipelines.command import ConfigFile, Overrides, console, read_settings
 from pipelines.data import commands as data
 from pipelines.evaluation import commands as evaluation
-from pipelines.machine import commands as machine
 from pipelines.serve import commands as serve
 from pipelines.toy import commands as toy
 from pipelines.train import commands as train
@@ -18,7 +18,19 @@ app = typer.Typer(
     add_completion=False,
     help="Train, evaluate and serve an agent that finds moments in videos.",
 )
-for wing in (toy, machine, train, evaluation, serve):
+app.add_typer(toy.commands)
+
+
+@app.command()
+def doctor(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Check that every part works on this machine, with a fix for each that does not; then the exit code is 1."""
+    settings = read_settings(config, overrides)
+    from pipelines.machine.doctor import doctor as check
+
+    raise typer.Exit(check(settings, console))
+
+
+for wing in (train, evaluation, serve):
     app.add_typer(wing.commands)
 app.add_typer(data.commands, name="data")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.command import ConfigFile, DryRun, Overrides, console, guarded, read_settings, run_stage
+from pipelines.command import ConfigFile, DryRun, Overrides, console, guarded, keep_console, read_settings, run_stage
 
 Format = Annotated[Literal["tvr", "moment-detr"], typer.Option("--format", help="Evaluator whose file format is used.")]
 Tolerate = Annotated[bool, typer.Option("--tolerate", help="Leave out rows that are wrong and end with exit code 0.")]
@@ -120,6 +120,8 @@ def replay_command(
         usual.score if score_tolerance is None else score_tolerance,
         usual.logprob if logprob_tolerance is None else logprob_tolerance,
     )
+    if rerun:  # on Ray, whose actors write into the run folder too
+        keep_console(settings)
     options = {"query": query, "sample": sample, "step": step, "rerun": rerun, "tolerances": tolerances}
     results = guarded(replay, file, settings, **options)
     different = [result for result in results if result.first]
