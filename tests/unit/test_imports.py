@@ -19,5 +19,5 @@ HEAVY = {"torch", "transformers", "vllm", "deepspeed"}
 
 def test_who_starts_models_holds_none() -> None:
     code = f"import {', '.join(LIGHT)}, sys; print(*{HEAVY!r} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (process.returncode, process.stdout.strip()) == (0, ""), process.stderr

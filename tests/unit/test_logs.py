@@ -20,8 +20,8 @@ print("own error", file=sys.stderr)
 def run(script: str, log: Path) -> tuple[int, str, str, str]:
     """Return the exit code, both streams and the log."""
     command = [sys.executable, "-c", script, str(log)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    return done.returncode, done.stdout, done.stderr, log.read_text()
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return process.returncode, process.stdout, process.stderr, log.read_text()
 
 
 def test_libraries_and_native_code_write_to_the_log(tmp_path: Path) -> None:
