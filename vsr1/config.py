@@ -31,7 +31,10 @@ from vsr1.settings.parts import (
 from vsr1.settings.serving import ServeConfig
 from vsr1.settings.training import EvalConfig, GrpoConfig, RewardConfig, SftConfig
 
-RENAMED: dict[str, str] = {}  # old key to new key
+RENAMED = {  # old key to new key
+    "sft.retrieval_loss.negatives": "sft.negatives",
+    "grpo.retrieval_loss.negatives": "grpo.negatives",
+}
 
 
 class ConfigError(ValueError):
@@ -160,8 +163,8 @@ def _explain(error: Any, files: str) -> str:
     key = ".".join(str(part) for part in error["loc"])
     where = f"{files}: " if files else ""
     if error["type"] != "extra_forbidden":
-        given = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-        return f"{where}{key or 'config'}: {error['msg']}{given}"
+        value = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+        return f"{where}{key or 'config'}: {error['msg']}{value}"
     nearest = difflib.get_close_matches(key, _known_keys(Config), n=1, cutoff=0.0)[0]
     return f"{where}unknown key {key!r}; the nearest known key is {nearest!r}"
 

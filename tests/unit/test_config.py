@@ -76,6 +76,17 @@ def test_renamed_keys_lead_to_keys_that_there_are() -> None:
         assert OmegaConf.select(tree, new) is not None and OmegaConf.select(tree, old) is None
 
 
+def test_the_configuration_of_an_old_run_is_read(tmp_path: Path) -> None:
+    """As it was written with all keys, before negatives were settings of the stages."""
+    tree = OmegaConf.create(Config().model_dump(mode="json"))
+    for stage, count in {"sft": 7, "grpo": 9}.items():
+        tree[stage].retrieval_loss.negatives = count
+        del tree[stage]["negatives"]
+    OmegaConf.save(tree, tmp_path / "config.yaml")
+    old = load_config(tmp_path / "config.yaml", ["grpo.retrieval_loss.negatives=5"])
+    assert (old.sft.negatives, old.grpo.negatives) == (7, 5)
+
+
 @pytest.mark.parametrize("text", ["- 1\n", "3\n"])
 def test_a_file_that_holds_no_sections_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
