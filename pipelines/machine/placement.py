@@ -222,8 +222,8 @@ def join_cluster(address: str, **options: Any) -> None:
     """
     host, _, port = address.rpartition(":")
     try:
-        if host and port.isdecimal():  # Ray itself tries an address where nothing listens for more than three minutes
-            socket.create_connection((host, int(port)), timeout=_ANSWER_LIMIT_S).close()
+        if host and port.isdecimal() and "://" not in host:  # Ray itself would try for more than three minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_LIMIT_S).close()
         ray.init(address=address, log_to_driver=False, **options)
     except OSError as error:
         state = f"no Ray answers at {address}, which cluster.address or RAY_ADDRESS names ({error})"

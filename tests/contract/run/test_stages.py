@@ -7,17 +7,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import ray
 from safetensors.torch import load_file
 
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.machine.placement import PlanError
 from pipelines.train import grpo, sft
 from vsr1.config import Config, load_config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.policy import HEAD_NAMES
 from vsr1.runs.scalars import read_scalars
+from vsr1.settings.parts import ActorResources
 
 from .options import CONFIG, REPOSITORY, SMALL
 
@@ -135,6 +139,15 @@ def test_without_vllm_there_is_no_other_engine(run: Config, tmp_path: Path) -> N
     assert done.returncode != 0
     assert "vllm" in done.stdout + done.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("stage", [sft.train, grpo.train, evaluate])
+def test_a_stage_that_does_not_fit_is_refused_before_it_waits(run: Config, tmp_path: Path, stage: Callable) -> None:
+    large = {role: ActorResources(gpus=9) for role in ("learner", "rollout")}
+    cluster = run.cluster.model_copy(update=large)
+    with pytest.raises(PlanError, match="needs 9 GPUs, the largest node of this machine has 0: lower cluster"):
+        stage(run.model_copy(update={"cluster": cluster, "run_dir": tmp_path}))
 
 
 @pytest.mark.usefixtures("ray_cluster")
