@@ -18,7 +18,7 @@ import psutil
 import ray
 
 from pipelines.data.build import build_dataset
-from pipelines.stage.workers import connect
+from pipelines.stage.connection import connect
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.corpus import write_toy_corpus

@@ -10,8 +10,9 @@ from typing import Any
 from actors.rollout import Sampling
 from pipelines.data.build import ensure_dataset
 from pipelines.machine.resources import cores
+from pipelines.stage.connection import connect
 from pipelines.stage.tasks import evaluation_queries
-from pipelines.stage.workers import Services, complete, connect, services
+from pipelines.stage.workers import Services, complete, services
 from vsr1.config import Config
 from vsr1.search.record import SearchTask, SearchTrajectory
 

@@ -28,8 +28,8 @@ from pipelines.machine.resources import cores
 from pipelines.serve.deploy import APPLICATION, start_agent
 from pipelines.serve.library.library import node_id
 from pipelines.serve.running import AGENT, replica_pids
+from pipelines.stage.connection import connect
 from pipelines.stage.tasks import evaluation_queries
-from pipelines.stage.workers import connect
 from vsr1.config import Config
 from vsr1.settings.serving import CorpusConfig
 

@@ -25,7 +25,7 @@ import ray
 from bench.toy.results import results
 from bench.toy.rewrites import write_rewrites
 from pipelines.data.build import ensure_dataset
-from pipelines.stage.workers import connect
+from pipelines.stage.connection import connect
 from vsr1.config import Config, load_config
 from vsr1.formats.dataset import DatasetFolder
 

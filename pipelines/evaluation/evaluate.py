@@ -17,12 +17,13 @@ from typing import Any
 
 from actors.rollout import Sampling
 from pipelines.data.build import ensure_dataset
-from pipelines.machine.probes import SUPPORTED, installed_version
+from pipelines.machine.placement import check_placement
+from pipelines.stage.connection import connect
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Progress
 from pipelines.stage.pump import Outcome
 from pipelines.stage.tasks import EvaluationQuery, evaluation_queries
-from pipelines.stage.workers import Workers, connect, workers
+from pipelines.stage.workers import Workers, workers
 from vsr1 import __version__
 from vsr1.config import Config
 from vsr1.episode.sample import FailedSample
@@ -39,6 +40,7 @@ from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_l
 from vsr1.search.prompts import agent_prompt
 from vsr1.search.record import SearchTrajectory
 from vsr1.settings.parts import AgentConfig
+from vsr1.versions import installed_version
 from vsr1.video.clips import META, read_meta
 
 STACK = ("torch", "transformers", "vllm", "faiss")  # packages whose versions change numbers
@@ -85,6 +87,7 @@ def evaluate(
         evaluations = planned(config, config.eval.split, name)
         if not any(evaluation.waiting for evaluation in evaluations):
             return _finished(None, config, evaluations)
+        check_placement(config, "eval")
         with workers(config, config.eval.split, progress=progress) as world:
             return _begun(world, config, name, evaluations)
 
@@ -158,7 +161,7 @@ def _inputs(config: Config, split: str) -> dict[str, Any]:
         "top_k": config.eval.top_k,
         "rank_by_depth": config.eval.rank_by_depth,
         "rewards": config.rewards.model_dump(mode="json"),
-        "versions": {"vsr1": __version__} | {name: installed_version(SUPPORTED[name][0]) for name in STACK},
+        "versions": {"vsr1": __version__} | {name: installed_version(name) for name in STACK},
     }
 
 

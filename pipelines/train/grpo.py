@@ -11,11 +11,12 @@ import ray
 from actors.learner import LearnerGroup
 from pipelines.data.build import ensure_dataset
 from pipelines.evaluation.evaluate import evaluate_on, evaluate_split
-from pipelines.machine.placement import capacity, grpo_splits, placement_plan
+from pipelines.machine.placement import check_placement, grpo_splits
+from pipelines.stage.connection import connect
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.stage.tasks import PromptStream
-from pipelines.stage.workers import Workers, connect, workers
+from pipelines.stage.workers import Workers, workers
 from pipelines.train.examples import trained_examples
 from pipelines.train.groups import roll_out_groups
 from pipelines.train.step_metrics import credit_metrics, rollout_metrics, validation_metrics
@@ -38,7 +39,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
     with kept_in_folder(config, "grpo"):
         connect(config)
         ensure_dataset(config)
-        placement_plan(config, capacity(config)).check()
+        check_placement(config, "grpo")
         return _train(config, progress)
 
 

@@ -17,9 +17,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors.logs import log_to
 from pipelines.data.build import ensure_dataset
+from pipelines.machine.placement import check_placement
+from pipelines.stage.connection import connect
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
-from pipelines.stage.workers import connect
 from pipelines.train.clip_stream import clip_of, with_clips
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
@@ -49,6 +50,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
     """
     with kept_in_folder(config, "sft"):
         connect(config)
+        check_placement(config, "sft")
         ensure_dataset(config)
         return _train(config, progress)
 

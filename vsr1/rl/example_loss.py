@@ -157,7 +157,7 @@ class ExampleLoss:
         nearest = self._vectors.nearest(queries, self._retrieval.mined)
         losses = []
         for query, i, mined in zip(queries, wanted, nearest, strict=True):
-            named = [examples[i].positive, *examples[i].negatives[: self._retrieval.negatives]]
+            named = [examples[i].positive, *examples[i].negatives[: self._stage.negatives]]
             rows = [*(self._vectors.rows[video] for video in named), *mined]
             vectors = self._vectors.matrix[list(dict.fromkeys(rows))].to(query)  # the right video first, each once
             losses.append(retrieval_loss(query, vectors[0], vectors[1:], self._retrieval.temperature))

@@ -150,7 +150,8 @@ def _played_again(
     config: Config, agent: AgentConfig, sources: Sources, trajectories: list[SearchTrajectory]
 ) -> list[SearchTrajectory]:
     """The same tasks through the production services, greedy."""
-    from pipelines.stage.workers import complete, connect, services
+    from pipelines.stage.connection import connect
+    from pipelines.stage.workers import complete, services
 
     tasks = [sources.task(one.task.query_id) for one in trajectories]
     connect(config)
