@@ -15,7 +15,7 @@ commands = typer.Typer()
 
 @commands.command()
 def demo(overrides: Overrides = None, config: ConfigFile = DEMO_CONFIG, dry_run: DryRun = False) -> None:
-    """The whole system once, on a toy corpus: data, SFT, GRPO on the live loop, evaluation, report."""
+    """Run the whole system once on a toy corpus: data, SFT, GRPO on the live loop, evaluation, report."""
     settings = read_settings(config, overrides, dry_run)
     from pipelines.toy.demo import run_demo
 
