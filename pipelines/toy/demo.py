@@ -27,7 +27,12 @@ from vsr1.runs.folder import write_config
 
 
 def run_demo(config: Config, console: Console) -> Path:
-    """Run every stage and return the report's path. An earlier demo in `run_dir` is replaced."""
+    """Run every stage and return the report's path. An earlier demo in `run_dir` is replaced.
+
+    Raises:
+        MachineError: a package is not installed.
+        PlanError: the machine is too small for the configuration.
+    """
     check_packages("vllm", "deepspeed", "faiss")
     check_placement(config, "demo")
     run = config.run_dir
@@ -37,7 +42,7 @@ def run_demo(config: Config, console: Console) -> Path:
     write_config(config, "demo")
     keep_console(config)
     with console.status("toy videos") as status:
-        render_toy(config, lambda done, all_: status.update(f"toy videos: {done} of {all_}"))
+        render_toy(config, lambda written, total: status.update(f"toy videos: {written} of {total}"))
     connect(config)
     try:
         with console.status("dataset") as status:
