@@ -42,7 +42,8 @@ def score_command(
     tolerate: Tolerate = False,
 ) -> None:
     """Compute the metrics of a file of predictions, without a model. The exit code is 1 if a row is wrong."""
-    from pipelines.evaluation.score import score_exchange, score_predictions, show_problems, show_summary
+    from pipelines.evaluation.score import score_predictions, show_problems, show_summary
+    from vsr1.metrics.exchange import score_exchange
     from vsr1.metrics.published import published_summary
 
     if ground_truth is not None:

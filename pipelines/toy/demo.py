@@ -61,5 +61,5 @@ def run_demo(config: Config, console: Console) -> Path:
     finally:
         ray.shutdown()
     out = write_run_report([run])
-    console.print(metric_table({"before GRPO": before.to_json(), "after GRPO": after.to_json()}))
+    console.print(metric_table({"before GRPO": before, "after GRPO": after}))
     return out

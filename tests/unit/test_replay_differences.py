@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from search_episodes import search_trajectory
 
 from pipelines.evaluation.replay.command import last_steps
 from pipelines.evaluation.replay.differences import (
@@ -19,7 +20,8 @@ from pipelines.evaluation.replay.differences import (
 from vsr1.config import ConfigError
 from vsr1.rl.credit import Credit
 from vsr1.runs.folder import config_of
-from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log, read_trajectories
+from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log
+from vsr1.search.record import SearchTrajectory
 
 SCORES = {"a": 0.9, "b": 0.50001, "c": 0.5, "d": 0.1}
 RANKED = [("a", 0.9), ("b", 0.50001), ("c", 0.5)]
@@ -93,8 +95,8 @@ def test_a_rank_may_be_any_of_those_that_tie() -> None:
         same_rank("r", 2, SCORES, "c", 1e-6)
 
 
-def trajectory(query: str, sample: int = 0) -> Trajectory:
-    return Trajectory(query, "text", "v", (0.0, 1.0), 2.0, sample, seed=sample)
+def trajectory(query: str, sample: int = 0) -> SearchTrajectory:
+    return search_trajectory(query, [], sample=sample)
 
 
 def test_the_log_gives_back_steps_and_advantages(tmp_path: Path) -> None:
