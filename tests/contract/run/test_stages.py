@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -74,10 +75,9 @@ def test_the_learner_agrees_with_the_engine_before_and_after_the_push(run: Confi
     [("sft", r"sft step [12]/2: |checkpoint: "), ("grpo", r"grpo step [12]/2: |after step 1/1: |checkpoint: ")],
 )
 def test_a_good_run_prints_its_own_lines_only(run: Config, stage: str, own: str) -> None:
-    """A job's log holds both of its streams; around it, `ray job submit` prints lines of its own."""
-    _, _, printed = (run.run_dir / f"{stage}.job").read_text().partition("Tailing logs until the job exits")
-    lines = printed.partition("\n---")[0].splitlines()[1:]
-    lines = [line for line in lines if line and not line.endswith("Runtime env is setting up.")]
+    """The log of a job holds both of its streams; `ray job submit` prints lines of its own before and after it."""
+    _, _, log = (run.run_dir / f"{stage}.job").read_text().partition("Running entrypoint for job ")
+    lines = [line for line in takewhile(lambda line: " cli.py:" not in line, log.splitlines()[1:]) if line]
     assert len(lines) >= 3 and [line for line in lines if not re.match(own, line)] == []
     assert "ray._private.worker: " in (run.run_dir / "logs" / "driver.log").read_text()
 
