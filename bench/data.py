@@ -24,6 +24,7 @@ from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.corpus import write_toy_corpus
 
 SAMPLE_EVERY_S = 0.5
+SPLITS = ("train", "test")
 TEST_SHARE = 5  # one video in so many
 
 
@@ -33,7 +34,7 @@ def bench_data(videos: int, side: int, config: Config) -> dict[str, Any]:
     Args:
         videos: of the smaller corpus, training and test split together.
         side: pixels of a frame's side; above the 64 of the toy films these are enlarged.
-        config: of the build; `data.root` is replaced.
+        config: of the build; `data.root` and `data.splits` are replaced.
     """
     return {"side": side, "corpora": [_build(count, side, config) for count in (videos, 2 * videos)]}
 
@@ -43,10 +44,11 @@ def _build(videos: int, side: int, config: Config) -> dict[str, Any]:
         root = Path(folder) / "data"
         test = videos // TEST_SHARE
         write_toy_corpus(root, videos - test, test, config.seed)
-        for split in ("train", "test"):
+        for split in SPLITS:
             for path in DatasetFolder(root).raw_videos(split).iterdir():
                 _enlarge(path, side)
-        settings = config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+        data = config.data.model_copy(update={"root": root, "splits": SPLITS})
+        settings = config.model_copy(update={"data": data})
         connect(settings)
         with _peak_memory() as peak:
             report = build_dataset(settings)
