@@ -11,14 +11,7 @@ from typing import Any
 
 from vsr1.metrics.predictions import PredictionRow, TurnRow
 from vsr1.metrics.rescoring import recomputed
-from vsr1.metrics.summary import (
-    matched_overlaps,
-    mean_known,
-    moment_scores,
-    retrieval_scores,
-    turns_after,
-    turns_run,
-)
+from vsr1.metrics.summary import matched_overlaps, mean_known, moment_scores, retrieval_scores, turns_after, turns_run
 
 _RANKS = ("mean_rank", "median_rank", "R@1", "R@5", "R@10", "R@100")
 
