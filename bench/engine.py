@@ -238,7 +238,8 @@ def _oracle(
         clip = processed[i % len(clips)]
         pixels = clip.pixels.to(policy.device, policy.dtype)
         features = encode_clips(policy.model.visual, [pixels], [clip.grid]) if i % 2 else []
-        row = Row(reply.prompt_token_ids, reply.token_ids, 0 if i % 2 else None, clip.grid if i % 2 else None)
+        prompt, response = reply.prompt_token_ids, reply.token_ids
+        row = Row(prompt, response, (0,), (clip.grid,)) if i % 2 else Row(prompt, response)
         state = prefill(policy.model, [row], features, keep_cache=True)
         logprobs, _ = token_logprobs(policy, state, [row])
         found.append((logprobs[:-1].cpu(), roll_latents(policy, state, DEPTH)[0].cpu()))
@@ -256,7 +257,7 @@ def _hugging_face_seconds(folder: Path, clips: list[Clip], work: LatentWork) -> 
         seen = processor.process(clips[i % len(clips)])
         prompt = processor.expand(turn_prompt("a red circle moving left", SYSTEM_PROMPT), seen.grid, seen.marks)
         reply = [int(t) for t in np.random.default_rng(i).integers(20, 200, work.words)]
-        row = Row(prompt, [*reply, refine], 0, seen.grid)
+        row = Row(prompt, [*reply, refine], (0,), (seen.grid,))
         pixels = seen.pixels.to(policy.device, policy.dtype)
 
         def state(keep_cache: bool, row: Row = row, pixels: Any = pixels, grid: Any = seen.grid) -> Any:

@@ -242,12 +242,12 @@ def _rows(
     return rows, list(places)
 
 
-def _row(processor: ClipProcessor, wanted: Example, film: Film, clip: int | None = None) -> Row:
+def _row(processor: ClipProcessor, wanted: Example, film: Film, clip: int) -> Row:
     shown = film.example.film.events
     span = find_queried(shown, wanted.queried)
     reply = assistant_text(reasoning(shown, wanted.queried, span is not None), span is not None, span)
     prompt = processor.insert(_prompt_ids(processor, wanted.query), processor.clip_tokens(film.grid, film.marks))
-    row = Row(prompt, processor.tokenizer.encode(reply, add_special_tokens=False), clip, film.grid)
+    row = Row(prompt, processor.tokenizer.encode(reply, add_special_tokens=False), (clip,), (film.grid,))
     return replace(row, positions=rotary_positions(row, processor.video_token, processor.merge).numpy())
 
 
@@ -268,7 +268,7 @@ def _shown(query: int, rng: np.random.Generator, count: int) -> int:
 
 def _clip_vectors(embedder: Embedder, films: list[Film]) -> torch.Tensor:
     features = encode_clips(embedder.model.visual, _pixels(films), [film.grid for film in films])
-    rows = [replace(film.clip_row, clip=i) for i, film in enumerate(films)]
+    rows = [replace(film.clip_row, clips=(i,)) for i, film in enumerate(films)]
     state = prefill(embedder.model, rows, features, keep_cache=False)
     return functional.normalize(state.after_norm[:, -1].float(), dim=-1)
 
@@ -280,7 +280,7 @@ def _render_all(corpus: list[Example], processor: ClipProcessor, device: str) ->
     with ProcessPoolExecutor() as pool:
         for example, (frames, times) in zip(corpus, pool.map(_render, corpus, chunksize=64), strict=True):
             shown, marks = torch.from_numpy(frames).to(device), pair_marks(times)
-            row = Row(processor.insert(markup, processor.clip_tokens(_grid(shown), marks)), [], None, _grid(shown))
+            row = Row(processor.insert(markup, processor.clip_tokens(_grid(shown), marks)), [], (), (_grid(shown),))
             row = replace(row, positions=rotary_positions(row, processor.video_token, processor.merge))
             films.append(Film(example, shown, marks, row))
     return films

@@ -42,7 +42,7 @@ class RolloutError(RuntimeError):
 
 @dataclass
 class Services:
-    clips: dict[str, Any]  # by split, the store on this node
+    clips: dict[str, ClipStores]  # by split
     rewards: list[Any]
     rollouts: list[Any]
     transfer: str
@@ -153,9 +153,8 @@ def services(config: Config, *splits: str, progress: Progress = QUIET) -> Iterat
             for worker, node in zip(rollouts, nodes, strict=True)
         ]
         ray.get([*[service.ready.remote() for service in retrieval.values()], *started])
-        here = {split: stores.here() for split, stores in clips.items()}
         rollout = config.rollout
-        yield Services(here, rewards, rollouts, rollout.transfer, rollout.engine.max_num_seqs, progress)
+        yield Services(clips, rewards, rollouts, rollout.transfer, rollout.engine.max_num_seqs, progress)
     finally:
         stores = [actor for split in splits for actor in clips[split].actors()]
         _stop(rollouts, [*retrieval.values(), *stores, *rewards])

@@ -8,7 +8,7 @@ samples goes whole. Groups whose samples all earned the same teach the policy no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -43,8 +43,17 @@ class StepGroups:
         return values | {f"failed_samples/{reason}": count for reason, count in self.failures.items()}
 
 
-def roll_out_groups(world: Services, stream: Iterator[SearchTask], config: Config, step: int) -> StepGroups:
+def roll_out_groups(
+    world: Services,
+    stream: Iterator[SearchTask],
+    config: Config,
+    step: int,
+    on_trajectory: Callable[[Trajectory], None] = lambda _: None,
+) -> StepGroups:
     """Play, score and choose the groups of one step.
+
+    Args:
+        on_trajectory: gets each trajectory as it ends, while others are still played.
 
     Raises:
         RolloutError: more samples failed than `grpo.max_failed_fraction` tolerates, or no group is left.
@@ -59,7 +68,11 @@ def roll_out_groups(world: Services, stream: Iterator[SearchTask], config: Confi
             seed = config.seed + 1000 * (step * 1000 + done.prompts)
             tasks += group_of(prompt, settings.group_size, seed)
             done.prompts += 1
-        outcomes = list(world.rollout("train", tasks, config.agent, sampling))
+        outcomes = []
+        for outcome in world.rollout("train", tasks, config.agent, sampling):
+            outcomes.append(outcome)
+            if isinstance(outcome, Trajectory):
+                on_trajectory(outcome)
         played, lost = complete(outcomes, tolerated=1.0)
         scored, unscored = complete(world.score(played), tolerated=1.0)
         judged += [*lost, *unscored, *scored]

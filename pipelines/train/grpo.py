@@ -6,17 +6,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import ray
-
 from actors.learner import LearnerGroup
 from pipelines.data.build import ensure_dataset
 from pipelines.evaluation.evaluate import evaluate_on, evaluate_split
 from pipelines.machine.placement import capacity, grpo_splits, placement_plan
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
-from pipelines.stage.tasks import prompt_stream
+from pipelines.stage.tasks import prompt_stream, training_tasks
 from pipelines.stage.workers import Services, connect, services
-from pipelines.train.examples import trained_examples
+from pipelines.train.examples import clips_of, trained_examples
 from pipelines.train.groups import roll_out_groups
 from pipelines.train.step_metrics import credit_metrics, rollout_metrics, validation_metrics
 from vsr1.config import Config
@@ -45,20 +43,23 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 def _train(config: Config, progress: Progress) -> Path:
     run, settings, splits = config.run_dir, config.grpo, grpo_splits(config)
     checkpoints = run / "checkpoints"
-    with services(config, *splits, progress=progress) as world, RunLog(run) as log:
-        learners = LearnerGroup(config, run / "logs")
-        ray.get(learners.setup())
+    negatives = {task.query_id: task.negatives for task in training_tasks(config)}
+    with (
+        services(config, *splits, progress=progress) as world,
+        LearnerGroup(config, world.clips["train"], run / "logs") as learners,
+        RunLog(run) as log,
+    ):
         stream = prompt_stream(config)
         workers = {"rollout": len(world.rollouts), "retrieval": len(splits), "rewards": len(world.rewards)}
         progress.begin("grpo", settings.steps, workers | {"learner": learners.ranks})
         _validate(world, log, config, 0)
         for step, done in steps_of(settings):
             started = time.monotonic()
-            groups = roll_out_groups(world, stream, config, step)
+            groups = roll_out_groups(world, stream, config, step, lambda one: learners.prefetch(clips_of(one)))
             rolled = time.monotonic()
             progress.now("learning", learner=Load(learners.ranks))
             credits = credits_of(groups.trained, settings.objective, config.agent.max_new_tokens)
-            examples = trained_examples(groups.trained, credits, world.clips["train"], config)
+            examples = trained_examples(groups.trained, credits, negatives, settings, config.agent)
             rate = settings.learner.learning_rate * annealed(done)
             learned = learners.step(examples, rate) | {"learning_rate": rate}
             stepped = time.monotonic()

@@ -1,48 +1,29 @@
-"""Training examples out of trajectories, with clips of a store on a real Ray."""
-
-import sys
-from collections.abc import Iterator
-from typing import Any
+"""Training examples out of trajectories (Stage 2) and out of records (Stage 1)."""
 
 import numpy as np
 import pytest
-import ray
-from ray.cloudpickle import register_pickle_by_value
 
-from actors.clips import ClipStore
-from pipelines.train.examples import trained_examples
-from vsr1.config import Config
+from pipelines.train.examples import clips_of, trained_examples
+from pipelines.train.records import record_example, record_rows, rows_in_order, rows_of_rank
 from vsr1.episode.trajectory import Segment, Trajectory
+from vsr1.formats.atomic import write_json
+from vsr1.formats.dataset import DatasetFolder
 from vsr1.rl.batch import Example
 from vsr1.rl.credit import Credit
-from vsr1.video.clips import Clip
+from vsr1.search.targets import negatives_of
+from vsr1.settings.parts import AgentConfig
+from vsr1.settings.training import GrpoConfig
+from vsr1.video.clips import Clip, ClipReference
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
-register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
-
-
-def clip(video_id: str) -> Clip:
-    return Clip.make(video_id, np.full((4, 8, 8, 3), ord(video_id), np.uint8), np.arange(4.0))
-
-
-class Folder:
-    def read(self, video_id: str) -> Clip:
-        return clip(video_id)
-
-
-@pytest.fixture(scope="module")
-def clips(ray_cluster: None) -> Iterator[Any]:
-    store = ClipStore.options(num_cpus=0).remote(Folder(), 100_000)
-    yield store
-    ray.kill(store)
+REPLY = "<think> 0 red circle. not found. </think> <answer>not_matched</answer> <REFINE>"
 
 
 def turn(number: int, video: str, *, finish: str = "stop", latents: float | None = None) -> Segment:
-    """Latents, and their negative as noise, that are all one number."""
+    """Latents that are all one number."""
     values = None if latents is None else np.full((2, 3), latents, np.float32)
     return Segment(
-        number, video, clip(video).content_hash, [1, number], [5, number], [-0.1, -0.2], "", finish, "not_matched",
-        None, values, None if values is None else -values, [("a", 0.9), ("b", 0.8), ("c", 0.7)], 2, 1, "i", 0, 0.1,
+        number, video, f"hash of {video}", [1, number], [5, number], [-0.1, -0.2], "", finish, "not_matched",
+        None, values, None, [("a", 0.9), ("b", 0.8), ("c", 0.7)], 2, 1, "i", 0, 0.1,
     )  # fmt: skip
 
 
@@ -50,54 +31,132 @@ def turn(number: int, video: str, *, finish: str = "stop", latents: float | None
 def trajectories() -> list[Trajectory]:
     three = [turn(1, "a", latents=1.0), turn(2, "b", finish="length"), turn(3, "d", latents=3.0)]
     return [
-        Trajectory("q1", "a red ring", "b", (0.0, 1.0), 2.0, 0, 0, three),
-        Trajectory("q2", "a blue ring", "a", (0.0, 1.0), 2.0, 0, 0, [turn(1, "a", latents=4.0)]),
+        Trajectory("q1", "a red ring", "b", (0.0, 1.0), 2.0, 0, 70, three),
+        Trajectory("q2", "a blue ring", "a", (0.0, 1.0), 2.0, 0, 90, [turn(1, "e", latents=4.0)]),
     ]
 
 
 CREDITS = [[Credit(1.0, -1.0), Credit(2.0, -2.0), Credit(3.0, -3.0)], [Credit(4.0, -4.0)]]
+NEGATIVES = {"q1": ["c", "a"], "q2": ["b", "a"]}
 
 
-def examples(trajectories: list[Trajectory], clips: Any, **sections: Any) -> list[Example]:
-    return trained_examples(trajectories, CREDITS, clips, Config.model_validate(sections))
+def examples(trajectories: list[Trajectory], sigma: float = 0.5, **settings: object) -> list[Example]:
+    stage = GrpoConfig.model_validate({"latents": {"sigma": sigma}, **settings.get("grpo", {})})
+    agent = AgentConfig.model_validate(settings.get("agent", {}))
+    return trained_examples(trajectories, CREDITS, NEGATIVES, stage, agent)
 
 
-def test_a_turn_becomes_an_example_with_its_clip_and_credit(trajectories: list[Trajectory], clips: Any) -> None:
-    found = examples(trajectories, clips)
-    assert [e.clip.video_id for e in found] == ["a", "b", "d", "a"]
-    assert [(e.query, e.positive) for e in found] == [("a red ring", "b")] * 3 + [("a blue ring", "a")]
-    assert [(e.advantage, e.latent_advantage) for e in found] == [(n, -n) for n in (1.0, 2.0, 3.0, 4.0)]
-    assert [e.refined for e in found] == [True, False, True, True]
-    assert (found[2].prompt_ids, found[2].response_ids) == ([1, 3], [5, 3])
-    assert found[2].behaviour_logprobs == [-0.1, -0.2]
-    np.testing.assert_array_equal(found[2].latents, np.full((2, 3), 3.0))
-    np.testing.assert_array_equal(found[2].noise, np.full((2, 3), -3.0))
-    assert (found[1].latents, found[1].noise) == (None, None)
+def test_a_turn_becomes_an_example_that_names_its_clip(trajectories: list[Trajectory]) -> None:
+    made = examples(trajectories)
+    assert [e.clips for e in made] == [(ClipReference(v, f"hash of {v}"),) for v in ("a", "b", "d", "e")]
+    assert [(e.sampled.advantage, e.sampled.trained) for e in made] == [(n, None) for n in (1.0, 2.0, 3.0, 4.0)]
+    assert (made[2].prompt_ids, made[2].response_ids) == ([1, 3], [5, 3])
+    assert made[2].sampled.logprobs == [-0.1, -0.2]
+    assert clips_of(trajectories[0]) == [e.clips[0] for e in made[:3]]
 
 
-def test_negatives_are_the_wrong_video_shown_and_those_found_first(trajectories: list[Trajectory], clips: Any) -> None:
-    assert [e.negatives for e in examples(trajectories, clips)] == [["a", "c"], ["a", "c"], ["d", "a", "c"], ["b", "c"]]
+def test_latents_are_actions_with_the_seed_of_their_request(trajectories: list[Trajectory]) -> None:
+    """The rollout worker asks with the episode's seed plus the number of the turn."""
+    first, none, third, other = (e.latent_actions for e in examples(trajectories))
+    assert none is None
+    assert [(a.seed, a.advantage) for a in (first, third, other)] == [(71, -1.0), (73, -3.0), (91, -4.0)]
+    np.testing.assert_array_equal(third.values, np.full((2, 3), 3.0))
+    assert [e.latent_actions for e in examples(trajectories, sigma=0.0)] == [None] * 4
 
 
-def test_replies_cut_at_the_limit_stay_out_if_told_so(trajectories: list[Trajectory], clips: Any) -> None:
+def test_the_loss_compares_with_what_the_reward_compares_with(trajectories: list[Trajectory]) -> None:
+    """The query's negatives and the wrong video that was shown, whatever the search found first."""
+    targets = [e.target for e in examples(trajectories)]
+    assert targets[1] is None, "the turn has no refined query"
+    assert [(t.query, t.positive, t.negatives) for t in targets if t] == [
+        ("a red ring", "b", ["c", "a"]),
+        ("a red ring", "b", ["c", "a", "d"]),
+        ("a blue ring", "a", ["b", "e"]),
+    ]
+
+
+def test_negatives_are_each_there_once_without_the_right_video() -> None:
+    assert negatives_of("right", "shown", ["near", "right", "far"]) == ["near", "far", "shown"]
+    assert negatives_of("right", "near", ["near", "far", "near"]) == ["near", "far"]
+    assert negatives_of("right", "right", []) == []
+
+
+def test_replies_cut_at_the_limit_stay_out_if_told_so(trajectories: list[Trajectory]) -> None:
     settings = {"objective": {"train_truncated": False}}
-    found = examples(trajectories, clips, grpo=settings, agent={"latents_of_turns": "accumulate"})
-    assert [(e.clip.video_id, e.advantage) for e in found] == [("a", 1.0), ("d", 3.0), ("a", 4.0)]
-    np.testing.assert_array_equal(found[1].earlier_latents, np.full((2, 3), 1.0))
+    made = examples(trajectories, grpo=settings, agent={"latents_of_turns": "accumulate"})
+    assert [(e.clips[0].video_id, e.sampled.advantage) for e in made] == [("a", 1.0), ("d", 3.0), ("e", 4.0)]
+    np.testing.assert_array_equal(made[1].target.earlier_latents, np.full((2, 3), 1.0))
 
 
-def test_latents_of_earlier_turns_come_along_where_they_stay_in_the_query(
-    trajectories: list[Trajectory], clips: Any
-) -> None:
-    assert [e.earlier_latents for e in examples(trajectories, clips)] == [None] * 4
+def test_latents_of_earlier_turns_come_along_where_they_stay_in_the_query(trajectories: list[Trajectory]) -> None:
     trajectories[0].segments[1] = turn(2, "b", latents=2.0)
-    first, second, third, other = examples(trajectories, clips, agent={"latents_of_turns": "accumulate"})
-    assert (first.earlier_latents, other.earlier_latents) == (None, None)
-    np.testing.assert_array_equal(second.earlier_latents, np.full((2, 3), 1.0))
-    np.testing.assert_array_equal(third.earlier_latents, np.repeat([1.0, 2.0], 2)[:, None].repeat(3, axis=1))
+    assert [e.target.earlier_latents for e in examples(trajectories)] == [None] * 4
+    targets = [e.target for e in examples(trajectories, agent={"latents_of_turns": "accumulate"})]
+    first, second, third, other = (target.earlier_latents for target in targets)
+    assert (first, other) == (None, None)
+    np.testing.assert_array_equal(second, np.full((2, 3), 1.0))
+    np.testing.assert_array_equal(third, np.repeat([1.0, 2.0], 2)[:, None].repeat(3, axis=1))
 
 
-def test_a_clip_that_changed_since_the_rollout_is_an_error(trajectories: list[Trajectory], clips: Any) -> None:
-    trajectories[1].segments[0].clip_hash = "another"
-    with pytest.raises(ValueError, match="clip a changed between rollout and learning"):
-        examples(trajectories, clips)
+def test_each_step_takes_its_rows_whatever_was_done_before() -> None:
+    rows = [{"n": n} for n in range(24)]
+    whole = [rows_of_rank(rows, rank, 2, 3, 0) for rank in range(2)]
+    assert sorted(row["n"] for part in whole for row in part) == list(range(24))
+    for rank in range(2):
+        assert rows_of_rank(rows, rank, 2, 3, 2) == whole[rank][6:]
+
+
+def test_each_epoch_has_every_row_once_in_an_order_of_its_own() -> None:
+    rows = [{"n": n} for n in range(8)]
+    stream = rows_in_order(rows, 3)
+    first, second = ([next(stream)["n"] for _ in rows] for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(8)) and first != second
+    again = rows_in_order(rows, 3)
+    assert [next(again)["n"] for _ in rows] == first
+
+
+class Processor:
+    """A tokenizer and prompts of one token."""
+
+    @property
+    def tokenizer(self) -> "Processor":
+        return self
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return [len(text)]
+
+    def prompt_ids(self, prompt: str, clip: Clip) -> list[int]:
+        return [1]
+
+
+def test_a_record_has_the_nearest_wrong_videos_and_the_one_shown_as_negatives(tmp_path) -> None:
+    folder = DatasetFolder(tmp_path)
+    with pytest.raises(FileNotFoundError, match="vsr1 data build"):
+        record_rows(folder, with_rewrites=False)
+    records = [
+        {"qid": "q", "query": "a ring", "messages": [{"content": REPLY}],
+         "meta": {"video_id": shown, "query_pos_video_id": "right"}}
+        for shown in ("shown", "right")
+    ]  # fmt: skip
+    write_json(folder.sft_records(), records)
+    write_json(folder.hard_negatives(), {"q": ["near", "far", "farther"]})
+    rejected, accepted = record_rows(folder, with_rewrites=False)
+    clip = Clip.make("shown", np.zeros((2, 4, 4, 3), np.uint8), np.arange(2.0))
+    example = record_example(rejected, clip, Processor(), "system", 2)
+    assert (example.target.positive, example.target.negatives) == ("right", ["near", "far", "shown"])
+    assert example.clips == (clip.reference,) and example.sampled is None
+    assert record_example(accepted, clip, Processor(), "system", 2).target is None, "an accepting reply ends the search"
+
+
+def test_replies_that_reject_give_the_query_in_new_words_where_that_is_taught(tmp_path) -> None:
+    folder = DatasetFolder(tmp_path)
+    meta = {"video_id": "shown", "query_pos_video_id": "right"}
+    record = {"qid": "q", "query": "a ring", "messages": [{"content": REPLY}], "meta": meta}
+    write_json(folder.sft_records(), [record, record | {"meta": meta | {"video_id": "right"}}])
+    write_json(folder.hard_negatives(), {})
+    with pytest.raises(FileNotFoundError, match="bench toy rewrites"):
+        record_rows(folder, with_rewrites=True)
+    write_json(folder.rewrites(), {"q": "a round thing"})
+    rejected, accepted = record_rows(folder, with_rewrites=True)
+    assert "<query>a round thing</query>" in rejected["reply"]
+    assert accepted["reply"] == REPLY

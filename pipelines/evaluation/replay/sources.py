@@ -24,7 +24,7 @@ from vsr1.retrieval.snapshot import Snapshot, open_current, read_snapshot
 from vsr1.rl.example_loss import ExampleLoss, VideoVectors
 from vsr1.search.environment import SearchTask
 from vsr1.settings.parts import AgentConfig
-from vsr1.video.clips import Clip, ClipError, ClipFolder
+from vsr1.video.clips import Clip, ClipError, ClipFolder, ClipReference
 
 GREEDY_TEMPERATURE = 1.0  # the engine reports log-probs of plain logits when it decodes greedily
 
@@ -70,6 +70,9 @@ class Sources:
             raise NotChecked(f"the clip of turn {segment.turn}, {segment.video_id}, is not the one that was shown")
         return self._read(segment.video_id)
 
+    def _read_reference(self, reference: ClipReference) -> Clip:
+        return reference.check(self._read(reference.video_id))
+
     def loss(self, version: int) -> ExampleLoss:
         """The loss of Stage 2 under the weights of a version; all weights of an evaluation are `model.policy`."""
         if not self.is_training or version == 0:
@@ -102,6 +105,7 @@ class Sources:
             self.embedder,
             VideoVectors(torch.from_numpy(snapshot.vectors), rows),
             self.processor,
+            self._read_reference,
             temperature=config.rollout.temperature if self.is_training else GREEDY_TEMPERATURE,
         )
 

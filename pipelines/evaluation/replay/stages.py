@@ -150,7 +150,8 @@ class Stages:
         due = grid[0] * grid[1] * grid[2] // self._sources.processor.merge**2
         if segment.prompt_token_ids.count(self._sources.processor.video_token) != due:
             raise NotChecked(f"the recorded prompt of turn {segment.turn} does not fit its clip")
-        return turn_example(one, number, credit, clip, self._sources.config)
+        negatives = self._sources.task(one.query_id).negatives
+        return turn_example(one, number, credit, negatives, self._sources.config.grpo, self._sources.agent)
 
     def _loss(self, logged: LoggedTrajectory, step: Step) -> str:
         self._credits(logged)
@@ -174,7 +175,7 @@ class Stages:
             [
                 self._example(member.trajectory, number, credit)
                 for number, credit in enumerate(self._credits(member))
-                if is_trained(member.trajectory.segments[number], config)
+                if is_trained(member.trajectory.segments[number], config.grpo)
             ]
             for member in step
         ]
