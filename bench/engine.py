@@ -217,7 +217,7 @@ def hugging_face_rounds(folder: Path, clip: Clip, work: LatentWork) -> Rounds:
     seen = processor.process(clip, policy.device)
     reply = [int(token) for token in np.random.default_rng(0).integers(20, 200, work.words)]
     prompt = processor.expand(_prompt(True), seen.grid, seen.marks)
-    row = Row(prompt, [*reply, refine_token_id(processor.tokenizer)], 0, seen.grid)
+    row = Row(prompt, [*reply, refine_token_id(processor.tokenizer)], (0,), (seen.grid,))
     pixels = seen.pixels.to(policy.dtype)
 
     def state(keep_cache: bool) -> ForwardState:
@@ -257,8 +257,10 @@ def _oracle(
     answers = []
     for i, reply in enumerate(replies):
         clip = processed[i % len(clips)]
-        features = encode_clips(policy.model.visual, [clip.pixels.to(policy.dtype)], [clip.grid]) if i % 2 else []
-        row = Row(reply.prompt_token_ids, reply.token_ids, 0 if i % 2 else None, clip.grid if i % 2 else None)
+        pixels = clip.pixels.to(policy.device, policy.dtype)
+        features = encode_clips(policy.model.visual, [pixels], [clip.grid]) if i % 2 else []
+        prompt, response = reply.prompt_token_ids, reply.token_ids
+        row = Row(prompt, response, (0,), (clip.grid,)) if i % 2 else Row(prompt, response)
         state = prefill(policy.model, [row], features, keep_cache=True)
         logprobs, _ = token_logprobs(policy, state, [row])
         answers.append((logprobs[:-1].cpu(), roll_latents(policy, state, DEPTH)[0].cpu()))

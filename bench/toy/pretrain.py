@@ -243,7 +243,7 @@ def _row(processor: ClipProcessor, example: Example, film: Film, clip: int) -> R
     span = find_queried(events, example.queried)
     reply = assistant_text(reasoning(events, example.queried, span is not None), span is not None, span)
     prompt = processor.insert(_prompt_ids(processor, example.query), processor.clip_tokens(film.grid, film.marks))
-    row = Row(prompt, processor.tokenizer.encode(reply, add_special_tokens=False), clip, film.grid)
+    row = Row(prompt, processor.tokenizer.encode(reply, add_special_tokens=False), (clip,), (film.grid,))
     return replace(row, positions=rotary_positions(row, processor.video_token, processor.merge).numpy())
 
 
@@ -263,7 +263,7 @@ def _shown(query: int, rng: np.random.Generator, count: int) -> int:
 
 
 def _clip_vectors(embedder: Embedder, films: list[Film]) -> torch.Tensor:
-    rows = [replace(film.clip_row, clip=i) for i, film in enumerate(films)]
+    rows = [replace(film.clip_row, clips=(i,)) for i, film in enumerate(films)]
     state = prefill(embedder.model, rows, _features(embedder.model, films), keep_cache=False)
     return functional.normalize(state.after_norm[:, -1].float(), dim=-1)
 
@@ -281,7 +281,7 @@ def _render_all(corpus: list[Example], processor: ClipProcessor, device: str) ->
     with ProcessPoolExecutor() as pool:
         for example, (frames, times) in zip(corpus, pool.map(_render, corpus, chunksize=64), strict=True):
             shown, marks = torch.from_numpy(frames).to(device), pair_marks(times)
-            row = Row(processor.insert(markup, processor.clip_tokens(_grid(shown), marks)), [], None, _grid(shown))
+            row = Row(processor.insert(markup, processor.clip_tokens(_grid(shown), marks)), [], (), (_grid(shown),))
             row = replace(row, positions=rotary_positions(row, processor.video_token, processor.merge))
             films.append(Film(example, shown, marks, row))
     return films

@@ -159,7 +159,7 @@ def _planned(config: Config, name: str) -> list[Evaluation]:
     split, inputs = config.eval.split, _inputs(config, config.eval.split)
     evaluations = []
     for agent_name, agent in agents_of(config).items():
-        settings = {"agent": agent.model_dump(mode="json", exclude={"system_prompt"})}
+        settings: dict[str, Any] = {"agent": agent.model_dump(mode="json", exclude={"system_prompt"})}
         settings |= {"system_prompt": agent_prompt(agent), **inputs}
         label = f"{name}-{agent_name}" if agent_name else name
         evaluations.append(Evaluation(config, label, split, agent, settings))

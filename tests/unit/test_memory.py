@@ -48,7 +48,7 @@ def test_chunked_logprobs_equal_one_table_and_keep_none(folder):
     counts = [LOGPROB_CHUNK + 7, 3, LOGPROB_CHUNK]  # chunks that span rows
     torch.manual_seed(0)
     states = torch.randn(3, max(counts) + 1, HIDDEN, requires_grad=True)
-    rows = [Row([1], torch.randint(vocabulary, (n,)).tolist(), None, None) for n in counts]
+    rows = [Row([1], torch.randint(vocabulary, (n,)).tolist()) for n in counts]
     state = ForwardState(states, states, torch.ones(0), torch.ones(0), None)
 
     def chunked() -> torch.Tensor:
@@ -80,7 +80,7 @@ def test_recomputed_mlps_give_the_same_gradients_from_fewer_bytes(folder):
         for h in (64, 96)
     ]
     rows = [
-        Row(processor.expand("<|video_pad|> a red circle", clip.grid, clip.marks), [30, 31, 32], i, clip.grid)
+        Row(processor.expand("<|video_pad|> a red circle", clip.grid, clip.marks), [30, 31, 32], (i,), (clip.grid,))
         for i, clip in enumerate(clips)
     ]
 

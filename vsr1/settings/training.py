@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,11 @@ class LearnerConfig(Section):
     )
 
 
+Negatives = Annotated[
+    int, Field(ge=1, description="wrong videos compared with, those nearest to the query in words; and the one shown")
+]
+
+
 class RetrievalLossConfig(Section):
     """InfoNCE of the refined query against the right video and its negatives."""
 
@@ -41,7 +46,7 @@ class SftConfig(Section):
 
     learner: LearnerConfig = LearnerConfig()
     retrieval_loss: RetrievalLossConfig = RetrievalLossConfig()
-    negatives: int = Field(24, ge=1, description="wrong videos: the one shown, then the nearest to the query in words")
+    negatives: Negatives = 24
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(16, ge=1, description="examples in one optimiser step, over all ranks")
     max_steps: int | None = Field(None, ge=1)
@@ -105,7 +110,7 @@ class GrpoConfig(Section):
 
     learner: LearnerConfig = LearnerConfig(learning_rate=2e-5)
     retrieval_loss: RetrievalLossConfig = RetrievalLossConfig(weight=0.1)
-    negatives: int = Field(24, ge=1, description="wrong videos: the one shown, then the nearest to the query in words")
+    negatives: Negatives = 24
     objective: ObjectiveConfig = ObjectiveConfig()
     latents: LatentActionConfig = LatentActionConfig()
     train_heads: bool = True

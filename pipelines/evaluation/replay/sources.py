@@ -80,6 +80,9 @@ class Sources:
             raise NotChecked(f"the clip of {reference.video_id} is not the one that was shown")
         return self._read(reference.video_id)
 
+    def _read_reference(self, reference: ClipReference) -> Clip:
+        return reference.check(self._read(reference.video_id))
+
     def loss(self, version: int) -> ExampleLoss:
         """Return the loss of Stage 2 under the weights of a version; in an evaluation all are `model.policy`."""
         if not self.is_training or version == 0:
@@ -118,6 +121,7 @@ class Sources:
             self.embedder,
             VideoVectors(torch.from_numpy(snapshot.vectors), rows),
             self.processor,
+            self._read_reference,
             temperature=config.rollout.temperature if self.is_training else GREEDY_TEMPERATURE,
         )
 
