@@ -1,4 +1,4 @@
-"""Counts the code lines of each wing and fails when one is over its budget: `python .ci/budget.py`, part of `make lint`.
+"""Counts the code lines of each wing and fails when one is over its budget: `python .ci/budget.py`, in `make lint`.
 
 A code line is a line that is not blank, not a comment and not part of a docstring; of a script, a line that is not
 blank. Budgets are in `pyproject.toml` under `tool.budget`; every Python file of the packages belongs to one wing.

@@ -61,8 +61,9 @@ def search_trajectory(
     sample: int = 0,
     query: str = "a query",
     gt: tuple[str, Span, float] = ("v", (0.0, 1.0), 2.0),
+    negatives: list[str] | None = None,
     **results: Any,
 ) -> SearchTrajectory:
     """Return a trajectory of a prompt, by default of its query; other words are its terms and rewards."""
-    task = SearchTask(SampleId(prompt or query_id, sample), query_id, query, *gt)
+    task = SearchTask(SampleId(prompt or query_id, sample), query_id, query, *gt, negatives or [])
     return Trajectory(task, turns, end_reason, **results)

@@ -15,12 +15,13 @@ from typing import Any
 
 from actors.rollout import Sampling
 from pipelines.data.build import ensure_dataset
-from pipelines.machine.probes import SUPPORTED, installed_version
+from pipelines.machine.placement import check_placement
+from pipelines.stage.connection import connect
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Progress
 from pipelines.stage.pump import Outcome
 from pipelines.stage.tasks import evaluation_queries
-from pipelines.stage.workers import Workers, connect, workers
+from pipelines.stage.workers import Workers, workers
 from vsr1 import __version__
 from vsr1.config import Config
 from vsr1.episode.sample import FailedSample
@@ -38,6 +39,7 @@ from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_l
 from vsr1.search.prompts import agent_prompt
 from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
+from vsr1.versions import installed_version
 from vsr1.video.clips import META, read_meta
 
 STACK = ("torch", "transformers", "vllm", "faiss")  # packages whose versions change numbers
@@ -127,6 +129,7 @@ def evaluate(
         evaluations = _planned(config, name)
         if not any(evaluation.waiting for evaluation in evaluations):
             return _finished(config, evaluations, None)
+        check_placement(config, "eval")
         with workers(config, config.eval.split, progress=progress) as others:
             return _finished(config, evaluations, others)
 
@@ -156,7 +159,7 @@ def _planned(config: Config, name: str) -> list[Evaluation]:
     split, inputs = config.eval.split, _inputs(config, config.eval.split)
     evaluations = []
     for agent_name, agent in agents_of(config).items():
-        settings = {"agent": agent.model_dump(mode="json", exclude={"system_prompt"})}
+        settings: dict[str, Any] = {"agent": agent.model_dump(mode="json", exclude={"system_prompt"})}
         settings |= {"system_prompt": agent_prompt(agent), **inputs}
         label = f"{name}-{agent_name}" if agent_name else name
         evaluations.append(Evaluation(config, label, split, agent, settings))
@@ -184,7 +187,7 @@ def _inputs(config: Config, split: str) -> dict[str, Any]:
         "top_k": config.eval.top_k,
         "rank_by_depth": config.eval.rank_by_depth,
         "rewards": config.rewards.model_dump(mode="json"),
-        "versions": {"vsr1": __version__} | {name: installed_version(SUPPORTED[name][0]) for name in STACK},
+        "versions": {"vsr1": __version__} | {name: installed_version(name) for name in STACK},
     }
 
 

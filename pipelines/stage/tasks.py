@@ -77,7 +77,7 @@ def _training_task(row: dict[str, Any], config: Config) -> SearchTask:
         gt_video=row["gt_video"],
         gt_span=(float(row["gt_time"][0]), float(row["gt_time"][1])),
         gt_duration=float(row["gt_duration"]),
-        negatives=list(row["hard_negative_ids"])[: config.grpo.retrieval_loss.negatives],
+        negatives=list(row["hard_negative_ids"])[: config.grpo.negatives],
         first_video=row["retrieved_video"] if recorded else None,
         ends_when_lost=config.grpo.end_lost_episodes,
     )

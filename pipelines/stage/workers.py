@@ -5,22 +5,18 @@ They start together and stop together; a call that reaches a dead one raises wit
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.data
 
 from actors.clips import ClipStores
 from actors.learner import LearnerGroup
 from actors.retrieval import RetrievalService
 from actors.rewards import RewardWorker, RewardWorkerHandle
 from actors.rollout import RolloutWorker, RolloutWorkerHandle, Sampling
-from pipelines.machine.resources import check_port
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.stage.pump import Occupancy, Outcome, RolloutPump
 from vsr1.config import Config
@@ -154,26 +150,3 @@ def _stop(rollouts: list[Any], others: list[Any]) -> None:
             continue
     for actor in [*rollouts, *others]:
         ray.kill(actor)
-
-
-def connect(config: Config) -> None:
-    """Join the cluster that the configuration names, the job's own, or start a local one.
-
-    Raises:
-        MachineError: a local one is wanted and no port is free.
-    """
-    if ray.is_initialized():
-        return
-    cluster = config.cluster
-    address = cluster.address or os.environ.get("RAY_ADDRESS", "local")  # Ray sets the variable inside a job
-    if address == "local":
-        check_port()
-    local = {
-        "num_cpus": cluster.num_cpus,
-        "object_store_memory": int(cluster.object_store_gib * 2**30),
-        "include_dashboard": False,
-    }
-    ray.data.DataContext.get_current().enable_progress_bars = False  # the stages show their own
-    for name, level in {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
-        logging.getLogger(name).setLevel(level)
-    ray.init(address=address, logging_level="warning", log_to_driver=False, **(local if address == "local" else {}))

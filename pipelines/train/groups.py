@@ -8,7 +8,7 @@ nothing: up to `grpo.replace_equal_groups` of them a step are replaced by groups
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -17,6 +17,7 @@ from pipelines.stage.pump import Outcome
 from pipelines.stage.tasks import group_of
 from pipelines.stage.workers import RolloutError, Workers, complete
 from vsr1.config import Config
+from vsr1.episode.sample import FailedSample
 from vsr1.search.record import SearchTask, SearchTrajectory
 
 
@@ -40,8 +41,17 @@ class StepGroups:
         return values | {f"failed_samples/{reason}": count for reason, count in self.failures.items()}
 
 
-def roll_out_groups(workers: Workers, stream: Iterator[SearchTask], config: Config, step: int) -> StepGroups:
+def roll_out_groups(
+    workers: Workers,
+    stream: Iterator[SearchTask],
+    config: Config,
+    step: int,
+    on_trajectory: Callable[[SearchTrajectory], None] = lambda _: None,
+) -> StepGroups:
     """Play, score and choose the groups of one step.
+
+    Args:
+        on_trajectory: gets each trajectory as it ends, while others are still played.
 
     Raises:
         RolloutError: more samples failed than `grpo.max_failed_fraction` tolerates, or no group is left.
@@ -54,7 +64,11 @@ def roll_out_groups(workers: Workers, stream: Iterator[SearchTask], config: Conf
         prompts = list(islice(stream, wanted))
         result.prompts += len(prompts)
         tasks = [task for prompt in prompts for task in group_of(prompt, settings.group_size)]
-        new = list(workers.play("train", tasks, config.agent, sampling))
+        new = []
+        for outcome in workers.play("train", tasks, config.agent, sampling):
+            new.append(outcome)
+            if not isinstance(outcome, FailedSample):
+                on_trajectory(outcome)
         outcomes += new
         complete(outcomes, settings.max_failed_fraction)
         trajectories, failures = complete(new, tolerated=1.0)

@@ -6,17 +6,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import ray
-
 from actors.learner import LearnerGroup
 from pipelines.data.build import ensure_dataset
 from pipelines.evaluation.evaluate import evaluate_on, evaluate_split
-from pipelines.machine.placement import capacity, grpo_splits, placement_plan
+from pipelines.machine.placement import check_placement, grpo_splits
+from pipelines.stage.connection import connect
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.stage.tasks import PromptStream
-from pipelines.stage.workers import Workers, connect, workers
-from pipelines.train.examples import trained_examples
+from pipelines.stage.workers import Workers, workers
 from pipelines.train.groups import roll_out_groups
 from pipelines.train.step_metrics import credit_metrics, rollout_metrics, validation_metrics
 from vsr1.config import Config
@@ -25,6 +23,7 @@ from vsr1.rl.credit import credits_of
 from vsr1.runs.folder import TRAINING_LOG, write_config
 from vsr1.runs.scalars import RunLog
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
+from vsr1.search.examples import clips_of, trained_examples
 from vsr1.settings.training import GrpoConfig
 
 
@@ -38,27 +37,29 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
     with kept_in_folder(config, "grpo"):
         connect(config)
         ensure_dataset(config)
-        placement_plan(config, capacity(config)).check()
+        check_placement(config, "grpo")
         return _train(config, progress)
 
 
 def _train(config: Config, progress: Progress) -> Path:
     run, settings, splits = config.run_dir, config.grpo, grpo_splits(config)
     checkpoints = run / "checkpoints"
-    with workers(config, *splits, progress=progress) as others, RunLog(run) as log:
-        learners = LearnerGroup(config, run / "logs")
-        ray.get(learners.setup())
+    with (
+        workers(config, *splits, progress=progress) as others,
+        LearnerGroup(config, others.clips["train"], run / "logs") as learners,
+        RunLog(run) as log,
+    ):
         stream = PromptStream(config)
         counts = {"rollout": len(others.rollouts), "retrieval": len(splits), "rewards": len(others.rewards)}
         progress.begin("grpo", settings.steps, counts | {"learner": learners.ranks})
         _validate(others, log, config, 0)
         for step, done in steps_of(settings):
             started = time.monotonic()
-            groups = roll_out_groups(others, stream, config, step)
+            groups = roll_out_groups(others, stream, config, step, lambda one: learners.prefetch(clips_of(one)))
             rolled = time.monotonic()
             progress.now("learning", learner=Load(learners.ranks))
             credits = credits_of(groups.trained, settings.objective, config.agent.max_new_tokens)
-            examples = trained_examples(groups.trained, credits, others.clips["train"], config)
+            examples = trained_examples(groups.trained, credits, settings, config.agent)
             rate = settings.learner.learning_rate * annealed(done)
             learned = learners.step(examples, rate) | {"learning_rate": rate}
             stepped = time.monotonic()

@@ -127,7 +127,7 @@ def _gaps(replies: list[Reply], folder, clips, sigma: float = 0.0) -> tuple[floa
         features = encode_clips(policy.model.visual, [c.pixels for c in processed], [c.grid for c in processed])
         for reply in replies:
             clip = reply.clip
-            rows = [Row(reply.prompt_token_ids, reply.token_ids, clip, processed[clip].grid)]
+            rows = [Row(reply.prompt_token_ids, reply.token_ids, (clip,), (processed[clip].grid,))]
             state = prefill(policy.model, rows, features, keep_cache=True)
             logprobs, _ = token_logprobs(policy, state, rows)
             logprob_gap = max(logprob_gap, float((logprobs - torch.tensor(reply.logprobs)).abs().max()))

@@ -91,7 +91,7 @@ def _gaps(replies: list[Reply], policy, folder, clips) -> tuple[float, float]:
         for i, reply in enumerate(replies):
             clip = processed[i % 3]
             assert reply.prompt_token_ids == processor.expand(turn_prompt(QUERY, SYSTEM_PROMPT), clip.grid, clip.marks)
-            rows = [Row(reply.prompt_token_ids, reply.token_ids, i % 3, clip.grid)]
+            rows = [Row(reply.prompt_token_ids, reply.token_ids, (i % 3,), (clip.grid,))]
             state = prefill(policy.model, rows, features, keep_cache=True)
             logprobs, _ = token_logprobs(policy, state, rows)
             logprob_gap = max(logprob_gap, float((logprobs - torch.tensor(reply.logprobs)).abs().max()))

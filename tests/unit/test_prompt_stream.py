@@ -34,7 +34,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def config(root: Path, **grpo: Any) -> Config:
-    return Config.model_validate({"data": {"root": root}, "grpo": {"retrieval_loss": {"negatives": 2}, **grpo}})
+    return Config.model_validate({"data": {"root": root}, "grpo": {"negatives": 2, **grpo}})
 
 
 def test_the_live_search_decides_what_turn_1_shows(root: Path) -> None:

@@ -8,7 +8,7 @@ from vsr1.episode.sample import SEED_BITS, SampleId, hashed_seed
 
 
 def test_no_seed_repeats_within_a_run_or_between_runs() -> None:
-    """Three runs of 20 steps, 32 prompts, 8 samples, 3 turns: counted on from each other, 63 % of seeds once repeated."""
+    """Three runs of 20 steps, 32 prompts, 8 samples, 3 turns: when seeds were counted, 63 % of them repeated."""
     seeds = [
         SampleId(f"0/{prompt}/q{prompt}", sample).seed(run, turn)
         for run in range(3)

@@ -27,8 +27,9 @@ def trajectory(number: int, size: int = 3) -> SearchTrajectory:
     turns = [
         search_turn(
             1, "a", "not_matched", text="não\u2028gefunden", prompt=[7, 9, 9, 9, 9, 8], tokens=[3, 4],
-            logprobs=[-0.25, float(np.float32(-1e-9))], latents=latents, retrieved=[("a", 0.5), ("b", 0.25)], ranks=(2, 1), seed=2**55 + number,
-            retrieved_after=[("b", 0.75)], gt_score_before=0.25, negative_scores_before=[0.5], clip_hash="c" * 64,
+            logprobs=[-0.25, float(np.float32(-1e-9))], latents=latents, retrieved=[("a", 0.5), ("b", 0.25)],
+            ranks=(2, 1), seed=2**55 + number, retrieved_after=[("b", 0.75)], gt_score_before=0.25,
+            negative_scores_before=[0.5], clip_hash="c" * 64,
         ),
         search_turn(2, "b", "matched", (1.0, 3.5), logprobs=[-0.5] * 3, finish_reason="length", weight_version=4),
     ]  # fmt: skip
@@ -43,8 +44,8 @@ def logged(number: int) -> LoggedTrajectory:
 
 
 def comparable(trajectory: SearchTrajectory) -> str:
-    return repr([trajectory.task, [vars(turn) | {"latents": None} for turn in trajectory.turns], trajectory.reward,
-                 trajectory.terms, trajectory.turn_rewards, trajectory.turn_latent_rewards, trajectory.end_reason])  # fmt: skip
+    turns = [vars(turn) | {"latents": None} for turn in trajectory.turns]
+    return repr(vars(trajectory) | {"turns": turns})
 
 
 def test_what_was_written_comes_back(tmp_path: Path) -> None:

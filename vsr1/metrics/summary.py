@@ -284,7 +284,9 @@ def matched_overlaps(turns: Iterable[TurnRow | None]) -> list[float]:
 
 def verification_scores(looks: Iterable[tuple[PredictionRow, TurnRow | None]]) -> VerificationScores:
     """Judge verdicts by the video that was looked at; None stands for a query that failed before its first verdict."""
-    counts = Counter((turn.looked_at == row.gt_pos_doc_id, turn.answer) if turn else None for row, turn in looks)
+    counts: Counter[tuple[bool, str] | None] = Counter(
+        (turn.looked_at == row.gt_pos_doc_id, turn.answer) if turn else None for row, turn in looks
+    )
     correct = counts[True, "matched"] + counts[False, "not_matched"]
     right, wrong = (
         VerdictCounts(**{name: counts[shown_right, name] for name in VerdictCounts.model_fields})

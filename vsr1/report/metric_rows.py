@@ -93,11 +93,12 @@ def cells(row: MetricRow, evaluations: Iterable[EvalSummary], intervals: Sequenc
             before = None
             continue
         value *= scale
-        change, trend = "", "neutral"
+        change = ""
+        trend: Trend = "neutral"
         if before is not None:
             difference = round(value - before, digits)
             change = f"{difference:+.{digits}f}" if difference else "±0"
-            quality = "better" if difference > 0 else "worse"
+            quality: Trend = "better" if difference > 0 else "worse"
             trend = "same" if not difference else quality if row.share else "neutral"
         ends = intervals[position].get(row) if intervals else None
         interval = f"{100 * ends[0]:.1f}{DASH}{100 * ends[1]:.1f}" if ends else ""

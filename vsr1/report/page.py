@@ -141,7 +141,9 @@ def _data(runs: Sequence[Run]) -> tuple[str, Iterator[Film]]:
             taken[name] += 1
             unique = name if taken[name] == 1 else f"{name}/{taken[name]}"  # a step that was done again
             turns = [{**turn, "film": None} for turn in row["turns"]]
-            for turn in turns if run.frames is not None else ():
+            for turn in turns:
+                if run.frames is None:
+                    break
                 clip = turn["video"], turn["clip"]
                 readers.setdefault(clip, run.frames)
                 turn["film"] = numbers.setdefault(clip, len(numbers))

@@ -135,7 +135,7 @@ class SearchEnvironment:
             after: of the search with the refined query, None without one.
         """
         before, right, shown = self._result, self._task.gt_video, self._clip.video_id
-        negatives = negatives_of(self._task.negatives, shown, right)
+        negatives = negatives_of(right, shown, self._task.negatives)
         has_latents = after is not None and reply.latents is not None
         record = SearchTurn(
             video_id=shown,

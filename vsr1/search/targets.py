@@ -1,16 +1,16 @@
-"""What the learner's auxiliary loss compares a refined query with."""
+"""Which videos a query is compared with: by the retrieval reward and by the retrieval loss, in both stages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 
-def negatives_of(task_negatives: Iterable[str], shown: str, right: str) -> list[str]:
-    """Return the wrong videos of a turn, the one shown last: for the retrieval reward and the retrieval loss alike.
+def negatives_of(right: str, shown: str, nearest: Sequence[str]) -> list[str]:
+    """Return the wrong videos: those nearest to the query in words, then the one that was shown, each once.
 
     Args:
-        task_negatives: of the task, nearest first.
-        shown: in this turn.
-        right: the right video, which is never among them.
+        right: the video that the query is about; it is left out.
+        shown: the video that the reply is about.
+        nearest: the first `sft.negatives` or `grpo.negatives` of the wrong videos that the dataset lists for the query.
     """
-    return [video for video in dict.fromkeys([*task_negatives, shown]) if video != right]
+    return [video for video in dict.fromkeys([*nearest, shown]) if video != right]

@@ -31,14 +31,6 @@ class ClipError(ValueError):
     """A clip that is missing or not usable; the message names it, its folder and what to do."""
 
 
-@dataclass(frozen=True)
-class ClipReference:
-    """The name of a clip and of its content, where the frames themselves do not travel."""
-
-    video_id: str
-    content_hash: str
-
-
 @dataclass(frozen=True, eq=False)
 class Clip:
     """Sampled frames of one video. Two clips with one `content_hash` give a model the same input."""
@@ -74,6 +66,32 @@ class Clip:
     def nbytes(self) -> int:
         """Bytes of frames and timestamps."""
         return int(self.frames.nbytes + self.timestamps.nbytes)
+
+    @property
+    def reference(self) -> ClipReference:
+        """What names it where it is not at hand."""
+        return ClipReference(self.video_id, self.content_hash)
+
+
+@dataclass(frozen=True)
+class ClipReference:
+    """Names a clip by its video and content, for one who reads it elsewhere."""
+
+    video_id: str
+    content_hash: str
+
+    def check(self, clip: Clip) -> Clip:
+        """Return the clip that was read.
+
+        Raises:
+            ClipError: its content is not the one that was named.
+        """
+        if clip.content_hash != self.content_hash:
+            raise ClipError(
+                f"clip {self.video_id!r} changed since it was shown: its content hash was {self.content_hash}, is "
+                f"{clip.content_hash}; rebuild the dataset and start the run again, or restore the clip's file"
+            )
+        return clip
 
 
 def make_clip(folder: Path, video_id: str, source: Path, data: DataConfig) -> dict[str, Any]:

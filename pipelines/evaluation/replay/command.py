@@ -18,8 +18,10 @@ from pipelines.evaluation.evaluate import agents_of
 from pipelines.evaluation.replay.differences import Finding, finding, same_sequence
 from pipelines.evaluation.replay.sources import Sources
 from pipelines.evaluation.replay.stages import Stages, Step, Tolerances
-from pipelines.stage.workers import complete, connect, workers
+from pipelines.stage.connection import connect
+from pipelines.stage.workers import complete, workers
 from vsr1.config import Config
+from vsr1.episode.sample import SampleId
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
 from vsr1.runs.trajectories import read_log
 from vsr1.search.record import SearchTrajectory
@@ -127,7 +129,7 @@ def steps_of(file: Path) -> Iterator[Step]:
     A file that several runs wrote holds a step more than once: the last one counts.
     """
     starts: dict[int, int] = {}  # by step, the row with which its last run begins
-    step, seen = None, set()
+    step, seen = None, set[tuple[SampleId, int]]()
     for number, logged in enumerate(read_log(file)):
         key = logged.trajectory.id, logged.trajectory.turns[0].seed
         if logged.step != step or key in seen:

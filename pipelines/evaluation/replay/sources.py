@@ -118,6 +118,7 @@ class Sources:
             self.embedder,
             VideoVectors(torch.from_numpy(snapshot.vectors), rows),
             self.processor,
+            self.clip,
             temperature=config.rollout.temperature if self.is_training else GREEDY_TEMPERATURE,
         )
 

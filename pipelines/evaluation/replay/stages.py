@@ -25,12 +25,12 @@ from pipelines.evaluation.replay.differences import (
 )
 from pipelines.evaluation.replay.search import check_searches
 from pipelines.evaluation.replay.sources import Sources
-from pipelines.train.examples import is_trained, turn_example
 from vsr1.episode.rewards import RewardError, scored
 from vsr1.rl.batch import Example, batch_totals, micro_batches
 from vsr1.rl.credit import Credit, credits_of
 from vsr1.runs.trajectories import LoggedTrajectory
 from vsr1.search.environment import seconds_shown
+from vsr1.search.examples import is_trained, turn_example
 from vsr1.search.parse import last_element, parse_reply
 from vsr1.search.prompts import agent_prompt, turn_prompt
 from vsr1.search.record import SearchTrajectory
@@ -169,7 +169,7 @@ class Stages:
         due = frames * height * width // processor.merge**2
         if turn.prompt_token_ids.count(processor.video_token) != due:
             raise NotChecked(f"the recorded prompt of turn {turn.number} does not fit its clip")
-        return turn_example(trajectory, place, credit, clip, self._sources.config)
+        return turn_example(trajectory, place, credit, self._sources.config.grpo, self._sources.agent)
 
     def _loss(self, logged: LoggedTrajectory, step: Step) -> str:
         self._credits(logged)
@@ -189,7 +189,7 @@ class Stages:
             [
                 self._example(member.trajectory, place, credit)
                 for place, credit in enumerate(self._credits(member))
-                if is_trained(member.trajectory.turns[place], config)
+                if is_trained(member.trajectory.turns[place], config.grpo)
             ]
             for member in step
         ]

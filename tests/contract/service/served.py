@@ -18,7 +18,7 @@ LIMITS = {"body_limit_kib": 64, "body_limit_s": 2.0, "resume_grace_s": 1.0, "cor
 @dataclass(frozen=True)
 class Served:
     url: str
-    evaluated: list[Trajectory]  # by the same policy, on the same corpus
+    evaluated: list[SearchTrajectory]  # by the same policy, on the same corpus
 
     key: str
     slow_key: str  # one request a minute
