@@ -10,16 +10,16 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 
 from actors.logs import log_to
 from vsr1.config import Config
-from vsr1.episode.environment import Observation, run_episode
-from vsr1.episode.trajectory import Trajectory
+from vsr1.episode.environment import Prompt, run_episode
 from vsr1.retrieval.request import SearchRequest, SearchResult
-from vsr1.search.environment import SearchEnvironment, SearchSettings, SearchTask
+from vsr1.search.environment import SearchEnvironment, SearchSettings
+from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import Clip
 
@@ -39,7 +39,7 @@ class Sampling:
 
 
 async def start_engine(config: Config, policy: Path) -> PolicyEngine:
-    """The engine of a run with this checkpoint."""
+    """Start the engine of a run with this checkpoint."""
     from vsr1.engine.engine import PolicyEngine  # vLLM is imported in the workers, not by who starts them
 
     model, settings = config.model, config.rollout.engine
@@ -55,7 +55,7 @@ class RolloutWorkerActor:
         self._engine: PolicyEngine | None = None
 
     async def node(self) -> str:
-        """Id of the Ray node that this worker is on."""
+        """Return the id of the Ray node that this worker is on."""
         return str(ray.get_runtime_context().get_node_id())
 
     async def start(self, clips: dict[str, Any]) -> None:
@@ -67,19 +67,18 @@ class RolloutWorkerActor:
         self._clips = clips
         self._engine = await start_engine(self._config, self._config.model.policy)
 
-    async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> Trajectory:
+    async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> SearchTrajectory:
         """Play one episode over a split."""
         settings = SearchSettings.of(agent, sampling.top_k, sampling.rank_by_depth)
         environment = SearchEnvironment(task, settings, partial(self._search, split), partial(self._clip, split))
 
-        async def reply_to(observation: Observation, turn: int) -> Reply:
+        async def reply_to(prompt: Prompt, turn: int) -> Reply:
             return await self._ready().generate(
-                observation.prompt,
-                observation.clip,
+                prompt,
                 max_tokens=agent.max_new_tokens,
                 latents=agent.depth,
                 temperature=sampling.temperature,
-                seed=task.seed + turn,
+                seed=task.id.seed(self._config.seed, turn),
                 sigma=sampling.sigma,
             )
 
@@ -131,6 +130,19 @@ class RolloutWorkerActor:
 
 def _shared_memory() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+class RolloutWorkerHandle(Protocol):
+    """What Ray gives for a `RolloutWorkerActor`; each method is called with `.remote`."""
+
+    node: Any
+    start: Any
+    rollout: Any
+    push: Any
+    join_transfer: Any
+    receive: Any
+    check_weights: Any
+    stop: Any
 
 
 RolloutWorker: Any = ray.remote(RolloutWorkerActor)  # Any: the stubs of Ray give a handle no `.remote`

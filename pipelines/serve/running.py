@@ -13,7 +13,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from pipelines.machine.resources import check_port
-from pipelines.stage.workers import connect
+from pipelines.stage.connection import connect
 from vsr1.config import Config
 
 AGENT = "agent-"  # before the name of a model: its deployment

@@ -6,9 +6,8 @@ from typing import Any
 
 import ray.data
 
+from pipelines.machine.resources import READER_CPUS, READERS
 from vsr1.video.clips import Clip, ClipFolder
-
-READERS = 2  # processes of a stream
 
 
 def with_clips(rows: list[dict[str, Any]], clips: ClipFolder, block: int) -> ray.data.DataIterator:
@@ -21,7 +20,7 @@ def with_clips(rows: list[dict[str, Any]], clips: ClipFolder, block: int) -> ray
     dataset = ray.data.from_items(rows, override_num_blocks=blocks).map(
         _WithClip,
         fn_constructor_args=(clips,),
-        num_cpus=0.1,
+        num_cpus=READER_CPUS,
         compute=ray.data.ActorPoolStrategy(size=min(READERS, blocks)),
     )
     dataset.context.execution_options.preserve_order = True

@@ -14,9 +14,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors.logs import log_to
 from pipelines.data.build import ensure_dataset
+from pipelines.machine.placement import check_placement
+from pipelines.stage.connection import connect
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
-from pipelines.stage.workers import connect
 from pipelines.train.clip_stream import clip_of, with_clips
 from pipelines.train.records import record_example, record_rows, rows_in_order, rows_of_rank
 from vsr1.config import Config
@@ -49,6 +50,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
     """
     with kept_in_folder(config, "sft"):
         connect(config)
+        check_placement(config, "sft")
         ensure_dataset(config)
         return _train(config, progress)
 

@@ -17,7 +17,7 @@ from vsr1.formats.dataset import DatasetFolder
 from vsr1.metrics.predictions import read_predictions
 from vsr1.metrics.summary import EvalSummary, summarise
 from vsr1.runs.trajectories import read_trajectories
-from vsr1.search.environment import SearchTask
+from vsr1.search.record import SearchTask
 
 REPOSITORY = Path(__file__).parents[2]
 QUERIES = 24  # of `toy_data`

@@ -46,7 +46,7 @@ def write_page(folder: Path, sizes: dict[str, int]) -> Made:
         log = folder / name / "before.trajectories.jsonl"
         first, *others = log.read_text().splitlines()
         row = json.loads(first)
-        row["query"] = row["segments"][0]["text"] = HOSTILE
+        row["task"]["query"] = row["turns"][0]["text"] = HOSTILE
         log.write_text("\n".join([json.dumps(row), *others, ""]))
 
         def frames(video: str, clip_hash: str, videos: Any = videos) -> tuple[np.ndarray, np.ndarray]:

@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
+from search_episodes import search_trajectory, search_turn
 
-from pipelines.train.examples import clips_of, trained_examples
 from pipelines.train.records import record_example, record_rows, rows_in_order, rows_of_rank
-from vsr1.episode.trajectory import Segment, Trajectory
+from vsr1.episode.trajectory import FinishReason, Turn
 from vsr1.formats.atomic import write_json
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.rl.batch import Example
 from vsr1.rl.credit import Credit
+from vsr1.search.examples import clips_of, trained_examples
+from vsr1.search.record import SearchTrajectory, SearchTurn
 from vsr1.search.targets import negatives_of
 from vsr1.settings.parts import AgentConfig
 from vsr1.settings.training import GrpoConfig
@@ -18,35 +20,36 @@ from vsr1.video.clips import Clip, ClipReference
 REPLY = "<think> 0 red circle. not found. </think> <answer>not_matched</answer> <REFINE>"
 
 
-def turn(number: int, video: str, *, finish: str = "stop", latents: float | None = None) -> Segment:
+def turn(
+    number: int, video: str, *, finish: FinishReason = "stop", latents: float | None = None, seed: int = 70
+) -> Turn[SearchTurn]:
     """Latents that are all one number."""
     values = None if latents is None else np.full((2, 3), latents, np.float32)
-    return Segment(
-        number, video, f"hash of {video}", [1, number], [5, number], [-0.1, -0.2], "", finish, "not_matched",
-        None, values, None, [("a", 0.9), ("b", 0.8), ("c", 0.7)], 2, 1, "i", 0, 0.1,
+    return search_turn(
+        number, video, "not_matched", prompt=[1, number], tokens=[5, number], logprobs=[-0.1, -0.2],
+        finish_reason=finish, latents=values, clip_hash=f"hash of {video}", seed=seed + number,
     )  # fmt: skip
 
 
 @pytest.fixture
-def trajectories() -> list[Trajectory]:
+def trajectories() -> list[SearchTrajectory]:
     three = [turn(1, "a", latents=1.0), turn(2, "b", finish="length"), turn(3, "d", latents=3.0)]
-    return [
-        Trajectory("q1", "a red ring", "b", (0.0, 1.0), 2.0, 0, 70, three),
-        Trajectory("q2", "a blue ring", "a", (0.0, 1.0), 2.0, 0, 90, [turn(1, "e", latents=4.0)]),
-    ]
+    first = search_trajectory("q1", three, query="a red ring", gt=("b", (0.0, 1.0), 2.0), negatives=["c", "a"])
+    one = [turn(1, "e", latents=4.0, seed=90)]
+    second = search_trajectory("q2", one, query="a blue ring", gt=("a", (0.0, 1.0), 2.0), negatives=["b", "a"])
+    return [first, second]
 
 
 CREDITS = [[Credit(1.0, -1.0), Credit(2.0, -2.0), Credit(3.0, -3.0)], [Credit(4.0, -4.0)]]
-NEGATIVES = {"q1": ["c", "a"], "q2": ["b", "a"]}
 
 
-def examples(trajectories: list[Trajectory], sigma: float = 0.5, **settings: object) -> list[Example]:
+def examples(trajectories: list[SearchTrajectory], sigma: float = 0.5, **settings: object) -> list[Example]:
     stage = GrpoConfig.model_validate({"latents": {"sigma": sigma}, **settings.get("grpo", {})})
     agent = AgentConfig.model_validate(settings.get("agent", {}))
-    return trained_examples(trajectories, CREDITS, NEGATIVES, stage, agent)
+    return trained_examples(trajectories, CREDITS, stage, agent)
 
 
-def test_a_turn_becomes_an_example_that_names_its_clip(trajectories: list[Trajectory]) -> None:
+def test_a_turn_becomes_an_example_that_names_its_clip(trajectories: list[SearchTrajectory]) -> None:
     made = examples(trajectories)
     assert [e.clips for e in made] == [(ClipReference(v, f"hash of {v}"),) for v in ("a", "b", "d", "e")]
     assert [(e.sampled.advantage, e.sampled.trained) for e in made] == [(n, None) for n in (1.0, 2.0, 3.0, 4.0)]
@@ -55,8 +58,7 @@ def test_a_turn_becomes_an_example_that_names_its_clip(trajectories: list[Trajec
     assert clips_of(trajectories[0]) == [e.clips[0] for e in made[:3]]
 
 
-def test_latents_are_actions_with_the_seed_of_their_request(trajectories: list[Trajectory]) -> None:
-    """The rollout worker asks with the episode's seed plus the number of the turn."""
+def test_latents_are_actions_with_the_seed_of_their_request(trajectories: list[SearchTrajectory]) -> None:
     first, none, third, other = (e.latent_actions for e in examples(trajectories))
     assert none is None
     assert [(a.seed, a.advantage) for a in (first, third, other)] == [(71, -1.0), (73, -3.0), (91, -4.0)]
@@ -64,7 +66,7 @@ def test_latents_are_actions_with_the_seed_of_their_request(trajectories: list[T
     assert [e.latent_actions for e in examples(trajectories, sigma=0.0)] == [None] * 4
 
 
-def test_the_loss_compares_with_what_the_reward_compares_with(trajectories: list[Trajectory]) -> None:
+def test_the_loss_compares_with_what_the_reward_compares_with(trajectories: list[SearchTrajectory]) -> None:
     """The query's negatives and the wrong video that was shown, whatever the search found first."""
     targets = [e.target for e in examples(trajectories)]
     assert targets[1] is None, "the turn has no refined query"
@@ -81,15 +83,15 @@ def test_negatives_are_each_there_once_without_the_right_video() -> None:
     assert negatives_of("right", "right", []) == []
 
 
-def test_replies_cut_at_the_limit_stay_out_if_told_so(trajectories: list[Trajectory]) -> None:
+def test_replies_cut_at_the_limit_stay_out_if_told_so(trajectories: list[SearchTrajectory]) -> None:
     settings = {"objective": {"train_truncated": False}}
     made = examples(trajectories, grpo=settings, agent={"latents_of_turns": "accumulate"})
     assert [(e.clips[0].video_id, e.sampled.advantage) for e in made] == [("a", 1.0), ("d", 3.0), ("e", 4.0)]
     np.testing.assert_array_equal(made[1].target.earlier_latents, np.full((2, 3), 1.0))
 
 
-def test_latents_of_earlier_turns_come_along_where_they_stay_in_the_query(trajectories: list[Trajectory]) -> None:
-    trajectories[0].segments[1] = turn(2, "b", latents=2.0)
+def test_latents_of_earlier_turns_come_along_where_they_stay_in_the_query(trajectories: list[SearchTrajectory]) -> None:
+    trajectories[0].turns[1] = turn(2, "b", latents=2.0)
     assert [e.target.earlier_latents for e in examples(trajectories)] == [None] * 4
     targets = [e.target for e in examples(trajectories, agent={"latents_of_turns": "accumulate"})]
     first, second, third, other = (target.earlier_latents for target in targets)

@@ -1,11 +1,11 @@
 """What counts as the same, and how a difference is told."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from search_episodes import search_trajectory, search_turn
 
-from pipelines.evaluation.replay.command import last_steps
+from pipelines.evaluation.replay.command import steps_of
 from pipelines.evaluation.replay.differences import (
     Differs,
     Finding,
@@ -17,10 +17,8 @@ from pipelines.evaluation.replay.differences import (
     same_sequence,
 )
 from vsr1.config import ConfigError
-from vsr1.episode.trajectory import Trajectory
-from vsr1.rl.credit import Credit
 from vsr1.runs.folder import config_of
-from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log, read_trajectories
+from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
 
 SCORES = {"a": 0.9, "b": 0.50001, "c": 0.5, "d": 0.1}
 RANKED = [("a", 0.9), ("b", 0.50001), ("c", 0.5)]
@@ -94,28 +92,23 @@ def test_a_rank_may_be_any_of_those_that_tie() -> None:
         same_rank("r", 2, SCORES, "c", 1e-6)
 
 
-def trajectory(query: str, sample: int = 0) -> Trajectory:
-    return Trajectory(query, "text", "v", (0.0, 1.0), 2.0, sample, seed=sample)
-
-
-def test_the_log_gives_back_steps_and_advantages(tmp_path: Path) -> None:
+def test_of_a_step_that_two_runs_wrote_the_last_counts(tmp_path: Path) -> None:
     path = tmp_path / "train_trajectories.jsonl"
-    credits = [[Credit(0.5, -0.5)], []]
-    append_trajectories(path, [LoggedTrajectory(trajectory(q), 3, c) for q, c in zip("ab", credits, strict=True)])
-    append_trajectories(path, [LoggedTrajectory(trajectory("c"), 4)])
-    found = [(logged.step, logged.trajectory.query_id, logged.credits) for logged in read_log(path)]
-    assert found == [(3, "a", [Credit(0.5, -0.5)]), (3, "b", []), (4, "c", None)]
-    assert read_trajectories(path) == [trajectory("a"), trajectory("b"), trajectory("c")]
 
+    def log(step: int, *queries: str) -> None:
+        turns = [search_turn(1, "v", seed=len(queries))]
+        append_trajectories(path, [LoggedTrajectory(search_trajectory(query, turns), step) for query in queries])
 
-def test_of_a_step_that_two_runs_wrote_the_last_counts() -> None:
-    def logged(step: int, query: str) -> LoggedTrajectory:
-        return LoggedTrajectory(trajectory(query), step)
+    def steps() -> list[tuple[int, list[str]]]:
+        return [(step[0].step, [member.trajectory.task.query_id for member in step]) for step in steps_of(path)]
 
-    first, second = [logged(1, "a"), logged(2, "b")], [logged(1, "a"), logged(1, "c")]
-    assert last_steps([*first, *second]) == {1: tuple(second), 2: (first[1],)}
-    again = LoggedTrajectory(replace(trajectory("a")), 1)
-    assert last_steps([first[0], again]) == {1: (again,)}
+    log(1, "a")
+    log(2, "b")
+    assert steps() == [(1, ["a"]), (2, ["b"])]
+    log(1, "a", "c")
+    assert steps() == [(2, ["b"]), (1, ["a", "c"])]
+    log(1, "a", "c")
+    assert steps() == [(2, ["b"]), (1, ["a", "c"])]
 
 
 def test_the_configuration_is_that_of_the_stage_that_wrote_the_file(tmp_path: Path) -> None:

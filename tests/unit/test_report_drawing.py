@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vsr1.config import Config
-from vsr1.report.curves import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, Line, charts_by_stage
+from vsr1.report.curves import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, Chart, Line, charts_by_stage, round_ticks
 from vsr1.report.figures import iou_bars, rank_matrix
 from vsr1.report.films import ALL_BYTES, MOST_BYTES, bytes_of_a_film, film_of
 from vsr1.report.settings import ABSENT, setting_rows
-from vsr1.report.ticks import round_ticks
 
 VALUES = st.floats(-1e9, 1e9, allow_nan=False)
 
@@ -42,32 +41,39 @@ def test_ticks_are_few_and_inside(a: float, b: float) -> None:
     assert all(low - slack <= at <= high + slack for at, _ in ticks)
 
 
-def only_line(rows: list[dict[str, object]], stage: str = "sft") -> Line:
+def only_line(rows: list[dict[str, object]], stage: str = "sft") -> tuple[Chart, Line]:
     (chart,) = charts_by_stage([rows])[stage]
     (line,) = chart.lines
-    return line
+    return chart, line
 
 
 def test_curves_keep_stages_apart_and_the_later_of_two_values() -> None:
     rows = [row(2, 5.0), row(1, 3.0), row(2, 4.0), row(1, 1.0, stage="grpo")]
     assert list(charts_by_stage([rows])) == ["sft", "grpo"]
-    line = only_line(rows)
+    chart, line = only_line(rows)
     assert (line.lowest, line.highest, line.last) == ((1, 3.0), (2, 4.0), (2, 4.0))
-    assert line.points == [(LEFT, BOTTOM), (RIGHT, TOP)]
+    assert chart.polyline(line) == f"{LEFT}.0,{BOTTOM}.0 {RIGHT}.0,{TOP}.0"
 
 
 def test_runs_share_the_axes_of_a_chart() -> None:
     (chart,) = charts_by_stage([[row(0, 0.0), row(10, 5.0)], [], [row(5, 10.0)]])["sft"]
     assert [line.run for line in chart.lines] == [0, 2]
-    assert chart.lines[0].points == [(LEFT, BOTTOM), (RIGHT, (TOP + BOTTOM) / 2)]
-    assert chart.lines[1].points == [((LEFT + RIGHT) / 2, TOP)]
+    assert [chart.at(point) for point in chart.lines[0].points] == [(LEFT, BOTTOM), (RIGHT, (TOP + BOTTOM) / 2)]
+    assert [chart.at(point) for point in chart.lines[1].points] == [((LEFT + RIGHT) / 2, TOP)]
     assert (chart.low, chart.high) == (0.0, 10.0)
+    assert chart.x_ticks[0] == (LEFT, "0") and chart.y_ticks[-1] == (TOP, "10")
+
+
+def test_a_value_that_never_changes_is_drawn_in_the_middle() -> None:
+    chart, line = only_line([row(1, 2.0), row(2, 2.0)])
+    assert [chart.at(point)[1] for point in line.points] == [(TOP + BOTTOM) / 2] * 2
+    assert chart.y_ticks == [((TOP + BOTTOM) / 2, "2")]
 
 
 @given(st.lists(VALUES, min_size=1, max_size=30))
 def test_curves_stay_in_the_plot(values: list[float]) -> None:
-    line = only_line([row(step, value) for step, value in enumerate(values)])
-    for x, y in [*line.points, line.lowest_mark, line.highest_mark]:
+    chart, line = only_line([row(step, value) for step, value in enumerate(values)])
+    for x, y in map(chart.at, [*line.points, line.lowest, line.highest]):
         assert LEFT - 1e-6 <= x <= RIGHT + 1e-6
         assert TOP - 1e-6 <= y <= BOTTOM + 1e-6
 
@@ -75,9 +81,9 @@ def test_curves_stay_in_the_plot(values: list[float]) -> None:
 def test_thinning_keeps_the_spike() -> None:
     values = [1.0] * 10_000
     values[4321] = 9.0
-    line = only_line([row(step, value) for step, value in enumerate(values)])
+    _, line = only_line([row(step, value) for step, value in enumerate(values)])
     assert len(line.points) <= MOST_POINTS + 2
-    assert line.highest_mark in line.points
+    assert line.highest in line.points
 
 
 def picture_of(film_base64: str) -> np.ndarray:
@@ -118,16 +124,16 @@ def ranks(*pairs: tuple[int, int]) -> list[dict[str, object]]:
 def test_rank_matrix_by_hand() -> None:
     matrix = rank_matrix(ranks((1, 1), (1, 1), (2, 1), (3, 2), (8, 40)))
     assert matrix.bands == ["1", "≤\u20093", "≤\u200910", "≤\u200930", "≤\u2009100"]
-    counts = {(a, b): cell.count for a, line in enumerate(matrix.cells) for b, cell in enumerate(line) if cell.count}
+    counts = {(a, b): count for a, line in enumerate(matrix.counts) for b, count in enumerate(line) if count}
     assert counts == {(0, 0): 2, (0, 1): 1, (1, 1): 1, (4, 2): 1}  # after, before
     assert (matrix.better, matrix.same, matrix.worse) == (2, 2, 1)
-    assert (matrix.cells[0][1].trend, matrix.cells[4][2].trend, matrix.cells[0][0].shade) == ("better", "worse", 5)
+    assert (matrix.shades[0][:2], matrix.shades[1][0]) == ([5, 4], 0)
 
 
 @given(st.lists(st.tuples(st.integers(1, 200_000), st.integers(1, 200_000)), min_size=1, max_size=50))
 def test_every_query_is_in_the_rank_matrix(pairs: list[tuple[int, int]]) -> None:
     matrix = rank_matrix(ranks(*pairs))
-    assert sum(cell.count for line in matrix.cells for cell in line) == len(pairs)
+    assert sum(map(sum, matrix.counts)) == len(pairs)
     assert matrix.better + matrix.same + matrix.worse == len(pairs)
 
 

@@ -74,9 +74,11 @@ def test_a_line_that_a_killed_run_left_is_not_read(run: Path) -> None:
 def test_clips_that_the_run_did_not_see_are_refused(run: Path) -> None:
     log = run / "before.trajectories.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    clip = ClipFolder(DatasetFolder(run.parents[1] / "data").clips("test")).read(rows[0]["segments"][0]["video_id"])
+    clip = ClipFolder(DatasetFolder(run.parents[1] / "data").clips("test")).read(
+        rows[0]["turns"][0]["record"]["video_id"]
+    )
     for content_hash, fails in ((clip.content_hash, False), ("0" * 64, True)):
-        rows[0]["segments"][0]["clip_hash"] = content_hash
+        rows[0]["turns"][0]["clips"][0][1] = content_hash
         log.write_text("".join(json.dumps(row) + "\n" for row in rows))
         if fails:
             with pytest.raises(ReportError, match="is not the one that"):
@@ -98,12 +100,10 @@ def test_what_cannot_be_shown_is_an_error_with_a_fix(run: Path, tmp_path: Path) 
     (tmp_path / "wrong").mkdir()
     with pytest.raises(ReportError, match="has no clip of video"):
         write_run_report([run], data=tmp_path / "wrong")
-    (run / "before.json").write_text("{}")
-    with pytest.raises(ReportError, match="evaluate again"):
-        write_run_report([run], with_frames=False)
-    (run / "before.json").unlink()
-    with pytest.raises(ReportError, match=r"no before.json beside it"):
-        write_run_report([run], with_frames=False)
+    for text in ("{}", '{"N": 3}', '{"N": '):
+        (run / "before.json").write_text(text)
+        with pytest.raises(ReportError, match=r"before\.json is not a summary of this version, evaluate again"):
+            write_run_report([run], with_frames=False)
 
 
 def test_the_command_says_where_the_page_is_or_what_is_wrong(run: Path, tmp_path: Path) -> None:

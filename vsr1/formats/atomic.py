@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+BLOCK_BYTES = 64 * 1024
+
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
@@ -87,3 +89,20 @@ def write_json(target: Path, value: Any) -> None:
     """Write one JSON value, indented by two."""
     with replacing(target) as part:
         part.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off what follows the last line feed of a file, which a killed writer leaves; a missing file stays missing."""
+    if not path.exists():
+        return
+    with path.open("r+b") as lines:
+        end = lines.seek(0, 2)
+        while end > 0:
+            start = max(0, end - BLOCK_BYTES)
+            lines.seek(start)
+            place = lines.read(end - start).rfind(b"\n")
+            if place >= 0:
+                lines.truncate(start + place + 1)
+                return
+            end = start
+        lines.truncate(0)

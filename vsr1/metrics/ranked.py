@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeVar
 
-from vsr1.episode.trajectory import Span
+from vsr1.episode.moments import Span
 
 Query = TypeVar("Query", bound=Hashable)
 Moment = tuple[str | None, float, float]  # video (None: one that nobody knows), start and end in seconds

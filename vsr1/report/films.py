@@ -33,12 +33,12 @@ class Film:
 
 
 def bytes_of_a_film(videos: int) -> int:
-    """What one of so many films may take."""
+    """Return how many bytes one of so many films may take."""
     return min(MOST_BYTES, ALL_BYTES // max(1, videos))
 
 
 def film_of(video_id: str, pixels: np.ndarray, seconds: np.ndarray, most_bytes: int = MOST_BYTES) -> Film:
-    """Up to `MOST_FRAMES` frames of a clip in the best quality that fits `most_bytes`.
+    """Put up to `MOST_FRAMES` frames of a clip into one picture, in the best quality that fits `most_bytes`.
 
     Args:
         pixels: [T, H, W, 3] uint8, RGB.
@@ -53,13 +53,15 @@ def film_of(video_id: str, pixels: np.ndarray, seconds: np.ndarray, most_bytes: 
         )
     if seconds.shape != pixels.shape[:1]:
         raise ValueError(f"report: video {video_id!r} has {len(pixels)} frames but times of shape {seconds.shape}")
-    length = float(seconds[-1]) + (float(np.median(np.diff(seconds))) if len(seconds) > 1 else 1.0)
+    length = _length(seconds)
     count = min(MOST_FRAMES, len(pixels))
     middles = (np.arange(count) + 0.5) * length / count
     nearest = np.abs(seconds[None, :] - middles[:, None]).argmin(axis=1)
-    frames = [_scaled(pixels[index]) for index in nearest]
-    height, width = frames[0].shape[:2]
-    picture = whole = Image.fromarray(np.concatenate(frames, axis=1))
+    frames = [Image.fromarray(pixels[index]) for index in nearest]
+    for frame in frames:
+        frame.thumbnail((LONGEST_SIDE, LONGEST_SIDE))  # a smaller one stays as it is
+    width, height = frames[0].size
+    picture = whole = Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames], axis=1))
     for quality, smaller in QUALITIES:
         if smaller > 1:
             picture = whole.resize((max(1, width // smaller) * count, max(1, height // smaller)))
@@ -67,18 +69,10 @@ def film_of(video_id: str, pixels: np.ndarray, seconds: np.ndarray, most_bytes: 
         picture.save(buffer, "WEBP", quality=quality, method=2)
         if buffer.tell() <= most_bytes:
             break
-    return Film(
-        base64.b64encode(buffer.getvalue()).decode("ascii"),
-        count,
-        picture.width // count,
-        picture.height,
-        round(length, 3),
-    )
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Film(data, count, picture.width // count, picture.height, round(length, 3))
 
 
-def _scaled(frame: np.ndarray) -> np.ndarray:
-    if max(frame.shape[:2]) <= LONGEST_SIDE:
-        return frame
-    image = Image.fromarray(frame)
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    return np.asarray(image)
+def _length(seconds: np.ndarray) -> float:
+    """Return a clip's length: its last frame's time and an interval between frames beyond it, 1 s for one frame."""
+    return float(seconds[-1]) + (float(np.median(np.diff(seconds))) if len(seconds) > 1 else 1.0)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
+
+from vsr1.formats.atomic import cut_torn_line
 
 SCALARS = "scalars.jsonl"  # in the run's folder
 _FIELDS = {"stage", "step", "name", "value", "time"}
@@ -32,7 +33,7 @@ class RunLog:
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / SCALARS
-        _cut_unterminated_line(path)
+        cut_torn_line(path)
         self._clock = clock
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(log_dir=str(folder / "tensorboard"))
@@ -66,7 +67,7 @@ class RunLog:
 
 
 class ScalarTail:
-    """Reads a `scalars.jsonl` as it grows, each row once; a line that is still being written is read when it is whole."""
+    """Reads a `scalars.jsonl` as it grows, each row once; a line is read when it is whole."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._offset, self._lines = path, 0, 0
@@ -101,8 +102,3 @@ def read_scalars(path: Path) -> list[dict[str, Any]]:
         ValueError: a line that is not such a row, with its number.
     """
     return ScalarTail(path).read()
-
-
-def _cut_unterminated_line(path: Path) -> None:
-    if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)

@@ -5,7 +5,7 @@ A source that is gone raises `NotChecked` with its name; nothing else takes its 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -13,7 +13,6 @@ import torch
 from pipelines.evaluation.replay.differences import NotChecked
 from pipelines.stage.tasks import evaluation_queries, training_tasks
 from vsr1.config import Config
-from vsr1.episode.trajectory import Segment
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.checkpoint import load_policy
 from vsr1.model.embedder import Embedder
@@ -22,7 +21,8 @@ from vsr1.model.processor import ClipProcessor
 from vsr1.retrieval.request import RetrievalError
 from vsr1.retrieval.snapshot import Snapshot, open_current, read_snapshot
 from vsr1.rl.example_loss import ExampleLoss, VideoVectors
-from vsr1.search.environment import SearchTask
+from vsr1.runs.scalars import read_scalars
+from vsr1.search.record import SearchTask
 from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import Clip, ClipError, ClipFolder, ClipReference
 
@@ -30,7 +30,7 @@ GREEDY_TEMPERATURE = 1.0  # the engine reports log-probs of plain logits when it
 
 
 class Sources:
-    """Of one run; the last weights, corpus and clips that were asked for are kept.
+    """What one run was made of; the last weights, corpus and clips that were asked for stay in memory.
 
     Args:
         config: of the run.
@@ -44,46 +44,62 @@ class Sources:
         self.split = "train" if is_training else config.eval.split
         self._data = DatasetFolder(config.data.root)
         tasks = training_tasks(config) if is_training else [q.task for q in evaluation_queries(config, self.split)]
-        self._tasks: dict[str, SearchTask] = {task.query_id: task for task in tasks}
+        self._tasks = {task.query_id: task for task in tasks}
         self.top_k = config.retrieval.top_k if is_training else config.eval.top_k
-        self.processor = ClipProcessor(config.model.policy)
-        self.embedder = Embedder.load(config.model.embedder)
         self._read = lru_cache(64)(ClipFolder(self._data.clips(self.split), config.data.timestamps).read)
         self.corpus = lru_cache(1)(self._load_corpus)
+        self.scalars = lru_cache(1)(self._load_scalars)
         self._loss_from = lru_cache(1)(self._load_loss)
 
+    @cached_property
+    def processor(self) -> ClipProcessor:
+        """What makes prompts and clips into the policy's input."""
+        return ClipProcessor(self.config.model.policy)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """What makes queries into vectors."""
+        return Embedder.load(self.config.model.embedder)
+
     def task(self, query_id: str) -> SearchTask:
+        """Return what an episode of a query was about."""
         if query_id not in self._tasks:
             raise NotChecked(f"{self._data.root} holds no query {query_id!r} of split {self.split!r}")
         return self._tasks[query_id]
 
-    def clip_hash(self, segment: Segment) -> str:
-        """Of the clip as it is now."""
+    def content_hash(self, video: str) -> str:
+        """Return the hash of a video's clip as it is now."""
         try:
-            return self._read(segment.video_id).content_hash
+            return self._read(video).content_hash
         except ClipError as error:
             raise NotChecked(str(error)) from error
 
-    def clip(self, segment: Segment) -> Clip:
-        """The clip that was shown."""
-        if self.clip_hash(segment) != segment.clip_hash:
-            raise NotChecked(f"the clip of turn {segment.turn}, {segment.video_id}, is not the one that was shown")
-        return self._read(segment.video_id)
+    def clip(self, reference: ClipReference) -> Clip:
+        """Return the clip that was shown."""
+        if self.content_hash(reference.video_id) != reference.content_hash:
+            raise NotChecked(f"the clip of {reference.video_id} is not the one that was shown")
+        return self._read(reference.video_id)
 
     def _read_reference(self, reference: ClipReference) -> Clip:
         return reference.check(self._read(reference.video_id))
 
     def loss(self, version: int) -> ExampleLoss:
-        """The loss of Stage 2 under the weights of a version; all weights of an evaluation are `model.policy`."""
+        """Return the loss of Stage 2 under the weights of a version; in an evaluation all are `model.policy`."""
         if not self.is_training or version == 0:
             return self._loss_from(self.config.model.policy)
-        kept = self.folder / "checkpoints" / f"step-{version}"
-        if not kept.is_dir():
+        checkpoint = self.folder / "checkpoints" / f"step-{version}"
+        if not checkpoint.is_dir():
             raise NotChecked(f"the weights of version {version} were not kept (grpo.save_every)")
-        return self._loss_from(kept)
+        return self._loss_from(checkpoint)
+
+    def _load_scalars(self, step: int) -> dict[str, float]:
+        """Return what the run logged of a step of Stage 2; of a step that was done twice, the later values."""
+        path = self.folder / "scalars.jsonl"
+        rows = read_scalars(path) if path.is_file() else []
+        return {row["name"]: row["value"] for row in rows if (row["stage"], row["step"]) == ("grpo", step)}
 
     def _load_corpus(self, version: str) -> Snapshot:
-        """The corpus of the split as of a version."""
+        """Return the corpus of the split as of a version."""
         try:
             current = open_current(self._data, self.split)
             if current.catalogue.version == version:

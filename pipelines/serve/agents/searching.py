@@ -22,9 +22,9 @@ from pipelines.serve.gateway.schema import (
 )
 from pipelines.serve.gateway.stream import Event
 from vsr1.episode.environment import Observation, run_episode
-from vsr1.episode.trajectory import Trajectory
-from vsr1.search.environment import LoadClip, Search, SearchEnvironment, SearchSettings, SearchTask
-from vsr1.search.events import Judged, Ranking, Refined, Retrieved, SearchEvent, TurnStarted
+from vsr1.search.environment import LoadClip, Search, SearchEnvironment, SearchSettings
+from vsr1.search.events import Judged, Refined, Retrieved, SearchEvent, TurnStarted
+from vsr1.search.record import Ranking, SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Searching:
             self._replies.append(found)
             return found
 
-        async def play() -> Trajectory | None:
+        async def play() -> SearchTrajectory | None:
             try:
                 async with asyncio.timeout(self._limit_s):
                     return await run_episode(environment, reply)
@@ -88,7 +88,7 @@ class Searching:
         for event in self._ending(played):
             yield event
 
-    def _ending(self, played: Trajectory | None) -> list[Event]:
+    def _ending(self, played: SearchTrajectory | None) -> list[Event]:
         last = played.last if played and played.segments else None
         moments = []
         if last and last.verdict == "matched" and last.span is not None:

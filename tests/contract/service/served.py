@@ -9,8 +9,6 @@ from typing import Any
 
 import httpx2
 
-from vsr1.episode.trajectory import Trajectory
-
 REPOSITORY = Path(__file__).parents[3]
 QUERIES = 24  # of `toy_data`
 ORIGIN = "https://friend.example"  # whose scripts may ask
@@ -20,7 +18,7 @@ LIMITS = {"body_limit_kib": 64, "body_limit_s": 2.0, "resume_grace_s": 1.0, "cor
 @dataclass(frozen=True)
 class Served:
     url: str
-    evaluated: list[Trajectory]  # by the same policy, on the same corpus
+    evaluated: list[SearchTrajectory]  # by the same policy, on the same corpus
 
     key: str
     slow_key: str  # one request a minute
