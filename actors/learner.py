@@ -274,16 +274,13 @@ class LearnerGroup:
             return ray.get(answers)
         except ray.exceptions.RayError as error:
             for rank, answer in enumerate(answers):
-                self._check_alive(rank, answer, error)
+                try:
+                    ray.get(answer, timeout=DEATH_NOTICE_S)
+                except ray.exceptions.RayActorError as death:
+                    raise LearnerError(f"learner rank {rank} died, and the step with it: {death}") from error
+                except (ray.exceptions.RayTaskError, ray.exceptions.GetTimeoutError):
+                    continue  # it answers, or waits for another rank
             raise
-
-    def _check_alive(self, rank: int, answer: ray.ObjectRef, error: Exception) -> None:
-        try:
-            ray.get(answer, timeout=DEATH_NOTICE_S)
-        except ray.exceptions.RayActorError as death:
-            raise LearnerError(f"learner rank {rank} died, and the step with it: {death}") from error
-        except (ray.exceptions.RayTaskError, ray.exceptions.GetTimeoutError):
-            return  # it answers, or waits for another rank
 
     def _gathered(self, method: str) -> ray.ObjectRef:
         """Call all ranks, which gather together; returns a reference to the answer of rank 0."""
