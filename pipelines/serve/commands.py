@@ -21,9 +21,9 @@ def serve_command(
     corpus: Annotated[
         list[Path] | None, typer.Option(help="Dataset folder to search, by its name; repeat for more.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Of each --corpus.")] = "test",
+    split: Annotated[str, typer.Option(help="Split of each --corpus.")] = "test",
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option()] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
 ) -> None:
     """Serve the trained agent, until interrupted. Further models: serve.models.NAME=CHECKPOINT."""
     named = [f"serve.corpora.{folder.name}={{root: {folder}, split: {split}}}" for folder in corpus or []]
@@ -36,9 +36,9 @@ def serve_command(
 
 @commands.command("swap")
 def swap_command(
-    name: Annotated[str, typer.Argument(help="Of the served model.")],
-    checkpoint: Annotated[Path, typer.Argument(help="Whose weights it is to have, of the same architecture.")],
-    address: Annotated[str, typer.Option(help="Of the Ray that serves, as `vsr1 serve` prints it.")] = "auto",
+    name: Annotated[str, typer.Argument(help="Name of the served model.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint with its new weights, of the same architecture.")],
+    address: Annotated[str, typer.Option(help="Address of the Ray that serves, as `vsr1 serve` prints it.")] = "auto",
 ) -> None:
     """Give a served model new weights while it goes on answering. Ray's token lets you in: docs/cluster.md."""
     from pipelines.serve.swap import swap
@@ -50,13 +50,13 @@ def swap_command(
 @commands.command("search")
 def search_command(
     query: Annotated[str, typer.Argument(help="One sentence about one moment.")],
-    url: Annotated[str, typer.Option(help="Of a running `vsr1 serve`.")] = "http://127.0.0.1:8000",
-    corpus: Annotated[str | None, typer.Option(help="Its name, if several are served.")] = None,
-    model: Annotated[str | None, typer.Option(help="Its name, if not the first.")] = None,
-    max_turns: Annotated[int | None, typer.Option(help="Videos looked at.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="A video that it is not; repeatable.")] = None,
+    url: Annotated[str, typer.Option(help="Address of a running `vsr1 serve`.")] = "http://127.0.0.1:8000",
+    corpus: Annotated[str | None, typer.Option(help="Name of the corpus, if several are served.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model, if not the first.")] = None,
+    max_turns: Annotated[int | None, typer.Option(help="Most videos to look at.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Id of a video that it is not; repeat for more.")] = None,
     key_file: Annotated[Path | None, typer.Option(help="File that holds the API key and nothing else.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:
     """Ask a running server for a moment. Exit code 3 if nothing is found."""
     from pipelines.serve.client import search
@@ -67,7 +67,7 @@ def search_command(
 
 @commands.command("mcp")
 def mcp_command(
-    url: Annotated[str, typer.Option(help="Of a running `vsr1 serve`.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="Address of a running `vsr1 serve`.")] = "http://127.0.0.1:8000",
     key_file: Annotated[Path | None, typer.Option(help="File that holds the API key and nothing else.")] = None,
 ) -> None:
     """Give an assistant the tool `search_videos` (Model Context Protocol on standard input and output)."""
@@ -79,10 +79,10 @@ def mcp_command(
 
 @commands.command("key")
 def key_command(
-    name: Annotated[str, typer.Argument(help="Whose key it is.")],
-    file: Annotated[Path, typer.Option(help="serve.key_file of the server.")],
-    per_minute: Annotated[int, typer.Option(help="Requests a minute.")] = 120,
-    at_once: Annotated[int, typer.Option(help="Requests at one time.")] = 16,
+    name: Annotated[str, typer.Argument(help="Name of whoever gets the key.")],
+    file: Annotated[Path, typer.Option(help="File of keys, serve.key_file of the server.")],
+    per_minute: Annotated[int, typer.Option(help="Most requests a minute.")] = 120,
+    at_once: Annotated[int, typer.Option(help="Most requests at one time.")] = 16,
 ) -> None:
     """Make an API key for `vsr1 serve`. It is shown once; the file keeps its hash."""
     from pipelines.serve.gateway.keys import add_key
@@ -94,9 +94,9 @@ def key_command(
 def retriever_command(
     overrides: Overrides = None,
     config: ConfigFile = None,
-    split: Annotated[str, typer.Option(help="Whose corpus is searched.")] = "test",
+    split: Annotated[str, typer.Option(help="Split that is searched.")] = "test",
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option()] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
 ) -> None:
     """Serve the search over a split as POST /retrieve, until interrupted."""
     settings = read_settings(config, overrides, False)
