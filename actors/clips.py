@@ -8,32 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol
+from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.handles import Remote
 from actors.logs import log_to
 from vsr1.video.clip_cache import ClipCache
 from vsr1.video.clips import Clip, ClipReference
-
-P = ParamSpec("P")
-
-
-class Remote(Protocol[P]):
-    """A method of an actor, as its handle has it."""
-
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ray.ObjectRef:
-        """Call it; returns a reference to the answer."""
 
 
 class ClipStoreHandle(Protocol):
     """What a handle of a `ClipStoreActor` offers."""
 
-    get: Remote[[str]]
-    load: Remote[[str]]
-    forget: Remote[[str]]
-    stats: Remote[[]]
+    get: Remote[[str], Clip]
+    load: Remote[[str], None]
+    forget: Remote[[str], None]
+    stats: Remote[[], dict[str, int]]
 
 
 class ClipReader(Protocol):

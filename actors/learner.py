@@ -18,7 +18,8 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.clips import ClipStoreHandle, ClipStores, Remote, StoredClips
+from actors.clips import ClipStoreHandle, ClipStores, StoredClips
+from actors.handles import Remote
 from actors.logs import log_to
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
@@ -137,16 +138,16 @@ class LearnerRankActor:
 class LearnerRankHandle(Protocol):
     """What a handle of a `LearnerRankActor` offers."""
 
-    node: Remote[[]]
-    address: Remote[[]]
-    setup: Remote[[str, int, ClipStoreHandle]]
-    step: Remote[[list[Example], float]]
-    open_transfer: Remote[[str, int, int]]
-    layout: Remote[[]]
-    broadcast: Remote[[]]
-    share: Remote[[]]
-    weights: Remote[[]]
-    save: Remote[[Path]]
+    node: Remote[[], Any]
+    address: Remote[[], Any]
+    setup: Remote[[str, int, ClipStoreHandle], Any]
+    step: Remote[[list[Example], float], Any]
+    open_transfer: Remote[[str, int, int], Any]
+    layout: Remote[[], Any]
+    broadcast: Remote[[], Any]
+    share: Remote[[], Any]
+    weights: Remote[[], Any]
+    save: Remote[[Path], Any]
 
 
 LearnerRank: Any = ray.remote(LearnerRankActor)  # Any: the stubs of Ray give a handle no `.remote`
@@ -274,16 +275,13 @@ class LearnerGroup:
             return ray.get(answers)
         except ray.exceptions.RayError as error:
             for rank, answer in enumerate(answers):
-                self._check_alive(rank, answer, error)
+                try:
+                    ray.get(answer, timeout=DEATH_NOTICE_S)
+                except ray.exceptions.RayActorError as death:
+                    raise LearnerError(f"learner rank {rank} died, and the step with it: {death}") from error
+                except (ray.exceptions.RayTaskError, ray.exceptions.GetTimeoutError):
+                    continue  # it answers, or waits for another rank
             raise
-
-    def _check_alive(self, rank: int, answer: ray.ObjectRef, error: Exception) -> None:
-        try:
-            ray.get(answer, timeout=DEATH_NOTICE_S)
-        except ray.exceptions.RayActorError as death:
-            raise LearnerError(f"learner rank {rank} died, and the step with it: {death}") from error
-        except (ray.exceptions.RayTaskError, ray.exceptions.GetTimeoutError):
-            return  # it answers, or waits for another rank
 
     def _gathered(self, method: str) -> ray.ObjectRef:
         """Call all ranks, which gather together; returns a reference to the answer of rank 0."""

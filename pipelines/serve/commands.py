@@ -109,6 +109,6 @@ def retriever_command(
     """Serve the search over a split as POST /retrieve until interrupted."""
     settings = read_settings(config, overrides)
     keep_console(settings)
-    from pipelines.serve.retriever import serve_retriever
+    from pipelines.serve.deploy import serve_retriever
 
     guarded(serve_retriever, settings, split, host, port)

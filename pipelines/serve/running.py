@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from threading import Event
 from typing import Any
 
 import ray
@@ -22,12 +24,6 @@ POLL_S = 0.5
 
 class ServiceError(RuntimeError):
     """What is served cannot be started or changed; the message says why."""
-
-
-def deploy(application: serve.Application, name: str, host: str, port: int) -> None:
-    """Deploy on the Ray that runs, and wait until it answers."""
-    start_serve(host, port)
-    serve.run(application, name=name, route_prefix="/")
 
 
 def start_serve(host: str, port: int) -> None:
@@ -93,20 +89,13 @@ def serve_until_interrupted(
         start()
         print(f"POST http://{host}:{port}{path}", flush=True)
         print(f"Ray: {ray.get_runtime_context().gcs_address}", flush=True)
-        _wait_for_interrupt()
+        with suppress(KeyboardInterrupt):
+            Event().wait()
         drain()
         for name in serve.status().applications:  # while HTTP is still there, for what is on its way to a client
             serve.delete(name)
     finally:
         serve.shutdown()
-
-
-def _wait_for_interrupt() -> None:
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        return
 
 
 def _applications() -> dict[str, Any]:

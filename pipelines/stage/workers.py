@@ -13,8 +13,8 @@ from typing import Any
 import ray
 
 from actors.clips import ClipStores
+from actors.corpus import CorpusActors, resources
 from actors.learner import LearnerGroup
-from actors.retrieval import RetrievalService
 from actors.rewards import RewardWorker, RewardWorkerHandle
 from actors.rollout import RolloutWorker, RolloutWorkerHandle, Sampling
 from pipelines.stage.progress import QUIET, Load, Progress
@@ -23,10 +23,8 @@ from vsr1.config import Config
 from vsr1.episode.sample import FailedSample
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.search.record import SearchTask, SearchTrajectory
-from vsr1.settings.parts import ActorResources, AgentConfig
+from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import ClipFolder
-
-CLIP_BUDGET_SHARE = 0.5  # of the object store
 
 
 class RolloutError(RuntimeError):
@@ -78,11 +76,6 @@ class Workers:
         ray.get([worker.push.remote(weights, version) for worker in self.rollouts])
 
 
-def resources(need: ActorResources) -> dict[str, Any]:
-    """Ray options that reserve this."""
-    return {"num_cpus": need.cpus, "num_gpus": need.gpus, "memory": int(need.memory_gib * 2**30)}
-
-
 def complete(outcomes: list[Outcome], tolerated: float = 0.0) -> tuple[list[SearchTrajectory], list[FailedSample]]:
     """Return trajectories and failures apart.
 
@@ -101,18 +94,19 @@ def complete(outcomes: list[Outcome], tolerated: float = 0.0) -> tuple[list[Sear
 @contextmanager
 def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterator[Workers]:
     """Start the actors for these splits and wait until each is ready; stop them on the way out."""
-    need, logs = config.cluster, config.run_dir / "logs"
-    retrieval = {
-        split: RetrievalService.options(**resources(need.retrieval), name=f"retrieval-{split}").remote(
-            config, split, logs=logs
+    need, logs, folder = config.cluster, config.run_dir / "logs", DatasetFolder(config.data.root)
+    corpora = {
+        split: CorpusActors(
+            config,
+            split,
+            ClipFolder(folder.clips(split), config.data.timestamps),
+            sharers=len(splits),
+            name=f"retrieval-{split}",
+            logs=logs,
         )
         for split in splits
     }
-    budget = int(need.object_store_gib * 2**30 * CLIP_BUDGET_SHARE / len(splits))
-    clips = {
-        split: ClipStores(_clip_folder(config, split), budget, resources(need.clips), logs / f"clips-{split}.log")
-        for split in splits
-    }
+    retrieval = {split: corpus.retrieval for split, corpus in corpora.items()}
     rewards = [
         RewardWorker.options(**resources(need.reward)).remote(config.rewards, logs / f"reward-{i}.log")
         for i in range(need.reward_workers)
@@ -124,21 +118,19 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterato
     try:
         nodes = ray.get([worker.node.remote() for worker in rollouts])
         started = [
-            worker.start.remote({split: stores.on(node) for split, stores in clips.items()})
+            worker.start.remote({split: corpus.stores.on(node) for split, corpus in corpora.items()})
             for worker, node in zip(rollouts, nodes, strict=True)
         ]
-        ray.get([*[service.ready.remote() for service in retrieval.values()], *started])
+        ray.get([*[corpus.ready() for corpus in corpora.values()], *started])
         rollout = config.rollout
         at_once = rollout.max_episodes or 2 * rollout.engine.max_num_seqs
         pump = RolloutPump(rollouts, rewards, at_once, rollout.deadline_s)
+        clips = {split: corpus.stores for split, corpus in corpora.items()}
         yield Workers(clips, rewards, rollouts, rollout.transfer, pump, progress)
     finally:
-        stores = [actor for split in splits for actor in clips[split].actors()]
-        _stop(rollouts, [*retrieval.values(), *stores, *rewards])
-
-
-def _clip_folder(config: Config, split: str) -> ClipFolder:
-    return ClipFolder(DatasetFolder(config.data.root).clips(split), config.data.timestamps)
+        _stop(rollouts, rewards)
+        for corpus in corpora.values():
+            corpus.stop()
 
 
 def _stop(rollouts: list[Any], others: list[Any]) -> None:

@@ -130,8 +130,5 @@ def _policy_loss(batch: TokenBatch, old: torch.Tensor, settings: ObjectiveConfig
         case "cispo":
             return cispo_loss(batch.logprobs, old, batch.advantages, low, high)
         case "gspo":
-            device = batch.logprobs.device
-            sequences = torch.arange(len(batch.lengths), device=device).repeat_interleave(
-                torch.tensor(batch.lengths, device=device)
-            )
+            sequences = torch.repeat_interleave(torch.tensor(batch.lengths, device=batch.logprobs.device))
             return sequence_policy_loss(batch.logprobs, old, batch.advantages, sequences, low, high)

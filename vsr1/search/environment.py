@@ -214,8 +214,7 @@ class SearchEnvironment:
 
 
 def seconds_shown(clip: Clip, task: SearchTask) -> float:
-    """Return the length of the shown video in seconds; of a wrong one, up to a frame interval past its last frame."""
+    """Return the length of the shown video in seconds; that of the right one is its annotation's."""
     if clip.video_id == task.gt_video:
         return task.gt_duration
-    times = clip.timestamps
-    return float(times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1))
+    return clip.seconds

@@ -63,6 +63,12 @@ class Clip:
         return cls(video_id, frames, timestamps, digest.hexdigest())
 
     @property
+    def seconds(self) -> float:
+        """Length in seconds, up to one mean interval between frames past the last frame."""
+        times = self.timestamps
+        return float(times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1))
+
+    @property
     def nbytes(self) -> int:
         """Bytes of frames and timestamps."""
         return int(self.frames.nbytes + self.timestamps.nbytes)

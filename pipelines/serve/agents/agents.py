@@ -16,8 +16,8 @@ from ray.exceptions import ObjectLostError, RayActorError
 from actors.rollout import start_engine
 from pipelines.serve.agents.searching import OnText, Searching
 from pipelines.serve.agents.weights import Turnstile, Weights
+from pipelines.serve.gateway.events import Event
 from pipelines.serve.gateway.schema import SearchBody
-from pipelines.serve.gateway.stream import Event
 from pipelines.serve.library.library import node_id
 from vsr1.config import Config
 from vsr1.episode.environment import Observation

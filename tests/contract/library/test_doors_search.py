@@ -1,4 +1,4 @@
-"""The served agent on a real Ray Serve: one search as an answer and as events, and what is refused."""
+"""One search over HTTP, by the command and by the page: what it takes, what is refused, and for whom."""
 
 import io
 import json
@@ -14,53 +14,50 @@ from playwright.sync_api import Browser, Page, expect
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from vsr1.search.parse import last_element
 
-from .served import QUERIES, Served
+from .scripted import LATE, LATE_SPAN, late_script
+from .served import NEW, VIDEOS, Served, events
 
 expect.set_options(timeout=30_000)
 
 
-def test_a_search_is_the_evaluation_s_episode(served: Served) -> None:
-    assert any(len(one.segments) > 1 for one in served.evaluated), "no query was refined; the test needs one"
-    for one in served.evaluated:
-        status, answer = served.search(query=one.query, top_k=5)
-        assert status == 200
-        assert [turn["video_id"] for turn in answer["turns"]] == [segment.video_id for segment in one.segments]
-        assert [turn["verdict"] for turn in answer["turns"]] == [segment.verdict for segment in one.segments], (
-            answer,
-            one,
-        )
-        for turn, segment in zip(answer["turns"], one.segments, strict=True):
-            assert turn["reasoning"] == (last_element(segment.text, "think") or "").strip()
-            assert [found["video_id"] for found in turn["retrieved"]] == [video for video, _ in segment.retrieved]
-        assert answer["usage"]["text_tokens"] == sum(len(segment.response_token_ids) for segment in one.segments)
-        assert answer["status"] == ("matched" if one.end_reason == "matched" and one.last.span else "not_found")
-        spans = [(moment["video_id"], moment["start"], moment["end"]) for moment in answer["moments"]]
-        assert spans == ([(one.last.video_id, *one.last.span)] if answer["moments"] and one.last.span else [])
+@pytest.fixture(scope="module")
+def served(keyed: Served) -> Served:
+    return keyed
 
 
-def test_the_events_of_a_search_come_in_order_and_end_in_done(served: Served) -> None:
-    one = max(served.evaluated, key=lambda trajectory: len(trajectory.segments))
-    events = served.events(query=one.query, top_k=5)
-    turns = len(one.segments)
-    assert [event["type"] for event in events if event["type"] != "reasoning.delta"][:3] == [
-        "retrieved", "turn.started", "verdict",
-    ]  # fmt: skip
-    assert [event["type"] for event in events].count("turn.started") == turns
-    assert events[-1]["type"] == "done"
-    for number, segment in enumerate(one.segments, start=1):
-        pieces = [event["text"] for event in events if event["type"] == "reasoning.delta" and event["turn"] == number]
-        assert len(pieces) > 3
-        assert "".join(pieces) == segment.text
-    assert events[-1]["result"]["turns"] == served.search(query=one.query, top_k=5)[1]["turns"] or turns
+def test_the_events_of_a_search_come_in_order_and_end_in_done(served: Served, late: str) -> None:
+    body = {"query": LATE, "stream": True}
+    bearer = {"Authorization": f"Bearer {served.key}"}
+    with httpx2.stream("POST", f"{served.url}/v1/search", json=body, timeout=120, headers=bearer) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-store"
+        told = list(events(answer))
+    result = told[-1]["result"]
+    kinds = [(event["turn"], event["type"]) for event in told[:-2] if event["type"] != "reasoning.delta"]
+    turn = ["retrieved", "turn.started", "verdict", "refined"]
+    last = result["turns"][-1]["turn"]
+    assert kinds == [(n, kind) for n in range(1, last + 1) for kind in turn[: 4 if n < last else 3]]
+    assert [event["type"] for event in told[-2:]] == ["moment", "done"]
+    deltas = [event for event in told if event["type"] == "reasoning.delta"]
+    for seen in result["turns"]:
+        pieces = [event["text"] for event in deltas if event["turn"] == seen["turn"]]
+        assert "".join(pieces) == late_script(seen["turn"], seen["video_id"]) and len(pieces) > 3
+        assert seen["rank"] == 1 and seen["retrieved"][0]["video_id"] == seen["video_id"]
+    [moment] = result["moments"]
+    assert (moment["video_id"], moment["start"], moment["end"]) == (late, *LATE_SPAN)
+    assert result["index_version"] == told[0]["index_version"]
+    plain = served.search(query=LATE)[1]
+    assert [turn | {"seconds": 0} for turn in plain["turns"]] == [turn | {"seconds": 0} for turn in result["turns"]]
+    words = [late_script(turn["turn"], turn["video_id"]).split(" ") for turn in result["turns"]]
+    assert plain["usage"]["text_tokens"] == sum(map(len, words))
 
 
-def test_an_excluded_video_is_not_looked_at(served: Served) -> None:
-    one = served.evaluated[0]
-    status, answer = served.search(query=one.query, exclude_ids=[one.segments[0].video_id], max_turns=1)
+def test_an_excluded_video_is_not_looked_at(served: Served, late: str) -> None:
+    first = served.ranking(late)[0]
+    status, answer = served.search(query=LATE, exclude_ids=[first], max_turns=1)
     assert status == 200
-    assert answer["turns"][0]["video_id"] != one.segments[0].video_id
+    assert answer["turns"][0]["video_id"] != first
 
 
 @pytest.mark.parametrize(
@@ -99,15 +96,15 @@ def test_only_keys_are_let_in_and_only_so_often(served: Served) -> None:
 
 def test_what_the_server_has(served: Served) -> None:
     [corpus] = httpx2.get(f"{served.url}/v1/corpora", timeout=60, headers={"X-API-Key": served.key}).json()
-    assert (corpus["name"], corpus["videos"]) == ("toy", QUERIES)
+    assert (corpus["name"], corpus["videos"]) == ("toy", VIDEOS - 1)
     assert httpx2.get(f"{served.url}/healthz", timeout=60).json()["status"] == "ok"
-    assert httpx2.get(f"{served.url}/readyz", timeout=60).json()["detail"]["toy"]["videos"] == QUERIES
+    assert httpx2.get(f"{served.url}/readyz", timeout=60).json()["detail"]["toy"]["videos"] == VIDEOS - 1
     schema = httpx2.get(f"{served.url}/openapi.json", timeout=60).json()
     assert "/v1/search" in schema["paths"]
 
 
 def test_frames_of_a_video(served: Served) -> None:
-    video = served.evaluated[0].gt_video
+    video = "test_0001"
 
     def get(path: str, **query: Any) -> httpx2.Response:
         return httpx2.get(f"{served.url}/v1/videos/{path}", params=query, headers={"X-API-Key": served.key}, timeout=60)
@@ -121,15 +118,14 @@ def test_frames_of_a_video(served: Served) -> None:
     assert get(f"{video}/thumbnail", t=-1).json()["error"]["code"] == "invalid_request"
 
 
-def test_the_command_asks_the_server(served: Served, tmp_path: Path) -> None:
+def test_the_command_asks_the_server(served: Served, late: str, tmp_path: Path) -> None:
     own = tmp_path / "key"
     own.write_text(served.key + "\n")
-    found = next(one for one in served.evaluated if one.end_reason == "matched")
-    done = CliRunner().invoke(app, ["search", found.query, "--url", served.url, "--key-file", str(own), "--json"])
+    done = CliRunner().invoke(app, ["search", LATE, "--url", served.url, "--key-file", str(own), "--json"])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["moments"][0]["video_id"] == found.last.video_id
-    others = [option for one in served.evaluated for option in ("--exclude", one.gt_video)]
-    nothing = CliRunner().invoke(app, ["search", found.query, "--url", served.url, "--key-file", str(own), *others])
+    assert json.loads(done.stdout)["moments"][0]["video_id"] == late
+    others = [option for video_id in served.films for option in ("--exclude", video_id) if video_id != NEW]
+    nothing = CliRunner().invoke(app, ["search", LATE, "--url", served.url, "--key-file", str(own), *others])
     assert nothing.exit_code == 3, nothing.output
     nobody = CliRunner().invoke(app, ["search", "a ring", "--url", "http://127.0.0.1:9"])
     assert nobody.exit_code == 1 and "vsr1 serve" in nobody.stderr
@@ -153,39 +149,38 @@ def tab(browser: Browser, served: Served) -> Iterator[Page]:
     assert [url for url in asked if not url.startswith((served.url, "blob:"))] == []
 
 
-def test_a_person_searches_and_says_not_this_one(tab: Page, served: Served) -> None:
-    one = next(trajectory for trajectory in served.evaluated if trajectory.last.verdict == "matched")
-    tab.get_by_label("What happens in it?").fill(one.query)
+def test_a_person_searches_and_says_not_this_one(tab: Page, late: str) -> None:
+    tab.get_by_label("What happens in it?").fill(LATE)
     tab.get_by_role("button", name="Search").click()
-    answer, cards = tab.locator("#answer"), tab.locator("#turns-list .card")
-    expect(answer.get_by_role("heading")).to_contain_text(one.last.video_id)
-    expect(cards).to_have_count(len(one.segments))
+    answer = tab.locator("#answer")
+    expect(answer.get_by_role("heading")).to_contain_text(late)
     expect(answer.locator(".strip img").first).to_have_js_property("naturalWidth", 64)
     assert answer.locator(".strip img.inside").count() >= 1
     answer.get_by_role("button", name="Not this one").click()
-    expect(answer.get_by_role("heading")).not_to_contain_text(one.last.video_id)
-    assert not [title for title in tab.locator("#turns-list h2").all_inner_texts() if one.last.video_id in title]
+    expect(answer.get_by_role("heading")).not_to_contain_text(late)
+    assert not [title for title in tab.locator("#turns-list h2").all_inner_texts() if late in title]
 
 
-def test_the_turns_show_what_was_said_and_how_the_ranking_moved(tab: Page, served: Served) -> None:
-    one = max(served.evaluated, key=lambda trajectory: len(trajectory.segments))
-    tab.get_by_label("What happens in it?").fill(one.query)
+def test_the_turns_show_what_was_said_and_how_the_ranking_moved(tab: Page, served: Served, late: str) -> None:
+    turns = served.search(query=LATE)[1]["turns"]
+    assert len(turns) > 1
+    tab.get_by_label("What happens in it?").fill(LATE)
     tab.get_by_role("button", name="Search").click()
     expect(tab.locator("#answer")).to_be_visible()
     cards = tab.locator("#turns-list .card")
-    for number, segment in enumerate(one.segments):
-        expect(cards.nth(number).locator(".badge")).to_have_text(segment.verdict.replace("_", " "))
+    expect(cards).to_have_count(len(turns))
+    for number, turn in enumerate(turns):
+        expect(cards.nth(number).locator(".badge")).to_have_text(turn["verdict"].replace("_", " "))
         cards.nth(number).get_by_text("Reasoning and ranking").click()
-        expect(cards.nth(number).locator("pre")).to_have_text(segment.text)
+        expect(cards.nth(number).locator("pre")).to_have_text(late_script(turn["turn"], turn["video_id"]))
     expect(cards.first.get_by_text("After refining the query")).to_be_visible()
 
 
-def test_a_link_asks_again_and_nothing_is_an_answer(tab: Page, served: Served) -> None:
-    one = served.evaluated[0]
-    tab.goto(f"{served.url}/#{urlencode({'q': one.query, 'corpus': 'toy'})}")
+def test_a_link_asks_again_and_nothing_is_an_answer(tab: Page, served: Served, late: str) -> None:
+    tab.goto(f"{served.url}/#{urlencode({'q': LATE, 'corpus': 'toy'})}")
     tab.reload()
-    expect(tab.locator("#answer").get_by_role("heading")).to_be_visible()
-    for _ in range(QUERIES):
+    expect(tab.locator("#answer").get_by_role("heading")).to_contain_text(late)
+    for _ in range(VIDEOS):
         heading = tab.locator("#answer h2").inner_text()
         if heading == "Nothing matches.":
             break
@@ -201,9 +196,9 @@ def test_a_refusal_is_shown(tab: Page) -> None:
     expect(tab.locator("#message")).to_contain_text("query")
 
 
-def test_the_page_fits_a_phone(tab: Page, served: Served) -> None:
+def test_the_page_fits_a_phone(tab: Page, late: str) -> None:
     tab.set_viewport_size({"width": 390, "height": 844})
-    tab.get_by_label("What happens in it?").fill(served.evaluated[0].query)
+    tab.get_by_label("What happens in it?").fill(LATE)
     tab.get_by_role("button", name="Search").click()
     expect(tab.locator("#answer")).to_be_visible()
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")

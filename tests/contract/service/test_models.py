@@ -1,14 +1,10 @@
 """Several served models, new weights while searches run, and parts that are killed under load."""
 
 import asyncio
-import json
 import os
 import signal
-import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,79 +12,16 @@ import httpx2
 import pytest
 import ray
 from ray import serve
-from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
 
 from bench.load import load, trace
-from pipelines.serve.deploy import start_agent
 from pipelines.serve.library.library import node_id
 from pipelines.serve.running import ServiceError, replica_pids
 from pipelines.serve.swap import swap_weights
-from pipelines.stage.tasks import evaluation_queries
-from vsr1.config import Config, load_config
-from vsr1.model.checkpoint import CheckpointError, copy_processor
-from vsr1.toy.world import COLOURS
+from vsr1.model.checkpoint import CheckpointError
 
-REPOSITORY = Path(__file__).parents[2]
-AT_ONCE = 16
-QUERIES = 12
+from .served import AT_ONCE, CORPUS, Answer, Served
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(500)]
-Answer = tuple[int, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Served:
-    url: str
-    config: Config
-    queries: list[str]
-    other: Path  # checkpoint of the second model
-    traces: dict[str, dict[str, Any]]  # by model, then by query, what it answers when nothing else runs
-
-    def search(self, query: str, **body: Any) -> Answer:
-        answer = httpx2.post(f"{self.url}/v1/search", json=body | {"query": query}, timeout=120)
-        return answer.status_code, answer.json()
-
-    def ready(self) -> bool:
-        return httpx2.get(f"{self.url}/readyz", timeout=60).status_code == 200
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, toy_data: Path, ray_cluster: None) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("models")
-    paths = [f"run_dir={folder / 'run'}", f"data.root={toy_data}", f"serve.corpora.toy.root={toy_data}"]
-    other = folder / "other"
-    names = ["serve.model=first", f"serve.models.second={other}"]
-    most = [f"serve.{limit}={AT_ONCE}" for limit in ("searches_a_replica", "waiting_searches")]
-    config = load_config(REPOSITORY / "configs" / "toy.yaml", ["cluster.rollout.memory_gib=1", *names, *most, *paths])
-    write_other(config.model.policy, other)
-    queries = [query.task.query for query in evaluation_queries(config, "test")][:QUERIES]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start_agent(config, "127.0.0.1", port)
-    found = Served(f"http://127.0.0.1:{port}", config, queries, other, {})
-    for model in ("first", "second"):
-        found.traces[model] = {query: trace(found.search(query, model=model)[1]) for query in queries}
-    yield found
-    serve.shutdown()
-
-
-def write_other(policy: Path, folder: Path) -> None:
-    """A policy in two shards that takes each colour for the next one, as sure of it as the first policy."""
-    copy_processor(policy, folder)
-    (folder / "config.json").write_bytes((policy / "config.json").read_bytes())
-    weights = load_file(policy / "model.safetensors")
-    table = weights["model.language_model.embed_tokens.weight"]
-    words = AutoTokenizer.from_pretrained(policy).get_vocab()
-    rows = [words[f"\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}{colour}"] for colour in COLOURS]
-    table[rows] = table[rows[1:] + rows[:1]]
-    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    where = {name: shards[i % 2] for i, name in enumerate(weights)}
-    for shard in shards:
-        part = {name: tensor for name, tensor in weights.items() if where[name] == shard}
-        save_file(part, folder / shard, metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+pytestmark = pytest.mark.timeout(500)
 
 
 def test_a_search_names_its_model(served: Served) -> None:
@@ -167,7 +100,7 @@ def under_load(served: Served, kill: Any) -> list[Answer]:
 
 def test_more_than_it_takes_is_told_to_come_again(served: Served) -> None:
     """With 16 that run and 16 that wait; each of 48 clients gets its answer in the end."""
-    bodies = [{"query": query, "model": "second"} for query in served.queries * 4]
+    bodies = [{"query": query, "model": "second", "corpus": CORPUS} for query in served.queries * 4]
     tally = asyncio.run(load(served.url, bodies, 3 * AT_ONCE, served.traces["second"]))
     assert tally.refused > 0
     assert (len(tally.seconds), dict(tally.errors), tally.wrong) == (len(bodies), {}, 0)
@@ -175,7 +108,7 @@ def test_more_than_it_takes_is_told_to_come_again(served: Served) -> None:
 
 def test_a_reader_that_goes_away_frees_the_place_of_its_search(served: Served) -> None:
     """Twice as many streams as an agent plays at one time are left after their first event; the next search runs."""
-    body = {"query": served.queries[0], "model": "second", "stream": True}
+    body = {"query": served.queries[0], "model": "second", "corpus": CORPUS, "stream": True}
     for _ in range(2 * served.config.serve.searches_a_replica):
         with httpx2.stream("POST", f"{served.url}/v1/search", json=body, timeout=120) as stream:
             assert next(stream.iter_lines()).startswith("id: 1")
@@ -186,20 +119,23 @@ def test_a_reader_that_goes_away_frees_the_place_of_its_search(served: Served) -
     swap_weights("second", served.other)  # which waits until no search is inside
 
 
+@pytest.mark.chaos
 def test_a_killed_shard_costs_no_search(served: Served) -> None:
     handle = serve.get_deployment_handle("library", "vsr1")
-    retrieval, _ = handle.parts.remote(node_id()).result()["toy"]
+    retrieval, _ = handle.parts.remote(node_id()).result()[CORPUS]
     [first, *_] = ray.get(retrieval.shards.remote()).values()
     answers = under_load(served, lambda: ray.kill(first, no_restart=False))
     assert [status for status, _ in answers] == [200] * len(answers)
 
 
+@pytest.mark.chaos
 def test_a_killed_retrieval_service_comes_back(served: Served) -> None:
     handle = serve.get_deployment_handle("library", "vsr1")
-    retrieval, _ = handle.parts.remote(node_id()).result()["toy"]
+    retrieval, _ = handle.parts.remote(node_id()).result()[CORPUS]
     under_load(served, lambda: ray.kill(retrieval, no_restart=False))
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("part", ["agent-first", "library"])
 def test_a_killed_replica_comes_back_with_the_newest_weights(served: Served, part: str) -> None:
     [pid] = replica_pids("vsr1")[part]

@@ -1,5 +1,5 @@
-"""The other doors of the served agent, and what they hold against: links, resumed streams, OpenAI's API, MCP, metrics,
-the description of the API and its examples, and requests that mean no good."""
+"""The doors of the served agent, and what they hold against: links, resumed streams, OpenAI's API, MCP, metrics, the
+description of the API and its examples, and requests that mean no good. The agents are scripted."""
 
 import asyncio
 import json
@@ -25,9 +25,15 @@ from playwright.sync_api import Browser, expect
 
 from pipelines.serve.gateway.faults import CODES
 
+from .scripted import LATE, LATE_SPAN
 from .served import LIMITS, ORIGIN, Served
 
 SECRET_QUERY = "a query that nobody else should ever read"
+
+
+@pytest.fixture(scope="module")
+def served(keyed: Served) -> Served:
+    return keyed
 
 
 @pytest.fixture
@@ -37,25 +43,19 @@ def http(served: Served) -> Iterator[httpx2.Client]:
         yield client
 
 
-@pytest.fixture
-def found(served: Served) -> Any:
-    """An evaluated search that ends in a moment."""
-    return next(one for one in served.evaluated if one.last.verdict == "matched" and one.last.span)
-
-
 def test_a_moment_has_its_picture_and_a_link_to_the_page(
-    served: Served, http: httpx2.Client, found: Any, browser: Browser
+    served: Served, http: httpx2.Client, late: str, browser: Browser
 ) -> None:
-    [moment] = served.search(query=found.query)[1]["moments"]
+    [moment] = served.search(query=LATE)[1]["moments"]
     assert http.get(moment["thumbnail_url"]).headers["content-type"] == "image/jpeg"
     page = browser.new_page()
     page.add_init_script(f"sessionStorage.setItem('key', '{served.key}')")
     page.goto(served.url + moment["deep_link"])
-    expect(page.locator("#answer h2")).to_contain_text(found.last.video_id)
+    expect(page.locator("#answer h2")).to_contain_text(late)
     expect(page.locator("#answer .strip img").first).to_have_js_property("naturalWidth", 64)
     expect(page.locator("#answer video")).to_have_js_property("videoWidth", 64)
     assert str(page.locator("#answer video").get_attribute("src")).startswith("blob:"), "a player sends no key"
-    expect(page.get_by_label("What happens in it?")).to_have_value(found.query)
+    expect(page.get_by_label("What happens in it?")).to_have_value(LATE)
     assert page.locator("#turns-list .card").count() == 0, "the link shows the moment and searches no more"
     page.close()
 
@@ -70,7 +70,7 @@ def test_the_page_shows_ids_and_queries_as_text(served: Served, browser: Browser
     page.close()
 
 
-def test_a_lost_stream_goes_on_where_it_broke_off(served: Served, http: httpx2.Client, found: Any) -> None:
+def test_a_lost_stream_goes_on_where_it_broke_off(served: Served, http: httpx2.Client, late: str) -> None:
     def numbered(answer: httpx2.Response, most: int = 10**6) -> Iterator[tuple[int, dict[str, Any]]]:
         number = 0
         for line in answer.iter_lines():
@@ -80,7 +80,7 @@ def test_a_lost_stream_goes_on_where_it_broke_off(served: Served, http: httpx2.C
                 if number == most:
                     return
 
-    with http.stream("POST", "/v1/search", json={"query": found.query, "stream": True}) as answer:
+    with http.stream("POST", "/v1/search", json={"query": LATE, "stream": True}) as answer:
         path = f"/v1/search/{answer.headers['x-search-id']}/events"
         events = list(numbered(answer, 3))
     with http.stream("GET", path, headers={"Last-Event-ID": "3"}) as answer:
@@ -98,12 +98,10 @@ def test_a_lost_stream_goes_on_where_it_broke_off(served: Served, http: httpx2.C
 
 
 def test_a_search_that_nobody_wants_ends(served: Served, http: httpx2.Client) -> None:
-    """Several at one time, as a toy search alone may be over before anybody can go away."""
-
     def gone() -> float:
         return served.metric("vsr1_searches_total").get('{result="search_gone"}', 0)
 
-    before, queries = gone(), [one.query for one in served.evaluated[:4]]
+    before, queries = gone(), [f"what is in no video, {number}" for number in range(4)]
     with ExitStack() as streams:
         for query in queries:
             body = {"query": query, "stream": True, "max_turns": 16}
@@ -121,15 +119,15 @@ def test_a_search_that_nobody_wants_ends(served: Served, http: httpx2.Client) ->
     assert gone() > before + len(queries)
 
 
-def test_the_client_of_openai(served: Served, found: Any) -> None:
+def test_the_client_of_openai(served: Served, late: str) -> None:
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key, max_retries=0)
     [model] = [model.id for model in client.models.list()]
-    asked: Any = [{"role": "system", "content": "be brief"}, {"role": "user", "content": found.query}]
+    asked: Any = [{"role": "system", "content": "be brief"}, {"role": "user", "content": LATE}]
     answer = client.chat.completions.create(model=model, messages=asked, temperature=0.7, max_tokens=5)
     content = answer.choices[0].message.content or ""
-    start, end = found.last.span
-    assert f"{found.last.video_id}, from {start:.1f} s to {end:.1f} s: {served.url}/#q=" in content
-    assert answer.model_extra["search"]["moments"][0]["video_id"] == found.last.video_id  # type: ignore[index]
+    start, end = LATE_SPAN
+    assert f"{late}, from {start:.1f} s to {end:.1f} s: {served.url}/#q=" in content
+    assert answer.model_extra["search"]["moments"][0]["video_id"] == late  # type: ignore[index]
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens  # type: ignore
 
     options: Any = {"include_usage": True}
@@ -155,7 +153,7 @@ def test_the_client_of_openai(served: Served, found: Any) -> None:
         nobody.models.list()
 
 
-def test_the_mcp_tool(served: Served, found: Any, tmp_path: Path) -> None:
+def test_the_mcp_tool(served: Served, late: str, tmp_path: Path) -> None:
     (tmp_path / "key").write_text(served.key)
     tool = str(Path(sys.executable).parent / "vsr1")
     args = ["mcp", "--url", served.url, "--key-file", str(tmp_path / "key")]
@@ -165,9 +163,9 @@ def test_the_mcp_tool(served: Served, found: Any, tmp_path: Path) -> None:
         async with Client(started) as client:
             [described] = (await client.list_tools()).tools
             assert described.name == "search_videos" and "query" in described.input_schema["required"]
-            answer = await client.call_tool("search_videos", {"query": found.query})
+            answer = await client.call_tool("search_videos", {"query": LATE})
             [moment] = answer.structured_content["moments"]  # type: ignore[index]
-            assert (moment["video_id"], moment["start"], moment["end"]) == (found.last.video_id, *found.last.span)
+            assert (moment["video_id"], moment["start"], moment["end"]) == (late, *LATE_SPAN)
             assert moment["deep_link"].startswith(f"{served.url}/#")
             refused = await client.call_tool("search_videos", {"query": "a ring", "corpus": "nowhere"})
             assert refused.is_error and "there are toy" in refused.content[0].text  # type: ignore[union-attr]
@@ -176,13 +174,13 @@ def test_the_mcp_tool(served: Served, found: Any, tmp_path: Path) -> None:
         thread.submit(asyncio.run, ask()).result()
 
 
-def test_metrics(served: Served, http: httpx2.Client, found: Any) -> None:
+def test_metrics(served: Served, http: httpx2.Client, late: str) -> None:
     def counts() -> tuple[dict[str, float], ...]:
         return tuple(
             served.metric(name) for name in ("vsr1_searches_total", "vsr1_requests_total", "vsr1_tokens_total")
         )
 
-    before, answer = counts(), served.search(query=found.query)[1]
+    before, answer = counts(), served.search(query=LATE)[1]
     http.get("/v1/videos/secret-id")
     http.get(f"/{served.key}")
     searches, requests, tokens = counts()
@@ -194,7 +192,7 @@ def test_metrics(served: Served, http: httpx2.Client, found: Any) -> None:
     told = http.get("/metrics")
     assert told.headers["content-type"].startswith("text/plain")
     assert "vsr1_search_turns_bucket" in told.text and "vsr1_request_seconds_bucket" in told.text
-    assert not [secret for secret in (served.key, found.query, "secret-id") if secret in told.text]
+    assert not [secret for secret in (served.key, LATE, "secret-id") if secret in told.text]
 
 
 def test_every_example_of_the_description_works(served: Served, http: httpx2.Client) -> None:
@@ -261,6 +259,10 @@ DEEP = "[" * 60_000
         ("POST", "/v1/search", {"json": {"query": "a", "max_turns": "2"}}, 422, "invalid_request"),
         ("POST", "/v1/search", {"json": {"query": "a" * 70_000}}, 413, "body_too_large"),
         ("POST", "/v1/search", {"content": iter([b"x" * 40_000] * 2), "headers": JSON}, 413, "body_too_large"),
+        ("POST", "/retrieve", {"json": {"queries": ["a"], "vectors": [[1.0]]}}, 422, "invalid_request"),
+        ("POST", "/retrieve", {"json": {"queries": ["a"], "exclude_ids": [["no"]]}}, 422, "invalid_request"),
+        ("POST", "/retrieve?corpus=no", {"json": {"queries": ["a"]}}, 404, "unknown_corpus"),
+        ("POST", "/retrieve", {"json": {"vectors": [[0.5] * 40_000]}}, 413, "body_too_large"),
         ("GET", "/v1/corpora", {"headers": {"x-padding": "a" * 40_000}}, 431, "headers_too_large"),
         ("GET", "/v1/videos/test_0001/thumbnail?t=nan", {}, 422, "invalid_request"),
         ("GET", "/v1/videos/..%2f..%2fetc%2fpasswd", {}, 404, "unknown_route"),
@@ -281,14 +283,14 @@ def test_bad_requests_are_told_so(
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_slow_bodies_and_slow_readers_hold_nothing(served: Served, http: httpx2.Client, found: Any) -> None:
+def test_slow_bodies_and_slow_readers_hold_nothing(served: Served, http: httpx2.Client, late: str) -> None:
     head = f"POST /v1/search HTTP/1.1\r\nHost: x\r\nX-API-Key: {served.key}\r\nContent-Type: application/json\r\n"
     with served.raw(head + "Content-Length: 100\r\n\r\n{") as slow:
         began = time.monotonic()
         told = slow.recv(10_000).decode()
         assert " 408 " in told.splitlines()[0] and "connection: close" in told.lower()
         assert LIMITS["body_limit_s"] <= time.monotonic() - began < LIMITS["body_limit_s"] + 10
-    body = json.dumps({"query": found.query, "stream": True})
+    body = json.dumps({"query": LATE, "stream": True})
     before = served.metric("vsr1_searches_total")
     with served.raw(f"{head}Content-Length: {len(body)}\r\n\r\n{body}"):
         time.sleep(0.5)

@@ -1,23 +1,21 @@
-"""`POST /retrieve` on a real Ray Serve: the published fields, and those that were added."""
+"""`vsr1 retriever`: `POST /retrieve` with the published fields and those that were added, on a corpus without clips."""
 
 import json
-import socket
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
-from ray import serve
 
-from pipelines.serve.retriever import start_retriever
+from pipelines.serve.deploy import retrieval, retriever_config
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.embedder import Embedder
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+from .served import Stage, serving
+
 VIDEOS = 30
 EMBEDDER = Path("checkpoints/toy/embedder")
 
@@ -30,7 +28,7 @@ def vectors() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def address(ray_cluster: None, vectors: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(stage: Stage, vectors: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = DatasetFolder(tmp_path_factory.mktemp("data"))
     folder.video_embeddings("test").parent.mkdir(parents=True)
     np.save(folder.video_embeddings("test"), vectors)
@@ -38,23 +36,14 @@ def address(ray_cluster: None, vectors: np.ndarray, tmp_path_factory: pytest.Tem
     config = Config.model_validate(
         {"data": {"root": folder.root}, "model": {"embedder": EMBEDDER}, "cluster": {"retrieval": {"cpus": 0}}}
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start_retriever(config, "test", "127.0.0.1", port)
-    yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
+    stage.close()
+    with serving(retriever_config(config, "test"), retrieval) as url:
+        yield url
 
 
 def post(address: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    request = urllib.request.Request(
-        f"{address}/retrieve", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+    answer = httpx2.post(f"{address}/retrieve", json=body, timeout=60)
+    return answer.status_code, answer.json()
 
 
 def test_the_published_request(address: str, vectors: np.ndarray) -> None:
@@ -107,3 +96,21 @@ def test_bad_requests_are_named(address: str, body: dict[str, Any], says: str) -
     status, answer = post(address, body)
     assert status == 422
     assert says in json.dumps(answer)
+
+
+def test_a_body_is_as_long_as_its_vectors_make_it(address: str, vectors: np.ndarray) -> None:
+    """Longer than `vsr1 serve` takes."""
+    rows = np.tile(vectors, (200, 1)).tolist()
+    assert len(json.dumps(rows)) > 4 << 20
+    status, answer = post(address, {"vectors": rows})
+    assert status == 200 and [ids[0] for ids in answer["ids"][:VIDEOS]] == [f"v{row}" for row in range(VIDEOS)]
+
+
+def test_there_is_no_agent_and_nothing_to_see(address: str) -> None:
+    ready = httpx2.get(f"{address}/readyz", timeout=60).json()
+    assert (ready["models"], ready["detail"]["test"]["videos"]) == ({}, VIDEOS)
+    assert httpx2.get(f"{address}/healthz", timeout=60).json()["status"] == "ok"
+    for path in ("/v1/search", "/v1/chat/completions"):
+        assert httpx2.post(f"{address}{path}", json={"query": "a"}, timeout=60).status_code == 404
+    for path in ("/", "/v1/videos", "/v1/corpora"):
+        assert httpx2.get(f"{address}{path}", timeout=60).json()["error"]["code"] == "unknown_route"
