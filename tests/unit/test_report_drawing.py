@@ -138,9 +138,9 @@ def test_every_query_is_in_the_rank_matrix(pairs: list[tuple[int, int]]) -> None
 
 
 def test_iou_bars_hold_every_query_once() -> None:
-    bars = iou_bars([{"iou": value} for value in (0.0, 0.0, 0.05, 0.1, 0.95, 1.0)])
-    assert [bar.count for bar in bars] == [2, 1, 1, *[0] * 7, 2]
-    assert (bars[0].label, bars[0].height, bars[1].height) == ("none", 1.0, 0.5)
+    bars = iou_bars([{"iou": value} for value in (0.0, 0.0, 0.05, 0.1, 0.3, 0.95, 1.0)])
+    assert [count for _, count in bars] == [2, 1, 1, 0, 1, *[0] * 5, 2]
+    assert [label for label, _ in bars[:3]] == ["none", "0.0\u20130.1", "0.1\u20130.2"]
 
 
 def test_settings_are_those_that_are_not_the_default() -> None:

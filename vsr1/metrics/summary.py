@@ -249,16 +249,9 @@ def turns_run(rows: Sequence[PredictionRow]) -> dict[int, list[TurnRow]]:
 
 def retrieval_scores(ranks: Sequence[int | None]) -> RetrievalScores:
     """Score one rank a query, None of one that failed."""
-    return RetrievalScores(
-        recall_at_1=recall_at(ranks, 1),
-        recall_at_5=recall_at(ranks, 5),
-        recall_at_10=recall_at(ranks, 10),
-        recall_at_100=recall_at(ranks, 100),
-        mrr=mrr(ranks),
-        mean_rank=mean_rank(ranks),
-        median_rank=median_rank(ranks),
-        ranked=sum(rank is not None for rank in ranks),
-    )
+    recalls = {f"R@{k}": recall_at(ranks, k) for k in (1, 5, 10, 100)}
+    means = {"mean_rank": mean_rank(ranks), "median_rank": median_rank(ranks), "MRR": mrr(ranks)}
+    return RetrievalScores(**recalls, **means, ranked=sum(rank is not None for rank in ranks))
 
 
 def refined_scores(turns: Iterable[TurnRow | None]) -> RetrievalScores:
@@ -269,12 +262,8 @@ def refined_scores(turns: Iterable[TurnRow | None]) -> RetrievalScores:
 def moment_scores(turns: Iterable[TurnRow | None]) -> MomentScores:
     """Score the moment of a turn a query."""
     ious = [turn.iou_r1 or 0.0 if turn else 0.0 for turn in turns]
-    return MomentScores(
-        iou_03=recall_at_iou(ious, 0.3),
-        iou_05=recall_at_iou(ious, 0.5),
-        iou_07=recall_at_iou(ious, 0.7),
-        mean_iou=fmean(ious),
-    )
+    shares = {f"IoU@{least}@R1": recall_at_iou(ious, least) for least in (0.3, 0.5, 0.7)}
+    return MomentScores(**shares, mean_iou=fmean(ious))
 
 
 def matched_overlaps(turns: Iterable[TurnRow | None]) -> list[float]:

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -29,15 +30,6 @@ class RankMatrix:
     better: int  # queries whose rank improved, within a band too
     worse: int
     same: int
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A bar of a histogram: how many queries have an IoU within [low, high), the last bin with its end."""
-
-    label: str
-    count: int
-    height: float  # of the highest bar, 0..1
 
 
 def intervals(rows: Sequence[Row], failed: int) -> dict[MetricRow, tuple[float, float]]:
@@ -74,14 +66,12 @@ def _short(count: int) -> str:
     return str(count) if count < 1000 else f"{count // 1000}k" if count < 1_000_000 else f"{count // 1_000_000}M"
 
 
-def iou_bars(rows: Iterable[Row]) -> list[Bar]:
-    """Count queries by the IoU of their moment; a first bar holds those with none at all."""
-    counts = [0] * (IOU_BINS + 1)
-    for row in rows:
-        counts[0 if row["iou"] <= 0 else 1 + min(IOU_BINS - 1, int(row["iou"] * IOU_BINS))] += 1
-    most = max(counts) or 1
-    labels = ["none", *(f"{k / IOU_BINS:.1f}{DASH}{(k + 1) / IOU_BINS:.1f}" for k in range(IOU_BINS))]
-    return [Bar(label, count, count / most) for label, count in zip(labels, counts, strict=True)]
+def iou_bars(rows: Iterable[Row]) -> list[tuple[str, int]]:
+    """Count queries by the IoU of their moment, from 0 to 1 with the upper end; a first bar holds those with none."""
+    ious = np.array([row["iou"] for row in rows])
+    counts, ends = np.histogram(ious[ious > 0], np.arange(IOU_BINS + 1) / IOU_BINS)
+    labels = [f"{low:.1f}{DASH}{high:.1f}" for low, high in pairwise(ends)]
+    return [("none", int((ious <= 0).sum())), *zip(labels, counts.tolist(), strict=True)]
 
 
 def turns_counts(rows: Iterable[Row]) -> list[tuple[int, int]]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-import torch
-
 from pipelines.evaluation.replay.differences import NotChecked
 from pipelines.stage.tasks import evaluation_queries, training_tasks
 from vsr1.config import Config
@@ -20,7 +18,7 @@ from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
 from vsr1.retrieval.request import RetrievalError
 from vsr1.retrieval.snapshot import Snapshot, open_current, read_snapshot
-from vsr1.rl.example_loss import ExampleLoss, VideoVectors
+from vsr1.rl.example_loss import ExampleLoss, load_vectors
 from vsr1.runs.scalars import read_scalars
 from vsr1.search.record import SearchTask
 from vsr1.settings.parts import AgentConfig
@@ -108,15 +106,13 @@ class Sources:
     def _load_loss(self, policy: Path) -> ExampleLoss:
         config = self.config
         is_compared = self.is_training and config.grpo.objective.kl != "none"
-        snapshot = open_current(self._data, self.split)
-        rows = {video: row for row, video in enumerate(snapshot.catalogue.video_ids)}
         return ExampleLoss(
             config.grpo,
             self.agent,
             self._load_policy(policy),
             self._load_policy(config.model.policy) if is_compared else None,
             self.embedder,
-            VideoVectors(torch.from_numpy(snapshot.vectors), rows),
+            load_vectors(self._data, self.split),
             self.processor,
             self.clip,
             temperature=config.rollout.temperature if self.is_training else GREEDY_TEMPERATURE,

@@ -176,6 +176,9 @@ class Stages:
         recorded = self._sources.scalars(logged.step).get("loss")
         if recorded is None:
             raise NotChecked(f"scalars.jsonl holds no loss of step {logged.step}")
+        task = logged.trajectory.task
+        if not task.negatives and self._sources.task(task.query_id).negatives:
+            raise NotChecked("the file, of version 0.1, does not record the negatives that the loss compares with")
         self._check_whole(step)
         shares = self._step_shares(step)
         total, own = sum(shares), shares[step.index(logged)]
