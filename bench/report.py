@@ -29,7 +29,7 @@ from vsr1.search.prompts import assistant_text
 from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn
 from vsr1.toy.render import render
 from vsr1.toy.world import Example, make_corpus, reasoning
-from vsr1.video.clips import ClipReference
+from vsr1.video.clips import Clip, ClipReference
 
 GROUP = 4  # samples of a training query
 BLOCK = 1000  # films of one toy corpus
@@ -47,9 +47,9 @@ def bench_report(trajectories: int, rounds: int, out: Path | None = None) -> dic
         films = write_synthetic_run(Path(folder) / "synthetic", trajectories)
         page = out or Path(folder) / "report.html"
 
-        def frames(video: str, clip_hash: str) -> tuple[np.ndarray, np.ndarray]:
+        def frames(video: str, clip_hash: str) -> Clip:
             times = np.arange(float(films[video].film.duration))
-            return render(films[video].film, times), times
+            return Clip(video, render(films[video].film, times), times, clip_hash)
 
         taken = Rounds()
         for _ in range(rounds):

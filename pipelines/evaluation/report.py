@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
@@ -24,7 +23,7 @@ from vsr1.report.rows import Row
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
 from vsr1.runs.scalars import read_scalars
 from vsr1.runs.trajectories import read_log
-from vsr1.video.clips import ClipFolder
+from vsr1.video.clips import Clip, ClipFolder
 
 
 class ReportError(ValueError):
@@ -142,7 +141,7 @@ def _settings(path: Path) -> dict[str, Any] | None:
 
 
 def _frames(folder: Path, settings: Mapping[str, Any] | None, data: Path | None) -> Frames:
-    """Return a reader of the frames of the clips in a dataset folder, all splits of it."""
+    """Return a reader of the clips in a dataset folder, all splits of it."""
     section: Mapping[str, Any] = (settings or {}).get("data", {})
     root = data or section.get("root")
     if root is None:
@@ -153,7 +152,7 @@ def _frames(folder: Path, settings: Mapping[str, Any] | None, data: Path | None)
     folders = [ClipFolder(dataset.clips(split), clock) for split in splits]
     place = {video: clips for clips in reversed(folders) for video in clips.video_ids()}
 
-    def frames(video: str, clip_hash: str) -> tuple[np.ndarray, np.ndarray]:
+    def frames(video: str, clip_hash: str) -> Clip:
         if video not in place:
             raise ReportError(f"dataset {root} has no clip of video {video!r}; say --data FOLDER or --no-frames")
         clip = place[video].read(video)
@@ -162,6 +161,6 @@ def _frames(folder: Path, settings: Mapping[str, Any] | None, data: Path | None)
                 f"the clip of video {video!r} in {root} is not the one that {folder} was made with; "
                 "say --data FOLDER with the old data, or --no-frames"
             )
-        return clip.frames, clip.timestamps
+        return clip
 
     return frames

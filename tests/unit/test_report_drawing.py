@@ -14,6 +14,7 @@ from vsr1.report.curves import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, Chart, Lin
 from vsr1.report.figures import iou_bars, rank_matrix
 from vsr1.report.films import ALL_BYTES, MOST_BYTES, bytes_of_a_film, film_of
 from vsr1.report.settings import ABSENT, setting_rows
+from vsr1.video.clips import Clip
 
 VALUES = st.floats(-1e9, 1e9, allow_nan=False)
 
@@ -94,7 +95,7 @@ def test_a_film_is_a_row_of_frames_to_scale() -> None:
     """Frame i is that of the middle of the i-th of 12 equal parts: of 24 frames of 1 s, those near 1, 3, 5, … s."""
     clip = np.repeat((np.arange(24) * 10)[:, None, None, None], 3, axis=3).astype(np.uint8)
     clip = np.broadcast_to(clip, (24, 32, 32, 3))
-    film = film_of("v", np.ascontiguousarray(clip), np.arange(24.0))
+    film = film_of(Clip("v", np.ascontiguousarray(clip), np.arange(24.0), ""))
     assert (film.count, film.width, film.height, film.seconds) == (12, 32, 32, 24.0)
     picture = picture_of(film.base64)
     assert picture.shape == (32, 12 * 32, 3)
@@ -102,16 +103,17 @@ def test_a_film_is_a_row_of_frames_to_scale() -> None:
 
 
 def test_films_are_small_and_keep_their_shape() -> None:
-    film = film_of("v", np.zeros((64, 200, 400, 3), np.uint8), np.arange(64) * 2.0)
+    film = film_of(Clip("v", np.zeros((64, 200, 400, 3), np.uint8), np.arange(64) * 2.0, ""))
     assert (film.width, film.height, film.seconds) == (96, 48, 128.0)
-    assert film_of("v", np.zeros((3, 8, 8, 3), np.uint8), np.arange(3.0)).count == 3
-    with pytest.raises(ValueError, match="video 'v'"):
-        film_of("v", np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0))
+    assert film_of(Clip("v", np.zeros((3, 8, 8, 3), np.uint8), np.arange(3.0), "")).count == 3
 
 
 def test_a_film_takes_the_best_quality_that_fits() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3), dtype=np.uint8)  # the worst case
-    sizes = [len(film_of("v", noise, np.arange(12.0), most).base64) * 3 // 4 for most in (MOST_BYTES, 12_000, 4_000)]
+    sizes = [
+        len(film_of(Clip("v", noise, np.arange(12.0), ""), most).base64) * 3 // 4
+        for most in (MOST_BYTES, 12_000, 4_000)
+    ]
     assert sizes[0] <= MOST_BYTES + 2 and sizes[1] <= 12_002 and sizes[2] <= 4_002
     assert bytes_of_a_film(3) == MOST_BYTES
     assert bytes_of_a_film(5000) * 5000 <= ALL_BYTES

@@ -18,7 +18,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -29,10 +28,11 @@ from vsr1.report.films import Film, bytes_of_a_film, film_of
 from vsr1.report.metric_rows import METRIC_ROWS, Cell, Intervals, MetricRow, cells
 from vsr1.report.rows import Row
 from vsr1.report.settings import setting_rows
+from vsr1.video.clips import Clip
 
 SCRIPTS = ("viewer_data.js", "viewer_list.js", "viewer_detail.js", "viewer.js")  # they make one script, in this order
 
-Frames = Callable[[str, str], tuple[np.ndarray, np.ndarray]]
+Frames = Callable[[str, str], Clip]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ class Run:
         scalars: rows of `read_scalars`.
         evaluations: by name ("before", "after", …), in the order of the columns.
         rows: every trajectory, of evaluations and of training, see `rows.row_of`.
-        frames: video id and hash of its clip to (frames [T, H, W, 3] uint8 RGB, frame times [T] in seconds); its errors
-            pass through. None leaves films out.
+        frames: video id and content hash to a clip; its errors pass through. None leaves films out.
         unfinished: names of evaluations that have trajectories but did not end.
     """
 
@@ -73,7 +72,7 @@ def write_report(out: Path, *, title: str, runs: Sequence[Run]) -> None:
     """Write the page to `out`, whose folder is made if missing.
 
     Raises:
-        ValueError: no run, two runs of one name, or unusable frames.
+        ValueError: no run, or two runs of one name.
     """
     if not runs or len({run.name for run in runs}) < len(runs):
         raise ValueError(f"report: runs {[run.name for run in runs]}; give at least one, each with a name of its own")
@@ -151,7 +150,7 @@ def _data(runs: Sequence[Run]) -> tuple[str, Iterator[Film]]:
     block = {"runs": [run.name for run in runs], "trajectories": trajectories}
     packed = gzip.compress(json.dumps(block, ensure_ascii=False, separators=(",", ":")).encode(), 6, mtime=0)
     most_bytes = bytes_of_a_film(len(readers))
-    films = (film_of(video, *frames(video, clip), most_bytes) for (video, clip), frames in readers.items())
+    films = (film_of(frames(video, clip), most_bytes) for (video, clip), frames in readers.items())
     return base64.b64encode(packed).decode("ascii"), films
 
 
