@@ -15,9 +15,9 @@ from pipelines.evaluation.replay.differences import Differs, NotChecked, same, s
 from pipelines.evaluation.replay.sources import Sources
 from vsr1.engine.engine import Reply
 from vsr1.episode.trajectory import Segment, Trajectory
+from vsr1.retrieval.corpus import Corpus
 from vsr1.retrieval.plan import plan_search
 from vsr1.retrieval.request import QueryEmbedder, RetrievalError, SearchRequest, SearchResult
-from vsr1.retrieval.snapshot import Snapshot
 from vsr1.search.environment import SearchEnvironment, SearchSettings
 from vsr1.video.clips import Clip
 
@@ -25,8 +25,8 @@ from vsr1.video.clips import Clip
 class LocalSearch:
     """A `Search` of the environment, which remembers the scores of all videos, one dict a search in order."""
 
-    def __init__(self, snapshot: Snapshot, embedder: QueryEmbedder) -> None:
-        self._snapshot, self._embedder = snapshot, embedder
+    def __init__(self, corpus: Corpus, embedder: QueryEmbedder) -> None:
+        self._corpus, self._embedder = corpus, embedder
         self.scores: list[dict[str, float]] = []
 
     async def __call__(self, request: SearchRequest) -> SearchResult:
@@ -35,10 +35,10 @@ class LocalSearch:
         Raises:
             RetrievalError: ids that are not in the corpus.
         """
-        catalogue = self._snapshot.catalogue
+        catalogue = self._corpus.catalogue
         plan = plan_search(request, catalogue)
         [vector] = self._embedder.embed_queries([request.query or ""], [request.soft_tokens])
-        scores = self._snapshot.vectors @ vector
+        scores = self._corpus.vectors @ vector
         by_id = dict(zip(catalogue.video_ids, scores.tolist(), strict=True))
         self.scores.append(by_id)
         order = np.argsort(-scores, kind="stable")

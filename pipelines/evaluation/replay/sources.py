@@ -19,8 +19,8 @@ from vsr1.model.checkpoint import load_policy
 from vsr1.model.embedder import Embedder
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
+from vsr1.retrieval.corpus import Corpus, open_corpus
 from vsr1.retrieval.request import RetrievalError
-from vsr1.retrieval.snapshot import Snapshot, open_current, read_snapshot
 from vsr1.rl.example_loss import ExampleLoss, VideoVectors
 from vsr1.search.environment import SearchTask
 from vsr1.settings.parts import AgentConfig
@@ -79,28 +79,28 @@ class Sources:
             raise NotChecked(f"the weights of version {version} were not kept (grpo.save_every)")
         return self._loss_from(kept)
 
-    def _load_corpus(self, version: str) -> Snapshot:
-        """The corpus of the split as of a version."""
+    def _load_corpus(self, version: str) -> Corpus:
+        """The corpus of the split, if it is that of a version."""
         try:
-            current = open_current(self._data, self.split)
-            if current.catalogue.version == version:
-                return current
-            return read_snapshot(self._data.index(self.split).parent, version)
+            corpus = open_corpus(self._data, self.split)
         except RetrievalError as error:
             raise NotChecked(str(error)) from error
+        if corpus.catalogue.version != version:
+            raise NotChecked(f"{self._data.root} holds index {corpus.catalogue.version}, index {version} is gone")
+        return corpus
 
     def _load_loss(self, policy: Path) -> ExampleLoss:
         config = self.config
         is_compared = self.is_training and config.grpo.objective.kl != "none"
-        snapshot = open_current(self._data, self.split)
-        rows = {video: row for row, video in enumerate(snapshot.catalogue.video_ids)}
+        corpus = open_corpus(self._data, self.split)
+        rows = {video: row for row, video in enumerate(corpus.catalogue.video_ids)}
         return ExampleLoss(
             config.grpo,
             self.agent,
             self._load_policy(policy),
             self._load_policy(config.model.policy) if is_compared else None,
             self.embedder,
-            VideoVectors(torch.from_numpy(snapshot.vectors), rows),
+            VideoVectors(torch.from_numpy(corpus.vectors), rows),
             self.processor,
             temperature=config.rollout.temperature if self.is_training else GREEDY_TEMPERATURE,
         )
