@@ -40,6 +40,10 @@ def _config(log: Path) -> Config:
     return load_config(config_of(log))
 
 
+def _of(row: Row) -> Row:
+    return {"query": row["task"]["query_id"], "sample": row["task"]["id"]["sample"]}
+
+
 def _statuses(one: Replayed) -> dict[str, str]:
     return {found.stage: found.status for found in one.findings}
 
@@ -74,7 +78,7 @@ def tampered(folder: Path, tmp_path: Path) -> Callable[..., Replayed]:
         change(rows[at])
         log = tmp_path / TRAINING_LOG
         log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        [one] = replay(log, _config(log), query=rows[at]["query_id"], sample=rows[at]["sample"], step=2)
+        [one] = replay(log, _config(log), **_of(rows[at]), step=2)
         return one
 
     return replayed
@@ -185,7 +189,7 @@ def test_a_rerun_gives_identical_tokens(folder: Path) -> None:
 
 def test_what_is_not_there_is_answered_with_what_there_is(folder: Path) -> None:
     log = folder / "after.trajectories.jsonl"
-    query = json.loads(log.read_text().splitlines()[0])["query_id"]
+    query = json.loads(log.read_text().splitlines()[0])["task"]["query_id"]
     with pytest.raises(ReplayError, match=rf"no trajectory of .* fits; there is: query {query}, sample 0; "):
         replay(log, _config(log), query="nobody asked")
     with pytest.raises(ReplayError, match="--rerun plays greedy ones again"):

@@ -56,8 +56,8 @@ def test_rollouts_after_a_push_come_from_the_pushed_weights(run: Config) -> None
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 2 * 2 * 3
     for row in rows:
-        assert {segment["weight_version"] for segment in row["segments"]} == {row["step"] - 1}
-        assert 1 <= len(row["segments"]) <= 3
+        assert {turn["weight_version"] for turn in row["turns"]} == {row["step"] - 1}
+        assert 1 <= len(row["turns"]) <= 3
 
 
 def test_the_learner_agrees_with_the_engine_before_and_after_the_push(run: Config) -> None:
@@ -104,7 +104,7 @@ def test_a_dead_retrieval_service_stops_the_step_with_its_name(run: Config) -> N
     _check_post_mortem(config, caught.value)
     rows = [json.loads(line) for line in trajectories.read_text().splitlines()[before:]]
     assert max(row["step"] for row in rows) < steps
-    assert all(segment["retrieved"] for row in rows for segment in row["segments"])
+    assert all(turn["record"]["retrieved"] for row in rows for turn in row["turns"])
 
 
 def _check_post_mortem(config: Config, error: Exception) -> None:

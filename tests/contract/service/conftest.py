@@ -44,7 +44,7 @@ def served(
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         start_agent(config, "127.0.0.1", port)
-        queries = [one.query for one in evaluated][:QUERIES]
+        queries = [one.task.query for one in evaluated][:QUERIES]
         service = Served(f"http://127.0.0.1:{port}", config, evaluated, queries, other, {})
         for model in ("first", "second"):
             service.traces[model] = {query: trace(service.search(query, model=model)[1]) for query in queries}
