@@ -197,11 +197,11 @@ def test_a_push_that_passes_its_check_mends_those_that_failed(played):
 def test_two_clips_in_one_prompt_equal_stock_hugging_face(played, policy_folder, clips):
     policy, processor = load_policy(policy_folder), ClipProcessor(policy_folder)
     processed = [processor.process(clip) for clip in clips]
-    before_norm = []
-    policy.model.language_model.norm.register_forward_pre_hook(lambda _module, args: before_norm.append(args[0]))
+    features = encode_clips(policy.model.visual, [c.pixels for c in processed], [c.grid for c in processed])
     refined = 0
     for i, reply in enumerate(played.pairs):
-        shown = [processed[i % 3], processed[(i + 1) % 3]]
+        pair = (i % 3, (i + 1) % 3)
+        shown = [processed[clip] for clip in pair]
         first, second = (processor.clip_tokens(clip.grid, clip.marks) for clip in shown)
         before, after = (processor.tokenizer.encode(text, add_special_tokens=False) for text in (BEFORE, AFTER))
         prompt = [*before, *first, *BETWEEN, *second, *after]
@@ -217,6 +217,7 @@ def test_two_clips_in_one_prompt_equal_stock_hugging_face(played, policy_folder,
         torch.testing.assert_close(torch.tensor(reply.logprobs), logprobs, atol=1e-3, rtol=0)
         if reply.latents is not None:
             refined += 1
-            latent = policy.latent(before_norm[-1][:, -1])[0]
-            torch.testing.assert_close(torch.tensor(reply.latents[0]), latent, atol=1e-4, rtol=0)
+            row = Row(prompt, reply.token_ids, pair, tuple(clip.grid for clip in shown))
+            latents = roll_latents(policy, prefill(policy.model, [row], features, keep_cache=True), 8)[0]
+            torch.testing.assert_close(torch.tensor(reply.latents), latents, atol=1e-4, rtol=0)
     assert refined
