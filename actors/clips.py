@@ -32,7 +32,7 @@ class ClipReader(Protocol):
     """What the store needs of a clip folder."""
 
     def read(self, video_id: str) -> Any:
-        """A clip with `frames` uint8 [T, H, W, 3] and `timestamps` float64 [T], or an error that names the clip."""
+        """Return a clip with `frames` uint8 [T, H, W, 3] and `timestamps` float64 [T]; errors name the clip."""
 
 
 class ClipStoreActor:

@@ -7,33 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import ray
 
 from actors.clips import ClipReader, ClipStores
-from actors.handles import Remote
-from actors.retrieval import RetrievalService
+from actors.retrieval import RetrievalHandle, RetrievalService
 from vsr1.config import Config
 from vsr1.retrieval.added import AddedFolder
-from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.settings.parts import ActorResources
-from vsr1.video.clips import Clip
 
 CLIP_BUDGET_SHARE = 0.5  # of a node's object store, for the clips of all corpora
-
-
-class RetrievalHandle(Protocol):
-    """Handle of a `RetrievalServiceActor`."""
-
-    search: Remote[[SearchRequest], SearchResult]
-    search_all: Remote[[list[SearchRequest]], list[SearchResult]]
-    embed_clip: Remote[[Clip], tuple[np.ndarray, str]]
-    refresh: Remote[[], str]
-    ready: Remote[[], None]
-    describe: Remote[[], dict[str, Any]]
-    shards: Remote[[], dict[str, Any]]
 
 
 class CorpusActors:

@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
 
+from actors.handles import Remote
 from actors.logs import log_to
-from actors.shards import IndexShard, RemoteShard
+from actors.shards import IndexShard, RemoteShard, ShardHandle
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.retrieval.added import AddedFolder
-from vsr1.retrieval.corpus import Catalogue
+from vsr1.retrieval.added import AddedFolder, with_added
+from vsr1.retrieval.corpus import Corpus, open_corpus
 from vsr1.retrieval.replicas import ReplicaSet
 from vsr1.retrieval.request import ClipEmbedder, RetrievalError, SearchRequest, SearchResult, vector_problem
 from vsr1.retrieval.searcher import Searcher, ShardClient
-from vsr1.retrieval.snapshot import Snapshot, changed, open_current, set_current, with_added, write_snapshot
 from vsr1.settings.parts import ModelConfig
 from vsr1.video.clips import Clip
 
 
 def load_embedder(model: ModelConfig) -> ClipEmbedder:
-    """The embedder that the configuration names."""
+    """Load the embedder that the configuration names."""
     from vsr1.model.embedder import Embedder  # here, because it loads torch: shards and callers do without
 
     return Embedder.load(model.embedder, device=model.device, dtype=model.dtype)
@@ -52,47 +51,35 @@ class RetrievalServiceActor:
             config: `data.root` holds the dataset; `retrieval` and `cluster.shard` give the shards and their resources.
             load: loads the query embedder, inside this actor.
             logs: folder for the logs of this actor and its shards.
-            added: videos that belong to the corpus too, see `refresh`; then `change` is not for use.
+            added: videos that belong to the corpus too, see `refresh`.
 
         Raises:
-            RetrievalError: corpus or snapshot missing or malformed, more shards than videos, or embedder and corpus of
-                different width or fingerprint.
+            RetrievalError: the corpus is missing or malformed, there are more shards than videos, or embedder and
+                corpus differ in width or fingerprint.
         """
         log_to(logs and logs / f"retrieval-{split}.log")
         self._folder, self._split, self._added = DatasetFolder(config.data.root), split, added
-        snapshot = open_current(self._folder, split)
         self._embedder = load(config.model)
-        if snapshot.embedder not in (None, self._embedder.fingerprint):
-            raise RetrievalError(
-                f"index {snapshot.catalogue.version} of split {split!r} was made with embedder {snapshot.embedder}, "
-                f"but queries are embedded with {self._embedder.fingerprint}: set model.embedder to the one used, or "
-                "build the dataset again"
-            )
-        if added:
-            catalogue, vectors = with_added(snapshot, added, self._embedder.fingerprint)
-            snapshot = replace(snapshot, catalogue=catalogue, vectors=vectors)
-        retrieval, need = config.retrieval, config.cluster.shard
-        snapshot.catalogue.bounds(retrieval.shards)
+        corpus, retrieval, need = self._read(), config.retrieval, config.cluster.shard
+        corpus.catalogue.bounds(retrieval.shards)
         start = IndexShard.options(
             num_cpus=need.cpus, num_gpus=need.gpus, memory=int(need.memory_gib * 2**30), max_restarts=-1
         )
         self._parts: list[dict[str, tuple[np.ndarray, ray.ObjectRef]]] = [{} for _ in range(retrieval.shards)]
         self._replicas: list[list[RemoteShard]] = []
-        sets: list[ReplicaSet[ShardClient]] = []
+        self._sets: list[ReplicaSet[ShardClient]] = []
         for i, parts in enumerate(self._parts):
             shard = f"shard {i} ({split})"
-            names = [shard] if retrieval.replicas == 1 else [f"{shard} replica {r}" for r in range(retrieval.replicas)]
-            threads = max(1, int(need.cpus))
             members = []
-            for r, name in enumerate(names):
+            for r in range(retrieval.replicas):
+                name = shard if retrieval.replicas == 1 else f"{shard} replica {r}"
                 log = logs and logs / f"shard-{split}-{i}-{r}.log"
-                actor = start.remote(shard, retrieval, threads, need.gpus > 0, log)
+                actor = start.remote(shard, retrieval, max(1, int(need.cpus)), need.gpus > 0, log)
                 members.append(RemoteShard(name, actor, parts))
             self._replicas.append(members)
-            sets.append(ReplicaSet(shard, members, timeout_s=retrieval.shard_timeout_s))
-        self._sets = sets
-        self._searcher = Searcher(self._embedder, sets, retrieval)
-        self._first: Snapshot | None = snapshot
+            self._sets.append(ReplicaSet(shard, members, timeout_s=retrieval.shard_timeout_s))
+        self._searcher = Searcher(self._embedder, self._sets, retrieval)
+        self._first: Corpus | None = corpus
         self._changing = asyncio.Lock()
 
     async def search(self, request: SearchRequest) -> SearchResult:
@@ -120,66 +107,45 @@ class RetrievalServiceActor:
             return
         async with self._changing:
             if self._first is not None:
-                await self._load(self._first.catalogue, self._first.vectors)
+                await self._load(self._first)
                 await asyncio.gather(*(replica.recover() for replica in self._all_replicas()))
-                self._serve(self._first.catalogue)
+                self._serve(self._first)
                 self._first = None
-
-    async def change(self, add: dict[str, np.ndarray], remove: list[str]) -> str:
-        """Add or replace videos by their unit vectors, float32 [dim], remove others; the new version is current then.
-
-        Searches go on; those that name the version before still see it. What was written before a failure or a kill is
-        never half there: the current version is the old one or the new one.
-
-        Returns:
-            the new version.
-
-        Raises:
-            RetrievalError: ids or vectors that do not fit, fewer than two videos left, or a disk that is full.
-        """
-        await self.ready()
-        async with self._changing:
-            return await self._change(add, remove)
-
-    async def _change(self, add: dict[str, np.ndarray], remove: list[str]) -> str:
-        before = open_current(self._folder, self._split)
-        catalogue, vectors = changed(before.catalogue, before.vectors, add, remove)
-        catalogue.bounds(len(self._sets))
-        folder = self._folder.index(self._split).parent
-        write_snapshot(folder, catalogue, vectors, embedder=self._embedder.fingerprint, source=before.source)
-        await self._load(catalogue, vectors)
-        set_current(folder, catalogue.version)
-        self._serve(catalogue)
-        return catalogue.version
 
     async def refresh(self) -> str:
         """Read the built corpus and the added videos again, as at a start, and make what is there now current.
 
-        Searches go on as in `change`.
+        Searches go on; those that name the version before still see it.
 
         Returns:
             the current version.
 
         Raises:
-            RetrievalError: as `with_added`, or more shards than videos.
+            RetrievalError: as at a start.
         """
         await self.ready()
         async with self._changing:
-            catalogue, vectors = await asyncio.to_thread(self._read)
-            if catalogue.version != self._searcher.current.version:
-                catalogue.bounds(len(self._sets))
-                if catalogue.version not in self._searcher.versions:
-                    await self._load(catalogue, vectors)
-                self._serve(catalogue)
-            return catalogue.version
+            corpus = await asyncio.to_thread(self._read)
+            version = corpus.catalogue.version
+            if version != self._searcher.current.version:
+                if version not in self._searcher.versions:
+                    await self._load(corpus)
+                self._serve(corpus)
+            return version
 
-    def _read(self) -> tuple[Catalogue, np.ndarray]:
-        if self._added is None:
-            raise RetrievalError("this service was started without a folder of added videos; use `change`")
-        return with_added(open_current(self._folder, self._split), self._added, self._embedder.fingerprint)
+    def _read(self) -> Corpus:
+        """Read what is to be searched, which must have been embedded with the embedder of the queries."""
+        corpus, fingerprint = open_corpus(self._folder, self._split), self._embedder.fingerprint
+        if corpus.embedder not in (None, fingerprint):
+            raise RetrievalError(
+                f"index {corpus.catalogue.version} of split {self._split!r} was made with embedder {corpus.embedder}, "
+                f"but queries are embedded with {fingerprint}: set model.embedder to the one used, or build the "
+                "dataset again"
+            )
+        return with_added(corpus, self._added, fingerprint) if self._added else corpus
 
     async def embed_clip(self, clip: Clip) -> tuple[np.ndarray, str]:
-        """Vector of a clip, float32 [dim], of length 1, and the fingerprint of the embedder; queries wait meanwhile.
+        """Return the vector of a clip, float32 [dim], of length 1, and the embedder's fingerprint; queries wait for it.
 
         Raises:
             RetrievalError: the embedder gives a vector that has no direction.
@@ -189,11 +155,11 @@ class RetrievalServiceActor:
             raise RetrievalError(f"the embedding of video {clip.video_id!r} {problem}; check the embedder checkpoint")
         return vector.astype(np.float32), self._embedder.fingerprint
 
-    async def _load(self, catalogue: Catalogue, vectors: np.ndarray) -> None:
+    async def _load(self, corpus: Corpus) -> None:
         """Bring a version to one replica of each shard at least; the others get it before they answer again."""
-        version = catalogue.version
-        for parts, (first, end) in zip(self._parts, catalogue.bounds(len(self._sets)), strict=True):
-            parts[version] = np.arange(first, end), ray.put(vectors[first:end])
+        version = corpus.catalogue.version
+        for parts, (first, end) in zip(self._parts, corpus.catalogue.bounds(len(self._sets)), strict=True):
+            parts[version] = np.arange(first, end), ray.put(corpus.vectors[first:end])
         try:
             await asyncio.gather(*(_first_of([replica.recover() for replica in shard]) for shard in self._replicas))
         except RetrievalError:
@@ -201,8 +167,8 @@ class RetrievalServiceActor:
                 del parts[version]
             raise
 
-    def _serve(self, catalogue: Catalogue) -> None:
-        for retired in self._searcher.serve(catalogue):
+    def _serve(self, corpus: Corpus) -> None:
+        for retired in self._searcher.serve(corpus.catalogue):
             for parts in self._parts:
                 del parts[retired]
             for replica in self._all_replicas():
@@ -212,7 +178,7 @@ class RetrievalServiceActor:
         return [replica for shard in self._replicas for replica in shard]
 
     async def describe(self) -> dict[str, Any]:
-        """Versions, videos, dim, shards, replicas that are down, and counts of requests and batches so far."""
+        """Return versions, videos, dim, shards, replicas that are down, and counts of requests and batches so far."""
         await self.ready()
         catalogue = self._searcher.current
         return {
@@ -227,8 +193,8 @@ class RetrievalServiceActor:
             **self._searcher.counts,
         }
 
-    async def shards(self) -> dict[str, Any]:
-        """The replicas' actors by name, for health checks and tests."""
+    async def shards(self) -> dict[str, ShardHandle]:
+        """Return the replicas' actors by name, for health checks and tests."""
         return {replica.name: replica.actor for replica in self._all_replicas()}
 
 
@@ -244,5 +210,18 @@ async def _first_of(calls: list[Coroutine[Any, Any, None]]) -> None:
 
 
 _BACKGROUND: set[asyncio.Task[None]] = set()  # asyncio itself keeps no task alive
+
+
+class RetrievalHandle(Protocol):
+    """The handle of a `RetrievalService`."""
+
+    search: Remote[[SearchRequest], SearchResult]
+    search_all: Remote[[list[SearchRequest]], list[SearchResult]]
+    ready: Remote[[], None]
+    refresh: Remote[[], str]
+    embed_clip: Remote[[Clip], tuple[np.ndarray, str]]
+    describe: Remote[[], dict[str, Any]]
+    shards: Remote[[], dict[str, ShardHandle]]
+
 
 RetrievalService: Any = ray.remote(RetrievalServiceActor)

@@ -24,8 +24,7 @@ from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import Clip
 
 if TYPE_CHECKING:
-    from vsr1.engine.engine import PolicyEngine, Reply
-    from vsr1.model.manifest import Manifest
+    from vsr1.engine.engine import PolicyEngine, Reply, Way
 
 
 @dataclass(frozen=True)
@@ -84,31 +83,30 @@ class RolloutWorkerActor:
 
         return await run_episode(environment, reply_to)
 
-    async def push(self, pushed: tuple[bytes, Manifest], version: int) -> None:
-        """Take new weights once the running requests are answered: CUDA IPC handles, or safetensors bytes.
+    async def push(self, way: Way, sent: tuple[Any, Any], version: int) -> None:
+        """Take new weights once the running requests are answered, check them, and answer with them.
+
+        Args:
+            way: how the learner sends them.
+            sent: what it sends, and the manifest. `file`: safetensors bytes; `ipc`: CUDA IPC handles; `nccl`: the
+                layout of the broadcast that it sends now, and a reference to the manifest.
+            version: of these weights.
 
         Raises:
             PushError: some did not arrive.
         """
-        sent, manifest = pushed
-        if self._config.rollout.transfer == "ipc":
-            await self._ready().push_weights("receive_ipc", (sent,), version, manifest)
+        weights, manifest = sent
+        if way != "file":
+            await self._ready().push_weights(way, weights, version, manifest)
             return
         with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_shared_memory()) as file:
-            file.write(sent)
+            file.write(weights)
             file.flush()
-            await self._ready().push_weights("receive_file", (file.name,), version, manifest)
+            await self._ready().push_weights(way, [file.name], version, manifest)
 
     async def join_transfer(self, host: str, port: int, rank: int, world_size: int) -> None:
+        """Join the learner's NCCL group, see `PolicyEngine.join_transfer`."""
         await self._ready().join_transfer(host, port, rank, world_size)
-
-    async def receive(self, layout: list[tuple[str, tuple[int, ...], str]], version: int) -> None:
-        """Take the broadcast that the learner sends now."""
-        await self._ready().push_weights("receive_nccl", (layout,), version)
-
-    async def check_weights(self, manifest: Manifest) -> None:
-        """Raises `PushError` for tensors that are not the learner's."""
-        await self._ready().check_weights(manifest)
 
     async def stop(self) -> None:
         """End the engine process."""
@@ -140,8 +138,6 @@ class RolloutWorkerHandle(Protocol):
     rollout: Any
     push: Any
     join_transfer: Any
-    receive: Any
-    check_weights: Any
     stop: Any
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import faiss
 import numpy as np
 import ray
 from ray.exceptions import RayActorError
 
+from actors.handles import Remote
 from actors.logs import log_to
 from vsr1.retrieval.index import RankTarget, Shard, ShardHits, ShardQueries
 from vsr1.retrieval.replicas import ShardUnavailableError
 from vsr1.settings.parts import RetrievalConfig
 
+Answer = TypeVar("Answer")
 RECOVERY_PAUSE_S = 0.1  # between attempts to reach a replica that is down
 
 
@@ -29,24 +32,26 @@ class IndexShardActor:
         self._versions: dict[str, Shard] = {}
 
     def load(self, version: str, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Take `rows` int64 [n] and `vectors` float32 [n, dim] of a version; nothing happens if it is there."""
+        """Take `rows` int64 [n] and `vectors` float32 [n, dim] of a version; nothing happens if it is there.
+
+        An exact index searches the vectors where they lie, in the object store of this node.
+        """
         if version not in self._versions:
+            index, parameters = self._config.index, self._config.index_params
             self._versions[version] = Shard(
-                self._name,
-                rows,
-                vectors,
-                factory=self._config.index,
-                search_params=self._config.index_params,
-                gpu=self._gpu,
+                self._name, rows, vectors, factory=index, search_params=parameters, gpu=self._gpu
             )
 
     def unload(self, version: str) -> None:
+        """Hold a version no more."""
         self._versions.pop(version, None)
 
     def search(self, version: str, queries: ShardQueries) -> ShardHits:
+        """Answer as `Shard.search`."""
         return self._version(version).search(queries)
 
     def count_above(self, version: str, targets: list[RankTarget]) -> list[int]:
+        """Answer as `Shard.count_above`."""
         return self._version(version).count_above(targets)
 
     def _version(self, version: str) -> Shard:
@@ -55,14 +60,22 @@ class IndexShardActor:
         return self._versions[version]
 
 
-# Typed as Any: the stubs that Ray ships type a handle as the plain class, whose methods have no `.remote`.
 IndexShard: Any = ray.remote(IndexShardActor)
+
+
+class ShardHandle(Protocol):
+    """The handle of an `IndexShard`."""
+
+    load: Remote[[str, np.ndarray, np.ndarray], None]
+    unload: Remote[[str], None]
+    search: Remote[[str, ShardQueries], ShardHits]
+    count_above: Remote[[str, list[RankTarget]], list[int]]
 
 
 class RemoteShard:
     """A `ShardClient` that sends its calls to an `IndexShard`; `parts` are what it must hold, by version."""
 
-    def __init__(self, name: str, actor: Any, parts: dict[str, tuple[np.ndarray, ray.ObjectRef]]) -> None:
+    def __init__(self, name: str, actor: ShardHandle, parts: dict[str, tuple[np.ndarray, ray.ObjectRef]]) -> None:
         self.name, self.actor, self._parts = name, actor, parts
 
     async def search(self, version: str, queries: ShardQueries) -> ShardHits:
@@ -71,20 +84,18 @@ class RemoteShard:
     async def count_above(self, version: str, targets: list[RankTarget]) -> list[int]:
         return await self._answer(self.actor.count_above.remote(version, targets))
 
-    async def load(self) -> None:
-        """Bring the replica what it does not hold yet."""
-        for version, (rows, vectors) in list(self._parts.items()):
-            await self._answer(self.actor.load.remote(version, rows, vectors))
-
     async def recover(self) -> None:
+        """Bring the replica what it does not hold yet; return when it holds all."""
         while True:
             try:
-                return await self.load()
+                for version, (rows, vectors) in list(self._parts.items()):
+                    await self._answer(self.actor.load.remote(version, rows, vectors))
+                return
             except ShardUnavailableError:
                 await asyncio.sleep(RECOVERY_PAUSE_S)
 
-    async def _answer(self, reference: Any) -> Any:
+    async def _answer(self, call: Awaitable[Answer]) -> Answer:
         try:
-            return await reference
+            return await call
         except RayActorError as error:
             raise ShardUnavailableError(self.name, type(error).__name__) from error

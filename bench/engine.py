@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,21 +20,25 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from bench.lengths import ExactEngine
 from bench.measure import Rounds, in_turn
-from vsr1.engine.engine import PolicyEngine, PushError, Reply
+from vsr1.engine.engine import PolicyEngine, Reply
+from vsr1.engine.gate import PushError
+from vsr1.episode.environment import Prompt
 from vsr1.model.checkpoint import load_policy, refine_token_id, save_policy
 from vsr1.model.forward import ForwardState, Row, prefill, roll_latents, token_logprobs
 from vsr1.model.manifest import record
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
 from vsr1.model.vision import encode_clips
-from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
+from vsr1.search.prompts import SYSTEM_PROMPT, turn_parts, turn_prompt
 from vsr1.settings.parts import EngineConfig
 from vsr1.toy.models import config_2b, new_policy, toy_processor
 from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer, vocabulary_texts
 from vsr1.video.clips import Clip
 
 DEPTH = 8
+QUERY = "a red circle moving left"
 T = TypeVar("T")
 MIXED_SIZES = ((16, 64, 64), (24, 64, 64), (10, 96, 64), (32, 64, 128), (2, 64, 64))  # frames, pixels high and wide
 LEFT_OUT = "model.language_model.layers.1.mlp.down_proj.weight"  # of a push that must be found out
@@ -167,7 +171,7 @@ def _on_engine(folder: Path, samples: int, use: Callable[[PolicyEngine], Awaitab
     room = {"max_num_seqs": samples, "latent_slots": samples, "max_model_len": 4096, "gpu_memory_utilization": 0.5}
 
     async def run() -> T:
-        engine = await PolicyEngine.start(folder, EngineConfig(**room | options), device=_device(), dtype=_dtype())
+        engine = await ExactEngine.start(folder, EngineConfig(**room | options), device=_device(), dtype=_dtype())
         try:
             return await use(engine)
         finally:
@@ -188,13 +192,11 @@ async def latent_rounds(engine: PolicyEngine, clips: list[Clip], work: LatentWor
         with taken.time("refined" if latents else "plain"):
             requests = [
                 engine.generate(
-                    turn_prompt("a red circle moving left", SYSTEM_PROMPT),
-                    clips[i // work.group],
-                    max_tokens=work.words + 1,
+                    _prompt(clips[i // work.group]),
+                    max_tokens=work.words + (1 if latents else -1),  # one more comes: the refine token, or the end
                     latents=latents,
                     temperature=1.0,
                     seed=i,
-                    words=work.words,
                 )
                 for i in range(work.samples)
             ]
@@ -216,7 +218,7 @@ def hugging_face_rounds(folder: Path, clip: Clip, work: LatentWork) -> Rounds:
     processor = ClipProcessor(folder)
     seen = processor.process(clip, policy.device)
     reply = [int(token) for token in np.random.default_rng(0).integers(20, 200, work.words)]
-    prompt = processor.expand(_prompt(True), seen.grid, seen.marks)
+    prompt = processor.expand(turn_prompt(QUERY, SYSTEM_PROMPT), seen.grid, seen.marks)
     row = Row(prompt, [*reply, refine_token_id(processor.tokenizer)], (0,), (seen.grid,))
     pixels = seen.pixels.to(policy.dtype)
 
@@ -231,18 +233,15 @@ def hugging_face_rounds(folder: Path, clip: Clip, work: LatentWork) -> Rounds:
     return in_turn({"cached": lambda: roll_latents(policy, state(True), DEPTH), "full": recompute}, work.rounds)
 
 
-def _prompt(with_clip: bool) -> str:
-    prompt = turn_prompt("a red circle moving left", SYSTEM_PROMPT)
-    return prompt if with_clip else prompt.replace("<|video_pad|>", "")
+def _prompt(clip: Clip | None) -> Prompt:
+    before, after = turn_parts(QUERY, SYSTEM_PROMPT)
+    return Prompt([before, after] if clip is None else [before, clip, after])
 
 
 async def _parity_replies(engine: PolicyEngine, clips: list[Clip], samples: int) -> list[Reply]:
-    options: dict[str, Any] = {"max_tokens": 33, "latents": DEPTH, "temperature": 1.0, "words": 32}
+    options: dict[str, Any] = {"max_tokens": 33, "latents": DEPTH, "temperature": 1.0}
     return await asyncio.gather(
-        *[
-            engine.generate(_prompt(i % 2 == 1), clips[i % len(clips)] if i % 2 else None, seed=i, **options)
-            for i in range(samples)
-        ]
+        *[engine.generate(_prompt(clips[i % len(clips)] if i % 2 else None), seed=i, **options) for i in range(samples)]
     )
 
 
@@ -254,6 +253,7 @@ def _oracle(
     policy = load_policy(folder, device=_device(), dtype=dtype).eval()
     processor = ClipProcessor(folder)
     processed = [processor.process(clip, policy.device) for clip in clips]
+    barred = (refine_token_id(processor.tokenizer), int(processor.tokenizer.eos_token_id))  # see `ExactLengths`
     answers = []
     for i, reply in enumerate(replies):
         clip = processed[i % len(clips)]
@@ -263,6 +263,8 @@ def _oracle(
         row = Row(prompt, response, (0,), (clip.grid,)) if i % 2 else Row(prompt, response)
         state = prefill(policy.model, [row], features, keep_cache=True)
         logprobs, _ = token_logprobs(policy, state, [row])
+        others = [replace(row, response=[token] * len(row.response)) for token in barred]
+        logprobs = logprobs - torch.log(1 - sum(token_logprobs(policy, state, [other])[0].exp() for other in others))
         answers.append((logprobs[:-1].cpu(), roll_latents(policy, state, DEPTH)[0].cpu()))
     return answers
 
@@ -293,13 +295,13 @@ async def push_rounds(
             layout = [(name, tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in weights.items()]
             await asyncio.gather(
                 asyncio.to_thread(sender.send, weights.items()),
-                engine.push_weights("receive_nccl", (layout,), version),
+                engine.push_weights("nccl", layout, version),
             )
         elif way == "ipc":
-            await engine.push_weights("receive_ipc", (share(weights.items()),), version)
+            await engine.push_weights("ipc", share(weights.items()), version)
         else:
             save_file(weights, file)
-            await engine.push_weights("receive_file", (str(file),), version)
+            await engine.push_weights("file", [str(file)], version)
 
     async def check() -> None:
         await engine.check_weights({name: record(tensor) for name, tensor in named.items()})

@@ -6,18 +6,15 @@ the build.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from pipelines.data.manifest import BuildError, id_of, video_files, videos_folder
+from pipelines.data.manifest import Announce, Manifest, find_videos, id_of
 from vsr1.config import Config
-from vsr1.formats.annotations import read_annotations
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.video.decode import VideoError, probe_video
 
@@ -26,7 +23,7 @@ TOLERANCE_SHARE = 0.02  # of the annotated duration, where that is more
 
 
 @dataclass
-class SplitCheck:
+class VideosCheck:
     """What is wrong with the videos of a split, by video id; `unused` counts files that no annotation names, of
     any split where all share a folder.
 
@@ -44,14 +41,11 @@ class SplitCheck:
 
     @property
     def wrong(self) -> int:
-        """Videos with a defect."""
+        """Return how many videos have a defect."""
         return len(self.missing) + len(self.twice) + len(self.undecodable) + len(self.mismatched)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     def lines(self) -> list[str]:
-        """One line a defect."""
+        """Return one line a defect."""
         return [
             *(f"{self.split}: {name}: no video file in {self.folder}" for name in self.missing),
             *(f"{self.split}: {name}: more than one file: {', '.join(paths)}" for name, paths in self.twice.items()),
@@ -63,35 +57,36 @@ class SplitCheck:
         ]
 
 
-def check_dataset(config: Config, progress: Callable[[str], None] | None = None) -> list[SplitCheck]:
-    """Check every split of `config.data.splits`; writes nothing.
+def check_videos(config: Config, progress: Announce | None = None) -> list[VideosCheck]:
+    """Check every split of `config.data.splits` and write nothing.
 
     Raises:
         AnnotationError: missing or faulty annotations.
         BuildError: a split that is only searched has no video files.
     """
-    folder = DatasetFolder(config.data.root)
-    wanted = {split: _durations(folder, split, config) for split in config.data.splits}
-    everywhere = {id_of(name) for names in wanted.values() for name in names}
+    data = config.data
+    manifests = [find_videos(DatasetFolder(data.root), split, data) for split in data.splits]
+    everywhere = {id_of(name) for manifest in manifests for name in manifest.videos}
     # Spawned, because a fork of a process with threads can hang.
-    with ProcessPoolExecutor(config.data.decode_workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(data.decode_workers, mp_context=get_context("spawn")) as pool:
         checks = []
-        for split, durations in wanted.items():
-            check, single = _files_of_split(folder, split, durations, everywhere, config)
+        for manifest in manifests:
+            # A folder that all splits share has files of the others.
+            check = _check_names(manifest, everywhere if data.videos else {id_of(name) for name in manifest.videos})
+            single = [video for video in manifest.videos.values() if len(video.files) == 1]
             if progress:
-                progress(f"{split}: opening {len(single)} videos")
-            for name, probed in zip(single, pool.map(_probe, single.values(), chunksize=8), strict=True):
-                annotated = durations[name]
+                progress(f"{manifest.split}: opening {len(single)} videos")
+            for video, probed in zip(single, pool.map(_probe, [v.files[0] for v in single], chunksize=8), strict=True):
                 if isinstance(probed, str):
-                    check.undecodable[name] = probed
-                elif annotated is not None and probed is not None and _differ(annotated, probed):
-                    check.mismatched[name] = (annotated, probed)
+                    check.undecodable[video.video_id] = probed
+                elif video.duration and probed is not None and _differ(video.duration, probed):
+                    check.mismatched[video.video_id] = (video.duration, probed)
             checks.append(check)
     return checks
 
 
-def check_table(checks: list[SplitCheck]) -> Table:
-    """Counts, one row a split."""
+def check_table(checks: list[VideosCheck]) -> Table:
+    """Return the counts, one row a split."""
     table = Table("split", "videos", "missing", "two files", "undecodable", "other length", "unused files")
     for check in checks:
         counts = (check.videos, len(check.missing), len(check.twice), len(check.undecodable), len(check.mismatched))
@@ -99,40 +94,21 @@ def check_table(checks: list[SplitCheck]) -> Table:
     return table
 
 
-def _durations(folder: DatasetFolder, split: str, config: Config) -> dict[str, float | None]:
-    """Seconds by video id, sorted; None where nothing says how long a video is."""
-    if config.data.search_only:
-        source = videos_folder(folder, split, config.data)
-        found: dict[str, float | None] = dict.fromkeys(sorted(video_files(source)))
-        if not found:
-            raise BuildError(f"split {split!r}: {source} has no video files; set data.videos")
-        return found
-    path = config.data.annotations.get(split, folder.annotations(split))
-    rows = read_annotations(path, config.data.beyond_duration)
-    return {row.video: row.duration for row in sorted(reversed(rows), key=lambda row: row.video)}  # the first counts
-
-
-def _files_of_split(
-    folder: DatasetFolder, split: str, durations: dict[str, float | None], everywhere: set[str], config: Config
-) -> tuple[SplitCheck, dict[str, Path]]:
-    """What the names of the files tell, and the file of each video that has just one."""
-    source = videos_folder(folder, split, config.data)
-    files = video_files(source)
-    named = everywhere if config.data.videos else {id_of(name) for name in durations}  # that folder serves all splits
-    found = {name: files.get(id_of(name), []) for name in durations}
-    check = SplitCheck(
-        split,
-        str(source),
-        videos=len(durations),
-        missing=[name for name, paths in found.items() if not paths],
-        twice={name: [str(path) for path in paths] for name, paths in found.items() if len(paths) > 1},
-        unused=sum(len(files[name]) for name in files.keys() - named),
+def _check_names(manifest: Manifest, named: set[str]) -> VideosCheck:
+    """Return what the names of the files tell."""
+    files = {name: [str(path) for path in video.files] for name, video in manifest.videos.items()}
+    return VideosCheck(
+        manifest.split,
+        str(manifest.place),
+        videos=len(files),
+        missing=[name for name, paths in files.items() if not paths],
+        twice={name: paths for name, paths in files.items() if len(paths) > 1},
+        unused=sum(len(paths) for name, paths in manifest.files.items() if name not in named),
     )
-    return check, {name: paths[0] for name, paths in found.items() if len(paths) == 1}
 
 
 def _probe(path: Path) -> float | str | None:
-    """In a process of the pool: seconds, None where the container states none, or why the video cannot be used."""
+    """Return, in a process of the pool, seconds, None where none are stated, or why the video cannot be used."""
     try:
         return probe_video(path)
     except VideoError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -51,9 +52,12 @@ def data_unpack(
     workers: Annotated[int, typer.Option(help="How many shards are unpacked at one time.")] = 4,
 ) -> None:
     """Unpack published data and check that the dataset folder is complete. Once stopped, it goes on where it was."""
-    from pipelines.data.check_folder import unpack_prepared
+    from pipelines.data.check_folder import check_folder
+    from vsr1.formats.dataset import DatasetFolder
+    from vsr1.formats.prepared import unpack_dataset
 
-    guarded(unpack_prepared, source, out, split, workers, console.print)
+    console.print(guarded(unpack_dataset, source, out, workers, console.print).line())
+    guarded(check_folder, DatasetFolder(out), split, console.print)
 
 
 @commands.command("check")
@@ -64,11 +68,11 @@ def data_check(
 ) -> None:
     """Find videos that are missing, do not decode or are not as long as annotated. The exit code is 1 if any is."""
     settings = read_settings(config, overrides)
-    from pipelines.data.check_videos import check_dataset, check_table
+    from pipelines.data.check_videos import check_table, check_videos
 
-    checks = guarded(check_dataset, settings, console.print if not as_json else None)
+    checks = guarded(check_videos, settings, console.print if not as_json else None)
     if as_json:
-        print(json.dumps({check.split: check.to_json() for check in checks}, ensure_ascii=False, indent=2))
+        print(json.dumps({check.split: asdict(check) for check in checks}, ensure_ascii=False, indent=2))
     else:
         console.print(check_table(checks))
         for line in (line for check in checks for line in check.lines()):

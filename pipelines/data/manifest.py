@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vsr1.formats.annotations import Annotation, read_annotations
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.data import DataConfig
 
+Announce = Callable[[str], None]  # takes a line that says how far a build is
 VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 
 
@@ -26,100 +28,98 @@ class BuildError(ValueError):
 
 @dataclass(frozen=True)
 class Video:
-    """`path` is None where no file of that name exists.
+    """`files` are all that bear its name; there should be one.
 
     `duration` in seconds is the annotated one; without annotations it is 0 until the video is decoded.
     """
 
     video_id: str
-    path: Path | None
+    files: list[Path]
     duration: float
+
+    @property
+    def path(self) -> Path | None:
+        """Return its file, None where there is none."""
+        return self.files[0] if self.files else None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A split: its videos sorted by id, its annotations in file order."""
+    """A split: its videos sorted by id, its annotations in file order, and the video files of the folder `place`."""
 
     split: str
     videos: dict[str, Video]
     annotations: list[Annotation]
+    place: Path = Path()
+    files: dict[str, list[Path]] = field(default_factory=dict)  # by the form of their ids that `id_of` gives
 
-    def without(self, failed: set[str]) -> Manifest:
-        """The split without some videos and their queries.
+    def without(self, failed: Collection[str]) -> Manifest:
+        """Return the split without some videos and their queries.
 
         Raises:
             BuildError: fewer than two videos are left.
         """
-        return _checked(
-            self.split,
-            {name: video for name, video in self.videos.items() if name not in failed},
-            [row for row in self.annotations if row.video not in failed],
-        )
+        videos = {name: video for name, video in self.videos.items() if name not in failed}
+        if len(videos) < 2:
+            raise BuildError(
+                f"split {self.split!r} has a corpus of {len(videos)} video(s) {list(videos)}; a search needs at least 2"
+            )
+        return replace(self, videos=videos, annotations=[row for row in self.annotations if row.video in videos])
 
 
-def load_manifest(folder: DatasetFolder, split: str, data: DataConfig) -> Manifest:
-    """Read the annotations of a split and find its video files.
+def find_videos(folder: DatasetFolder, split: str, data: DataConfig) -> Manifest:
+    """Read the annotations of a split and find the files of its videos; these may be none or several.
 
     Raises:
         AnnotationError: missing or faulty annotations.
-        BuildError: two files of one video id, no video files where there is nothing else, or fewer than two videos.
+        BuildError: no video files where there is nothing else.
     """
-    source = videos_folder(folder, split, data)
-    files = video_files(source)
+    place = data.videos or folder.raw_videos(split)
+    files = video_files(place)
     if data.search_only:
-        durations = dict.fromkeys(files, 0.0)
-        annotations = []
         if not files:
-            raise BuildError(f"{source} has no video files ({', '.join(VIDEO_EXTENSIONS)}); set data.videos")
+            raise BuildError(f"{place} has no video files ({', '.join(VIDEO_EXTENSIONS)}); set data.videos")
+        rows, seconds = [], dict.fromkeys(files, 0.0)
     else:
-        annotations = read_annotations(folder.annotations(split), data.beyond_duration)
-        durations = {}
-        for row in annotations:
-            durations.setdefault(row.video, row.duration)
-    found = {name: files.get(id_of(name), []) for name in sorted(durations)}
-    twice = [f"{name!r} ({', '.join(map(str, paths))})" for name, paths in found.items() if len(paths) > 1]
+        rows = read_annotations(data.annotations.get(split, folder.annotations(split)), data.beyond_duration)
+        seconds = {row.video: row.duration for row in reversed(rows)}  # of several rows of a video the first counts
+    videos = {name: Video(name, files.get(id_of(name), []), seconds[name]) for name in sorted(seconds)}
+    return Manifest(split, videos, rows, place, files)
+
+
+def load_manifest(folder: DatasetFolder, split: str, data: DataConfig) -> Manifest:
+    """Find what a split is built from.
+
+    Raises:
+        AnnotationError, BuildError: as `find_videos`, or two files of one video id, or fewer than two videos.
+    """
+    manifest = find_videos(folder, split, data)
+    twice = [f"{v!r} ({', '.join(map(str, video.files))})" for v, video in manifest.videos.items() if video.files[1:]]
     if twice:
         more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
         raise BuildError(f"video ids with more than one file: {'; '.join(twice[:3])}{more}; keep one file of each")
-    videos = {name: Video(name, paths[0] if paths else None, durations[name]) for name, paths in found.items()}
-    return _checked(split, videos, annotations)
+    return manifest.without(())
 
 
-def videos_folder(folder: DatasetFolder, split: str, data: DataConfig) -> Path:
-    """Where the source videos of a split lie."""
-    return data.videos or folder.raw_videos(split)
-
-
-def with_durations(manifest: Manifest, seconds: dict[str, float]) -> Manifest:
-    """The split with durations by video id in place of its own."""
-    videos = {name: replace(video, duration=seconds[name]) for name, video in manifest.videos.items()}
-    return replace(manifest, videos=videos)
-
-
-def corpus_row(folder: DatasetFolder, split: str, video: Video) -> dict[str, Any]:
-    """The whole video as one document (data-eval.md §1.2)."""
-    return {
-        "doc_id": video.video_id,
-        "video_id": video.video_id,
-        "video_path": video_path(folder, split, video),
-        "start": 0.0,
-        "end": video.duration,
-        "duration": video.duration,
-    }
+def check_failures(failed: dict[str, str], total: int, tolerated: float, what: str, remedy: str) -> None:
+    """Raise a `BuildError` that shows the first of the failures, by id, if they are more than a share of the total."""
+    if len(failed) > tolerated * total:
+        first = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
+        raise BuildError(f"{len(failed)} of {total} {what} ({first}), {remedy}={tolerated}")
 
 
 def video_path(folder: DatasetFolder, split: str, video: Video) -> str:
-    """The source file, or the clip where a prepared dataset brings no source."""
+    """Return the source file, or the clip where a prepared dataset brings no source."""
     return portable(folder, video.path or folder.clips(split) / f"{video.video_id}.npy")
 
 
 def portable(folder: DatasetFolder, path: Path) -> str:
-    """A path relative to the dataset folder where it lies in it."""
+    """Return a path relative to the dataset folder where it lies in it."""
     return path.relative_to(folder.root).as_posix() if path.is_relative_to(folder.root) else path.as_posix()
 
 
 def query_row(annotation: Annotation) -> dict[str, Any]:
-    """One query (data-eval.md §1.2)."""
+    """Return one query (data-eval.md §1.2)."""
     return {
         "qid": annotation.qid,
         "query": annotation.fig_desc,
@@ -130,7 +130,7 @@ def query_row(annotation: Annotation) -> dict[str, Any]:
 
 
 def video_files(folder: Path) -> dict[str, list[Path]]:
-    """Video files of a folder and its sub-folders by stem, hidden ones left out; none where there is no folder.
+    """Find the video files of a folder and its sub-folders by stem, hidden ones left out; none if there is no folder.
 
     Stems are in Unicode's composed form, because some file systems take names apart (é as e and an accent).
     """
@@ -145,13 +145,5 @@ def video_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def id_of(name: str) -> str:
-    """A video id in the form that `video_files` has them."""
+    """Return a video id in the form that `video_files` has them."""
     return unicodedata.normalize("NFC", name)
-
-
-def _checked(split: str, videos: dict[str, Video], annotations: list[Annotation]) -> Manifest:
-    if len(videos) < 2:
-        raise BuildError(
-            f"split {split!r} has a corpus of {len(videos)} video(s) {list(videos)}; a search needs at least 2"
-        )
-    return Manifest(split, videos, annotations)

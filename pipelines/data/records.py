@@ -1,30 +1,92 @@
-"""Training records out of rankings: shown pairs, SFT conversations and GRPO prompts (data-eval.md §1.8, §1.9).
+"""Rankings of the frozen engine, and training records out of them (data-eval.md §1.8, §1.9).
 
-Pure functions of what they are given; the order of the queries is kept. A pair without a true label or without
-reasoning gives no record: nothing is made up.
+A ranking is exact, over the whole corpus; ties go to the smaller video id, as in the retrieval service. The records are
+shown pairs, SFT conversations and GRPO prompts. All are pure functions of what they are given; the order of the queries
+is kept. A pair without a true label or without reasoning gives no record: nothing is made up.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipelines.data.manifest import BuildError, Manifest, Video, query_row, video_path
-from pipelines.data.ranking import Hit, Ranking
 from vsr1.formats.annotations import Annotation
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.search.prompts import assistant_text, format_seconds, user_text
 from vsr1.toy.world import Event, find_queried, reasoning
 
+QUERIES_AT_ONCE = 1024
 BALANCE_SEED = 42
 OPTIONS = ("<answer>matched</answer>", "<answer>not_matched</answer><REFINE>")
 
 
+@dataclass(frozen=True)
+class Hit:
+    """A video in a query's ranking; `rank` starts at 1."""
+
+    video_id: str
+    score: float
+    rank: int
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """One query: its best videos, best first, and the right one wherever it stands.
+
+    Held as rows int32 [k] of `ids` and scores float32 [k], because a corpus has many queries.
+    """
+
+    ids: list[str]
+    rows: np.ndarray
+    scores: np.ndarray
+    truth: Hit
+
+    @property
+    def best(self) -> list[Hit]:
+        """Return the best videos."""
+        hits = enumerate(zip(self.rows, self.scores, strict=True), start=1)
+        return [Hit(self.ids[row], float(score), rank) for rank, (row, score) in hits]
+
+    @property
+    def top1(self) -> Hit:
+        """Return the best video."""
+        return Hit(self.ids[self.rows[0]], float(self.scores[0]), 1)
+
+    def wrong(self, count: int) -> list[Hit]:
+        """Return the `count` nearest wrong videos, or all wrong videos if there are fewer."""
+        return [hit for hit in self.best if hit.video_id != self.truth.video_id][:count]
+
+
+def rank_videos(manifest: Manifest, queries: np.ndarray, videos: np.ndarray, depth: int) -> list[Ranking]:
+    """Rank the videos for each query, in annotation order, `depth` wrong videos deep at least.
+
+    Args:
+        queries: unit vectors, float32 [Nq, dim], in annotation order. videos: float32 [Nv, dim], by sorted id.
+    """
+    ids = list(manifest.videos)
+    rows = {video_id: row for row, video_id in enumerate(ids)}
+    rankings: list[Ranking] = []
+    for first in range(0, len(manifest.annotations), QUERIES_AT_ONCE):
+        scores_QV = queries[first : first + QUERIES_AT_ONCE] @ videos.T
+        order_QV = np.argsort(-scores_QV, axis=1, kind="stable").astype(np.int32)
+        annotations = manifest.annotations[first : first + QUERIES_AT_ONCE]
+        for annotation, scores, order in zip(annotations, scores_QV, order_QV, strict=True):
+            truth = rows[annotation.video]
+            place = int(np.flatnonzero(order == truth)[0])
+            best = order[: depth + 1].copy()  # a slice would hold the whole row
+            rankings.append(Ranking(ids, best, scores[best], Hit(annotation.video, float(scores[truth]), place + 1)))
+    return rankings
+
+
 def pool_rows(folder: DatasetFolder, manifest: Manifest, rankings: list[Ranking]) -> list[dict[str, Any]]:
-    """Two shown videos a query, one right and one wrong: its top-1, and for balance the other kind.
+    """Return two shown videos a query, one right and one wrong: its top-1, and for balance the other kind.
 
     Where the top-1 is wrong, the right video is added as pair `<qid>::gt`; where it is right, the best wrong one is.
     """
@@ -44,7 +106,7 @@ def pool_rows(folder: DatasetFolder, manifest: Manifest, rankings: list[Ranking]
 def reasoned_rows(
     pool: list[dict[str, Any]], events: dict[str, list[Event]], events_file: Path
 ) -> tuple[list[dict[str, Any]], int]:
-    """Pool rows with the rule-based teacher's reasoning, and how many pairs were left out.
+    """Return pool rows with the rule-based teacher's reasoning, and how many pairs were left out.
 
     A wrong video that shows the queried events too has no true label: that pair is left out and counted.
 
@@ -65,33 +127,34 @@ def reasoned_rows(
         if not matched and find_queried(shown, queried) is not None:
             ambiguous += 1
             continue
-        think = reasoning(shown, queried, matched)
-        rows.append(
-            pair
-            | {
-                "model_label": pair["gold_label"],
-                "model_reasoning": think,
-                "model_temporal_grounding": "N/A",
-                "model_temporal_start": None,
-                "model_temporal_end": None,
-                "model_think": "",
-                "model_finish_reason": "stop",
-                "model_error": "",
-                "parsed_ok": True,
-                "model_gold_consistent": True,
-            }
-        )
+        rows.append(reasoned_row(pair, reasoning(shown, queried, matched)))
     return rows, ambiguous
 
 
+def reasoned_row(pair: dict[str, Any], words: str, think: str = "") -> dict[str, Any]:
+    """Return a row of the pool with a teacher's reasoning, under the published names."""
+    return pair | {
+        "model_label": pair["gold_label"],
+        "model_reasoning": words,
+        "model_temporal_grounding": "N/A",
+        "model_temporal_start": None,
+        "model_temporal_end": None,
+        "model_think": think,
+        "model_finish_reason": "stop",
+        "model_error": "",
+        "parsed_ok": True,
+        "model_gold_consistent": True,
+    }
+
+
 def sft_records(reasoned: list[dict[str, Any]], pool: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:
-    """One conversation a reasoned pair, in its order; `pool` names the top-1 of each query, of left out pairs too."""
+    """Return one conversation a reasoned pair, in order; `pool` names each query's top-1, of left out pairs too."""
     top1 = {row["query_index"]: row["top1_video_id"] for row in pool if row["top1_rank"] == 1}
     return [_sft_record(row, system, top1[row["query_index"]]) for row in reasoned]
 
 
 def hard_negatives(manifest: Manifest, rankings: list[Ranking], count: int) -> dict[str, list[str]]:
-    """Per query the nearest wrong videos, best first."""
+    """Return per query the nearest wrong videos, best first."""
     return {
         annotation.qid: [hit.video_id for hit in ranking.wrong(count)]
         for annotation, ranking in zip(manifest.annotations, rankings, strict=True)
@@ -101,7 +164,7 @@ def hard_negatives(manifest: Manifest, rankings: list[Ranking], count: int) -> d
 def grpo_records(
     manifest: Manifest, rankings: list[Ranking], system: str, negatives: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """One row a query with its top-1, then missed queries again with the right video until both labels are as many.
+    """Return a row a query with its top-1, then missed queries again with the right video until both labels are equal.
 
     Returns:
         the rows and the content of `stats.minimal_top1.json`.

@@ -1,204 +1,147 @@
-"""The steps of one split: what each is made from, what it writes, and the call that does it (data-eval.md §1, §2)."""
+"""The steps of one split: what each is made from, and the files that it makes (data-eval.md §1, §2).
+
+Row i of a file of vectors is row i of the file of metadata beside it and of the index.
+"""
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.clips import build_clips, clips_options, failures_file
-from pipelines.data.embed import Batch, joined, query_batches, video_batches
-from pipelines.data.manifest import BuildError, Manifest, corpus_row, query_row
-from pipelines.data.ranking import Ranking, rank_videos, recall_at_1
-from pipelines.data.records import grpo_records, hard_negatives, pool_rows, sft_records
-from pipelines.data.steps import UNANSWERED, Facts, Progress, Step, StepLog
-from pipelines.data.teacher.reasoning import failures_file as reasoning_failures
+import faiss
+import numpy as np
+
+from pipelines.data.clips import ClipRow, clip_key
+from pipelines.data.embed import Batch, Item, Kind, cut_items, joined
+from pipelines.data.manifest import Announce, Manifest, Video, query_row, video_path
+from pipelines.data.records import Ranking, grpo_records, hard_negatives, pool_rows, rank_videos, sft_records
+from pipelines.data.steps import UNANSWERED, Facts, Files, Step
 from pipelines.data.teacher.reasoning import teacher_settings, write_reasoning
-from pipelines.data.vectors import read_vectors, write_index, write_queries, write_videos
 from vsr1.config import Config
-from vsr1.formats.atomic import read_lines, replacing, write_json, write_lines
-from vsr1.formats.dataset import DatasetFolder
-from vsr1.formats.digest import lines_sha256
+from vsr1.formats.atomic import read_lines
+from vsr1.formats.dataset import TRAIN, DatasetFolder
+from vsr1.formats.digest import lines_sha256, value_sha256
+from vsr1.retrieval.corpus import CURRENT
 from vsr1.search.prompts import system_prompt
-from vsr1.video.clips import META
-
-
-def annotations_step(folder: DatasetFolder, split: str, source: Path) -> Step:
-    """The annotation file of a split, copied as it is.
-
-    Raises:
-        BuildError: it does not exist.
-    """
-    target = folder.annotations(split)
-    if not source.is_file():
-        raise BuildError(f"annotation file {source} does not exist; correct data.annotations.{split}")
-
-    def run() -> Facts:
-        with replacing(target) as part:
-            shutil.copyfile(source, part)
-        return {"rows": sum(1 for line in target.read_bytes().split(b"\n") if line.strip())}
-
-    return Step(split, "annotations", run, lambda: [target], files=[source])
-
-
-def clips_step(folder: DatasetFolder, manifest: Manifest, config: Config, say: Progress) -> Step:
-    """Clips, their metadata and the failures, which the facts name too."""
-    clips, journal = folder.clips(manifest.split), folder.clips_journal(manifest.split)
-
-    def run() -> Facts:
-        outcome = build_clips(folder, manifest, config.data, journal, say)
-        kept = [name for name in manifest.videos if name not in outcome.failed]
-        return {"rows": len(kept), "decoded": outcome.decoded, "failed": outcome.failed}
-
-    def outputs() -> list[Path]:
-        return [
-            clips / META,
-            failures_file(folder, manifest.split),
-            journal,
-            *clips.glob("*.npy"),
-            *clips.glob("*.mkv"),
-        ]
-
-    return Step(
-        manifest.split, "clips", run, outputs, options=clips_options(folder, manifest, config.data), by_size=True
-    )
+from vsr1.video.clips import META, ClipMeta
 
 
 @dataclass
 class SplitSteps:
-    """What follows the clips of a split; `manifest` names the videos that gave one, `embedder` is `embedder_key`'s."""
+    """What follows the clips of a split."""
 
     folder: DatasetFolder
-    manifest: Manifest
+    manifest: Manifest  # of the videos that gave a clip
+    clips: dict[str, ClipRow]
     config: Config
-    embedder: dict[str, Any]
-    log: StepLog
-    say: Progress
+    embedder: dict[str, Any]  # as `embedder_key` gives it
+    announce: Announce
 
     def embeddings(self) -> list[tuple[Step, list[Batch]]]:
-        """Query and video vectors, each with the batches that must be embedded before the step runs."""
-        folder, manifest, data, split = self.folder, self.manifest, self.config.data, self.manifest.split
-        parts = self.log.folder / "parts"
-        videos = video_batches(manifest, self.embedder, data, folder.clips_journal(split), parts)
+        """Return the steps of query and video vectors, each with batches that must be embedded before it runs."""
+        folder, split, data, clips = self.folder, self.manifest.split, self.config.data, self.clips
+        queries = [query_row(annotation) for annotation in self.manifest.annotations]
+        corpus = [self._corpus_row(video) for video in self.manifest.videos.values()]
+        texts = [Item(row["query"], row["query"], 0) for row in queries]
+        films = [Item(v, clip_key(clips[v], data.timestamps), clips[v]["clip"].size) for v in self.manifest.videos]
+        text_batches, film_batches = self._batches("query", texts), self._batches("video", films)
 
-        def run_videos() -> Facts:
-            write_videos(folder, manifest, joined(videos), data, self.embedder["weights"])
-            return {"rows": len(manifest.videos)}
+        def make_queries() -> Files:
+            vectors = joined(text_batches)
+            return {
+                folder.query_embeddings(split): vectors,
+                folder.query_meta(split): queries,
+                folder.queries(split): queries,
+            }
 
-        outputs = [
-            folder.video_embeddings(split), folder.docid2row(split), folder.video_meta(split), folder.corpus(split),
-            folder.embedding_settings(split),
-        ]  # fmt: skip
-        corpus = lines_sha256(corpus_row(folder, split, video) for video in manifest.videos.values())
-        options = {"parts": [batch.part.name for batch in videos], "corpus": corpus}
-        steps = [(Step(split, "video_embedding", run_videos, lambda: outputs, options=options), videos)]
-        if data.search_only:
-            return steps
-        queries = query_batches(manifest, self.embedder, data, parts)
+        def make_videos() -> Files:
+            vectors = joined(film_batches)
+            made_with = {"embedder": self.embedder["weights"], "num_rows": len(vectors), "embed_dim": vectors.shape[1]}
+            return {
+                folder.video_embeddings(split): vectors,
+                folder.corpus(split): corpus,
+                folder.docid2row(split): {row["doc_id"]: number for number, row in enumerate(corpus)},
+                folder.video_meta(split): [row | {"info": _info(clips[row["doc_id"]]["meta"])} for row in corpus],
+                folder.embedding_settings(split): made_with | {"timestamps": data.timestamps},
+            }
 
-        def run_queries() -> Facts:
-            write_queries(folder, manifest, joined(queries))
-            return {"rows": len(manifest.annotations)}
+        def step(name: str, make: Callable[[], Files], batches: list[Batch], **rows: Any) -> tuple[Step, list[Batch]]:
+            options: dict[str, Any] = {kind: lines_sha256(of_kind) for kind, of_kind in rows.items()}
+            return self._step(name, make, parts=[batch.part.name for batch in batches], **options), batches
 
-        written = [folder.query_embeddings(split), folder.query_meta(split), folder.queries(split)]
-        asked = lines_sha256(query_row(row) for row in manifest.annotations)
-        options = {"parts": [batch.part.name for batch in queries], "queries": asked}
-        return [(Step(split, "query_embedding", run_queries, lambda: written, options=options), queries), *steps]
+        films_too = step("video_embedding", make_videos, film_batches, corpus=corpus)
+        texts_first = step("query_embedding", make_queries, text_batches, queries=queries)
+        return [films_too] if data.search_only else [texts_first, films_too]
 
     def index(self) -> Step:
-        """The FAISS index and its snapshot."""
+        """Return the step of the FAISS index."""
         folder, split = self.folder, self.manifest.split
-        written: list[Path] = []
-
-        def run() -> Facts:
-            written.extend(write_index(folder, self.manifest, self.embedder["weights"]))
-            return {"rows": len(self.manifest.videos)}
-
         files = [folder.video_embeddings(split), folder.docid2row(split), folder.embedding_settings(split)]
-        return Step(split, "index", run, lambda: written, files=files)
+
+        def make() -> Files:
+            videos = np.load(folder.video_embeddings(split), mmap_mode="r", allow_pickle=False)
+            index = faiss.IndexFlatIP(videos.shape[1])
+            index.add(videos)
+            place = folder.index(split)
+            for path in [*place.parent.glob("index-*"), place.with_name(CURRENT)]:  # the same again, of older versions
+                path.unlink(missing_ok=True)
+            content = faiss.serialize_index(index).tobytes()  # FAISS itself names no cause of a failed write
+            return {folder.id_map(split): list(self.manifest.videos), place: content}
+
+        return self._step("index", make, files)
 
     def recall(self) -> Step:
-        """How often the frozen engine's first video is the right one; a fact, no file."""
+        """Return the step that finds how often the frozen engine's first video is the right one; a fact, no file."""
 
-        def run() -> Facts:
-            return {"rows": len(self.rankings), "recall_at_1": recall_at_1(self.rankings)}
+        def make() -> tuple[Files, Facts]:
+            ranks = [ranking.truth.rank for ranking in self.rankings]
+            return {}, {"rows": len(ranks), "recall_at_1": ranks.count(1) / len(ranks)}
 
-        return Step(self.manifest.split, "recall", run, list, files=self._ranked)
+        return self._step("recall", make, self._ranked)
 
-    def pool(self) -> Step:
-        """Two shown videos a query."""
-
-        def run() -> Facts:
-            rows = pool_rows(self.folder, self.manifest, self.rankings)
-            write_lines(self.folder.top1_pool(), rows)
-            return {"rows": len(rows)}
-
-        return Step(self.manifest.split, "top1_pool", run, lambda: [self.folder.top1_pool()], files=self._described)
-
-    def hard_negatives(self) -> Step:
-        count = self.config.data.hard_negatives
-
-        def run() -> Facts:
-            found = hard_negatives(self.manifest, self.rankings, count)
-            write_json(self.folder.hard_negatives(), found)
-            return {"rows": len(found)}
-
-        return Step(
-            self.manifest.split, "hard_negatives", run, lambda: [self.folder.hard_negatives()],
-            files=self._ranked, options={"count": count},
-        )  # fmt: skip
-
-    def grpo(self) -> Step:
-        """GRPO prompts and their counts."""
-        folder, count = self.folder, self.config.data.grpo_negatives
+    def records(self) -> list[Step]:
+        """Return the steps of the training records in order; that of reasoning runs again while pairs lack it."""
+        folder, manifest, data = self.folder, self.manifest, self.config.data
+        pool, reasoning = folder.top1_pool(), folder.reasoning()
+        shown = folder.events(TRAIN) if data.teacher.kind == "rules" else folder.clips(TRAIN) / META
+        described = [*self._ranked, folder.annotations(TRAIN), folder.corpus(TRAIN)]
         system = system_prompt(self.config.agent.system_prompt)
 
-        def run() -> Facts:
-            rows, stats = grpo_records(self.manifest, self.rankings, system, count)
-            write_lines(folder.grpo_records(), rows)
-            write_json(folder.grpo_stats(), stats)
-            return {"rows": len(rows)}
+        def make_pool() -> Files:
+            return {pool: pool_rows(folder, manifest, self.rankings)}
 
-        return Step(
-            self.manifest.split, "grpo_records", run, lambda: [folder.grpo_records(), folder.grpo_stats()],
-            files=self._described, options={"negatives": count, "system": system},
-        )  # fmt: skip
+        def make_negatives() -> Files:
+            return {folder.hard_negatives(): hard_negatives(manifest, self.rankings, data.hard_negatives)}
 
-    def reasoning(self) -> Step:
-        """Pairs of the pool with a teacher's reasoning; it runs again while pairs are left without."""
-        folder, split = self.folder, self.manifest.split
-        seen = folder.events(split) if self.config.data.teacher.kind == "rules" else folder.clips(split) / META
+        def make_grpo() -> Files:
+            rows, stats = grpo_records(manifest, self.rankings, system, data.grpo_negatives)
+            return {folder.grpo_records(): rows, folder.grpo_stats(): stats}
 
-        def run() -> Facts:
-            outcome = write_reasoning(folder, read_lines(folder.top1_pool()), self.config, self.say)
-            return {"rows": len(outcome.rows), "left_out": outcome.ambiguous, UNANSWERED: len(outcome.failed)}
+        def reason() -> tuple[Files, Facts]:
+            outcome = write_reasoning(folder, read_lines(pool), self.config, self.announce)
+            facts = {"rows": len(outcome.rows), "left_out": outcome.ambiguous, UNANSWERED: len(outcome.failed)}
+            return {reasoning: None, folder.reasoning_failures(): None}, facts
 
-        return Step(
-            split, "reasoning", run, lambda: [folder.reasoning(), reasoning_failures(folder)],
-            files=[folder.top1_pool(), seen], options={"teacher": teacher_settings(self.config.data.teacher)},
-        )  # fmt: skip
+        def make_sft() -> Files:
+            return {folder.sft_records(): sft_records(read_lines(reasoning), read_lines(pool), system)}
 
-    def sft(self) -> Step:
-        """SFT conversations."""
-        folder, system = self.folder, system_prompt(self.config.agent.system_prompt)
-
-        def run() -> Facts:
-            records = sft_records(read_lines(folder.reasoning()), read_lines(folder.top1_pool()), system)
-            write_json(folder.sft_records(), records)
-            return {"rows": len(records)}
-
-        return Step(
-            self.manifest.split, "sft_records", run, lambda: [folder.sft_records()],
-            files=[folder.reasoning(), folder.top1_pool()], options={"system": system},
-        )  # fmt: skip
+        return [
+            self._step("top1_pool", make_pool, described),
+            self._step("hard_negatives", make_negatives, self._ranked, count=data.hard_negatives),
+            self._step("grpo_records", make_grpo, described, negatives=data.grpo_negatives, system=system),
+            self._step("reasoning", reason, [pool, shown], teacher=teacher_settings(data.teacher)),
+            self._step("sft_records", make_sft, [reasoning, pool], system=system),
+        ]
 
     @cached_property
     def rankings(self) -> list[Ranking]:
-        """Of the vectors on disk, made when the first step asks for them; deep enough for every step."""
-        depth = max(self.config.data.hard_negatives, self.config.data.grpo_negatives)
-        return rank_videos(self.manifest, read_vectors(self.folder, self.manifest.split), depth)
+        """Rankings of the vectors on disk, made when the first step asks for them; deep enough for every step."""
+        folder, data, split = self.folder, self.config.data, self.manifest.split
+        queries, videos = np.load(folder.query_embeddings(split)), np.load(folder.video_embeddings(split))
+        return rank_videos(self.manifest, queries, videos, max(data.hard_negatives, data.grpo_negatives))
 
     @property
     def _ranked(self) -> list[Path]:
@@ -207,8 +150,45 @@ class SplitSteps:
         vectors = [folder.query_embeddings(split), folder.video_embeddings(split)]
         return [*vectors, folder.query_meta(split), folder.docid2row(split)]
 
-    @property
-    def _described(self) -> list[Path]:
-        """The same, and those that say when a moment is and how long a video."""
-        split = self.manifest.split
-        return [*self._ranked, self.folder.annotations(split), self.folder.corpus(split)]
+    def _step(
+        self, name: str, make: Callable[[], Files | tuple[Files, Facts]], files: Sequence[Path] = (), **options: Any
+    ) -> Step:
+        return Step(self.manifest.split, name, make, files, options)
+
+    def _batches(self, kind: Kind, items: list[Item]) -> list[Batch]:
+        """Cut items into batches; each has a file of its own, named by all that decides the vectors in it."""
+        split, data, batches = self.manifest.split, self.config.data, []
+        for cut in cut_items(items, data.embed_batch, data.embed_batch_mib * 2**20):
+            digest = value_sha256([self.embedder, [item.key for item in cut]])
+            part = self.folder.build_state / "parts" / f"{split}.{kind}" / f"{digest}.npy"
+            batches.append(Batch(split, kind, [item.name for item in cut], part))
+        return batches
+
+    def _corpus_row(self, video: Video) -> dict[str, Any]:
+        """Return the whole video as one document (data-eval.md §1.2), as long as it is annotated, or else decoded."""
+        seconds = video.duration or self.clips[video.video_id]["meta"]["source_duration_sec"]
+        return {
+            "doc_id": video.video_id,
+            "video_id": video.video_id,
+            "video_path": video_path(self.folder, self.manifest.split, video),
+            "start": 0.0,
+            "end": seconds,
+            "duration": seconds,
+        }
+
+
+def _info(clip: ClipMeta) -> dict[str, Any]:
+    """Return how the embedded frames were sampled, from the clip's metadata."""
+    indices = clip["sampled_indices_src"]
+    return {
+        "backend": "pyav",
+        "fps": clip["raw_fps"],
+        "num_total": clip["source_total_frames"],
+        "start_idx": indices[0],
+        "end_idx": indices[-1],
+        "idxs": indices,
+        "frame_size": [clip["output_height"], clip["output_width"]],
+        "sample_fps": clip["target_sample_fps"],
+        "max_frames": clip["target_max_frames"],
+        "sampled_frames": clip["sampled_frames_before_even_pad"],
+    }

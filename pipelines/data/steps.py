@@ -1,8 +1,9 @@
-"""Steps of a dataset build: each is run when its inputs or options changed or its outputs are not as it left them.
+"""What of a dataset build is done: steps, and rows of finished work.
 
-A step's record, `<root>/.vsr1/build/<split>.<step>.json`, is written after its outputs. A build that is killed leaves
-the steps behind it recorded and the one it was in unrecorded, so the next build goes on there. Inputs count by content:
-a file that was written again with the same bytes rebuilds nothing.
+A step is run when its inputs or options changed or its outputs are not as it left them. Its record,
+`<root>/.vsr1/build/<split>.<step>.json`, is written after its outputs, so the next build of one that was killed goes on
+there. Inputs count by content: a file that was written again with the same bytes rebuilds nothing. Work that a step
+does piece by piece goes row by row into a journal beside the records.
 """
 
 from __future__ import annotations
@@ -17,52 +18,53 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.data.manifest import BuildError
-from vsr1.formats.atomic import write_json
+import numpy as np
+
+from pipelines.data.manifest import Announce, BuildError
+from vsr1.formats.atomic import replacing, write_json, write_lines
+from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256, value_sha256
 
+Files = dict[
+    Path, Any
+]  # what is written where, by the ending: rows, a JSON value, an array, or bytes; None: it is there
 Facts = dict[str, Any]  # what a step says of its result, JSON; `rows` is the number of rows it wrote
 UNANSWERED = "unanswered"  # a fact: rows that a step asked for in vain; above 0, the next build asks again
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Step:
     """One step for one split.
 
-    `run` writes every file that `outputs` names afterwards. `version` rises when the code writes something else from
-    the same inputs. `by_size` outputs are too large to be read again: size and time of change stand for their content.
+    `make` gives the files to write, and facts if these are more than the rows of the first file. `files` and `options`
+    are what it is made from. `version` rises when the code makes something else of the same inputs.
     """
 
     split: str
     name: str
-    run: Callable[[], Facts]
-    outputs: Callable[[], Sequence[Path]]
+    make: Callable[[], Files | tuple[Files, Facts]]
     files: Sequence[Path] = ()
     options: dict[str, Any] = field(default_factory=dict)
     version: int = 1
-    by_size: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepReport:
     """What became of a step; `seconds` of wall-clock time, the check of its inputs included."""
 
     split: str
     name: str
-    status: Literal["built", "kept"]
-    seconds: float
-    rows: int
+    status: Literal["built", "kept"] = "kept"
+    seconds: float = 0.0
+    rows: int = 0
 
 
 class StepLog:
     """Runs steps and remembers them; `reports` holds those of this build in order."""
 
-    def __init__(self, root: Path, progress: Progress) -> None:
-        self.root = root
-        self.folder = root / ".vsr1" / "build"
+    def __init__(self, folder: DatasetFolder, announce: Announce) -> None:
         self.reports: list[StepReport] = []
-        self._say = progress
+        self._root, self._records, self._announce = folder.root, folder.build_state, announce
         self._digests: dict[tuple[Path, int, int], str] = {}
 
     @contextmanager
@@ -72,75 +74,73 @@ class StepLog:
         Raises:
             BuildError: another build has it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
+        self._records.mkdir(parents=True, exist_ok=True)
+        with (self._records / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise BuildError(f"another build of {self.root} is running; wait for it or stop it") from None
-            for part in self.root.rglob(".*.part-*"):
+                raise BuildError(f"another build of {self._root} is running; wait for it or stop it") from None
+            for part in self._root.rglob(".*.part-*"):
                 part.unlink(missing_ok=True)
             yield
 
-    def run(self, step: Step) -> Facts:
-        """Run a step unless it is current.
+    @contextmanager
+    def reported(self, split: str, name: str) -> Iterator[StepReport]:
+        """Report what is done in the block, which says whether it built anything and how many rows there are.
 
         Raises:
-            BuildError: it could not read or write a file, as on a full disk.
+            BuildError: the block could not write a file, as on a full disk.
         """
-        began = time.monotonic()
-        status: Literal["built", "kept"] = "kept"
-        facts = self.current(step)
-        if facts is None:
-            status = "built"
-            self._say(f"{step.split}: {step.name}")
-            fingerprint = self._fingerprint(step)
-            try:
-                facts = step.run()
-                outputs = {self.name(path): self._state(path, step.by_size) for path in step.outputs()}
+        report, began = StepReport(split, name), time.monotonic()
+        try:
+            yield report
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            free = shutil.disk_usage(self._root).free / 2**30
+            raise BuildError(
+                f"step {name!r} of split {split!r} stopped: {error}; {free:.1f} GiB are free on the disk of "
+                f"{self._root}. Files of earlier builds are whole; mend that and start the build again, it goes on "
+                "from here"
+            ) from error
+        report.seconds = time.monotonic() - began
+        self.reports.append(report)
+
+    def run(self, step: Step) -> Facts:
+        """Run a step unless it is current, and return its facts; raises as `reported`."""
+        with self.reported(step.split, step.name) as report:
+            facts = self.current(step)
+            if facts is None:
+                report.status = "built"
+                self._announce(f"{step.split}: {step.name}")
+                fingerprint = self._fingerprint(step)
+                made = step.make()
+                files, facts = made if isinstance(made, tuple) else (made, {"rows": len(next(iter(made.values())))})
+                for path, content in files.items():
+                    _write(path, content)
+                outputs = {path.relative_to(self._root).as_posix(): self._digest(path) for path in files}
                 write_json(self._record(step), {"fingerprint": fingerprint, "outputs": outputs, "facts": facts})
-            except FileNotFoundError:
-                raise
-            except OSError as error:
-                raise self.unwritten(f"step {step.name!r} of split {step.split!r}", error) from error
-        self.reports.append(StepReport(step.split, step.name, status, time.monotonic() - began, facts["rows"]))
+            report.rows = facts["rows"]
         return facts
 
     def current(self, step: Step) -> Facts | None:
-        """The facts of a step that need not run, None of one that must."""
+        """Return the facts of a step that need not run, None of one that must."""
         path = self._record(step)
         if not path.is_file():
             return None
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["fingerprint"] != self._fingerprint(step) or record["facts"].get(UNANSWERED):
             return None
-        for name, state in record["outputs"].items():
-            if not (self.root / name).is_file() or self._state(self.root / name, step.by_size) != state:
-                return None
-        return record["facts"]
-
-    def unwritten(self, what: str, error: OSError | str) -> BuildError:
-        """The error of a file that could not be written, as on a full disk."""
-        free = shutil.disk_usage(self.root).free / 2**30
-        return BuildError(
-            f"{what} stopped: {error}; {free:.1f} GiB are free on the disk of {self.root}. Files of earlier builds are "
-            "whole; mend that and start the build again, it goes on from here"
-        )
-
-    def name(self, path: Path) -> str:
-        """A path as records hold it: relative to the dataset folder where it lies in it."""
-        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.as_posix()
+        outputs = {self._root / name: digest for name, digest in record["outputs"].items()}
+        is_whole = all(path.is_file() and self._digest(path) == digest for path, digest in outputs.items())
+        return record["facts"] if is_whole else None
 
     def _record(self, step: Step) -> Path:
-        return self.folder / f"{step.split}.{step.name}.json"
+        return self._records / f"{step.split}.{step.name}.json"
 
     def _fingerprint(self, step: Step) -> str:
         files = [[path.name, self._digest(path) if path.is_file() else None] for path in step.files]
         return value_sha256([step.name, step.version, step.options, files])
-
-    def _state(self, path: Path, by_size: bool) -> Any:
-        stat = path.stat()
-        return [stat.st_size, stat.st_mtime_ns] if by_size else self._digest(path)
 
     def _digest(self, path: Path) -> str:
         stat = path.stat()
@@ -148,3 +148,46 @@ class StepLog:
         if key not in self._digests:
             self._digests[key] = file_sha256(path)
         return self._digests[key]
+
+
+def _write(path: Path, content: Any) -> None:
+    if isinstance(content, np.ndarray):
+        with replacing(path) as part, part.open("wb") as file:
+            np.lib.format.write_array(file, content, allow_pickle=False)
+    elif isinstance(content, bytes):
+        with replacing(path) as part:
+            part.write_bytes(content)
+    elif content is not None:
+        (write_lines if path.suffix == ".jsonl" else write_json)(path, content)
+
+
+def read_journal(path: Path, key: str) -> dict[str, dict[str, Any]]:
+    """Read rows of finished work by their `key`, of several the last; a line that a kill cut off is passed over.
+
+    Raises:
+        BuildError: a line that is no such row.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            rows[row[key]] = row
+        except (ValueError, KeyError, TypeError) as error:
+            raise BuildError(f"{path} line {number} is not a row of the journal ({error}); remove that line") from error
+    return rows
+
+
+@contextmanager
+def open_journal(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give a function that adds a row to a journal and keeps it at once; first a line that was cut off is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+        def add(row: dict[str, Any]) -> None:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+
+        yield add

@@ -33,7 +33,7 @@ from vsr1.metrics.prediction_rows import failed_row, prediction_row
 from vsr1.metrics.predictions import PredictionRow
 from vsr1.metrics.published import published_summary
 from vsr1.metrics.summary import EvalSummary, summarise
-from vsr1.retrieval.snapshot import CURRENT
+from vsr1.retrieval.corpus import CURRENT
 from vsr1.runs.folder import EVALUATION_LOG
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log, write_trajectories
 from vsr1.search.prompts import agent_prompt

@@ -32,7 +32,7 @@ def start_serve(host: str, port: int) -> None:
 
 
 def declared() -> dict[str, dict[str, Any]]:
-    """Applications by name, as they were declared here or by `serve deploy`.
+    """Return the applications by name, as they were declared here or by `serve deploy`.
 
     Raises:
         ServiceError: no Serve runs on the Ray that this process has joined.
@@ -58,7 +58,7 @@ def declare(application: dict[str, Any]) -> None:
 
 
 def running_agents(application: str) -> dict[str, int]:
-    """Agents of each model that can search, or load new weights right now."""
+    """Count the agents of each model that can search, or load new weights right now."""
     return {
         name.removeprefix(AGENT): sum(replica["state"] in ("RUNNING", "UPDATING") for replica in one["replicas"])
         for name, one in _applications()[application]["deployments"].items()
@@ -67,7 +67,7 @@ def running_agents(application: str) -> dict[str, int]:
 
 
 def replica_pids(application: str) -> dict[str, list[int]]:
-    """Process ids of the replicas that run, by deployment."""
+    """Return the process ids of the replicas that run, by deployment."""
     return {
         name: [replica["pid"] for replica in one["replicas"] if replica["state"] == "RUNNING"]
         for name, one in _applications()[application]["deployments"].items()
@@ -99,7 +99,10 @@ def serve_until_interrupted(
 
 
 def _applications() -> dict[str, Any]:
-    """What Serve's controller knows; `serve.status()` parses all of it anew."""
+    """Return what Serve's controller knows; `serve.status()` would parse all of it anew.
+
+    `_get_global_client` is private to Ray Serve 2.60, which has no public way to these details and to `deploy_apps`.
+    """
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         raise ServiceError("Ray Serve does not run there; start `vsr1 serve` or `serve deploy`, or give its --address")

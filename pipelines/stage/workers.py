@@ -20,6 +20,7 @@ from actors.rollout import RolloutWorker, RolloutWorkerHandle, Sampling
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.stage.pump import Occupancy, Outcome, RolloutPump
 from vsr1.config import Config
+from vsr1.engine.gate import PushError
 from vsr1.episode.sample import FailedSample
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.search.record import SearchTask, SearchTrajectory
@@ -60,20 +61,34 @@ class Workers:
         return self.pump.play(split, tasks, agent, sampling, show)
 
     def push(self, learners: LearnerGroup, version: int) -> None:
-        """Bring the learner's weights into every engine, in the way that `rollout.transfer` says, and check them."""
+        """Bring the learner's weights into every engine, in the way that `rollout.transfer` says.
+
+        Each engine checks what it got before it answers again.
+
+        Raises:
+            PushError: names the first worker that did not take them; its engine answers nothing until a push succeeds.
+        """
         self.progress.now("pushing the weights", rollout=Load(len(self.rollouts)), learner=Load(learners.ranks))
+        pending: dict[ray.ObjectRef, str] = {}
         if self.transfer == "nccl":
             if not self._connected:
                 learners.open_transfer(self.rollouts)
                 self._connected = True
-            layout = learners.layout()
-            receiving = [worker.receive.remote(layout, version) for worker in self.rollouts]
-            manifest = learners.broadcast()
-            ray.get([manifest, *receiving])
-            ray.get([worker.check_weights.remote(manifest) for worker in self.rollouts])
-            return
-        weights = learners.share() if self.transfer == "ipc" else learners.weights()
-        ray.get([worker.push.remote(weights, version) for worker in self.rollouts])
+            sent: Any = (learners.layout(), learners.broadcast())
+            pending[sent[1]] = "the learner"
+        else:
+            sent = learners.share() if self.transfer == "ipc" else learners.weights()
+        for i, worker in enumerate(self.rollouts):
+            pending[worker.push.remote(self.transfer, sent, version)] = f"rollout worker {i}"
+        while pending:
+            [ready], _ = ray.wait(list(pending))
+            member = pending.pop(ready)
+            try:
+                ray.get(ready)
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", error)
+                message = f"{member} failed in the push of weights {version}: {type(cause).__name__}: {cause}"
+                raise PushError(message) from error
 
 
 def complete(outcomes: list[Outcome], tolerated: float = 0.0) -> tuple[list[SearchTrajectory], list[FailedSample]]:

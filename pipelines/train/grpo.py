@@ -67,8 +67,7 @@ def _train(config: Config, progress: Progress) -> Path:
             pushed = time.monotonic()
             timing = {"rollout": rolled - started, "learn": stepped - rolled, "push": pushed - stepped}
             values = rollout_metrics(groups.trained, step - 1) | groups.metrics() | credit_metrics(credits)
-            tokens = sum(len(example.response_ids) for example in examples)
-            speed = {"tokens_per_second": tokens / (pushed - started)}
+            speed = {"tokens_per_second": learned["tokens"] / (pushed - started)}
             log.log("grpo", step, values | learned | speed | {f"seconds/{k}": v for k, v in timing.items()})
             logged = zip(groups.trained, credits, strict=True)
             append_trajectories(run / TRAINING_LOG, [LoggedTrajectory(one, step, turns) for one, turns in logged])

@@ -20,7 +20,7 @@ from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.train.clip_stream import clip_of, with_clips
 from pipelines.train.records import record_example, record_rows, rows_in_order, rows_of_rank
-from vsr1.config import Config
+from vsr1.config import RENAMED, Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import lines_sha256
 from vsr1.rl.batch import annealed
@@ -28,8 +28,6 @@ from vsr1.runs.scalars import SCALARS, RunLog, ScalarTail
 from vsr1.runs.state import StateFolder
 from vsr1.search.prompts import agent_prompt
 from vsr1.video.clips import Clip, ClipFolder, ClipReference
-
-RENAMED = {"sft.retrieval_loss.negatives": "sft.negatives"}  # in the settings of older states
 
 
 class SftError(RuntimeError):

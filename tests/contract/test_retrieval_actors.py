@@ -15,9 +15,10 @@ import ray
 from ray.cloudpickle import register_pickle_by_value
 from ray.exceptions import RayActorError
 
-from actors.retrieval import RetrievalService
+from actors.retrieval import RetrievalHandle, RetrievalService
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.retrieval.added import AddedFolder, AddedVideo
 from vsr1.retrieval.request import QueryEmbedder, RetrievalError, SearchRequest
 from vsr1.settings.parts import ModelConfig
 
@@ -64,9 +65,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     )
 
 
-def start(config: Config, **retrieval: Any) -> Any:
+def start(config: Config, added: AddedFolder | None = None, **retrieval: Any) -> RetrievalHandle:
     changed = config.model_copy(update={"retrieval": config.retrieval.model_copy(update=retrieval)})
-    service = RetrievalService.options(num_cpus=0).remote(changed, "test", load_stand_in)
+    service = RetrievalService.options(num_cpus=0).remote(changed, "test", load_stand_in, added=added)
     ray.get(service.ready.remote())
     return service
 
@@ -110,6 +111,7 @@ def test_the_service_answers_while_it_embeds(config: Config) -> None:
     ray.kill(service)
 
 
+@pytest.mark.chaos
 def test_searches_go_on_while_replicas_are_killed(config: Config) -> None:
     service = start(config, replicas=2)
     wanted = {i: ray.get(service.search.remote(SearchRequest(f"query {i}", rank_of="video 07"))) for i in range(20)}
@@ -128,6 +130,7 @@ def test_searches_go_on_while_replicas_are_killed(config: Config) -> None:
     ray.kill(service)
 
 
+@pytest.mark.chaos
 def test_without_a_replica_a_search_waits_for_the_shard_to_come_back(config: Config) -> None:
     service = start(config)
     before = ray.get(service.search.remote(SearchRequest("a query", k=VIDEOS)))
@@ -137,6 +140,7 @@ def test_without_a_replica_a_search_waits_for_the_shard_to_come_back(config: Con
     ray.kill(service)
 
 
+@pytest.mark.chaos
 def test_a_shard_that_is_gone_is_named_at_the_deadline_or_in_a_partial_answer(config: Config) -> None:
     service = start(config, deadline_s=1.0)
     ray.kill(ray.get(service.shards.remote())["shard 1 (test)"])
@@ -148,6 +152,7 @@ def test_a_shard_that_is_gone_is_named_at_the_deadline_or_in_a_partial_answer(co
     ray.kill(service)
 
 
+@pytest.mark.chaos
 def test_a_shard_that_hangs_is_named_at_the_deadline(config: Config) -> None:
     service = start(config, deadline_s=1.0, shard_timeout_s=0.5)
     shard = ray.get(service.shards.remote())["shard 1 (test)"]
@@ -162,19 +167,26 @@ def test_a_shard_that_hangs_is_named_at_the_deadline(config: Config) -> None:
     ray.kill(service)
 
 
-def copied(config: Config, root: Path) -> Config:
-    shutil.copytree(config.data.root, root, dirs_exist_ok=True)
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+def add(added: AddedFolder, video_id: str, vector: np.ndarray) -> None:
+    """A video as a server adds it, without its film."""
+    video = AddedVideo(video_id=video_id, sha256="0" * 64, media_type="video/mp4", embedder="seeded")
+    (added.receiving / video_id).mkdir(parents=True)
+    added.accept(added.receiving / video_id, video)
+    added.finish(video, vector)
 
 
 def test_videos_come_and_go_without_stopping_searches(config: Config, tmp_path: Path) -> None:
-    service = start(copied(config, tmp_path), replicas=2)
+    added = AddedFolder(tmp_path)
+    service = start(config, added, replicas=2)
     first = ray.get(service.describe.remote())["index_version"]
+    assert ray.get(service.refresh.remote()) == first
     running = [service.search.remote(SearchRequest(f"query {i}", k=3)) for i in range(50)]
     best = ray.get(service.search.remote(SearchRequest("a query")))
-    change = service.change.remote({"ünï çødé": best.query_vector}, ["video 05"])
+    add(added, "ünï çødé", best.query_vector)
+    added.remove("video 05")
+    refresh = service.refresh.remote()
     running += [service.search.remote(SearchRequest(f"query {i}", k=3)) for i in range(50)]
-    second = ray.get(change)
+    second = ray.get(refresh)
     assert all(len(result.retrieved) == 3 for result in ray.get(running))
     now = ray.get(service.search.remote(SearchRequest("a query", k=VIDEOS)))
     assert (now.retrieved[0][0], now.index_version, len(now.retrieved)) == ("ünï çødé", second, VIDEOS)
@@ -182,48 +194,47 @@ def test_videos_come_and_go_without_stopping_searches(config: Config, tmp_path: 
     assert then.retrieved[:10] == best.retrieved and "video 05" in dict(then.retrieved)
     with pytest.raises(RetrievalError, match="'video 05' not in the corpus"):
         ray.get(service.search.remote(SearchRequest("a query", exclude=["video 05"])))
-    third = ray.get(service.change.remote({"video 05": best.query_vector}, []))
+    add(added, "video 05", best.query_vector)
+    third = ray.get(service.refresh.remote())
     assert ray.get(service.describe.remote())["versions"] == [second, third]
     with pytest.raises(RetrievalError, match=f"index version '{first}' is not served"):
         ray.get(service.search.remote(SearchRequest("a query", index_version=first)))
+    added.delete("video 05")
+    assert ray.get(service.refresh.remote()) == second  # of the ids and vectors, so it is the same again
     ray.kill(service)
 
 
-@pytest.mark.parametrize("victim", ["shard", "service", "both"])
-def test_a_kill_during_a_swap_leaves_the_old_version_or_the_new_one(
-    config: Config, tmp_path: Path, victim: str
+@pytest.mark.chaos
+def test_a_replica_that_is_killed_during_a_refresh_comes_back_with_the_new_version(
+    config: Config, tmp_path: Path
 ) -> None:
-    mine = copied(config, tmp_path)
-    service = start(mine, replicas=2)
-    old = ray.get(service.describe.remote())["index_version"]
+    added = AddedFolder(tmp_path)
+    service = start(config, added, replicas=2)
     vector = np.eye(DIM, dtype=np.float32)[0]
-    change = service.change.remote({"new": vector}, [])
+    add(added, "new", vector)
+    refresh = service.refresh.remote()
     searches = [service.search.remote(SearchRequest(vector=vector, k=1)) for _ in range(20)]
     time.sleep(0.01)
-    if victim != "service":
-        ray.kill(ray.get(service.shards.remote())["shard 1 (test) replica 0"], no_restart=False)
-    if victim != "shard":
-        ray.kill(service)
-        for reference in [change, *searches]:
-            try:
-                ray.get(reference)
-            except RayActorError:
-                continue
-        service = start(mine, replicas=2)
-    else:
-        ray.get(change)
-    version = ray.get(service.describe.remote())["index_version"]
-    found = ray.get(service.search.remote(SearchRequest(vector=vector, k=1)))
-    assert (version != old) == (found.retrieved[0][0] == "new")
-    if version == old:
-        assert ray.get(service.change.remote({"new": vector}, [])) != old
+    ray.kill(ray.get(service.shards.remote())["shard 1 (test) replica 0"], no_restart=False)
+    version = ray.get(refresh)
+    assert all(len(result.retrieved) == 1 for result in ray.get(searches))
+    now = ray.get(service.search.remote(SearchRequest(vector=vector, k=1)))
+    assert (now.retrieved[0][0], now.index_version) == ("new", version)
+    while ray.get(service.describe.remote())["down"]:
+        time.sleep(0.05)
+    assert ray.get(service.search.remote(SearchRequest(vector=vector, k=1))).retrieved == now.retrieved
     ray.kill(service)
 
 
 def test_an_embedder_of_another_fingerprint_is_refused(config: Config, tmp_path: Path) -> None:
-    mine = copied(config, tmp_path)
+    shutil.copytree(config.data.root, tmp_path, dirs_exist_ok=True)
+    mine = config.model_copy(update={"data": config.data.model_copy(update={"root": tmp_path})})
+    service = start(mine)
     settings = DatasetFolder(tmp_path).embedding_settings("test")
     settings.write_text(json.dumps({"embedder": "another"}))
+    with pytest.raises(RetrievalError, match="made with embedder another, but queries are embedded with seeded"):
+        ray.get(service.refresh.remote())
+    ray.kill(service)
     with pytest.raises(RayActorError, match="made with embedder another, but queries are embedded with seeded"):
         start(mine)
 
@@ -236,6 +247,7 @@ def test_another_index_type_comes_by_configuration(config: Config) -> None:
         start(config, index="Flatt")
 
 
+@pytest.mark.chaos
 def test_a_killed_service_is_an_error_at_the_caller(config: Config) -> None:
     service = start(config)
     pending = [service.search.remote(SearchRequest("slow")) for _ in range(3)]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.data.manifest import BuildError
-from pipelines.data.teacher.reasoning import TeacherOutcome, failures_file, log_file, write_reasoning
+from pipelines.data.teacher.reasoning import TeacherOutcome, write_reasoning
 from vsr1.config import Config
 from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import DatasetFolder
@@ -75,12 +75,12 @@ def test_good_replies_become_rows_and_others_are_listed(
     outcome = ask(folder, pool, model, temperature=1.0, max_failed_fraction=0.5)
     good = [pair for i, pair in enumerate(pool) if i not in (2, 4)]
     assert outcome.rows == read_lines(folder.reasoning())
-    assert len(read_lines(log_file(folder))) == len(good)
+    assert len(read_lines(folder.reasoning_journal())) == len(good)
     for pair, row in zip(good, outcome.rows, strict=True):
         assert (row["pair_id"], row["model_label"]) == (pair["pair_id"], pair["gold_label"])
         assert row["model_reasoning"] == SPELT.removeprefix("Reasoning: ")
         assert (row["model_raw_response"], row["model_finish_reason"]) == (SPELT, "stop")
-    unled, thought = read_lines(failures_file(folder))
+    unled, thought = read_lines(folder.reasoning_failures())
     assert (unled["pair_id"], thought["pair_id"]) == ("p2", "p4") == tuple(outcome.failed)
     assert "0 lines that start with 'Reasoning:'" in unled["error"]
     assert unled["model_raw_response"] == SPELT.removeprefix("Re")

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data.manifest import BuildError
-from pipelines.data.teacher.reasoning import TeacherOutcome, failures_file, log_file, write_reasoning
+from pipelines.data.teacher.reasoning import TeacherOutcome, write_reasoning
 from vsr1.config import Config, ConfigError, load_config
 from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import DatasetFolder
@@ -113,7 +113,7 @@ def test_rows_come_in_pool_order_with_the_teachers_words(folder: DatasetFolder, 
     outcome = ask(folder, server, pool, concurrency=2)
     assert outcome.rows == read_lines(folder.reasoning())
     assert not outcome.failed
-    assert read_lines(failures_file(folder)) == []
+    assert read_lines(folder.reasoning_failures()) == []
     assert [row["pair_id"] for row in outcome.rows] == [pair["pair_id"] for pair in pool]
     assert outcome.rows[0] == pool[0] | {
         "model_label": "match", "model_reasoning": "seen for query 0", "model_temporal_grounding": "N/A",
@@ -154,7 +154,7 @@ def test_what_cannot_be_used_is_listed_and_never_a_row(
     with caplog.at_level(logging.DEBUG):
         outcome = ask(folder, server, pool, timeout_s=0.3)
     assert [row["model_reasoning"] for row in outcome.rows] == ["seen for query 2", "right, the second time"]
-    listed = {row["pair_id"]: row["error"] for row in read_lines(failures_file(folder))}
+    listed = {row["pair_id"]: row["error"] for row in read_lines(folder.reasoning_failures())}
     assert listed == outcome.failed
     reasons = [listed[pool[i]["pair_id"]] for i in (0, 1, 3, 4, 5)]
     assert "finish reason 'length'" in reasons[0]
@@ -179,14 +179,14 @@ def test_what_cannot_be_used_is_listed_and_never_a_row(
 def test_a_build_that_was_killed_asks_for_the_rest_only(folder: DatasetFolder, server: Server, pool: Any) -> None:
     ask(folder, server, pool)
     whole = folder.reasoning().read_bytes()
-    lines = log_file(folder).read_bytes().splitlines(keepends=True)
-    log_file(folder).write_bytes(b"".join(lines[:4]) + lines[4][:60])
+    lines = folder.reasoning_journal().read_bytes().splitlines(keepends=True)
+    folder.reasoning_journal().write_bytes(b"".join(lines[:4]) + lines[4][:60])
     folder.reasoning().unlink()
     server.count.clear()
     ask(folder, server, pool)
     assert sorted(server.count.values()) == [1] * 3
     assert folder.reasoning().read_bytes() == whole
-    assert len(read_lines(log_file(folder))) == 7
+    assert len(read_lines(folder.reasoning_journal())) == 7
 
     server.count.clear()
     ask(folder, server, pool, concurrency=1, timeout_s=4.0, attempts=1)
@@ -200,11 +200,14 @@ def test_a_build_that_was_killed_asks_for_the_rest_only(folder: DatasetFolder, s
 
 def test_too_many_failures_stop_the_build(folder: DatasetFolder, server: Server, pool: Any) -> None:
     server.behaviour = lambda query, number: good(query, number) if query == "query 6" else said("nothing")
-    with pytest.raises(BuildError, match=r"6 of 7 pairs \(p0: .*; p1: .*; p2: [^;]*\), .*reasoning_failures"):
+    with pytest.raises(
+        BuildError,
+        match=r"6 of 7 pairs got no .* \(p0: .*; p1: .*; p2: [^;]*\), .*reasoning_failures",
+    ):
         ask(folder, server, pool, max_failed_fraction=0.5)
     assert not folder.reasoning().exists()
-    assert len(read_lines(failures_file(folder))) == 6
-    assert len(read_lines(log_file(folder))) == 1
+    assert len(read_lines(folder.reasoning_failures())) == 6
+    assert len(read_lines(folder.reasoning_journal())) == 1
 
 
 def test_a_server_that_refuses_or_is_not_there_stops_the_build(

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.retrieval.added import SOURCE, AddedFolder, AddedVideo, Fault, LibraryClips, video_id_problem
+from vsr1.retrieval.added import SOURCE, AddedFolder, AddedVideo, Fault, LibraryClips, video_id_problem, with_added
+from vsr1.retrieval.corpus import open_corpus
 from vsr1.retrieval.request import RetrievalError
-from vsr1.retrieval.snapshot import open_current, with_added
 from vsr1.video.clips import ClipError, ClipFolder, write_clip, write_meta
 from vsr1.video.decode import SampledVideo
 
@@ -107,21 +107,63 @@ def test_clips_of_both_places_are_read(tmp_path: Path) -> None:
     assert clips.known("a").read("a").frames[0, 0, 0, 0] == 3
 
 
-def test_the_corpus_with_what_was_added_and_without_what_was_removed(tmp_path: Path) -> None:
-    folder, added = DatasetFolder(tmp_path), AddedFolder(tmp_path / "added")
+def dataset(root: Path) -> DatasetFolder:
+    folder = DatasetFolder(root)
     place = folder.video_embeddings("test")
     place.parent.mkdir(parents=True)
     np.save(place, VECTOR[:3])
     folder.docid2row("test").write_text(json.dumps({"a": 0, "b": 1, "c": 2}), encoding="utf-8")
-    built = open_current(folder, "test")
-    assert with_added(built, added, "one")[0] == built.catalogue
+    return folder
+
+
+def test_the_corpus_with_what_was_added_and_without_what_was_removed(tmp_path: Path) -> None:
+    added = AddedFolder(tmp_path / "added")
+    built = open_corpus(dataset(tmp_path), "test")
+    assert with_added(built, added, "one") is built
     added.finish(bring(added, "d"), VECTOR[3])
     added.remove("a")
     added.remove("gone before")
-    catalogue, vectors = with_added(built, added, "one")
-    assert catalogue.video_ids == ["b", "c", "d"] and catalogue.version != built.catalogue.version
-    np.testing.assert_array_equal(vectors, VECTOR[1:])
+    corpus = with_added(built, added, "one")
+    assert corpus.catalogue.video_ids == ["b", "c", "d"] and corpus.catalogue.version != built.catalogue.version
+    np.testing.assert_array_equal(corpus.vectors, VECTOR[1:])
     added.finish(bring(added, "a"), VECTOR[3])
-    assert with_added(built, added, "one")[0].video_ids == ["a", "b", "c", "d"]
+    again = with_added(built, added, "one")
+    assert again.catalogue.video_ids == ["a", "b", "c", "d"]
+    np.testing.assert_array_equal(again.vectors[[0, 3]], VECTOR[[3, 3]])
     with pytest.raises(RetrievalError, match="was added with embedder one, but queries are embedded with two"):
         with_added(built, added, "two")
+
+
+def test_a_video_that_is_added_in_place_of_a_built_one_counts_and_its_way_back_is_the_built_corpus(
+    tmp_path: Path,
+) -> None:
+    added, built = AddedFolder(tmp_path / "added"), open_corpus(dataset(tmp_path), "test")
+    added.finish(bring(added, "b"), VECTOR[3])
+    corpus = with_added(built, added, "one")
+    assert corpus.catalogue.video_ids == ["a", "b", "c"]
+    np.testing.assert_array_equal(corpus.vectors, VECTOR[[0, 3, 2]])
+    added.delete("b")
+    assert with_added(built, added, "one") is built
+
+
+@pytest.mark.parametrize(
+    ("vector", "says"),
+    [
+        (np.ones(3), r"the vector of 'd' has shape \(3,\), the index has 4 numbers"),
+        (np.zeros(4), r"vectors of \['d'\] are zero or not finite"),
+        (np.full(4, np.nan), "zero or not finite"),
+    ],
+)
+def test_an_added_vector_that_does_not_fit(tmp_path: Path, vector: np.ndarray, says: str) -> None:
+    added, built = AddedFolder(tmp_path / "added"), open_corpus(dataset(tmp_path), "test")
+    added.finish(bring(added, "d"), vector)
+    with pytest.raises(RetrievalError, match=says):
+        with_added(built, added, "one")
+
+
+def test_a_corpus_of_which_too_much_was_removed(tmp_path: Path) -> None:
+    added, built = AddedFolder(tmp_path / "added"), open_corpus(dataset(tmp_path), "test")
+    added.remove("a")
+    added.remove("b")
+    with pytest.raises(RetrievalError, match=r"the corpus with .*added holds 1 videos"):
+        with_added(built, added, "one")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vsr1.retrieval.corpus import Catalogue, load_corpus
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.retrieval.corpus import Catalogue, load_corpus, open_corpus
 from vsr1.retrieval.request import RetrievalError, SearchRequest
 
 
@@ -98,3 +99,31 @@ def test_an_id_that_stands_twice_is_not_hidden_by_the_json_reader(tmp_path: Path
     docid2row.write_text('{"a": 0, "a": 1}')
     with pytest.raises(RetrievalError, match="holds 2 entries, 1 ids and 1 rows"):
         load_corpus(embeddings, docid2row)
+
+
+def built(root: Path) -> DatasetFolder:
+    folder = DatasetFolder(root)
+    folder.video_embeddings("test").parent.mkdir(parents=True)
+    write(folder.video_embeddings("test").parent, np.eye(3, dtype=np.float32), {"c": 0, "b": 1, "a": 2})
+    return folder
+
+
+def test_the_built_corpus_says_who_embedded_it(tmp_path: Path) -> None:
+    folder = built(tmp_path)
+    corpus = open_corpus(folder, "test")
+    assert (corpus.catalogue.video_ids, corpus.embedder) == (["a", "b", "c"], None)
+    np.testing.assert_array_equal(corpus.vectors, np.eye(3)[::-1])
+    folder.embedding_settings("test").write_text(json.dumps({"embedder": "e"}))
+    assert open_corpus(folder, "test").embedder == "e"
+
+
+def test_a_folder_of_an_older_version_is_read_unless_it_searched_another_corpus(tmp_path: Path) -> None:
+    folder = built(tmp_path)
+    version = open_corpus(folder, "test").catalogue.version
+    current = folder.index("test").with_name("current.json")
+    current.parent.mkdir()
+    current.write_text(json.dumps({"version": version}))
+    assert open_corpus(folder, "test").catalogue.version == version
+    current.write_text(json.dumps({"version": "0123456789abcdef"}))
+    with pytest.raises(RetrievalError, match=rf"names index 0123456789abcdef, but .* holds {version}: remove current"):
+        open_corpus(folder, "test")

@@ -92,6 +92,13 @@ def test_whole_groups_are_trained_on_in_order() -> None:
     }
 
 
+def test_each_trajectory_is_known_before_the_next_sample_is_played() -> None:
+    """So that its clips can be fetched while others still run; a failed sample has none."""
+    world, heard = World({"a": [1.0, "E", 3.0, 4.0]}), []
+    roll_out_groups(world, stream("a"), config(1), 1, lambda one: heard.append((one.id.sample, len(world.played))))
+    assert heard == [(3, 1), (2, 2), (0, 4)]
+
+
 def test_failed_samples_are_counted_by_reason_and_never_trained_on() -> None:
     done, _ = step_of({"a": ["SearchTimeoutError", 1.0, "RewardError", 2.0], "b": [1.0, 2.0, 3.0, "RewardError"]}, 2)
     assert trained(done) == [("a", 1), ("a", 3), ("b", 0), ("b", 1), ("b", 2)]

@@ -1,5 +1,6 @@
 """Shards and their merge against brute force in numpy. Whole-number vectors make scores exact, so ties are real."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsr1.retrieval.corpus import Catalogue
-from vsr1.retrieval.index import Ragged, RankTarget, Shard, ShardQueries, merge_hits, merge_rank
+from vsr1.retrieval.index import Ragged, RankTarget, Shard, ShardQueries, merge_hits
 from vsr1.retrieval.request import RetrievalError
 
 NONE = np.empty(0, np.int64)
@@ -47,6 +48,12 @@ def search(shard: Shard, queries: list[Query]) -> list[Found]:
     return [Found(hits.rows[i], scores[i], probe_scores[i]) for i in range(len(queries))]
 
 
+def scores_of(shard: Shard, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Scores of some rows, in the order given."""
+    [hits] = search(shard, [ask(vector, 1, probes=rows)])
+    return hits.probe_scores
+
+
 @st.composite
 def corpora(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int, set[int]]:
     """Vectors with many repeats, a query, a number of shards and rows to exclude."""
@@ -82,7 +89,7 @@ def test_merged_shards_equal_brute_force(case: tuple[np.ndarray, np.ndarray, int
         assert np.concatenate([part.probe_scores for part in hits]).tolist() == scores.tolist()
     for row in range(n):
         target = RankTarget(query, float(scores[row]), row)
-        assert merge_rank([shard.count_above([target])[0] for shard in parts]) == 1 + everything.index(row)
+        assert sum(shard.count_above([target])[0] for shard in parts) == everything.index(row)
 
 
 def test_a_score_has_the_same_bits_everywhere() -> None:
@@ -121,9 +128,9 @@ def test_exclusions_are_global_rows() -> None:
 
 def test_scores_come_in_the_order_asked_and_may_repeat() -> None:
     shard = shard_of(np.array([[1.0], [2.0], [3.0]]))
-    assert shard.scores_of(np.ones(1), np.array([2, 0, 2])).tolist() == [3.0, 1.0, 3.0]
+    assert scores_of(shard, np.ones(1), np.array([2, 0, 2])).tolist() == [3.0, 1.0, 3.0]
     with pytest.raises(RetrievalError, match=r"shard 0: rows \[5\] are not in this shard"):
-        shard.scores_of(np.ones(1), np.array([0, 5]))
+        scores_of(shard, np.ones(1), np.array([0, 5]))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +191,7 @@ def test_a_batch_equals_brute_force_pair_by_pair(case: tuple[np.ndarray, list[Qu
     vectors, queries = case
     shard = shard_of(vectors)
     for query, hits in zip(queries, search(shard, queries), strict=True):
-        scores = shard.scores_of(query.vector, np.arange(len(vectors)))
+        scores = scores_of(shard, query.vector, np.arange(len(vectors)))
         np.testing.assert_allclose(scores, vectors @ query.vector, atol=1e-3)
         order = np.lexsort((np.arange(len(vectors)), -scores))
         assert hits.rows.tolist() == order[~np.isin(order, query.exclude)][: query.k].tolist()
@@ -202,5 +209,34 @@ def test_another_index_type_gives_exact_scores_and_is_never_short() -> None:
     query = ask(vectors[3], 400, np.array([3]))
     [hits] = search(shard, [query])
     assert len(hits.rows) == 400
-    assert hits.scores.tolist() == shard.scores_of(query.vector, hits.rows).tolist()
+    assert hits.scores.tolist() == scores_of(shard, query.vector, hits.rows).tolist()
     assert 3 not in hits.rows
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,Flat"])
+def test_a_long_exclusion_is_obeyed_by_every_index_type(factory: str) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((3000, 16)).astype(np.float32)
+    shard = Shard("shard 0", np.arange(3000), vectors, factory=factory, search_params="")
+    gone = rng.choice(3000, 700, replace=False)
+    [hits] = search(shard, [ask(vectors[gone[0]], 30, gone)])
+    assert len(hits.rows) == 30
+    assert not set(hits.rows.tolist()) & set(gone.tolist())
+
+
+def own_memory() -> int:
+    """Bytes of this process that are neither a file's nor another process's."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(fields["RssAnon"].split()[0])
+
+
+def test_vectors_of_another_process_are_searched_where_they_lie(tmp_path: Path) -> None:
+    """Ray and memory maps give arrays that cannot be written; an exact shard adds no copy of its own to them."""
+    vectors = np.random.default_rng(0).standard_normal((64_000, 256)).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", vectors)
+    mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    before = own_memory()
+    shard = Shard("shard 0", np.arange(len(mapped)), mapped)
+    [hits] = search(shard, [ask(vectors[7], 1)])
+    assert hits.rows.tolist() == [7]
+    assert own_memory() - before < vectors.nbytes / 4

@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 import pytest
 
-from pipelines.data.check_folder import IncompleteError, check_dataset, unpack_prepared
+from pipelines.data.check_folder import IncompleteError, check_folder
 from vsr1.formats import prepared
 from vsr1.formats.annotations import read_annotations
 from vsr1.formats.archives import MARKERS, Piece, Shard, ShardError, members, unpack
@@ -121,7 +121,8 @@ def test_a_release_is_unpacked_as_it_is_and_every_reader_takes_it(
     release: SimpleNamespace, source: Path, tmp_path: Path
 ) -> None:
     lines: list[str] = []
-    unpack_prepared(source, tmp_path / "out", SPLITS, 2, lines.append)
+    unpack_dataset(source, tmp_path / "out", 2, lines.append)
+    check_folder(DatasetFolder(tmp_path / "out"), SPLITS, lines.append)
     assert contents(tmp_path / "out") == contents(release.root)
     assert lines[-2:] == [
         f"{split}: 3 queries, 3 clips, vectors of 3 videos (3 docids, 3 in the index) and 3 queries: complete"
@@ -328,10 +329,10 @@ def test_a_folder_that_lacks_something_is_refused_with_its_name(
     release: SimpleNamespace, tmp_path: Path, change: Callable[[DatasetFolder], Any], reason: str
 ) -> None:
     folder = DatasetFolder(Path(shutil.copytree(release.root, tmp_path / "data")))
-    check_dataset(folder, SPLITS, quiet)
+    check_folder(folder, SPLITS, quiet)
     change(folder)
     with pytest.raises(IncompleteError, match=reason):
-        check_dataset(folder, SPLITS, quiet)
+        check_folder(folder, SPLITS, quiet)
 
 
 def test_the_command_ends_with_an_error_when_something_is_missing(source: Path, tmp_path: Path) -> None:

@@ -81,7 +81,6 @@ def test_with_no_replica_up_it_fails_at_once_and_says_when_one_is_back() -> None
         replicas[2].dead = False
         await asyncio.wait_for(shard.recovered.wait(), 1)
         assert await call(shard) == "r2"
-        shard.close()
 
     asyncio.run(story())
 
@@ -113,7 +112,6 @@ def test_a_replica_that_hangs_counts_as_down() -> None:
         replicas[1].seconds = 0
         await asyncio.wait_for(shard.recovered.wait(), 1)
         assert await call(shard) == "r1"
-        shard.close()
 
     asyncio.run(story())
 

@@ -36,7 +36,7 @@ class Annotation(BaseModel):
 
     @property
     def qid(self) -> str:
-        """Id of the query, the join key of every prepared file."""
+        """Return the id of the query, the join key of every prepared file."""
         return f"{self.desc_id}_fig"
 
 
@@ -49,7 +49,7 @@ class _Line(Annotation):
 
 
 def read_annotations(path: Path, beyond_duration: Literal["error", "keep"] = "error") -> list[Annotation]:
-    """Every annotation of a JSON-lines file, in file order; blank lines are passed over.
+    """Read every annotation of a JSON-lines file, in file order; blank lines are passed over.
 
     Args:
         path: UTF-8 file, one object a line; keys other than the seven are ignored. `video`, `time`, `duration` and
@@ -77,14 +77,14 @@ def read_annotations(path: Path, beyond_duration: Literal["error", "keep"] = "er
             faults += [f"line {number}: {_field(item['loc'])}: {item['msg']}" for item in error.errors()]
             continue
         row = _completed(read, len(rows))
-        found = _value_faults(row, beyond_duration)
+        problems = _value_faults(row, beyond_duration)
         if "desc_id" not in read.model_fields_set:
             without_id.append(number)
         elif row.desc_id in first_line:
-            found.append(f"desc_id: {row.desc_id} is already that of line {first_line[row.desc_id]}")
+            problems.append(f"desc_id: {row.desc_id} is already that of line {first_line[row.desc_id]}")
         else:
             first_line[row.desc_id] = number
-        faults += [f"line {number}: {fault}" for fault in found]
+        faults += [f"line {number}: {fault}" for fault in problems]
         rows.append(row)
     if first_line:
         having = next(iter(first_line.values()))
@@ -97,7 +97,7 @@ def read_annotations(path: Path, beyond_duration: Literal["error", "keep"] = "er
 
 
 def _completed(line: _Line, number: int) -> Annotation:
-    """A line with what it leaves out; `number` is its row, from 0."""
+    """Return a line with what it leaves out; `number` is its row, from 0."""
     values = {name: getattr(line, name) for name in Annotation.model_fields}
     absent = Annotation.model_fields.keys() - line.model_fields_set
     standing_in = {"desc_id": number, "cog_desc": line.fig_desc}

@@ -1,4 +1,4 @@
-"""Shards of a published dataset: the files that make one tar, read as one stream, unpacked whole or refused.
+"""Reads shards of a published dataset: the files that make one tar, as one stream, unpacked whole or refused.
 
 Nothing is written before the whole table of contents is known to be sound: an archive that ends early, a size or hash
 that is not the manifest's, or a member other than a plain file or folder below the dataset is a `ShardError`. A file
@@ -59,16 +59,16 @@ class Shard:
         return root / MARKERS / f"{self.name}.done"
 
     def faults(self) -> list[str]:
-        """What shows without reading it: missing pieces, and sizes other than the manifest's."""
+        """Return what shows without reading it: missing pieces, and sizes other than the manifest's."""
         missing = [f"{piece.path} does not exist" for piece in self.pieces if not piece.path.is_file()]
         if missing:
             return missing
         stated = [(piece.path.name, piece.path.stat().st_size, piece.size) for piece in self.pieces]
         stated.append((self.name, self.stored_bytes(), self.size))
         return [
-            f"{name} has {found} bytes, the manifest says {said}"
-            for name, found, said in stated
-            if said not in (None, found)
+            f"{name} has {size} bytes, the manifest says {wanted}"
+            for name, size, wanted in stated
+            if wanted not in (None, size)
         ]
 
 
@@ -123,7 +123,7 @@ class _StrictMember(tarfile.TarInfo):
 
 
 def members(shard: Shard) -> dict[str, int]:
-    """Bytes of each file of a shard by its path below the dataset, from the headers.
+    """Return the bytes of each file of a shard by its path below the dataset, from the headers.
 
     Raises:
         ShardError: the archive is not whole, or a member is not a file or folder below the dataset.
@@ -168,7 +168,7 @@ def write_marker(shard: Shard, root: Path, files: dict[str, int]) -> None:
 
 
 def read_marker(shard: Shard, root: Path) -> dict[str, Any] | None:
-    """What `write_marker` wrote; empty for a marker of the published tool, which says nothing; None without one."""
+    """Read what `write_marker` wrote; empty for a marker of the published tool, which says nothing; None if none."""
     path = shard.marker(root)
     if not path.is_file():
         return None
@@ -177,7 +177,7 @@ def read_marker(shard: Shard, root: Path) -> dict[str, Any] | None:
 
 
 def in_place(files: dict[str, int], root: Path) -> bool:
-    """Whether each file is there with its size."""
+    """Say whether each file is there with its size."""
     return all((root / name).is_file() and (root / name).stat().st_size == size for name, size in files.items())
 
 
@@ -198,7 +198,7 @@ def _alone(shard: Shard, root: Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(shard: Shard) -> Iterator[tarfile.TarFile]:
-    """A shard as a tar file; whatever of it is unsound while it is open is a `ShardError` that names it."""
+    """Open a shard as a tar file; whatever of it is unsound while it is open is a `ShardError` that names it."""
     with io.BufferedReader(_Pieces([piece.path for piece in shard.pieces]), BLOCK) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r:*", tarinfo=_StrictMember) as tar:
@@ -209,7 +209,7 @@ def _opened(shard: Shard) -> Iterator[tarfile.TarFile]:
 
 
 def _place(member: tarfile.TarInfo) -> str:
-    """The member's path below the dataset, without `./`."""
+    """Return the member's path below the dataset, without `./`."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         raise ShardError(f"member {member.name!r} would be written outside the dataset folder")
@@ -235,6 +235,8 @@ def _check_hashes(shard: Shard) -> None:
     _compare(shard, shard.name, whole.hexdigest(), shard.sha256)
 
 
-def _compare(shard: Shard, name: str, found: str, stated: str | None) -> None:
-    if stated is not None and found != stated.lower():
-        raise ShardError(f"shard {shard.name}: sha256 of {name} is {found}, the manifest says {stated}; fetch it again")
+def _compare(shard: Shard, name: str, digest: str, stated: str | None) -> None:
+    if stated is not None and digest != stated.lower():
+        raise ShardError(
+            f"shard {shard.name}: sha256 of {name} is {digest}, the manifest says {stated}; fetch it again"
+        )

@@ -10,10 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+TRAIN = "train"  # the split of which a dataset has training records
+
 
 @dataclass(frozen=True)
 class DatasetFolder:
     root: Path
+
+    @property
+    def build_state(self) -> Path:
+        """Folder of what a build has done, see `pipelines/data/steps.py`."""
+        return self.root / ".vsr1" / "build"
 
     def raw_videos(self, split: str) -> Path:
         """Folder of `<video id>.<extension>` source files."""
@@ -37,8 +44,12 @@ class DatasetFolder:
         return self.root / split / "video_npy_with_meta"
 
     def clips_journal(self, split: str) -> Path:
-        """What each clip was built from, see `pipelines/data/journal.py`."""
-        return self.root / ".vsr1" / "build" / f"{split}.clips.rows.jsonl"
+        """What each clip was built from, see `pipelines/data/clips.py`."""
+        return self.build_state / f"{split}.clips.rows.jsonl"
+
+    def failed_videos(self, split: str) -> Path:
+        """One row a video that gave no clip, empty if there is none."""
+        return self.clips(split) / "failed_videos.jsonl"
 
     def added(self, split: str) -> Path:
         """Folder of the videos that a server added to the split, see `vsr1/retrieval/added.py`."""
@@ -76,6 +87,14 @@ class DatasetFolder:
 
     def reasoning(self) -> Path:
         return self.root / "sft_data" / "top1_reasoning_grounding.train.jsonl"
+
+    def reasoning_failures(self) -> Path:
+        """One row a pair that got no reasoning, empty if there is none."""
+        return self.root / "sft_data" / "reasoning_failures.train.jsonl"
+
+    def reasoning_journal(self) -> Path:
+        """Finished answers of teacher models, in the order in which they were finished."""
+        return self.build_state / "reasoning.jsonl"
 
     def sft_records(self) -> Path:
         return self.root / "sft_data" / "train_oneturn.json"

@@ -12,7 +12,7 @@ CHUNK = 1 << 22  # bytes read at one time
 
 
 def file_sha256(*paths: Path) -> str:
-    """64 hexadecimal digits over the content of files, one after the other."""
+    """Return 64 hexadecimal digits over the content of files, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as handle:
@@ -22,12 +22,12 @@ def file_sha256(*paths: Path) -> str:
 
 
 def value_sha256(value: Any) -> str:
-    """64 hexadecimal digits over a JSON value; the order of keys does not count."""
+    """Return 64 hexadecimal digits over a JSON value; the order of keys does not count."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
 def lines_sha256(rows: Iterable[Any]) -> str:
-    """As `value_sha256`, over many values of which one is held at a time."""
+    """Hash as `value_sha256` does, over many values of which one is held at a time."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(value_sha256(row).encode())
@@ -35,7 +35,7 @@ def lines_sha256(rows: Iterable[Any]) -> str:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits over the weights of a checkpoint folder, by file name: safetensors, or .bin without any.
+    """Return 16 hexadecimal digits over the weights of a checkpoint folder by file name: safetensors, or else .bin.
 
     Raises:
         FileNotFoundError: the folder or its weights are missing.

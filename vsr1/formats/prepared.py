@@ -74,7 +74,7 @@ class Unpacked:
 
 
 def read_manifest(source: Path) -> list[Shard]:
-    """The shards of a downloaded folder, in the manifest's order.
+    """Read the shards of a downloaded folder, in the manifest's order.
 
     Raises:
         PreparedError: no manifest, a malformed one, or one that names a file outside the folder or a shard twice.
@@ -108,16 +108,12 @@ def unpack_dataset(source: Path, root: Path, workers: int, progress: Callable[[s
     """
     shards = read_manifest(source)
     root.mkdir(parents=True, exist_ok=True)
-    report = Unpacked()
-    pending: list[Shard] = []
-    for shard in shards:
-        state = _state(shard, root)
-        if state == "kept":
-            report.kept.append(shard.name)
-        elif state == "trusted":
-            report.trusted.append(shard.name)
-        else:
-            pending.append(shard)
+    states = {shard.name: _state(shard, root) for shard in shards}
+    report = Unpacked(
+        kept=[name for name, state in states.items() if state == "kept"],
+        trusted=[name for name, state in states.items() if state == "trusted"],
+    )
+    pending = [shard for shard in shards if states[shard.name] is None]
     faults = {shard.name: "; ".join(shard.faults()) for shard in pending if shard.faults()}
     pending = [shard for shard in pending if shard.name not in faults]
     _check_disk(root, sum(shard.stored_bytes() for shard in pending))
@@ -125,10 +121,10 @@ def unpack_dataset(source: Path, root: Path, workers: int, progress: Callable[[s
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max(1, min(workers, len(pending))), mp_context=context) as pool:
         running = {pool.submit(unpack, shard, root): shard.name for shard in pending}
-        for done in as_completed(running):
-            name = running[done]
+        for task in as_completed(running):
+            name = running[task]
             try:
-                files = done.result()
+                files = task.result()
             except ShardError as error:
                 faults[name] = str(error)
                 continue
@@ -154,7 +150,7 @@ def _shard(source: Path, entry: _Shard) -> Shard:
 
 
 def _state(shard: Shard, root: Path) -> Literal["kept", "trusted"] | None:
-    """`kept` or `trusted`, or None for a shard that is to be unpacked."""
+    """Return `kept` or `trusted`, or None for a shard that is to be unpacked."""
     marker = read_marker(shard, root)
     if marker is None:
         return None

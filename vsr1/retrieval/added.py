@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vsr1.formats.atomic import replacing, write_json
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.retrieval.corpus import Corpus, make_catalogue
+from vsr1.retrieval.request import RetrievalError
 from vsr1.settings.serving import CorpusConfig
 from vsr1.video.clips import Clip, ClipError, ClipFolder
 
@@ -52,7 +54,7 @@ class AddedVideo(BaseModel):
 
 
 def video_id_problem(video_id: str) -> str | None:
-    """Why an id cannot name a video, None if it can: printable characters of any script, as a file may be named."""
+    """Return why an id cannot name a video, None if it can: printable characters of any script, as files may have."""
     if not video_id or video_id != video_id.strip() or video_id.startswith("."):
         return "is empty, begins with a dot, or begins or ends with a space"
     if len(video_id.encode("utf-8", "surrogatepass")) > LONGEST_ID:
@@ -72,7 +74,7 @@ class AddedFolder:
 
     @classmethod
     def of(cls, corpus: CorpusConfig) -> AddedFolder:
-        """The folder that a served corpus names, or its own in the dataset folder."""
+        """Return the folder that a served corpus names, or its own in the dataset folder."""
         return cls(corpus.added or DatasetFolder(corpus.root).added(corpus.split))
 
     @property
@@ -94,15 +96,15 @@ class AddedFolder:
         return self.root / state / video_id
 
     def has(self, video_id: str, state: State = "videos") -> bool:
-        """Whether a video is in a state; any text may be asked for."""
+        """Say whether a video is in a state; any text may be asked for."""
         return video_id_problem(video_id) is None and self._place(state, video_id).is_dir()
 
     def read(self, video_id: str, state: State = "videos") -> AddedVideo:
-        """A video that is in a state; raises as `read_all`."""
+        """Read a video that is in a state; raises as `read_all`."""
         return _read(self._place(state, video_id) / "video.json")
 
     def read_all(self, state: State) -> dict[str, AddedVideo]:
-        """The videos in a state by id, sorted.
+        """Read the videos in a state by id, sorted.
 
         Raises:
             ClipError: a `video.json` that is not one.
@@ -110,7 +112,7 @@ class AddedFolder:
         return {name: _read(self.root / state / name / "video.json") for name in self.ids(state)}
 
     def ids(self, state: State) -> list[str]:
-        """Ids of the videos in a state, sorted."""
+        """Return the ids of the videos in a state, sorted."""
         return sorted(file.parent.name for file in (self.root / state).glob("[!.]*/video.json"))
 
     def write(self, folder: Path, video: AddedVideo) -> None:
@@ -158,7 +160,7 @@ class AddedFolder:
                 shutil.rmtree(path)
 
     def removed(self) -> list[str]:
-        """Ids of the build's videos that are not searched any more."""
+        """Return the ids of the build's videos that are not searched any more."""
         path = self.root / "removed.json"
         return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
 
@@ -177,7 +179,7 @@ class LibraryClips:
         self.built, self._added = built, added
 
     def read(self, video_id: str) -> Clip:
-        """One clip, from disk.
+        """Read one clip from disk.
 
         Raises:
             ClipError: as `ClipFolder.read`.
@@ -191,7 +193,7 @@ class LibraryClips:
         return self.built
 
     def known(self, video_id: str) -> ClipFolder:
-        """The folder of a video that can be searched.
+        """Return the folder of a video that can be searched.
 
         Raises:
             ClipError: there is none.
@@ -201,6 +203,40 @@ class LibraryClips:
         if video_id not in self.built or video_id in self._added.removed():
             raise ClipError(f"the corpus has no video {video_id!r}; `POST /v1/videos` adds one")
         return self.built
+
+
+def with_added(corpus: Corpus, added: AddedFolder, embedder: str) -> Corpus:
+    """Return the corpus with the videos that a server added to it, and without those that it removed.
+
+    Args:
+        embedder: fingerprint of the embedder that queries are embedded with.
+
+    Raises:
+        RetrievalError: a video was added with another embedder, a vector has another width or no direction, or fewer
+            than two videos are left.
+    """
+    videos, removed = added.read_all("videos"), set(added.removed())
+    for video_id, video in videos.items():
+        if video.embedder != embedder:
+            raise RetrievalError(
+                f"{added.video(video_id)} was added with embedder {video.embedder}, but queries are embedded with "
+                f"{embedder}: set model.embedder to the one used, or remove the folder and add the video again"
+            )
+    built = corpus.catalogue.video_ids
+    rows = {video_id: row for row, video_id in enumerate(built) if video_id not in removed}
+    if not videos and len(rows) == len(built):
+        return corpus
+    vectors = [np.load(added.video(video_id) / "vector.npy", allow_pickle=False) for video_id in videos]
+    for video_id, vector in zip(videos, vectors, strict=True):
+        if vector.shape != (corpus.catalogue.dim,):
+            raise RetrievalError(
+                f"the vector of {video_id!r} has shape {vector.shape}, the index has {corpus.catalogue.dim} numbers a "
+                "video; add the video again"
+            )
+    rows |= {video_id: len(built) + number for number, video_id in enumerate(videos)}
+    both = np.concatenate([corpus.vectors, *[vector[None] for vector in vectors]])
+    catalogue, unit = make_catalogue(rows, both, f"the corpus with {added.root}")
+    return replace(corpus, catalogue=catalogue, vectors=unit)
 
 
 def _read(file: Path) -> AddedVideo:

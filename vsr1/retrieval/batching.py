@@ -1,4 +1,4 @@
-"""Gather items that arrive close together into one call; every item gets its own result or error, exactly once.
+"""Gathers items that arrive close together into one call; every item gets its own result or error, exactly once.
 
 An item that finds nothing running is run at once. Two batches run at a time, so that one can travel while the other is
 computed, and the next grows meanwhile.
@@ -34,7 +34,7 @@ class Batcher(Generic[Item, Result]):
         self._draining: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Result:
-        """The item's result; an item whose caller gave up before its batch began is not run."""
+        """Return the item's result; an item whose caller gave up before its batch began is not run."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._draining is None or self._draining.done():
@@ -44,8 +44,8 @@ class Batcher(Generic[Item, Result]):
     async def _drain(self) -> None:
         while self._waiting:
             await self._slots.acquire()
-            taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
-            batch = [(item, future) for item, future in taken if not future.done()]
+            first = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
+            batch = [(item, future) for item, future in first if not future.done()]
             if not batch:
                 self._slots.release()
                 continue
@@ -56,15 +56,11 @@ class Batcher(Generic[Item, Result]):
     async def _answer(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         [answer] = await asyncio.gather(self._run([item for item, _ in batch]), return_exceptions=True)
         self._slots.release()
-        _settle(answer, [future for _, future in batch])
-
-
-def _settle(answer: list[Result | BaseException] | BaseException, futures: list[asyncio.Future[Result]]) -> None:
-    outcomes = [answer] * len(futures) if isinstance(answer, BaseException) else answer
-    for future, outcome in zip(futures, outcomes, strict=True):
-        if future.done():
-            continue
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
+        outcomes = [answer] * len(batch) if isinstance(answer, BaseException) else answer
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
+            if future.done():  # its caller gave up
+                continue
+            if isinstance(outcome, BaseException):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)

@@ -17,7 +17,6 @@ import numpy as np
 from vsr1.retrieval.request import RetrievalError, vector_problem
 
 MARGIN = 16  # candidates beyond k; with random vectors few queries need more
-LONG_EXCLUSION = 512  # from here on a query is searched alone, with a selector
 GPU_MOST = 2048  # what FAISS finds on a GPU at most
 BLOCK = 4096  # rows in one matrix product of a rank count
 FLAT = "Flat"
@@ -32,7 +31,7 @@ class Ragged:
 
     @classmethod
     def of(cls, parts: Sequence[np.ndarray]) -> Ragged:
-        """At least one array, all of one dtype."""
+        """Join at least one array, all of one dtype."""
         return cls(np.concatenate(parts), np.cumsum([len(part) for part in parts]))
 
     def __len__(self) -> int:
@@ -43,7 +42,7 @@ class Ragged:
 
     @property
     def owners(self) -> np.ndarray:
-        """The part that each value belongs to, int64."""
+        """Return the part that each value belongs to, int64."""
         return np.repeat(np.arange(len(self)), np.diff(self.ends, prepend=0))
 
 
@@ -73,13 +72,6 @@ class RankTarget:
     vector: np.ndarray  # [dim] float32
     score: float
     row: int
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    positions: np.ndarray  # int64 [n], in the shard, best first
-    scores: np.ndarray  # float32 [n], exact
-    rest: np.float32 | None  # FAISS scores what it left out no higher; None: nothing that counts was left out
 
 
 class Shard:
@@ -123,18 +115,18 @@ class Shard:
             raise RetrievalError(f"{name}: the vector of row {rows[bad[0]]} is zero or not finite ({len(bad)} such)")
         # Of two sums of dim products, each off by dim * 2**-24 of the lengths' product at most, in whatever order.
         self._error_bound = (self.dim + 1) * 2.0**-23 * float(np.sqrt(norms.max()))  # times the query's length
-        self._is_exact = factory == FLAT
         # FAISS takes the matrix product from this many numbers in a batch of queries: here from two queries, where its
         # own limit of 128,000 searches up to 62 of them one by one, eight times slower for 32.
         faiss.cvar.distance_compute_blas_threshold = self.dim + 1
-        self._index = _build(name, self._vectors, factory, search_params, gpu)
-        self._gpu = gpu
+        # Without an index FAISS searches the array itself, which lies in memory once and may be another process's.
+        self._index = _build(name, self._vectors, factory, search_params, gpu) if gpu or factory != FLAT else None
+        self._gpu, self._is_exact = gpu, factory == FLAT
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def search(self, queries: ShardQueries) -> ShardHits:
-        """For each query the best `k` rows that are not excluded, all of them if there are fewer.
+        """Find for each query the best `k` rows that are not excluded, all of them if there are fewer.
 
         Raises:
             RetrievalError: a bad query vector, k below 1, or a probe that is not in this shard.
@@ -147,28 +139,19 @@ class Shard:
         due = np.minimum(queries.k, len(self) - np.array([len(gone) for gone in excluded]))
         rows: list[np.ndarray] = [np.empty(0, np.int64)] * len(vectors)
         scores: list[np.ndarray] = [np.empty(0, np.float32)] * len(vectors)
-        width = {i: self._width(count, excluded[i]) for i, count in enumerate(due.tolist()) if count}
+        width = {i: self._width(count + len(excluded[i]) + MARGIN) for i, count in enumerate(due.tolist()) if count}
         while width:
-            for i, found in self._propose(vectors, width, excluded).items():
-                is_short = len(found.scores) < due[i]
-                last = None if is_short else found.scores[due[i] - 1]
-                if last is not None and (found.rest is None or last > found.rest + bounds[i]):
-                    rows[i], scores[i] = self._rows[found.positions[: due[i]]], found.scores[: due[i]]
-                    del width[i]
+            for i, (positions, exact, rest) in self._propose(vectors, width, excluded).items():
+                is_short = len(exact) < due[i]
+                if is_short or (rest is not None and exact[due[i] - 1] <= rest + bounds[i]):
+                    width[i] = len(self) if is_short else self._width(8 * width[i])
                 else:
-                    width[i] = len(self) if is_short else self._wider(width[i])
+                    rows[i], scores[i] = self._rows[positions[: due[i]]], exact[: due[i]]
+                    del width[i]
         return ShardHits(Ragged.of(rows), np.concatenate(scores), self._probe_scores(vectors, queries.probes))
 
-    def scores_of(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Scores of some rows of this shard, float32 [n], in the order given.
-
-        Raises:
-            RetrievalError: bad query vector, or a row that is not in this shard.
-        """
-        return self._probe_scores(self._checked(vector[None]), Ragged.of([rows]))
-
     def count_above(self, targets: list[RankTarget]) -> list[int]:
-        """For each target how many rows of this shard come before it by (-score, row); nothing is excluded.
+        """Count for each target the rows of this shard that come before it by (-score, row); nothing is excluded.
 
         Raises:
             RetrievalError: bad query vector.
@@ -188,53 +171,50 @@ class Shard:
                 counts[i] += np.count_nonzero((exact > scores[i]) | is_tied)
         return counts.tolist()
 
-    def _width(self, due: int, excluded: np.ndarray) -> int:
-        room = 0 if self._takes_selector(excluded) else len(excluded)
-        width = min(len(self), due + room + MARGIN)
-        return len(self) if self._gpu and width > GPU_MOST else width
-
-    def _wider(self, width: int) -> int:
-        return len(self) if self._gpu or 8 * width > len(self) else 8 * width
-
-    def _takes_selector(self, excluded: np.ndarray) -> bool:
-        return len(excluded) >= LONG_EXCLUSION and not self._gpu  # FAISS has them on a GPU in some builds only
+    def _width(self, wanted: int) -> int:
+        """Return how many candidates are asked for: all where FAISS would not find so many."""
+        return len(self) if wanted > len(self) or (self._gpu and wanted > GPU_MOST) else wanted
 
     def _propose(
         self, vectors: np.ndarray, width: dict[int, int], excluded: list[np.ndarray]
-    ) -> dict[int, _Candidates]:
-        """Candidates of each query named in `width`, about as many as it says, without what is excluded."""
+    ) -> dict[int, tuple[np.ndarray, np.ndarray, np.float32 | None]]:
+        """Propose candidates for each query named in `width`, about as many as it says, without what is excluded.
+
+        Returns:
+            of each query: positions int64 [n] in the shard, best first; their exact scores float32 [n]; and the score
+            that FAISS gives to the last, None where nothing that counts was left out.
+        """
         groups: dict[tuple[int, int], list[int]] = {}
-        for i, count in width.items():  # together if the widths are alike, alone if all rows or a selector are needed
-            is_alone = count == len(self) or self._takes_selector(excluded[i])
-            groups.setdefault((i + 1 if is_alone else 0, count.bit_length()), []).append(i)
-        found = {}
+        for i, count in width.items():  # together if the widths are alike, alone if all rows are needed
+            groups.setdefault((i + 1 if count == len(self) else 0, count.bit_length()), []).append(i)
+        candidates: dict[int, tuple[np.ndarray, np.ndarray, np.float32 | None]] = {}
         for members in groups.values():
-            asked, gone = vectors[members], excluded[members[0]]
-            count = max(width[i] for i in members)
+            queries, count = vectors[members], max(width[i] for i in members)
             if count == len(self):
-                positions_QK = np.arange(count)[None]
-                rest = [None]
-            elif self._takes_selector(gone):
-                banned = faiss.IDSelectorBatch(gone)
-                available = len(self) - len(gone)
-                proposed, positions_QK = self._index.search(
-                    asked, min(count, available), params=_only(faiss.IDSelectorNot(banned))
-                )
-                rest = [None if count >= available else proposed[0, -1]]
+                positions_QK, rest = np.arange(count)[None], [None]
             else:
-                proposed, positions_QK = self._index.search(asked, count)
-                rest = list(proposed[:, -1])
-            scores_QK = self._pair_scores(asked, positions_QK)
-            order = np.lexsort((positions_QK, -scores_QK), axis=1)
-            positions_QK = np.take_along_axis(positions_QK, order, axis=1)
-            scores_QK = np.take_along_axis(scores_QK, order, axis=1)
+                proposed_QK, positions_QK = self._nearest(queries, count)
+                rest = list(proposed_QK[:, -1]) if self._is_exact else [None] * len(members)
+            scores_QK = self._pair_scores(queries, positions_QK)
+            order_QK = np.lexsort((positions_QK, -scores_QK), axis=1)
+            positions_QK = np.take_along_axis(positions_QK, order_QK, axis=1)
+            scores_QK = np.take_along_axis(scores_QK, order_QK, axis=1)
             is_padded = bool((positions_QK < 0).any())
-            for i, positions, scores, floor in zip(members, positions_QK, scores_QK, rest, strict=True):
+            for i, positions, scores, last in zip(members, positions_QK, scores_QK, rest, strict=True):
                 if is_padded or len(excluded[i]):
-                    kept = (positions >= 0) & ~np.isin(positions, excluded[i])
-                    positions, scores = positions[kept], scores[kept]
-                found[i] = _Candidates(positions, scores, floor if self._is_exact else None)
-        return found
+                    is_allowed = (positions >= 0) & ~np.isin(positions, excluded[i])
+                    positions, scores = positions[is_allowed], scores[is_allowed]
+                candidates[i] = positions, scores, last
+        return candidates
+
+    def _nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scores and positions, both [q, count], that FAISS finds for queries [q, dim]."""
+        if self._index is not None:
+            return self._index.search(queries, count)
+        scores, positions = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
+        query, vector, score, position = map(faiss.swig_ptr, (queries, self._vectors, scores, positions))
+        faiss.knn_inner_product(query, vector, self.dim, len(queries), len(self), count, score, position)
+        return scores, positions
 
     def _probe_scores(self, vectors: np.ndarray, probes: Ragged) -> np.ndarray:
         positions, is_held = self._find(probes.values)
@@ -243,7 +223,7 @@ class Shard:
         return self._pair_scores(vectors[probes.owners], positions[:, None])[:, 0]
 
     def _pair_scores(self, vectors: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Scores of positions [q, n] for queries [q, dim], pair by pair; -inf where a position is -1."""
+        """Return the scores of positions [q, n] for queries [q, dim], pair by pair; -inf where a position is -1."""
         positions = np.ascontiguousarray(positions, np.int64)
         scores = np.empty(positions.shape, np.float32)
         if positions.size:
@@ -252,19 +232,17 @@ class Shard:
         return scores
 
     def _find(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of global rows in this shard, and whether it holds them."""
+        """Return the positions of global rows in this shard, and whether it holds them."""
         positions = np.searchsorted(self._rows, rows).clip(max=len(self) - 1)
         return positions, self._rows[positions] == rows
 
     def _excluded(self, exclude: Ragged) -> list[np.ndarray]:
-        """For each query the positions in this shard that it excludes."""
+        """Return for each query the positions in this shard that it excludes."""
         positions, is_held = self._find(exclude.values)
-        owners = exclude.owners
-        return (
-            [np.empty(0, np.int64)] * len(exclude)
-            if not is_held.any()
-            else [np.unique(positions[is_held & (owners == i)]) for i in range(len(exclude))]
-        )
+        positions, owners = positions[is_held], exclude.owners[is_held]
+        if not len(positions):
+            return [positions] * len(exclude)
+        return [np.unique(positions[owners == i]) for i in range(len(exclude))]
 
     def _checked(self, vectors: np.ndarray) -> np.ndarray:
         if vectors.shape[1] != self.dim or not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
@@ -291,12 +269,8 @@ def _build(name: str, vectors: np.ndarray, factory: str, search_params: str, gpu
     return index
 
 
-def _only(selector: faiss.IDSelector) -> faiss.SearchParameters:
-    return faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]  # FAISS adds keywords at run time
-
-
 def merge_hits(parts: Sequence[ShardHits], k: np.ndarray) -> tuple[Ragged, np.ndarray]:
-    """For each query the best k of all shards by (-score, row), fewer only if the shards hold fewer.
+    """Merge for each query the best k of all shards by (-score, row), fewer only if the shards hold fewer.
 
     Args:
         parts: of at least one shard, all for the same queries. k: [q] int64.
@@ -313,8 +287,3 @@ def merge_hits(parts: Sequence[ShardHits], k: np.ndarray) -> tuple[Ragged, np.nd
     is_kept = np.arange(len(order)) - starts[owners[order]] < k[owners[order]]
     order = order[is_kept]
     return Ragged(rows[order], np.cumsum(np.minimum(counts, k))), scores[order]
-
-
-def merge_rank(counts: Sequence[int]) -> int:
-    """Rank of a video, 1 is best, from how many come before it in each shard."""
-    return 1 + sum(counts)

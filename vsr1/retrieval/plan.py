@@ -16,10 +16,11 @@ class SearchPlan:
     """A request that fits the corpus."""
 
     request: SearchRequest
+    catalogue: Catalogue
     exclude: np.ndarray  # int64 rows, sorted, no repeats
     probes: np.ndarray  # int64 rows of `scores_of` and `rank_of`, sorted, no repeats
     rank_row: int | None
-    vector: np.ndarray | None  # [dim] float32, unit length; None for a text
+    vector: np.ndarray | None  # [dim] float32, unit length; None for a text that is to be embedded
 
 
 def plan_search(request: SearchRequest, catalogue: Catalogue) -> SearchPlan:
@@ -45,7 +46,7 @@ def plan_search(request: SearchRequest, catalogue: Catalogue) -> SearchPlan:
             raise RetrievalError(f"the query vector {problem}")
         wide = request.vector.astype(np.float64)
         vector = (wide / math.sqrt(wide @ wide)).astype(np.float32)
-    return SearchPlan(request, exclude, _sorted(probes), rank_row, vector)
+    return SearchPlan(request, catalogue, exclude, _sorted(probes), rank_row, vector)
 
 
 def _sorted(rows: np.ndarray) -> np.ndarray:

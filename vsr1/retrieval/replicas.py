@@ -69,11 +69,11 @@ class ReplicaSet(Generic[Client]):
 
     @property
     def down(self) -> list[str]:
-        """Names of the replicas that are down."""
+        """Return the names of the replicas that are down."""
         return [replica.client.name for replica in self._replicas if replica.down]
 
     async def call(self, ask: Callable[[Client], Coroutine[Any, Any, Answer]]) -> Answer:
-        """One answer of one replica. Replicas must give the same answer, and asking twice must do no harm.
+        """Return one answer of one replica. Replicas must give the same answer, and asking twice must do no harm.
 
         Raises:
             ShardUnavailableError: every replica is down, or went down with this call. Other errors of the replica that
@@ -95,7 +95,7 @@ class ReplicaSet(Generic[Client]):
                     running[loop.create_task(ask(replica.client))] = replica, loop.time()
                     continue
                 if not running:
-                    raise ShardUnavailableError(self.name, self._reason())
+                    raise self.unavailable()
                 due = min(begun) + self._timeout_s
                 wait_s = min(due, hedge_at) - loop.time() if free and len(running) == 1 else due - loop.time()
                 done, _ = await asyncio.wait(running, timeout=max(0.0, wait_s), return_when=asyncio.FIRST_COMPLETED)
@@ -115,11 +115,10 @@ class ReplicaSet(Generic[Client]):
             for task in list(running):
                 self._drop(running, task)
 
-    def close(self) -> None:
-        """End the recoveries that are under way."""
-        for replica in self._replicas:
-            if replica.recovery:
-                replica.recovery.cancel()
+    def unavailable(self) -> ShardUnavailableError:
+        """Make the error of a shard that has no replica; it says why each is down."""
+        reasons = "; ".join(replica.down for replica in self._replicas if replica.down)
+        return ShardUnavailableError(self.name, reasons or "no replica")
 
     def _drop(self, running: dict[asyncio.Task[Answer], tuple[_Replica[Client], float]], task: Any) -> None:
         replica, _ = running.pop(task)
@@ -144,6 +143,3 @@ class ReplicaSet(Generic[Client]):
         await replica.client.recover()
         replica.down = ""
         self.recovered.set()
-
-    def _reason(self) -> str:
-        return "; ".join(r.down for r in self._replicas if r.down) or "no replica"

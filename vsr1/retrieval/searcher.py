@@ -14,14 +14,15 @@ import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from vsr1.retrieval.batching import Batcher
 from vsr1.retrieval.corpus import Catalogue
-from vsr1.retrieval.index import Ragged, RankTarget, ShardHits, ShardQueries, merge_hits, merge_rank
+from vsr1.retrieval.index import Ragged, RankTarget, ShardHits, ShardQueries, merge_hits
 from vsr1.retrieval.plan import SearchPlan, plan_search
 from vsr1.retrieval.replicas import ReplicaClient, ReplicaSet, ShardUnavailableError
 from vsr1.retrieval.request import (
@@ -45,22 +46,6 @@ class ShardClient(ReplicaClient, Protocol):
     async def count_above(self, version: str, targets: list[RankTarget]) -> list[int]: ...
 
 
-@dataclass(frozen=True)
-class _Job:
-    plan: SearchPlan
-    catalogue: Catalogue
-    vector: np.ndarray | None  # [dim] float32; None: to be embedded
-
-
-@dataclass(frozen=True)
-class _Incomplete:
-    """What the shards that are up gave, and why the others are not; `job` has its vector."""
-
-    job: _Job
-    result: SearchResult
-    reasons: list[str]
-
-
 class Searcher:
     """Shard i holds the rows of `catalogue.bounds(len(shards))[i]` of each version served."""
 
@@ -76,11 +61,11 @@ class Searcher:
         self._keep, self._keep_s = config.keep_versions, config.keep_s
         self._is_embedding = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
-        self._batcher: Batcher[_Job, SearchResult | _Incomplete] = Batcher(self._run, max_batch=config.max_batch)
+        self._batcher: Batcher[SearchPlan, SearchResult] = Batcher(self._run, max_batch=config.max_batch)
 
     @property
     def current(self) -> Catalogue:
-        """What searches without a version see.
+        """Return what searches without a version see.
 
         Raises:
             RetrievalError: nothing is served yet.
@@ -91,11 +76,11 @@ class Searcher:
 
     @property
     def versions(self) -> list[str]:
-        """Versions that can be searched, the current one last."""
+        """Return the versions that can be searched, the current one last."""
         return list(self._versions)
 
     def serve(self, catalogue: Catalogue) -> list[str]:
-        """Make a corpus the current one, once every shard holds it; returns the versions that are served no more.
+        """Make a corpus the current one, once every shard holds it, and return the versions that are served no more.
 
         Raises:
             RetrievalError: the embedder's vectors are not as wide as the corpus's.
@@ -117,7 +102,7 @@ class Searcher:
         return retired
 
     async def embedded(self, call: Callable[[], np.ndarray]) -> np.ndarray:
-        """What a call of the embedder gives, made in the one thread that may use it."""
+        """Return what a call of the embedder gives, made in the one thread that may use it."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     async def search(self, request: SearchRequest) -> SearchResult:
@@ -127,27 +112,27 @@ class Searcher:
             SearchTimeoutError: no answer within `retrieval.deadline_s` of its arrival.
             RetrievalError: a request that does not fit the corpus, a version that is not served, or a fault of a shard.
         """
-        catalogue = self._catalogue(request.index_version)
-        plan = plan_search(request, catalogue)
+        plan = plan_search(request, self._catalogue(request.index_version))
         self.counts["requests"] += 1
-        job, waits_for = _Job(plan, catalogue, plan.vector), ""
+        waits_for: list[str] = []
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
-                    outcome = await self._batcher.submit(job)
-                    if isinstance(outcome, SearchResult):
-                        return outcome
-                    if request.partial and len(outcome.result.missing) < len(self._shards):
+                    result = await self._batcher.submit(plan)
+                    if not result.missing:
+                        return result
+                    if request.partial and len(result.missing) < len(self._shards):
                         self.counts["partial"] += 1
-                        return outcome.result
-                    job, waits_for = outcome.job, "; ".join(outcome.reasons)
-                    missing = [shard for shard in self._shards if shard.name in outcome.result.missing]
+                        return result
+                    plan = replace(plan, vector=result.query_vector)
+                    missing = [shard for shard in self._shards if shard.name in result.missing]
+                    waits_for = [str(shard.unavailable()) for shard in missing]
                     await asyncio.gather(*(shard.recovered.wait() for shard in missing))
-                    waits_for = ""
+                    waits_for = []
         except TimeoutError as error:
-            waits_for = waits_for or ("the query embedder" if self._is_embedding else "the shards")
+            what = "; ".join(waits_for) or ("the query embedder" if self._is_embedding else "the shards")
             raise SearchTimeoutError(
-                f"search got no answer within retrieval.deadline_s={self._deadline_s:g} s; waiting for {waits_for}"
+                f"search got no answer within retrieval.deadline_s={self._deadline_s:g} s; waiting for {what}"
             ) from error
 
     def _catalogue(self, version: str | None) -> Catalogue:
@@ -160,34 +145,33 @@ class Searcher:
             )
         return self._versions[version]
 
-    async def _run(self, batch: list[_Job]) -> list[SearchResult | _Incomplete | BaseException]:
+    async def _run(self, batch: list[SearchPlan]) -> list[SearchResult | BaseException]:
         self.counts["batches"] += 1
         self.counts["largest_batch"] = max(self.counts["largest_batch"], len(batch))
         vectors = await self._vectors(batch)
-        outcomes: dict[int, SearchResult | _Incomplete | BaseException] = {}
+        outcomes: dict[int, SearchResult | BaseException] = {}
         good: dict[str, list[int]] = {}
-        for i, (job, vector) in enumerate(zip(batch, vectors, strict=True)):
-            if problem := vector_problem(vector, job.catalogue.dim):
-                outcomes[i] = RetrievalError(f"the embedding of query {job.plan.request.query!r} {problem}")
+        for i, (plan, vector) in enumerate(zip(batch, vectors, strict=True)):
+            if problem := vector_problem(vector, plan.catalogue.dim):
+                outcomes[i] = RetrievalError(f"the embedding of query {plan.request.query!r} {problem}")
             else:
-                good.setdefault(job.catalogue.version, []).append(i)
+                good.setdefault(plan.catalogue.version, []).append(i)
         for members in good.values():
-            jobs = [replace(batch[i], vector=vectors[i]) for i in members]
-            outcomes.update(zip(members, await self._answer(jobs), strict=True))
+            answers = await self._answer([batch[i] for i in members], np.stack([vectors[i] for i in members]))
+            outcomes.update(zip(members, answers, strict=True))
         return [outcomes[i] for i in range(len(batch))]
 
-    async def _vectors(self, batch: list[_Job]) -> list[np.ndarray]:
-        texts = [job.plan.request for job in batch if job.vector is None]
+    async def _vectors(self, batch: list[SearchPlan]) -> list[np.ndarray]:
+        texts = [plan.request for plan in batch if plan.vector is None]
         embedded = np.empty((0, self._embedder.dim), np.float32)
         if texts:
             self.counts["embed_calls"] += 1
             self.counts["embedded"] += len(texts)
             queries = [request.query or "" for request in texts]
+            soft_tokens = [request.soft_tokens for request in texts]
             self._is_embedding = True
             try:
-                embedded = await asyncio.get_running_loop().run_in_executor(
-                    self._thread, self._embedder.embed_queries, queries, [request.soft_tokens for request in texts]
-                )
+                embedded = await self.embedded(lambda: self._embedder.embed_queries(queries, soft_tokens))
             finally:
                 self._is_embedding = False
         if embedded.shape != (len(texts), self._embedder.dim):
@@ -196,103 +180,94 @@ class Searcher:
                 f"({len(texts)}, {self._embedder.dim})"
             )
         fresh = iter(embedded.astype(np.float32))
-        return [next(fresh) if job.vector is None else job.vector for job in batch]
+        return [next(fresh) if plan.vector is None else plan.vector for plan in batch]
 
-    async def _answer(self, jobs: list[_Job]) -> list[SearchResult | _Incomplete | BaseException]:
-        """Two scatters over one version; a shard that is missing gives no part."""
-        catalogue = jobs[0].catalogue
+    async def _answer(self, plans: list[SearchPlan], vectors: np.ndarray) -> list[SearchResult | BaseException]:
+        """Answer plans over one version in two scatters; a shard that is missing gives no part."""
+        catalogue = plans[0].catalogue
         bounds = catalogue.bounds(len(self._shards))
-        vectors = np.stack([_vector(job) for job in jobs])
-        k = np.array([job.plan.request.k for job in jobs])
-        exclude = Ragged.of([job.plan.exclude for job in jobs])
-        probes = Ragged.of([job.plan.probes for job in jobs])
-        starts = np.array([first for first, _ in bounds])
-        shard_of = np.searchsorted(starts, probes.values, side="right") - 1
+        k = np.array([plan.request.k for plan in plans])
+        exclude = Ragged.of([plan.exclude for plan in plans])
+        probes = Ragged.of([plan.probes for plan in plans])
+        shard_of = np.searchsorted([first for first, _ in bounds], probes.values, side="right") - 1
 
-        def queries(shard: int) -> ShardQueries:
+        def find(shard: int, client: ShardClient) -> Coroutine[Any, Any, ShardHits]:
             mine = shard_of == shard
-            ends = np.cumsum(np.bincount(probes.owners[mine], minlength=len(jobs)))
-            return ShardQueries(vectors, k, exclude, Ragged(probes.values[mine], ends))
+            ends = np.cumsum(np.bincount(probes.owners[mine], minlength=len(plans)))
+            queries = ShardQueries(vectors, k, exclude, Ragged(probes.values[mine], ends))
+            return client.search(catalogue.version, queries)
 
-        parts, missing = await self._scatter(lambda i: lambda client: client.search(catalogue.version, queries(i)))
-        probe_scores = np.full(len(probes.values), np.nan, np.float32)
-        for i, part in parts.items():
-            probe_scores[shard_of == i] = part.probe_scores
-        scores = [
-            dict(zip(job.plan.probes.tolist(), Ragged(probe_scores, probes.ends)[j].tolist(), strict=True))
-            for j, job in enumerate(jobs)
-        ]
+        parts, missing = await self._scatter(find)
+        if not parts:
+            return [SearchResult([], False, None, {}, catalogue.version, vector, missing) for vector in vectors]
+        probe_scores = Ragged(np.full(len(probes.values), np.nan, np.float32), probes.ends)
+        for shard, part in parts.items():
+            probe_scores.values[shard_of == shard] = part.probe_scores
+        scores = [dict(zip(probes[j].tolist(), probe_scores[j].tolist(), strict=True)) for j in range(len(plans))]
         targets = {
-            j: RankTarget(vectors[j], scores[j][job.plan.rank_row], job.plan.rank_row)
-            for j, job in enumerate(jobs)
-            if job.plan.rank_row is not None and not missing
+            j: RankTarget(vectors[j], scores[j][plan.rank_row], plan.rank_row)
+            for j, plan in enumerate(plans)
+            if plan.rank_row is not None and not missing
         }
         ranks: dict[int, int] = {}
         if targets:
-            counts, missing = await self._scatter(
-                lambda _: lambda client: client.count_above(catalogue.version, list(targets.values()))
-            )
+            wanted = list(targets.values())
+            counts, missing = await self._scatter(lambda _, client: client.count_above(catalogue.version, wanted))
             if not missing:
-                ranks = dict(zip(targets, map(merge_rank, zip(*counts.values(), strict=True)), strict=True))
-        if not parts:
-            names = [self._shards[i].name for i in missing]
-            none = [SearchResult([], False, None, {}, catalogue.version, vector, names) for vector in vectors]
-            return [_Incomplete(job, result, list(missing.values())) for job, result in zip(jobs, none, strict=True)]
+                above = zip(*counts.values(), strict=True)  # of each target how many rows of each shard come before it
+                ranks = {j: 1 + sum(rows) for j, rows in zip(targets, above, strict=True)}
         rows, row_scores = merge_hits(list(parts.values()), k)
-        found = Ragged(row_scores, rows.ends)
-        outcomes: list[SearchResult | _Incomplete | BaseException] = []
-        for j, job in enumerate(jobs):
-            is_touched = len(parts) < len(bounds) or j in targets
-            names = [self._shards[i].name for i in missing] if is_touched else []
-            retrieved = list(zip(rows[j].tolist(), found[j].tolist(), strict=True))
-            result = _result(job, retrieved, [bounds[i] for i in parts], scores[j], ranks.get(j), names)
-            if isinstance(result, SearchResult) and names:
-                outcomes.append(_Incomplete(job, result, list(missing.values())))
-            else:
-                outcomes.append(result)
-        return outcomes
+        best = Ragged(row_scores, rows.ends)
+        searched = [bounds[shard] for shard in parts]
+        return [
+            _result(
+                plan, vectors[j], dict(zip(rows[j].tolist(), best[j].tolist(), strict=True)), searched, scores[j],
+                ranks.get(j), missing if len(parts) < len(bounds) or j in targets else [],
+            )
+            for j, plan in enumerate(plans)
+        ]  # fmt: skip
 
     async def _scatter(
-        self, ask: Callable[[int], Callable[[ShardClient], Coroutine[Any, Any, Answer]]]
-    ) -> tuple[dict[int, Answer], dict[int, str]]:
-        """Answers by shard, and the reasons of those that are missing."""
-        calls = [shard.call(ask(i)) for i, shard in enumerate(self._shards)]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        given: dict[int, Answer] = {}
-        missing: dict[int, str] = {}
-        for i, answer in enumerate(answers):
+        self, ask: Callable[[int, ShardClient], Coroutine[Any, Any, Answer]]
+    ) -> tuple[dict[int, Answer], list[str]]:
+        """Ask every shard; return the answers by shard, and the names of shards that are missing."""
+        calls = [shard.call(partial(ask, i)) for i, shard in enumerate(self._shards)]
+        answers: dict[int, Answer] = {}
+        missing = []
+        for i, answer in enumerate(await asyncio.gather(*calls, return_exceptions=True)):
             if isinstance(answer, ShardUnavailableError):
-                missing[i] = str(answer)
+                missing.append(self._shards[i].name)
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                given[i] = answer
-        return given, missing
-
-
-def _vector(job: _Job) -> np.ndarray:
-    if job.vector is None:
-        raise ValueError("a job is searched before it is embedded")
-    return job.vector
+                answers[i] = answer
+        return answers, missing
 
 
 def _result(
-    job: _Job,
-    found: list[tuple[int, float]],
-    present: Sequence[tuple[int, int]],
+    plan: SearchPlan,
+    vector: np.ndarray,
+    retrieved: dict[int, float],
+    searched: Sequence[tuple[int, int]],
     scores: dict[int, float],
     rank: int | None,
     missing: list[str],
 ) -> SearchResult | RetrievalError:
-    ids, request, exclude = job.catalogue.video_ids, job.plan.request, job.plan.exclude
-    available = sum(end - first for first, end in present)
-    if len(exclude):
-        available -= sum(int(((exclude >= first) & (exclude < end)).sum()) for first, end in present)
-    due = min(request.k, available)
-    if len(found) != due:
-        return RetrievalError(f"the shards gave {len(found)} videos where {due} were due; rebuild the index")
+    """Make the answer to a plan; rows and their scores are those of the shards that were `searched`."""
+    ids, request = plan.catalogue.video_ids, plan.request
+    available = sum(
+        end - first - np.count_nonzero((first <= plan.exclude) & (plan.exclude < end)) for first, end in searched
+    )
+    due = min(request.k, int(available))
+    if len(retrieved) != due:
+        return RetrievalError(f"the shards gave {len(retrieved)} videos where {due} were due; rebuild the index")
     by_id = {ids[row]: score for row, score in scores.items() if not math.isnan(score)}  # NaN: its shard is missing
-    wanted = {video_id: by_id[video_id] for video_id in request.scores_of if video_id in by_id}
-    retrieved = [(ids[row], score) for row, score in found]
-    exhausted = due == 0 and not missing
-    return SearchResult(retrieved, exhausted, rank, wanted, job.catalogue.version, _vector(job), missing)
+    return SearchResult(
+        retrieved=[(ids[row], score) for row, score in retrieved.items()],
+        exhausted=due == 0 and not missing,
+        rank_of=rank,
+        scores={video_id: by_id[video_id] for video_id in request.scores_of if video_id in by_id},
+        index_version=plan.catalogue.version,
+        query_vector=vector,
+        missing=missing,
+    )

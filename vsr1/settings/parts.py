@@ -21,6 +21,7 @@ class EngineConfig(Section):
     max_model_len: int = Field(1024, ge=128)
     max_num_seqs: int = Field(32, ge=1)
     latent_slots: int = Field(64, ge=1, description="requests that may hold latents at one time")
+    videos_per_prompt: int = Field(8, ge=1, description="most videos of one prompt; others are refused")
     max_num_batched_tokens: int | None = Field(None, ge=1, description="prompt tokens of a step; empty: vLLM's choice")
     chunked_prefill: bool | None = Field(
         None,

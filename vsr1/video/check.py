@@ -1,4 +1,4 @@
-"""Whether a file from somebody else may become a video of the library: found out before a frame of it is kept.
+"""Says whether a file from somebody else may become a video of the library, before a frame of it is kept.
 
 Run it in a process with limits of its own (`pipelines/serve/library/sandbox.py`): what a file states of itself is
 checked here, what it hides shows only when it is decoded.
@@ -6,14 +6,10 @@ checked here, what it hides shows only when it is decoded.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from av.container import InputContainer
-from av.video.stream import VideoStream
-
-from vsr1.video.decode import VideoError, check_file, decoded_frames, open_video
+from vsr1.video.decode import NO_FRAME, VideoError, check_file, decoded_frames, open_video, packet_spans
 
 # By the first name that FFmpeg gives a container. Playlists and lists of files are none of them: they name other files.
 MEDIA_TYPES = {"mov": "video/mp4", "matroska": "video/x-matroska", "avi": "video/x-msvideo"}
@@ -30,7 +26,7 @@ class RefusedVideoError(ValueError):
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """Of one source video."""
+    """What one source video may have."""
 
     pixels: int  # of a frame
     frames: int
@@ -38,7 +34,7 @@ class VideoLimits:
 
 
 def check_video(path: Path, limits: VideoLimits) -> str:
-    """Read every packet of a file and decode one frame; returns the file's media type.
+    """Read every packet of a file, decode one frame and return the file's media type.
 
     Raises:
         RefusedVideoError: `not_a_video`, `too_many_pixels`, `too_many_frames` or `too_long`.
@@ -48,36 +44,23 @@ def check_video(path: Path, limits: VideoLimits) -> str:
         container, stream = open_video(path, FORMATS)
         with container:
             media_type = MEDIA_TYPES[container.format.name.split(",")[0]]
-            _check_size(stream, limits)
-            _check_length(container, stream, limits)
+            if stream.width * stream.height > limits.pixels:
+                size = f"frames of {stream.width}x{stream.height} pixels"
+                raise RefusedVideoError("too_many_pixels", f"{size}; serve.upload.max_pixels={limits.pixels} are taken")
+            # By the packets, not by what the header says, and only so far as the limits go.
+            for count, seconds in packet_spans(path, container, stream):
+                if count > limits.frames:
+                    raise RefusedVideoError(
+                        "too_many_frames", f"the video has more than serve.upload.max_frames={limits.frames} frames"
+                    )
+                if seconds > limits.seconds:
+                    raise RefusedVideoError(
+                        "too_long", f"the video is longer than serve.upload.max_seconds={limits.seconds:g}"
+                    )
         container, stream = open_video(path, FORMATS)
         with container:
             if next(decoded_frames(path, container, stream), None) is None:
-                raise VideoError(path, "not one frame of it decodes")
+                raise VideoError(path, NO_FRAME)
     except VideoError as error:
         raise RefusedVideoError("not_a_video", f"the file is not a video that can be used: {error.reason}") from error
     return media_type
-
-
-def _check_size(stream: VideoStream, limits: VideoLimits) -> None:
-    if stream.width * stream.height > limits.pixels:
-        raise RefusedVideoError(
-            "too_many_pixels",
-            f"frames of {stream.width}x{stream.height} pixels; serve.upload.max_pixels={limits.pixels} are taken",
-        )
-
-
-def _check_length(container: InputContainer, stream: VideoStream, limits: VideoLimits) -> None:
-    """By the packets, not by what the header says, and only so far as the limits go."""
-    count, first, end = 0, math.inf, -math.inf
-    for packet in container.demux(stream):
-        count += bool(packet.size)
-        if packet.pts is not None and packet.time_base is not None:
-            at = float(packet.pts * packet.time_base)
-            first, end = min(first, at), max(end, at + float((packet.duration or 0) * packet.time_base))
-        if count > limits.frames:
-            raise RefusedVideoError(
-                "too_many_frames", f"the video has more than serve.upload.max_frames={limits.frames} frames"
-            )
-        if end - first > limits.seconds:
-            raise RefusedVideoError("too_long", f"the video is longer than serve.upload.max_seconds={limits.seconds:g}")

@@ -7,24 +7,48 @@ each; anything else is a `ClipError`, never a shorter clip.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
 from vsr1.formats.atomic import replacing, write_lines
 from vsr1.settings.data import DataConfig
-from vsr1.video.compact import read_frames, write_frames
+from vsr1.video.compact import frames_digest, read_frames, write_frames
 from vsr1.video.decode import SampledVideo, sample_video
 
 META = "meta.jsonl"
 Storage = Literal["npy", "compact"]
 _SUFFIX: dict[Storage, str] = {"npy": ".npy", "compact": ".mkv"}
+
+
+class ClipMeta(TypedDict):
+    """A row of `meta.jsonl`: seconds, pixels, and indices of frames in the source."""
+
+    source_video_path: str
+    source_total_frames: int
+    source_duration_sec: float
+    raw_fps: float
+    target_sample_fps: float
+    target_max_frames: int
+    requested_indices_src: list[int]
+    sampled_indices_src: list[int]
+    sampled_timestamps_sec: list[float]
+    sampled_frames_before_even_pad: int
+    even_pad_applied: bool
+    output_num_frames: int
+    output_height: int
+    output_width: int
+    output_dtype: str
+    extract_utc: str
+    video_id: str
+    output_npy_path: NotRequired[str]  # published rows need not say how they are stored, and mean npy
+    output_compact_path: NotRequired[str]
+    output_compact_sha256: NotRequired[str]  # as `read_frames` takes it
 
 
 class ClipError(ValueError):
@@ -42,7 +66,7 @@ class Clip:
 
     @classmethod
     def make(cls, video_id: str, frames: np.ndarray, timestamps: np.ndarray) -> Clip:
-        """A clip with its hash over shape, frames and timestamps; the id is not part of it.
+        """Make a clip with its hash over shape, frames and timestamps; the id is not part of it.
 
         Raises:
             ClipError: frames are not uint8 [T, H, W, 3] with T even and above 0, or timestamps not finite, rising [T].
@@ -57,20 +81,17 @@ class Clip:
             raise ClipError(f"clip {video_id!r}: timestamps {timestamps.shape} for {len(frames)} frames")
         if not np.isfinite(timestamps).all() or (np.diff(timestamps) < 0).any():
             raise ClipError(f"clip {video_id!r}: timestamps are not finite and rising: {timestamps.tolist()}")
-        digest = hashlib.sha256(repr(frames.shape).encode())
-        digest.update(frames.data)
-        digest.update(timestamps.data)
-        return cls(video_id, frames, timestamps, digest.hexdigest())
+        return cls(video_id, frames, timestamps, frames_digest(frames, timestamps))
 
     @property
     def seconds(self) -> float:
-        """Length in seconds, up to one mean interval between frames past the last frame."""
-        times = self.timestamps
-        return float(times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1))
+        """Return the length of the video in seconds, as far as the frames tell: a mean interval past the last one."""
+        first, last = self.timestamps[[0, -1]]
+        return float(last + (last - first) / max(len(self.timestamps) - 1, 1))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of frames and timestamps."""
+        """Return the bytes of frames and timestamps."""
         return int(self.frames.nbytes + self.timestamps.nbytes)
 
     @property
@@ -100,8 +121,8 @@ class ClipReference:
         return clip
 
 
-def make_clip(folder: Path, video_id: str, source: Path, data: DataConfig) -> dict[str, Any]:
-    """Sample a video file as `data` says and write its clip; returns its row for `write_meta`.
+def make_clip(folder: Path, video_id: str, source: Path, data: DataConfig) -> ClipMeta:
+    """Sample a video file as `data` says, write its clip and return its row for `write_meta`.
 
     Raises:
         VideoError: a file that gives no frames.
@@ -123,7 +144,7 @@ def write_clip(
     target_fps: float,
     max_frames: int,
     storage: Storage = "npy",
-) -> dict[str, Any]:
+) -> ClipMeta:
     """Write the clip's file atomically and return its row for `write_meta`; a file of the other storage is removed.
 
     Args:
@@ -137,16 +158,16 @@ def write_clip(
         raise ClipError(f"video id {video_id!r} cannot name a file in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{video_id}{_SUFFIX[storage]}"
-    stored: dict[str, Any] = {f"output_{storage}_path": str(target)}
+    digest = ""
     with replacing(target) as part:
         if storage == "npy":
             np.save(part, sampled.frames, allow_pickle=False)
         else:
-            stored["output_compact_sha256"] = write_frames(part, sampled.frames)
+            digest = write_frames(part, sampled.frames)
     for suffix in set(_SUFFIX.values()) - {target.suffix}:
         (folder / f"{video_id}{suffix}").unlink(missing_ok=True)
     count = len(sampled.indices)
-    return {
+    row: ClipMeta = {
         "source_video_path": str(source),
         "source_total_frames": sampled.total_frames,
         "source_duration_sec": sampled.duration,
@@ -164,23 +185,25 @@ def write_clip(
         "output_dtype": str(sampled.frames.dtype),
         "extract_utc": datetime.now(UTC).isoformat(),
         "video_id": video_id,
-        **stored,
     }
+    if storage == "npy":
+        return row | {"output_npy_path": str(target)}
+    return row | {"output_compact_path": str(target), "output_compact_sha256": digest}
 
 
-def clip_storage(row: dict[str, Any]) -> Storage:
-    """How the clip of a metadata row is stored; published rows need not say it and mean npy."""
+def clip_storage(row: ClipMeta) -> Storage:
+    """Return how the clip of a metadata row is stored."""
     return "compact" if "output_compact_path" in row else "npy"
 
 
-def clip_file(folder: Path, video_id: str, row: dict[str, Any]) -> Path:
-    """Where the clip of a metadata row lies: in its folder, whatever the folder that the row names."""
+def clip_file(folder: Path, video_id: str, row: ClipMeta) -> Path:
+    """Return where the clip of a metadata row lies: in its folder, whatever the folder that the row names."""
     return folder / f"{video_id}{_SUFFIX[clip_storage(row)]}"
 
 
-def write_meta(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_meta(folder: Path, rows: Iterable[ClipMeta]) -> None:
     """Write `meta.jsonl` atomically, sorted by video id; what it held before is gone."""
-    write_lines(folder / META, sorted(rows, key=lambda row: row["video_id"]))
+    write_lines(folder / META, [dict(row) for row in sorted(rows, key=lambda row: row["video_id"])])
 
 
 class ClipFolder:
@@ -196,14 +219,14 @@ class ClipFolder:
         self._rows = read_meta(folder)
 
     def video_ids(self) -> list[str]:
-        """Ids of all clips in `meta.jsonl`, sorted."""
+        """Return the ids of all clips in `meta.jsonl`, sorted."""
         return sorted(self._rows)
 
     def __contains__(self, video_id: str) -> bool:
         return video_id in self._rows
 
-    def row(self, video_id: str) -> dict[str, Any]:
-        """What `meta.jsonl` says of a clip.
+    def row(self, video_id: str) -> ClipMeta:
+        """Return what `meta.jsonl` says of a clip.
 
         Raises:
             ClipError: no row of that id.
@@ -215,7 +238,7 @@ class ClipFolder:
         return self._rows[video_id]
 
     def read(self, video_id: str) -> Clip:
-        """One clip, from disk.
+        """Read one clip from disk.
 
         Raises:
             ClipError: no row or no file of that id, or the two do not fit together.
@@ -237,8 +260,8 @@ class ClipFolder:
         except ClipError as error:
             raise ClipError(f"{path} and its row in {META} do not make a clip, rebuild it: {error}") from error
 
-    def _times(self, row: dict[str, Any], count: int) -> np.ndarray:
-        """float64 [T] seconds; the time of the last frame stands twice where the even pad repeated it."""
+    def _times(self, row: ClipMeta, count: int) -> np.ndarray:
+        """Return float64 [T] seconds; the time of the last frame stands twice where the even pad repeated it."""
         if self.timestamps == "legacy_index":
             return np.arange(count, dtype=np.float64) / row["target_sample_fps"]
         times = row["sampled_timestamps_sec"]
@@ -246,15 +269,15 @@ class ClipFolder:
         return np.array(times + times[-1:] * padded, np.float64)
 
 
-def _frames(path: Path, row: dict[str, Any]) -> np.ndarray:
+def _frames(path: Path, row: ClipMeta) -> np.ndarray:
     if clip_storage(row) == "compact":
         return read_frames(path, row.get("output_compact_sha256"))
     with path.open("rb") as handle:
         return np.lib.format.read_array(handle, allow_pickle=False)
 
 
-def read_meta(folder: Path) -> dict[str, dict[str, Any]]:
-    """Rows by file stem: the paths in published rows are those of other machines. Of several rows the last counts.
+def read_meta(folder: Path) -> dict[str, ClipMeta]:
+    """Read the rows by file stem, because published paths are those of other machines; of several rows the last counts.
 
     Raises:
         ClipError: no `meta.jsonl`, or a line of it that is not a clip's row.
@@ -262,15 +285,14 @@ def read_meta(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / META
     if not path.is_file():
         raise ClipError(f"clip folder {folder} has no {META}; build the clips of this split first")
-    rows = {}
+    rows: dict[str, ClipMeta] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            stem = PurePath(
-                row.get("output_npy_path") or row.get("output_compact_path") or row["source_video_path"]
-            ).stem
+            place = row.get("output_npy_path") or row.get("output_compact_path") or row["source_video_path"]
+            stem = PurePath(place).stem
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ClipError(f"{path} line {number} is not a clip's row ({error}); build the clips again") from error
         if row.get("status") != "skip_exists":

@@ -46,24 +46,26 @@ def write_frames(path: Path, frames: np.ndarray) -> str:
     decoded = _decode(path)
     if decoded.shape != frames.shape:
         raise CompactError(f"frames {frames.shape} come back as {decoded.shape}; store this clip as npy")
-    return _digest(decoded)
+    return frames_digest(decoded)
 
 
 def read_frames(path: Path, digest: str | None) -> np.ndarray:
-    """The frames of a file of `write_frames`, in order: uint8 [T, H, W, 3], RGB.
+    """Read the frames of a file of `write_frames`, in order: uint8 [T, H, W, 3], RGB.
 
     Raises:
         CompactError: not a video, or not the frames of this digest, which a damaged or shortened file is not.
     """
     frames = _decode(path)
-    if _digest(frames) != digest:
+    if frames_digest(frames) != digest:
         raise CompactError(f"its {len(frames)} frames have not the hash of the metadata row")
     return frames
 
 
-def _digest(frames: np.ndarray) -> str:
+def frames_digest(frames: np.ndarray, *more: np.ndarray) -> str:
+    """Return sha256, 64 hexadecimal digits, over the shape of frames and the bytes of all arrays."""
     digest = hashlib.sha256(repr(frames.shape).encode())
-    digest.update(frames.data)
+    for array in (frames, *more):
+        digest.update(array.data)
     return digest.hexdigest()
 
 

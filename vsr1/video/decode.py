@@ -17,10 +17,13 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
+
+NO_FRAME = "not one frame of it decodes; the file is truncated or damaged, fetch it again"
 
 
 class VideoError(ValueError):
@@ -67,7 +70,7 @@ class _Pass:
 
 
 def sample_video(path: Path, *, fps: float, max_frames: int, max_pixels: int) -> SampledVideo:
-    """Frames spread evenly over a whole video, its first and last frame included.
+    """Decode frames spread evenly over a whole video, its first and last frame included.
 
     Args:
         fps: frames per second of video to keep.
@@ -78,11 +81,16 @@ def sample_video(path: Path, *, fps: float, max_frames: int, max_pixels: int) ->
         VideoError: missing or empty file, not a video, no video stream, or not one frame that decodes.
     """
     check_file(path)
-    reported, stated = _reported(path)
-    expected = (reported, stated) if reported and stated is not None else _counted(path)
+    container, stream = open_video(path)
+    with container:
+        reported, stated = stream.frames, _stated_seconds(stream)
+        expected = reported, stated or Fraction(0)
+        if not all(expected):
+            for count, seconds in packet_spans(path, container, stream):
+                expected = count, seconds
     guess = frame_indices(*expected, fps, max_frames)
     decoded = _decode(path, frozenset(guess), max_pixels)
-    duration = stated if stated is not None and decoded.total_frames == reported else decoded.duration
+    duration = stated if stated and decoded.total_frames == reported else decoded.duration
     indices = frame_indices(decoded.total_frames, duration, fps, max_frames)
     if indices != guess:
         decoded = _decode(path, frozenset(indices), max_pixels)
@@ -101,7 +109,7 @@ def sample_video(path: Path, *, fps: float, max_frames: int, max_pixels: int) ->
 
 
 def probe_video(path: Path) -> float | None:
-    """Seconds that the container states, None where it states none; one frame is decoded to see that it can be.
+    """Return the seconds that the container states, None where it states none; one frame is decoded to see that it can.
 
     Raises:
         VideoError: missing or empty file, not a video, no video stream, no frame that decodes, or a length of zero.
@@ -109,26 +117,24 @@ def probe_video(path: Path) -> float | None:
     check_file(path)
     container, stream = open_video(path)
     with container:
-        seconds = None
-        if stream.duration is not None and stream.time_base:
-            seconds = float(stream.duration * stream.time_base)
-        elif container.duration is not None:
-            seconds = container.duration / av.time_base
+        seconds = _stated_seconds(stream)
+        if seconds is None and container.duration is not None:
+            seconds = Fraction(container.duration, av.time_base)
         if next(decoded_frames(path, container, stream), None) is None:
-            raise VideoError(path, "not one frame of it decodes; the file is truncated or damaged, fetch it again")
+            raise VideoError(path, NO_FRAME)
     if seconds is not None and seconds <= 0:
         raise VideoError(path, f"has a length of {seconds} s; fetch it again")
-    return seconds
+    return None if seconds is None else float(seconds)
 
 
 def frame_indices(total_frames: int, duration: Fraction | float, fps: float, max_frames: int) -> list[int]:
-    """Truncated linspace over the frames: reference behaviour, data-eval.md §1.5."""
+    """Return the positions of a truncated linspace over the frames: reference behaviour, data-eval.md §1.5."""
     count = min(total_frames, max_frames, max(1, math.floor(float(duration) * fps)))
     return [int(index) for index in np.linspace(0, total_frames - 1, count)]
 
 
 def check_file(path: Path) -> None:
-    """Raises a `VideoError` for a file that is missing or empty."""
+    """Raise a `VideoError` for a file that is missing or empty."""
     if not path.is_file():
         raise VideoError(path, "the file does not exist")
     if path.stat().st_size == 0:
@@ -136,7 +142,7 @@ def check_file(path: Path) -> None:
 
 
 def open_video(path: Path, formats: str | None = None) -> tuple[InputContainer, VideoStream]:
-    """The container, which the caller closes, and its first video stream that is not a picture of a cover.
+    """Open a file: its container, which the caller closes, and its first video stream that is no picture of a cover.
 
     Args:
         formats: names of the container formats that may be read, with commas between; None allows all.
@@ -155,42 +161,45 @@ def open_video(path: Path, formats: str | None = None) -> tuple[InputContainer, 
     raise VideoError(path, "has no video stream")
 
 
-def _reported(path: Path) -> tuple[int, Fraction | None]:
-    """Frame count and duration in seconds as the container states them; 0 and None where it does not."""
-    container, stream = open_video(path)
-    with container:
-        if stream.duration and stream.time_base:
-            return stream.frames, stream.duration * stream.time_base
-        return stream.frames, None
+def _stated_seconds(stream: VideoStream) -> Fraction | None:
+    """Return the duration that the container states of a stream, None where it states none."""
+    return stream.duration * stream.time_base if stream.duration is not None and stream.time_base else None
 
 
-def _counted(path: Path) -> tuple[int, Fraction]:
-    """Packets, and seconds that they span: what decoding will most likely give, without its cost."""
-    container, stream = open_video(path)
+def packet_spans(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, Fraction]]:
+    """Yield after each packet with data the packets so far and the seconds that they span.
+
+    The last pair is what decoding will most likely give, without its cost.
+    """
     count, first, end = 0, math.inf, -math.inf
-    with container:
-        for packet in container.demux(stream):
-            if packet.size and packet.pts is not None:
-                count += 1
-                first = min(first, packet.pts)
-                end = max(end, packet.pts + (packet.duration or 0))
-    return count, Fraction(end - first) * Fraction(stream.time_base or 0) if count else Fraction(0)
+    for packet in _packets(path, container, stream):
+        if packet.size:
+            count += 1
+            if packet.pts is not None:
+                first, end = min(first, packet.pts), max(end, packet.pts + (packet.duration or 0))
+            yield count, Fraction(end - first) * Fraction(stream.time_base or 0) if end >= first else Fraction(0)
 
 
 def decoded_frames(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Every frame that decodes, in presentation order; a damaged packet gives none."""
-    packets = container.demux(stream)
-    while True:
+    """Yield every frame that decodes, in presentation order; a damaged packet gives none."""
+    for packet in _packets(path, container, stream):
         try:
-            packet = next(packets, None)
-            if packet is None:
-                return
             frames = packet.decode()
         except av.InvalidDataError:
             continue
         except av.FFmpegError as error:
             raise VideoError(path, f"cannot be decoded ({error.strerror}); encode it again") from error
         yield from frames
+
+
+def _packets(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """Yield the packets of a stream up to the end of the file, or to where it is damaged."""
+    try:
+        yield from container.demux(stream)
+    except av.InvalidDataError:
+        return
+    except av.FFmpegError as error:
+        raise VideoError(path, f"cannot be read ({error.strerror}); fetch or encode it again") from error
 
 
 def _decode(path: Path, wanted: frozenset[int], max_pixels: int) -> _Pass:
@@ -226,17 +235,17 @@ def _decode(path: Path, wanted: frozenset[int], max_pixels: int) -> _Pass:
                 times.append(time)
             total += 1
     if not total:
-        raise VideoError(path, "not one frame of it decodes; the file is truncated or damaged, fetch it again")
+        raise VideoError(path, NO_FRAME)
     return _Pass(images, times, total, end)
 
 
 def frame_seconds(frame: VideoFrame) -> Fraction | None:
-    """Seconds of the file's clock at which a frame is shown; None in raw streams, shown at their constant rate."""
+    """Return the second of the file's clock at which a frame is shown; None in raw streams, whose rate is constant."""
     return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
 
 
 def _size(width: int, height: int, max_pixels: int) -> tuple[int, int]:
-    """Width and height after shrinking to at most `max_pixels`, each side truncated; no rounding to a grid."""
+    """Return width and height after shrinking to at most `max_pixels`, each side truncated; no rounding to a grid."""
     if width * height <= max_pixels:
         return width, height
     ratio = math.sqrt(max_pixels / (width * height))

@@ -1,4 +1,4 @@
-"""A part of a video as a file of its own: from the second asked for to the second asked for, in any player.
+"""Writes a part of a video as a file of its own, from one second to another, for any player.
 
 H.264 in MP4, pictures without sound. It is encoded again, so it can begin between two key frames; the picture that is
 on when it begins is its first.
@@ -16,7 +16,7 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 
-from vsr1.video.decode import VideoError, decoded_frames, frame_seconds, open_video
+from vsr1.video.decode import NO_FRAME, VideoError, decoded_frames, frame_seconds, open_video
 
 TICKS = 90_000  # a second
 # No B-frames and no look-ahead: each picture gives its packet at once, so that its length can be set.
@@ -35,7 +35,7 @@ def write_excerpt(source: Path, target: Path, start: float, end: float) -> None:
         pictures = _pictures(source, start, end, seek=False)
         first = next(pictures, None)
     if first is None:
-        raise VideoError(source, "not one frame of it decodes; the file is truncated or damaged, fetch it again")
+        raise VideoError(source, NO_FRAME)
     with av.open(str(target), "w", format="mp4") as output:
         stream = output.add_stream("libx264", rate=30, options=_ENCODER)
         shape = _upright(first[1])
@@ -52,7 +52,7 @@ def write_excerpt(source: Path, target: Path, start: float, end: float) -> None:
 
 
 def _pictures(path: Path, start: float, end: float, *, seek: bool) -> Iterator[tuple[float, VideoFrame]]:
-    """Frames with the second from which each is shown; the one that is on at `start` counts from there."""
+    """Yield frames with the second from which each is shown; the one that is on at `start` counts from there."""
     container, stream = open_video(path)
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     with container:
@@ -87,7 +87,7 @@ def _pictures(path: Path, start: float, end: float, *, seek: bool) -> Iterator[t
 
 
 def _upright(frame: VideoFrame) -> VideoFrame:
-    """As a player shows it."""
+    """Return a frame as a player shows it."""
     if not frame.rotation:
         return frame
     turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))

@@ -15,20 +15,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import httpx2
-from openai import (
-    APIConnectionError,
-    APIStatusError,
-    APITimeoutError,
-    AuthenticationError,
-    NotFoundError,
-    OpenAI,
-    PermissionDeniedError,
-)
+import openai
 from openai.types.chat import ChatCompletion
 from PIL import Image
 
 from pipelines.data.manifest import BuildError
-from pipelines.data.teacher.task import Answer, Task, judged
+from pipelines.data.teacher.prompts import Answer, Task, judged
 from vsr1.settings.data import TeacherConfig
 from vsr1.video.clips import Clip, ClipFolder
 
@@ -36,7 +28,7 @@ JPEG_QUALITY = 90
 
 
 def ask_server(tasks: list[Task], clips: ClipFolder, teacher: TeacherConfig) -> Generator[Answer, None, None]:
-    """Answers in the order in which they come, with at most `concurrency` requests at one time.
+    """Yield answers in the order in which they come, with at most `concurrency` requests at one time.
 
     Raises:
         BuildError: the server cannot be reached, or refuses the key or the model's name.
@@ -44,19 +36,21 @@ def ask_server(tasks: list[Task], clips: ClipFolder, teacher: TeacherConfig) -> 
     # The client insists on a key; servers without one ignore it.
     key = teacher.key_file.read_text(encoding="utf-8").strip() if teacher.key_file else "none"
     with (
-        OpenAI(base_url=teacher.url, api_key=key, timeout=teacher.timeout_s, max_retries=teacher.retries) as client,
+        openai.OpenAI(
+            base_url=teacher.url, api_key=key, timeout=teacher.timeout_s, max_retries=teacher.retries
+        ) as client,
         ThreadPoolExecutor(teacher.concurrency) as threads,
     ):
-        asked = [threads.submit(_answer, client, task, clips, teacher) for task in tasks]
+        requests = [threads.submit(_answer, client, task, clips, teacher) for task in tasks]
         try:
-            for done in as_completed(asked):
-                yield done.result()
+            for request in as_completed(requests):
+                yield request.result()
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
 
 def video_parts(clip: Clip) -> list[dict[str, Any]]:
-    """The clip as message parts: for each frame a line with its time in seconds, then the picture."""
+    """Return the clip as message parts: for each frame a line with its time in seconds, then the picture."""
     parts: list[dict[str, Any]] = []
     for frame, seconds in zip(clip.frames, clip.timestamps, strict=True):
         jpeg = io.BytesIO()
@@ -67,7 +61,7 @@ def video_parts(clip: Clip) -> list[dict[str, Any]]:
     return parts
 
 
-def _answer(client: OpenAI, task: Task, clips: ClipFolder, teacher: TeacherConfig) -> Answer:
+def _answer(client: openai.OpenAI, task: Task, clips: ClipFolder, teacher: TeacherConfig) -> Answer:
     content = [{"type": "text", "text": task.user}, *video_parts(clips.read(task.video_id))]
     messages: Any = [{"role": "system", "content": task.system}, {"role": "user", "content": content}]
     for attempt in range(teacher.attempts):
@@ -77,8 +71,8 @@ def _answer(client: OpenAI, task: Task, clips: ClipFolder, teacher: TeacherConfi
     return answer
 
 
-def _reply(client: OpenAI, pair_id: str, messages: Any, teacher: TeacherConfig, seed: int) -> Answer:
-    """One request; a failed one has no finish reason."""
+def _reply(client: openai.OpenAI, pair_id: str, messages: Any, teacher: TeacherConfig, seed: int) -> Answer:
+    """Send one request; a failed one has no finish reason."""
     try:
         completion = client.chat.completions.create(
             model=str(teacher.model),
@@ -88,22 +82,22 @@ def _reply(client: OpenAI, pair_id: str, messages: Any, teacher: TeacherConfig, 
             top_p=teacher.top_p,
             seed=seed,
         )
-    except (AuthenticationError, PermissionDeniedError, NotFoundError) as error:
+    except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
         # The body is left out: servers quote the key in it.
         raise BuildError(
             f"{teacher.url} answered {error.status_code} for model {teacher.model!r}; check data.teacher.url, "
             "data.teacher.model and data.teacher.key_file"
         ) from None
-    except APITimeoutError:
+    except openai.APITimeoutError:
         return _failed(pair_id, f"no answer in {teacher.timeout_s} s, {1 + teacher.retries} times")
-    except APIConnectionError as error:
+    except openai.APIConnectionError as error:
         if isinstance(error.__cause__, httpx2.ConnectError):
             raise BuildError(
                 f"data.teacher.url={teacher.url} cannot be reached ({error.__cause__}); start the server and build "
                 "again, finished pairs are kept"
             ) from None
         return _failed(pair_id, f"the connection was lost ({type(error.__cause__).__name__})")
-    except APIStatusError as error:
+    except openai.APIStatusError as error:
         text = " ".join(error.response.text.replace(client.api_key, "***").split())[:200]
         return _failed(pair_id, f"the server answered {error.status_code}: {text}")
     except json.JSONDecodeError:

@@ -1,12 +1,13 @@
 """What a teacher model is told about a pair of query and video, and how its reasoning is read from the reply.
 
-The teacher is never asked whether the pair matches: it is told, and writes why. A reply that is not a whole answer in
-the form asked for is refused; nothing is put in its place.
+This is the same for every kind of model. The teacher is never asked whether the pair matches: it is told, and writes
+why. A reply that is not a whole answer in the form asked for is refused; nothing is put in its place.
 """
 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple, TypedDict
 
 from vsr1.search.prompts import format_seconds
 
@@ -28,12 +29,33 @@ _LINE = re.compile(r"^[ \t]*Reasoning:(.*)$", re.MULTILINE)
 _MARKUP = re.compile(r"</?(?:think|answer|start|end|refine)>|<\|", re.IGNORECASE)  # of the policy's replies
 
 
+class Task(NamedTuple):
+    """One pair to reason about: the video, the words around it, and a fingerprint of all that shapes the answer."""
+
+    pair_id: str
+    video_id: str
+    system: str
+    user: str
+    fingerprint: str
+
+
+class Answer(TypedDict):
+    """`error` is empty for a usable answer; otherwise it is the reason, and reasoning and thinking are empty."""
+
+    pair_id: str
+    reasoning: str
+    think: str
+    finish_reason: str
+    raw: str
+    error: str
+
+
 class UnusableReply(ValueError):  # noqa: N818  # says what it is
     """A teacher's reply that gives no reasoning; the message is the reason, without the reply."""
 
 
 def teacher_prompt(query: str, span: tuple[float, float] | None) -> tuple[str, str]:
-    """The system's words and the user's before the video.
+    """Return the system's words and the user's before the video.
 
     Args:
         span: start and end of the moment in seconds for the right video, None for a wrong one.
@@ -44,8 +66,17 @@ def teacher_prompt(query: str, span: tuple[float, float] | None) -> tuple[str, s
     return MATCH_PROMPT, f'Query: "{query}"\nThe moment begins at {start} s and ends at {end} s.\nVideo:\n'
 
 
+def judged(pair_id: str, text: str, finish_reason: str, thinking: bool = False) -> Answer:
+    """Return a reply as an answer, usable or not; arguments as those of `read_reasoning`."""
+    try:
+        (reasoning, think), error = read_reasoning(text, finish_reason, thinking), ""
+    except UnusableReply as unusable:
+        reasoning, think, error = "", "", str(unusable)
+    return Answer(pair_id=pair_id, reasoning=reasoning, think=think, finish_reason=finish_reason, raw=text, error=error)
+
+
 def read_reasoning(text: str, finish_reason: str, thinking: bool = False) -> tuple[str, str]:
-    """Reasoning and thinking of a reply; the thinking is empty where the model shows none.
+    """Read reasoning and thinking of a reply; the thinking is empty where the model shows none.
 
     Args:
         finish_reason: why the model stopped.

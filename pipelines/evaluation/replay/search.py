@@ -15,9 +15,9 @@ import torch
 from pipelines.evaluation.replay.differences import Differs, NotChecked, same, same_numbers, same_rank, same_ranking
 from pipelines.evaluation.replay.sources import Sources
 from vsr1.episode.trajectory import Turn
+from vsr1.retrieval.corpus import Corpus
 from vsr1.retrieval.plan import plan_search
 from vsr1.retrieval.request import QueryEmbedder, RetrievalError, SearchRequest, SearchResult
-from vsr1.retrieval.snapshot import Snapshot
 from vsr1.search.environment import SearchEnvironment, SearchSettings
 from vsr1.search.record import SearchTrajectory, SearchTurn
 from vsr1.video.clips import Clip
@@ -36,8 +36,8 @@ class RecordedReply:
 class LocalSearch:
     """A `Search` of the environment, which remembers the scores of all videos, one dict a search in order."""
 
-    def __init__(self, snapshot: Snapshot, embedder: QueryEmbedder) -> None:
-        self._snapshot, self._embedder = snapshot, embedder
+    def __init__(self, corpus: Corpus, embedder: QueryEmbedder) -> None:
+        self._corpus, self._embedder = corpus, embedder
         self.scores: list[dict[str, float]] = []
 
     async def __call__(self, request: SearchRequest) -> SearchResult:
@@ -46,10 +46,10 @@ class LocalSearch:
         Raises:
             RetrievalError: ids that are not in the corpus.
         """
-        catalogue = self._snapshot.catalogue
+        catalogue = self._corpus.catalogue
         plan = plan_search(request, catalogue)
         [vector] = self._embedder.embed_queries([request.query or ""], [request.soft_tokens])
-        scores = self._snapshot.vectors @ vector
+        scores = self._corpus.vectors @ vector
         by_id = dict(zip(catalogue.video_ids, scores.tolist(), strict=True))
         self.scores.append(by_id)
         order = np.argsort(-scores, kind="stable")

@@ -16,8 +16,8 @@ from vsr1.model.checkpoint import load_policy
 from vsr1.model.embedder import Embedder
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
+from vsr1.retrieval.corpus import Corpus, open_corpus
 from vsr1.retrieval.request import RetrievalError
-from vsr1.retrieval.snapshot import Snapshot, open_current, read_snapshot
 from vsr1.rl.example_loss import ExampleLoss, load_vectors
 from vsr1.runs.scalars import read_scalars
 from vsr1.search.record import SearchTask
@@ -93,15 +93,15 @@ class Sources:
         rows = read_scalars(path) if path.is_file() else []
         return {row["name"]: row["value"] for row in rows if (row["stage"], row["step"]) == ("grpo", step)}
 
-    def _load_corpus(self, version: str) -> Snapshot:
-        """Return the corpus of the split as of a version."""
+    def _load_corpus(self, version: str) -> Corpus:
+        """Return the corpus of the split, if it is that of a version."""
         try:
-            current = open_current(self._data, self.split)
-            if current.catalogue.version == version:
-                return current
-            return read_snapshot(self._data.index(self.split).parent, version)
+            corpus = open_corpus(self._data, self.split)
         except RetrievalError as error:
             raise NotChecked(str(error)) from error
+        if corpus.catalogue.version != version:
+            raise NotChecked(f"{self._data.root} holds index {corpus.catalogue.version}, index {version} is gone")
+        return corpus
 
     def _load_loss(self, policy: Path) -> ExampleLoss:
         config = self.config

@@ -32,7 +32,7 @@ PAGE_HEADERS = {
 
 @page.get("/v1/corpora", responses=errors(*ADMITTED))
 async def corpora(gateway: Admitted) -> list[Corpus]:
-    """What can be searched."""
+    """Return what can be searched."""
     rows, examples = await gateway.library.describe.remote(), await gateway.library.examples.remote()
     return [
         Corpus(name=name, videos=row["videos"], index_version=row["index_version"], examples=examples[name])
@@ -53,13 +53,13 @@ async def page_part(part: Literal["css", "js", "parts.js", "player.js", "library
 
 @status.get("/healthz", responses=errors(*ALWAYS))
 async def healthz() -> Health:
-    """The gateway is there."""
+    """Say that the gateway is there."""
     return Health(status="ok")
 
 
 @status.get("/readyz", responses=errors("not_ready", *ALWAYS))
 async def readyz(gateway: Served) -> Health:
-    """The corpora can be searched, and every model has an agent."""
+    """Say that the corpora can be searched, and every model has an agent."""
     agents = await asyncio.to_thread(running_agents, serve.get_replica_context().app_name)
     if missing := [name for name in gateway.models if not agents.get(name)]:
         raise ApiError("not_ready", f"no agent runs of {', '.join(missing)}; wait for it", retry_after_s=5)

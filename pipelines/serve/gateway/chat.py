@@ -104,13 +104,13 @@ class Models(BaseModel):
 
 @router.get("/v1/models", responses=errors(*ADMITTED))
 async def models(gateway: Admitted) -> Models:
-    """What may be named as `model`."""
+    """Return what may be named as `model`."""
     return Models(data=[Model(id=name, object="model", created=0, owned_by="vsr1") for name in gateway.models])
 
 
 @router.post("/v1/chat/completions", response_model=ChatAnswer, responses=ANSWERS, dependencies=[Depends(json_only)])
 async def complete(body: ChatBody, request: Request, gateway: Served) -> Any:
-    """OpenAI's chat completion as a search. A reader that goes away cancels it."""
+    """Answer a chat by a search. A reader that goes away cancels it."""
     gateway.key_of(request)
     if body.model not in gateway.models:
         there = ", ".join(gateway.models)

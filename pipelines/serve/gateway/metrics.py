@@ -33,7 +33,7 @@ router = APIRouter()
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics() -> Response:
-    """Counts of this gateway, in the text format of Prometheus."""
+    """Return the counts of this gateway, in the text format of Prometheus."""
     return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -103,7 +103,7 @@ class RetrieveResponse(BaseModel):
     dependencies=[Depends(json_only)],
 )
 async def retrieve(body: RetrieveRequest, gateway: Admitted, corpus: Chosen) -> RetrieveResponse:
-    """The videos nearest to each query, without an agent that looks at them."""
+    """Return the videos nearest to each query, without an agent that looks at them."""
     try:
         results = await gateway.library.retrieve.remote(corpus, body.searches())
     except RetrievalError as error:

@@ -53,7 +53,7 @@ class SearchRun(EventLog):
 
     @property
     def refusal(self) -> ApiError | None:
-        """What it ended in before it began."""
+        """Return what it ended in before it began, None if it began."""
         return self.failure if len(self.events) == 1 else None
 
     async def result(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ async def search(body: SearchBody, request: Request, gateway: Served) -> Any:
     },
 )
 async def events(search_id: SearchId, request: Request, gateway: Served, last_event_id: LastEvent = 0) -> Any:
-    """The events of a streamed search behind Last-Event-ID, or all, while it runs and for a while after."""
+    """Send the events of a streamed search behind Last-Event-ID, or all, while it runs and for a while after."""
     run = gateway.run(search_id, request)
     if last_event_id > len(run.events):
         raise ApiError("invalid_request", f"Last-Event-ID: the search has only sent {len(run.events)} events")

@@ -73,13 +73,13 @@ async def videos(
     after: Annotated[str, Query(max_length=500, description="an id, as in `next`; empty: from the first")] = "",
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> VideoPage:
-    """The videos of a corpus by id, a page at a time: those to search, those on their way, and those that failed."""
+    """Return the videos of a corpus by id, a page at a time: to search, on their way, and failed."""
     return await gateway.library.videos.remote(corpus, after, limit)
 
 
 @router.get("/{video_id}", responses=errors(*OF_VIDEO))
 async def video(video_id: VideoId, gateway: Admitted, corpus: Chosen) -> Video:
-    """How far a video is, and how long one that is ready."""
+    """Tell how far a video is, and how long one that is ready."""
     return await gateway.library.video.remote(corpus, video_id)
 
 
@@ -94,14 +94,14 @@ async def delete_video(video_id: VideoId, gateway: Admitted, corpus: Chosen) -> 
 
 @router.get("/{video_id}/thumbnail", response_class=Response, responses=errors(*OF_VIDEO, gives=["image/jpeg"]))
 async def thumbnail(video_id: VideoId, gateway: Admitted, corpus: Chosen, t: Seconds = 0.0) -> Response:
-    """The frame nearest to second `t`, as JPEG."""
+    """Return the frame nearest to second `t`, as JPEG."""
     picture = await gateway.library.thumbnail.remote(corpus, video_id, t)
     return Response(picture, media_type="image/jpeg", headers=FOR_AN_HOUR)
 
 
 @router.get("/{video_id}/clip", response_class=Response, responses=errors(*OF_CLIP, gives=["video/mp4"]))
 async def clip(video_id: VideoId, start: Start, end: Seconds, gateway: Admitted, corpus: Chosen) -> Response:
-    """The pictures from `start` to `end`, in seconds, as MP4 (H.264, no sound)."""
+    """Return the pictures from `start` to `end`, in seconds, as MP4 (H.264, no sound)."""
     part = await gateway.library.clip.remote(corpus, video_id, start, end)
     return Response(part, media_type="video/mp4", headers=FOR_AN_HOUR)
 
@@ -112,7 +112,7 @@ async def clip(video_id: VideoId, start: Start, end: Seconds, gateway: Admitted,
     responses={206: {"content": VIDEOS}, 416: {}, **errors("no_source", *OF_VIDEO, gives=VIDEOS)},
 )
 async def file(video_id: VideoId, gateway: Admitted, corpus: Chosen) -> FileResponse:
-    """The source file, as a player wants it: with ranges of bytes (206, 416)."""
+    """Return the source file, as a player wants it: with ranges of bytes (206, 416)."""
     path, kind = await gateway.library.source.remote(corpus, video_id)
     return FileResponse(path, media_type=kind)
 

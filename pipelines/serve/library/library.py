@@ -18,7 +18,8 @@ from PIL import Image
 from ray import serve
 
 from actors.clips import ClipStoreHandle
-from actors.corpus import CorpusActors, RetrievalHandle, start_retrieval
+from actors.corpus import CorpusActors, start_retrieval
+from actors.retrieval import RetrievalHandle
 from pipelines.data.manifest import VIDEO_EXTENSIONS
 from pipelines.serve.gateway.faults import ApiError
 from pipelines.serve.gateway.schema import Problem, Video, VideoPage

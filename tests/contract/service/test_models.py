@@ -74,10 +74,10 @@ def test_new_weights_come_under_load_and_no_search_is_dropped_or_mixed(served: S
     served.traces["first"] = served.traces["second"]
 
 
-def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for turn, own in zip(found["turns"], wanted["turns"], strict=False):
-        assert (turn["video_id"], turn["reasoning"]) == (own["video_id"], own["reasoning"]), found["query"]
-    assert found == wanted
+def assert_same(answer: dict[str, Any], expected: dict[str, Any]) -> None:
+    for turn, other in zip(answer["turns"], expected["turns"], strict=False):
+        assert (turn["video_id"], turn["reasoning"]) == (other["video_id"], other["reasoning"]), answer["query"]
+    assert answer == expected
 
 
 def under_load(served: Served, kill: Any) -> list[Answer]:

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.data.check_videos import check_dataset
+from pipelines.data.check_videos import check_videos
 from vsr1.config import Config, load_config
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.dataset import DatasetFolder
@@ -36,7 +36,7 @@ def test_each_defect_is_found(folder: DatasetFolder) -> None:
     write_lines(
         folder.annotations("test"), [row | {"duration": row["duration"] + 2 * (i == 3)} for i, row in enumerate(rows)]
     )
-    train, test = check_dataset(Config.model_validate({"data": {"root": folder.root}}))
+    train, test = check_videos(Config.model_validate({"data": {"root": folder.root}}))
     assert (train.videos, train.wrong, train.unused) == (3, 0, 0)
     assert test.missing == ["test_0000"]
     assert list(test.undecodable) == ["test_0001"]
@@ -61,13 +61,13 @@ def test_a_sound_corpus_passes(folder: DatasetFolder) -> None:
 def test_a_shared_folder_counts_what_no_split_names(folder: DatasetFolder) -> None:
     raw = folder.root / "raw_videos"
     shutil.copyfile(raw / "test" / "test_0000.mp4", raw / "spare.mp4")
-    checks = check_dataset(Config.model_validate({"data": {"root": folder.root, "videos": raw}}))
+    checks = check_videos(Config.model_validate({"data": {"root": folder.root, "videos": raw}}))
     assert [(found.wrong, found.unused) for found in checks] == [(0, 1), (0, 1)]
 
 
 @pytest.mark.parametrize("name", ["activitynet", "didemo", "charades"])
 def test_published_corpora_have_a_configuration(name: str) -> None:
-    config = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    config = load_config(Path(__file__).parents[3] / "configs" / f"{name}.yaml")
     assert set(config.data.annotations) == set(config.data.splits) >= {"train", "test"}
     assert all(f"{name}_fig_" in path.name for path in config.data.annotations.values())
     assert config.data.beyond_duration == "keep"

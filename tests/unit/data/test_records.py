@@ -9,9 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.manifest import BuildError, Manifest, Video, load_manifest
-from pipelines.data.ranking import Ranking, rank_videos, recall_at_1
-from pipelines.data.records import grpo_records, hard_negatives, pool_rows, reasoned_rows, sft_records
-from pipelines.data.vectors import Vectors
+from pipelines.data.records import (
+    Ranking,
+    grpo_records,
+    hard_negatives,
+    pool_rows,
+    rank_videos,
+    reasoned_rows,
+    sft_records,
+)
 from vsr1.formats.annotations import Annotation
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.data import DataConfig
@@ -26,7 +32,7 @@ def manifest(videos: int, queries_of: list[int]) -> Manifest:
     names = [f"v{i}" for i in range(videos)]
     return Manifest(
         "train",
-        {name: Video(name, FOLDER.raw_videos("train") / f"{name}.mp4", 20.0) for name in names},
+        {name: Video(name, [FOLDER.raw_videos("train") / f"{name}.mp4"], 20.0) for name in names},
         [
             Annotation(video=names[video], time=(0.0, 12.0), desc_id=10 + i, duration=20.0, cog_desc="c",
                        fig_desc=f"query {i}", fig_desc_score=0.5)
@@ -37,7 +43,7 @@ def manifest(videos: int, queries_of: list[int]) -> Manifest:
 
 def ranked(split: Manifest, scores: np.ndarray, depth: int = 50) -> list[Ranking]:
     """Rankings of given scores [queries, videos]: unit basis vectors as videos make a score a coordinate."""
-    return rank_videos(split, Vectors(np.float32(scores), np.eye(len(split.videos), dtype=np.float32)), depth)
+    return rank_videos(split, np.float32(scores), np.eye(len(split.videos), dtype=np.float32), depth)
 
 
 def two_hits_and_a_miss() -> tuple[Manifest, list[Ranking]]:
@@ -62,7 +68,7 @@ def test_ranks_are_those_of_sorting_by_score_then_id(data: st.DataObject) -> Non
 
 def test_the_pool_shows_each_query_one_right_and_one_wrong_video() -> None:
     split, rankings = two_hits_and_a_miss()
-    assert recall_at_1(rankings) == pytest.approx(2 / 3)
+    assert [ranking.truth.rank for ranking in rankings] == [1, 1, 3]
     pool = pool_rows(FOLDER, split, rankings)
     assert [(row["pair_id"], row["gold_label"], row["top1_rank"], row["top1_score"]) for row in pool] == [
         ("10_fig::v0", "match", 1, 9.0),

@@ -1,24 +1,24 @@
 """Corpora of one's own: few keys, videos elsewhere, odd names, and videos alone for search."""
 
 import json
-import runpy
 import shutil
 import unicodedata
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from pipelines.data.build import BuildError, BuildReport, build_dataset
-from vsr1.config import Config
+from pipelines.data.build import BuildError
+from vsr1.formats.annotations import AnnotationError
 from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.corpus import load_corpus
 from vsr1.video.clips import ClipFolder
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
-stand_in = runpy.run_path(str(Path(__file__).parent / "stand_in_embedder.py"))["stand_in"]
+from . import builds
+
+build = partial(builds.build, splits=["test"], embed_batch=3)
 NAMES = ["a day at sea", "köln", "ビデオ", "x.y"]
 
 
@@ -42,18 +42,13 @@ def videos(films: list[Path], tmp_path: Path) -> Path:
     return folder
 
 
-def build(root: Path, **data: Any) -> BuildReport:
-    config = Config.model_validate({"data": {"root": root, "splits": ["test"], "embed_batch": 3} | data})
-    return build_dataset(config, embedder_class=stand_in())
-
-
 def test_four_keys_and_videos_elsewhere_are_enough(videos: Path, tmp_path: Path) -> None:
     source = tmp_path / "mine.jsonl"
     asked = [{"video": name, "fig_desc": f"where is {name}?", "time": [0, 5], "duration": 30} for name in NAMES]
     source.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in asked), encoding="utf-8")
     folder = DatasetFolder(tmp_path / "data")
     report = build(folder.root, videos=videos, annotations={"test": source})
-    assert (report.splits[0].videos, report.splits[0].queries) == (4, 4)
+    assert (len(report.splits[0].clips), len(report.splits[0].left.annotations)) == (4, 4)
     assert folder.annotations("test").read_bytes() == source.read_bytes()
     queries = read_lines(folder.query_meta("test"))
     assert [row["qid"] for row in queries] == ["0_fig", "1_fig", "2_fig", "3_fig"]
@@ -66,14 +61,14 @@ def test_four_keys_and_videos_elsewhere_are_enough(videos: Path, tmp_path: Path)
 
 
 def test_an_annotation_file_that_is_not_there_is_named(videos: Path, tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=r"none\.jsonl does not exist; correct data\.annotations\.test"):
+    with pytest.raises(AnnotationError, match=r"none\.jsonl does not exist; put the split's annotations there"):
         build(tmp_path / "data", videos=videos, annotations={"test": tmp_path / "none.jsonl"})
 
 
 def test_videos_alone_become_a_corpus_to_search(videos: Path, tmp_path: Path) -> None:
     folder = DatasetFolder(tmp_path / "data")
     report = build(folder.root, videos=videos, search_only=True)
-    assert (report.splits[0].videos, report.splits[0].queries, report.splits[0].recall_at_1) == (4, 0, None)
+    assert (len(report.splits[0].clips), report.recall, report.records) == (4, {}, {})
     assert [step.name for step in report.steps] == ["clips", "embedding", "video_embedding", "index"]
     assert "test: 4 videos (4 decoded, 0 kept, 0 failed), 0 queries (0 dropped);" in report.line()
     corpus = read_lines(folder.corpus("test"))

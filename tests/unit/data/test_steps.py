@@ -1,91 +1,32 @@
-"""Which steps of a build run again, that a killed build goes on to the same files, and what a full disk leaves."""
+"""Which steps of a build run again, what a full disk leaves, and that folders of older versions count as built."""
 
 import errno
+import json
 import os
-import runpy
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 
-from pipelines.data.build import BuildError, BuildReport, build_dataset
+from pipelines.data.build import BuildError
+from pipelines.data.steps import open_journal, read_journal
 from vsr1.config import Config
 from vsr1.formats import atomic
 from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import DatasetFolder
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+from .builds import Here, build, built_steps, stand_in
+
 TRAIN = 6  # videos of `corpus`
-STAND_IN = Path(__file__).parent / "stand_in_embedder.py"
-stand_in = runpy.run_path(str(STAND_IN))["stand_in"]
-
-# A build that is slow enough to be killed in the middle, in a process of its own.
-SLOW_BUILD = """
-import runpy, sys, time
-from pathlib import Path
-import ray
-from pipelines.data import build as data
-from pipelines.data import clips as data_clips
-from vsr1.config import Config
-
-root, stand_in, address = sys.argv[1:]
-ray.init(address=address, log_to_driver=False)
-data_clips.VIDEOS_A_TASK, made = 1, data_clips._made
-
-def slowly(*args):
-    for row in made(*args):
-        yield row
-        time.sleep(0.3)
-
-class Slow(runpy.run_path(stand_in)["stand_in"]()):
-    def embed_clips(self, clips):
-        time.sleep(0.6)
-        return super().embed_clips(clips)
-
-data_clips._made = slowly
-data.build_dataset(Config.model_validate({"data": {"root": root, "embed_batch": 2}}), embedder_class=Slow)
-"""
 
 
-@pytest.fixture(scope="module")
-def built(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = Path(shutil.copytree(corpus, tmp_path_factory.mktemp("built") / "toy"))
-    build(root)
-    return root
-
-
-@pytest.fixture
-def copy(built: Path, tmp_path: Path) -> DatasetFolder:
-    return DatasetFolder(Path(shutil.copytree(built, tmp_path / "toy")))
-
-
-def build(root: Path, sections: dict[str, Any] | None = None, **data: Any) -> BuildReport:
-    config = {"data": {"root": root, "embed_batch": 2} | data} | (sections or {})
-    return build_dataset(Config.model_validate(config), embedder_class=stand_in())
-
-
-def built_steps(report: BuildReport) -> set[str]:
-    return {f"{step.split}.{step.name}" for step in report.steps if step.status == "built"}
-
-
-def contents(root: Path) -> dict[str, Any]:
-    """Every file of a dataset, times of extraction and the records of the build aside."""
-    found: dict[str, Any] = {}
-    for path in root.rglob("*"):
-        name = path.relative_to(root).as_posix()
-        if path.is_file() and not name.startswith(".vsr1"):
-            found[name] = path.read_bytes()
-            if path.parent.name == "video_npy_with_meta" and path.suffix == ".jsonl":
-                found[name] = [row | {"extract_utc": ""} for row in read_lines(path)]
-    return found
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file of a dataset, the records of the build and its list of failures aside."""
+    names = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in names.items() if not name.startswith(".vsr1")}
 
 
 RECORDS = {"train.grpo_records", "train.sft_records"}
@@ -182,42 +123,6 @@ def test_rows_of_a_removed_annotation_vanish(copy: DatasetFolder) -> None:
     assert not named
 
 
-def wait_until(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    for _ in range(1200):
-        if true():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    raise AssertionError("not in 60 s")
-
-
-def test_a_killed_build_goes_on_to_the_same_files(corpus: Path, built: Path, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(corpus, tmp_path / "toy"))
-    state = root / ".vsr1" / "build"
-    address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-c", SLOW_BUILD, str(root), str(STAND_IN), address]
-
-    def killed_when(reached: Callable[[], bool]) -> None:
-        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-            wait_until(reached, process)
-            process.send_signal(signal.SIGKILL)
-
-    journal = state / "train.clips.rows.jsonl"
-    killed_when(lambda: journal.is_file() and len(journal.read_bytes().splitlines()) >= 2)
-    early = {row["video_id"]: row for row in read_lines(journal)}
-    assert 2 <= len(early) < TRAIN
-    assert not (state / "train.clips.json").exists()
-    killed_when(lambda: len(list(state.glob("parts/*.video/*.npy"))) >= 1)
-    assert {row["video_id"]: row for row in read_lines(journal)}.items() >= early.items()
-    embedded = {path: path.stat().st_mtime_ns for path in state.glob("parts/*.video/[!.]*.npy")}
-    assert not (state / "train.video_embedding.json").exists()
-
-    report = build(root)
-    assert [split.decoded for split in report.splits] == [0, 0]
-    assert {path: path.stat().st_mtime_ns for path in embedded} == embedded
-    assert contents(root) == contents(built)
-
-
 def test_a_full_disk_leaves_the_old_files_and_says_so(copy: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     before, move = contents(copy.root), os.replace
 
@@ -236,8 +141,88 @@ def test_a_full_disk_leaves_the_old_files_and_says_so(copy: DatasetFolder, monke
 
 def test_two_builds_do_not_share_a_folder(copy: DatasetFolder) -> None:
     with pytest.raises(BuildError, match=r"another build of .* is running"):
-        build_dataset(
-            Config.model_validate({"data": {"root": copy.root, "embed_batch": 2, "grpo_negatives": 3}}),
-            progress=lambda text: build(copy.root),
-            embedder_class=stand_in(),
-        )
+        build(copy.root, grpo_negatives=3, progress=lambda line: build(copy.root))
+
+
+def test_weights_that_change_during_a_build_write_no_vectors(fresh: DatasetFolder) -> None:
+    class Newer(stand_in()):  # type: ignore[misc]
+        @classmethod
+        def load(cls, folder: Path, *, device: str, dtype: str) -> Any:
+            loaded = super().load(folder, device=device, dtype=dtype)
+            loaded.fingerprint = "of other weights"
+            return loaded
+
+    with pytest.raises(BuildError, match=r"the weights in .* changed during the build; start it again"):
+        build(fresh.root, splits=["test"], embedder=Newer)
+    assert not list((fresh.build_state / "parts").rglob("*.npy"))
+
+
+def test_vectors_that_are_not_unit_vectors_are_refused(fresh: DatasetFolder) -> None:
+    class Long(stand_in()):  # type: ignore[misc]
+        def embed_clips(self, clips: list[Any]) -> np.ndarray:
+            return 2 * np.stack([self._vector(clip.content_hash) for clip in clips])
+
+    with pytest.raises(BuildError, match="vector of video 'test_0000' has length 2"):
+        build(fresh.root, splits=["test"], embedder=Long)
+
+
+def test_a_build_that_stopped_goes_on_where_it_was(fresh: DatasetFolder, built: Path) -> None:
+    class Tired(Here):
+        """Decodes and embeds no more than a job each."""
+
+        def each(self, jobs: list[str], work: Callable[[str], str]) -> Any:
+            yield next(super().each(jobs, work))
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def read_and_embed(self, jobs: list[dict[str, Any]], reader: Any, embedder: Any) -> Any:
+            yield next(super().read_and_embed(jobs, reader, embedder))
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    for split, left in (("train", TRAIN - 1), ("test", 3)):
+        with pytest.raises(BuildError, match=rf"'clips' of split '{split}' stopped: .*No space left"):
+            build(fresh.root, splits=[split], workers=Tired())
+        workers = Here()
+        workers.read_and_embed = Tired().read_and_embed  # type: ignore[method-assign]
+        with pytest.raises(BuildError, match=r"'embedding' of split 'all' stopped: .*No space left"):
+            build(fresh.root, splits=[split], workers=workers)
+        assert workers.decoded == left
+    batches = sum(1 for _ in (built / ".vsr1" / "build" / "parts").rglob("*.npy"))
+    workers = Here()
+    build(fresh.root, workers=workers)
+    assert (workers.decoded, workers.embedded) == (0, batches - 2)
+    names = [name for name in contents(built) if "video_npy_with_meta" not in name]
+    assert {name: contents(fresh.root)[name] for name in names} == {name: contents(built)[name] for name in names}
+
+
+def test_a_folder_of_an_older_version_is_recognised_as_built(copy: DatasetFolder) -> None:
+    """It has a record of its clips, and keeps the vectors of its index once more, under their version."""
+    index = copy.index("test").parent
+    (copy.build_state / "test.clips.json").write_text("{}")
+    record = copy.build_state / "test.index.json"
+    content = json.loads(record.read_text())
+    for name in ("current.json", "index-0123456789abcdef.faiss"):
+        (index / name).write_text("{}")
+    digest = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    content["outputs"]["test/index/index-0123456789abcdef.faiss"] = digest
+    record.write_text(json.dumps(content))
+    assert built_steps(build(copy.root)) == set()
+    (index / "index.faiss").unlink()
+    assert built_steps(build(copy.root)) == {"test.index"}
+    assert sorted(path.name for path in index.iterdir()) == ["id_map.json", "index.faiss"]
+
+
+def test_a_journal_keeps_whole_rows(tmp_path: Path) -> None:
+    journal = tmp_path / "new" / "rows.jsonl"
+    assert read_journal(journal, "id") == {}
+    with open_journal(journal) as add:
+        add({"id": "ä", "n": 1})
+        add({"id": "b", "n": 1})
+        assert read_journal(journal, "id")["ä"] == {"id": "ä", "n": 1}
+    journal.write_bytes(journal.read_bytes() + b'{"id": "c", "n"')
+    assert list(read_journal(journal, "id")) == ["ä", "b"]
+    with open_journal(journal) as add:
+        add({"id": "b", "n": 2})
+    assert read_journal(journal, "id") == {"ä": {"id": "ä", "n": 1}, "b": {"id": "b", "n": 2}}
+    journal.write_text('{"id": "a"}\nno row\n')
+    with pytest.raises(BuildError, match=r"rows\.jsonl line 2 is not a row of the journal .* remove that line"):
+        read_journal(journal, "id")

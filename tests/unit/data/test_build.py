@@ -1,0 +1,67 @@
+"""The folder that a build leaves: its parts agree, and a second build changes nothing."""
+
+import json
+
+import faiss
+import numpy as np
+import pytest
+
+from vsr1.config import Config
+from vsr1.formats.atomic import read_lines
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.retrieval.corpus import load_corpus
+from vsr1.video.clips import ClipFolder
+
+from .builds import build, built_steps, stand_in
+
+TRAIN, TEST = 6, 4  # videos of `corpus`
+
+
+def test_the_parts_of_a_built_folder_agree(fresh: DatasetFolder) -> None:
+    folder, report = fresh, build(fresh.root)
+    assert [(s.split, len(s.clips), s.decoded, len(s.left.annotations)) for s in report.splits] == [
+        ("train", TRAIN, TRAIN, TRAIN), ("test", TEST, TEST, TEST),
+    ]  # fmt: skip
+    embedder = stand_in().load(Config().model.embedder, device="cpu", dtype="float32")
+    for split in ("train", "test"):
+        annotations = read_lines(folder.annotations(split))
+        queries = read_lines(folder.query_meta(split))
+        assert [row["qid"] for row in queries] == [f"{row['desc_id']}_fig" for row in annotations]
+        assert queries == read_lines(folder.queries(split))
+        vectors = np.load(folder.query_embeddings(split))
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(vectors, embedder.embed_queries([row["query"] for row in queries]), atol=1e-6)
+        clips = ClipFolder(folder.clips(split))
+        catalogue, unit = load_corpus(folder.video_embeddings(split), folder.docid2row(split))
+        assert catalogue.video_ids == clips.video_ids() == json.loads(folder.id_map(split).read_text())
+        np.testing.assert_allclose(unit, embedder.embed_clips([clips.read(v) for v in catalogue.video_ids]), atol=1e-6)
+        index = faiss.read_index(str(folder.index(split)))
+        np.testing.assert_array_equal(index.reconstruct_n(0, index.ntotal), np.load(folder.video_embeddings(split)))
+        corpus_rows = read_lines(folder.corpus(split))
+        assert [row["doc_id"] for row in corpus_rows] == catalogue.video_ids
+        assert all((folder.root / row["video_path"]).is_file() for row in corpus_rows)
+        assert [row["doc_id"] for row in read_lines(folder.video_meta(split))] == catalogue.video_ids
+        best = [catalogue.video_ids[row] for row in (vectors @ unit.T).argmax(axis=1)]
+        share = np.mean([row["pos_doc_id"] == video for row, video in zip(queries, best, strict=True)])
+        assert report.recall[split] == pytest.approx(share)
+    assert len(json.loads(folder.sft_records().read_text())) == report.records["sft_records"]["rows"] == 2 * TRAIN
+    assert len(read_lines(folder.grpo_records())) == report.records["grpo_records"]["rows"]
+    assert json.loads(folder.grpo_stats().read_text())["rows_written"] == report.records["grpo_records"]["rows"]
+    assert {len(ids) for ids in json.loads(folder.hard_negatives().read_text()).values()} == {TRAIN - 1}
+    assert len(read_lines(folder.top1_pool())) == len(read_lines(folder.reasoning())) == 2 * TRAIN
+    assert "train: 6 videos" in report.line()
+    assert "16 steps built, 0 kept" in report.line()
+    assert report.table().row_count == len(report.steps) == 16
+    assert not [path for path in folder.root.rglob("*") if ".part-" in path.name]
+
+
+def test_a_second_build_keeps_the_clips_and_writes_the_same(copy: DatasetFolder) -> None:
+    folder = copy
+    files = [path for path in folder.root.rglob("*") if path.is_file() and path.name != "failed_videos.jsonl"]
+    before = {path: path.read_bytes() for path in files}
+    stamps = {path: path.stat().st_mtime_ns for path in folder.clips("train").glob("*.npy")}
+    report = build(folder.root, embed_workers=2)
+    assert [(s.decoded, len(s.clips)) for s in report.splits] == [(0, TRAIN), (0, TEST)]
+    assert built_steps(report) == set()
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert {path: path.read_bytes() for path in files} == before
