@@ -67,12 +67,12 @@ class Evaluation:
 
     @property
     def waiting(self) -> list[SearchTask]:
-        """Queries that are still to be played."""
+        """Return the queries that are still to be played."""
         return [query.task for query in self.queries if query.task.id.prompt not in self.outcomes]
 
     @property
     def trajectories(self) -> list[SearchTrajectory]:
-        """What was played, in the order of the annotations."""
+        """Return what was played, in the order of the annotations."""
         outcomes = (self.outcomes.get(query.task.id.prompt) for query in self.queries)
         return [outcome for outcome in outcomes if isinstance(outcome, Trajectory)]
 
@@ -135,7 +135,7 @@ def evaluate(
 
 
 def evaluate_on(others: Workers, config: Config, name: str) -> tuple[EvalSummary, list[SearchTrajectory]]:
-    """As `evaluate`, on running workers whose engines hold the weights of `model.policy`."""
+    """Run as `evaluate` does, on running workers whose engines hold the weights of `model.policy`."""
     return _finished(config, _planned(config, name), others)
 
 

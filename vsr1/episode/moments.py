@@ -11,7 +11,7 @@ SHORTEST_SPAN = 1e-9  # seconds; a span no longer than this has no overlap with 
 
 
 def temporal_iou(a: Span, b: Span) -> float:
-    """Intersection over union of two (start, end) spans in seconds, in 0..1 (data-eval.md §5).
+    """Return the intersection over union of two (start, end) spans in seconds, in 0..1 (data-eval.md §5).
 
     0 if either span is at most `SHORTEST_SPAN` long, which includes reversed ones.
 
@@ -28,7 +28,7 @@ def temporal_iou(a: Span, b: Span) -> float:
 
 
 def clamp_span(span: Span, duration: float) -> Span:
-    """Both ends clamped to [0, `duration`] seconds, then put in order (reference behaviour, data-eval.md §4.3).
+    """Return both ends clamped to [0, `duration`] seconds, then put in order (reference behaviour, data-eval.md §4.3).
 
     Raises:
         ValueError: an end is not a number, or the duration is not a positive finite number.
@@ -42,7 +42,7 @@ def clamp_span(span: Span, duration: float) -> Span:
 
 
 def recall_at_iou(ious: Sequence[float], threshold: float) -> float:
-    """Share of queries with IoU of at least `threshold` (VCMR IoU@m, bound included), in 0..1.
+    """Return the share of queries with IoU of at least `threshold` (VCMR IoU@m, bound included), in 0..1.
 
     Raises:
         ValueError: no IoUs, or a threshold outside (0, 1].

@@ -89,11 +89,12 @@ class TurnRow(_Row):
 
     @property
     def looked_at(self) -> str | None:
-        """The video that the verdict is about: the one selected in sequential runs, else the first of the ranking."""
+        """Return the video that the verdict is about: the one selected in a sequential run, else the first one."""
         return self.selected_doc_id_for_generation or self.top1_doc_id
 
     @property
     def span(self) -> Span | None:
+        """Return the predicted span in seconds."""
         return None if self.pred_start is None or self.pred_end is None else (self.pred_start, self.pred_end)
 
 
@@ -131,11 +132,12 @@ class PredictionRow(_Row):
 
     @property
     def name(self) -> str:
-        """The query as messages call it."""
+        """Return what messages call the query."""
         return f"index {self.index}" if self.qid is None else f"qid {self.qid}"
 
     @property
     def gt_span(self) -> Span | None:
+        """Return the true span in seconds."""
         return None if self.gt_start is None or self.gt_end is None else (self.gt_start, self.gt_end)
 
     @model_validator(mode="before")
@@ -149,8 +151,8 @@ class PredictionRow(_Row):
             turn[field] = next((row[name] for name in names if row.get(name) is not None), None)
         turn["answer"] = turn["answer"] or "unknown"
         rank = turn["policy_rank"]
-        kept = {name: value for name, value in row.items() if not name.startswith(("turn1_", "final_"))}
-        return kept | {"final_rank": rank, "older": True, "turns": [turn] if rank is not None else []}
+        rest = {name: value for name, value in row.items() if not name.startswith(("turn1_", "final_"))}
+        return rest | {"final_rank": rank, "older": True, "turns": [turn] if rank is not None else []}
 
     @model_validator(mode="after")
     def _whole(self) -> PredictionRow:
@@ -179,7 +181,7 @@ def _fault(field: str, message: str) -> PydanticCustomError:
 
 
 def read_predictions(path: Path) -> tuple[list[PredictionRow], list[Problem]]:
-    """Rows of a JSON-lines file, ours or the published evaluator's, in file order, and what is wrong with the rest.
+    """Read the rows of a JSON-lines file, ours or the published evaluator's, and say what is wrong with the rest.
 
     A line that is cut off or not as declared is left out; of two rows of one query (qid, else index) the last counts,
     as in the published evaluator. Each is a problem.

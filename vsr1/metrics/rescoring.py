@@ -73,7 +73,7 @@ def _of_turn(row: PredictionRow, turn: TurnRow) -> dict[str, Any]:
 
 
 def _iou(row: PredictionRow, turn: TurnRow) -> float | None:
-    """Overlap if the turn says "matched" with a span, on whichever video, else 0; None where nothing tells.
+    """Return the overlap if the turn says "matched" with a span, on whichever video, else 0; None where nothing tells.
 
     The predicted span is clamped to the right video's duration where that is recorded, and put in order.
     """

@@ -13,7 +13,7 @@ Ranks = Sequence[int | None]
 
 
 def recall_at(ranks: Ranks, k: int) -> float:
-    """Share of queries whose right video is among the first `k` (VR R@k, data-eval.md §5), in 0..1.
+    """Return the share of queries whose right video is among the first `k` (VR R@k, data-eval.md §5), in 0..1.
 
     `k` may exceed the corpus: no rank does, so the result is then the share of queries with a rank.
 
@@ -26,18 +26,18 @@ def recall_at(ranks: Ranks, k: int) -> float:
 
 
 def mrr(ranks: Ranks) -> float:
-    """Mean reciprocal rank, in 0..1. Raises ValueError on an empty list or a rank below 1."""
+    """Return the mean reciprocal rank, in 0..1. Raises ValueError on an empty list or a rank below 1."""
     return fmean(0.0 if rank is None else 1.0 / rank for rank in _checked(ranks))
 
 
 def mean_rank(ranks: Ranks) -> float | None:
-    """Mean of the ranks there are, None if there are none. Raises ValueError on an empty list or a rank below 1."""
+    """Return the mean of the ranks, None without any. Raises ValueError on an empty list or a rank below 1."""
     known = [rank for rank in _checked(ranks) if rank is not None]
     return fmean(known) if known else None
 
 
 def median_rank(ranks: Ranks) -> float | None:
-    """Median of the ranks there are, the mean of the middle two for an even count; otherwise as `mean_rank`."""
+    """Return the median of the ranks, the mean of the middle two for an even count; otherwise as `mean_rank`."""
     known = [rank for rank in _checked(ranks) if rank is not None]
     return float(median(known)) if known else None
 

@@ -53,13 +53,13 @@ class Chart:
 
     @property
     def x_ticks(self) -> list[tuple[float, str]]:
-        """Places in user units, and their labels."""
+        """Return places in user units, and their labels."""
         ticks = round_ticks(self.first, self.final, whole=True)
         return [(self.at((step, self.low))[0], label) for step, label in ticks]
 
     @property
     def y_ticks(self) -> list[tuple[float, str]]:
-        """Places in user units, and their labels."""
+        """Return places in user units, and their labels."""
         return [(self.at((self.first, value))[1], label) for value, label in round_ticks(self.low, self.high)]
 
 

@@ -41,10 +41,10 @@ class Cell:
 
 
 def _retrieval(
-    group: str, of: Callable[[EvalSummary], RetrievalScores], found: Callable[[Row], float]
+    group: str, of: Callable[[EvalSummary], RetrievalScores], is_first: Callable[[Row], float]
 ) -> list[MetricRow]:
     return [
-        MetricRow(group, "R@1", lambda s: of(s).recall_at_1, of_query=found),
+        MetricRow(group, "R@1", lambda s: of(s).recall_at_1, of_query=is_first),
         MetricRow(group, "R@5", lambda s: of(s).recall_at_5),
         MetricRow(group, "R@10", lambda s: of(s).recall_at_10),
         MetricRow(group, "R@100", lambda s: of(s).recall_at_100, in_terminal=False),

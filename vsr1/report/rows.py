@@ -40,7 +40,7 @@ def row_of(trajectory: SearchTrajectory, source: str, step: int, credits: Sequen
         for turn, credit in zip(turns, credits, strict=True):
             turn["advantages"] = asdict(credit)
     last = turns[-1]
-    found = "right video" if last["right"] else "wrong video"
+    accepted = "right video" if last["right"] else "wrong video"
     return {
         "source": source,
         "step": step,
@@ -54,7 +54,7 @@ def row_of(trajectory: SearchTrajectory, source: str, step: int, credits: Sequen
         "first_rank": turns[0]["rank_before"],
         "last_rank": refined_rank(trajectory),
         "iou": moment_iou(trajectory),
-        "outcome": found if last["verdict"] == "matched" else "not found",
+        "outcome": accepted if last["verdict"] == "matched" else "not found",
         "terms": {name: round(value, DIGITS) for name, value in trajectory.terms.items()},
         "turn_rewards": [round(value, DIGITS) for value in trajectory.turn_rewards],
         "reward": round(trajectory.reward, DIGITS),

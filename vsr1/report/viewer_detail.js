@@ -133,18 +133,18 @@ function rewards(row) {
 }
 
 async function fillFilm(target, row, turn, narrow) {
-  const found = await film(turn.film);
-  if (!found && !turn.right) return;
-  const duration = turn.right ? Math.max(row.gt_duration, row.gt_span[1]) : found.seconds;
-  if (found) {
+  const frames = await film(turn.film);
+  if (!frames && !turn.right) return;
+  const duration = turn.right ? Math.max(row.gt_duration, row.gt_span[1]) : frames.seconds;
+  if (frames) {
     const image = make("img", {
-      "src": found.source, "width": found.width * found.count, "height": found.height,
-      "class": Math.max(found.width, found.height) <= 96 ? "coarse" : null,
-      "alt": `${found.count} frames of ${turn.video}, spread over ${fixed(found.seconds, 1)} seconds`,
+      "src": frames.source, "width": frames.width * frames.count, "height": frames.height,
+      "class": Math.max(frames.width, frames.height) <= 96 ? "coarse" : null,
+      "alt": `${frames.count} frames of ${turn.video}, spread over ${fixed(frames.seconds, 1)} seconds`,
     });
     const strip = make("div", { class: "strip" }, image);
-    strip.style.width = `${Math.min(100, 100 * found.seconds / duration)}%`;
-    strip.style.setProperty("--frames", found.count);
+    strip.style.width = `${Math.min(100, 100 * frames.seconds / duration)}%`;
+    strip.style.setProperty("--frames", frames.count);
     target.append(strip);
   }
   target.append(timeline(row, turn, duration, narrow ? 5 : 8), legend(row, turn));

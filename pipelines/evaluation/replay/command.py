@@ -49,12 +49,12 @@ class Replayed:
 
     @property
     def first(self) -> Finding | None:
-        """The first stage that differs."""
+        """Return the first stage that differs."""
         return next((item for item in self.findings if item.status == "differs"), None)
 
     @property
     def name(self) -> str:
-        """The trajectory as messages call it."""
+        """Return what messages call the trajectory."""
         return f"query {self.query}, sample {self.sample}" + (f", step {self.step}" if self.step else "")
 
     def to_json(self) -> dict[str, Any]:

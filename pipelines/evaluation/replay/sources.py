@@ -51,12 +51,12 @@ class Sources:
 
     @cached_property
     def processor(self) -> ClipProcessor:
-        """What makes prompts and clips into the policy's input."""
+        """Return what makes prompts and clips into the policy's input."""
         return ClipProcessor(self.config.model.policy)
 
     @cached_property
     def embedder(self) -> Embedder:
-        """What makes queries into vectors."""
+        """Return what makes queries into vectors."""
         return Embedder.load(self.config.model.embedder)
 
     def task(self, query_id: str) -> SearchTask:
