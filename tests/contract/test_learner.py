@@ -155,6 +155,7 @@ def _check_handed_out(config: Config, weights: dict, manifest: dict, saved: Path
     }
 
 
+@pytest.mark.chaos
 def test_a_rank_that_dies_is_named(config: Config, stores: ClipStores, examples: list[Example]) -> None:
     """The other rank fails too, on its broken connection; it is not the one to look at."""
     with LearnerGroup(config, stores) as group:

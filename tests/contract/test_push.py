@@ -112,6 +112,7 @@ def test_a_member_that_lacks_a_tensor_is_named_and_keeps_its_version(workers, tr
     assert version == 0
 
 
+@pytest.mark.chaos
 def test_a_member_that_is_dead_is_named(workers) -> None:
     dead = Worker.remote()
     ray.kill(dead)

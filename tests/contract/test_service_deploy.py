@@ -108,6 +108,7 @@ def test_serve_deploy_and_swap_on_a_head(local_head: Any, toy_data: Path, tmp_pa
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(500)
 def test_a_server_that_is_stopped_answers_what_it_has_begun(toy_data: Path, tmp_path: Path) -> None:
     port = free_port()

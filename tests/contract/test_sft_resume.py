@@ -88,6 +88,7 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
+@pytest.mark.chaos
 def test_a_stopped_run_ends_in_the_same_bits(world: Path, whole: Path) -> None:
     config = _config(world, "stopped")
     killer = threading.Thread(target=_kill_a_rank, args=(config.run_dir,))

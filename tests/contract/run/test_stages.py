@@ -82,6 +82,7 @@ def test_a_good_run_prints_its_own_lines_only(run: Config, stage: str, own: str)
     assert "ray._private.worker: " in (run.run_dir / "logs" / "driver.log").read_text()
 
 
+@pytest.mark.chaos
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_dead_retrieval_service_stops_the_step_with_its_name(run: Config) -> None:
     """It is killed while rollouts run: no empty results, no further step."""
