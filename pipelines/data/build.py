@@ -114,14 +114,14 @@ def build_dataset(
                 made.make(announce, workers)
                 report.rows, report.status = len(made.clips), "built" if made.is_changed else "kept"
         splits = [SplitSteps(folder, made.left, made.clips, config, embedder, announce) for made in clips]
-        pairs = [pair for split in splits for pair in split.embeddings()]
+        ranked = [] if data.search_only else splits
+        pairs = [split.query_vectors() for split in ranked] + [split.video_vectors() for split in splits]
         with log.reported("all", "embedding") as report:  # from one pool of actors, because a checkpoint loads long
             batches = [batch for step, batches in pairs if log.current(step) is None for batch in batches]
             embed(folder, batches, config, embedder["weights"], announce, workers, embedder_class)
             report.rows, report.status = sum(len(batch.items) for batch in batches), "built" if batches else "kept"
         for step in [*[step for step, _ in pairs], *[split.index() for split in splits]]:
             log.run(step)
-        ranked = [] if data.search_only else splits
         recall = {split.manifest.split: log.run(split.recall())["recall_at_1"] for split in ranked}
         steps = [step for split in ranked if split.manifest.split == TRAIN for step in split.records()]
         records = {step.name: log.run(step) for step in steps}

@@ -94,10 +94,8 @@ def pool_rows(folder: DatasetFolder, manifest: Manifest, rankings: list[Ranking]
     for index, (annotation, ranking) in enumerate(zip(manifest.annotations, rankings, strict=True)):
         top1_is_right = ranking.top1.video_id == annotation.video
         other = ranking.wrong(1)[0] if top1_is_right else ranking.truth
-        for shown, name in (
-            (ranking.top1, ranking.top1.video_id),
-            (other, other.video_id if top1_is_right else "gt"),
-        ):
+        other_name = other.video_id if top1_is_right else "gt"
+        for shown, name in ((ranking.top1, ranking.top1.video_id), (other, other_name)):
             row = _pool_row(folder, manifest, annotation, shown)
             pool.append({"pair_id": f"{annotation.qid}::{name}", "query_index": index} | row)
     return pool

@@ -35,12 +35,9 @@ def ask_server(tasks: list[Task], clips: ClipFolder, teacher: TeacherConfig) -> 
     """
     # The client insists on a key; servers without one ignore it.
     key = teacher.key_file.read_text(encoding="utf-8").strip() if teacher.key_file else "none"
-    with (
-        openai.OpenAI(
-            base_url=teacher.url, api_key=key, timeout=teacher.timeout_s, max_retries=teacher.retries
-        ) as client,
-        ThreadPoolExecutor(teacher.concurrency) as threads,
-    ):
+    patience: dict[str, Any] = {"timeout": teacher.timeout_s, "max_retries": teacher.retries}
+    server = openai.OpenAI(base_url=teacher.url, api_key=key, **patience)
+    with server as client, ThreadPoolExecutor(teacher.concurrency) as threads:
         requests = [threads.submit(_answer, client, task, clips, teacher) for task in tasks]
         try:
             for request in as_completed(requests):
