@@ -1,6 +1,6 @@
-# make demo | test | lint | clean. Each first makes `.venv` when it is missing or pyproject.toml has changed.
+# make demo | test | chaos | lint | clean. Each first makes `.venv` when it is missing or pyproject.toml has changed.
 .DELETE_ON_ERROR:
-.PHONY: demo test lint clean
+.PHONY: demo test chaos lint clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -10,14 +10,18 @@ demo: $(STAMP)
 	$(BIN)/vsr1 demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2
-	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -q -n 2 --durations=25
+
+# What kills processes: `make test` leaves it out.
+chaos: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 -m chaos --durations=10
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python .ci/budget.py
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) .ci/preflight.py

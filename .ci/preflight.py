@@ -1,7 +1,7 @@
-"""Says in one line each why this machine cannot hold the environment, before anything is installed.
+"""Say in one line each why this machine cannot hold the environment, before anything is installed.
 
 Guarantees: standard library only, no syntax newer than Python 3.6, nothing written. Exit code 0 when every check
-passes, 2 when any fails; then each failed check is exactly one line on stderr with what was found, what is needed and
+passes, 2 when any fails; then each failed check is exactly one line on stderr with what there is, what is needed and
 what to do.
 """
 
@@ -23,12 +23,12 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 def check_python(version: Sequence[int]) -> Optional[str]:
     if tuple(version[:2]) in ((3, 11), (3, 12)):
         return None
-    found = ".".join(str(part) for part in version[:3])
-    return f"Python {found} found, 3.11 or 3.12 needed: install one, then `make PYTHON=/path/to/python3.11`"
+    text = ".".join(str(part) for part in version[:3])
+    return f"this is Python {text}, but 3.11 or 3.12 is needed: install one, then `make PYTHON=/path/to/python3.11`"
 
 
 def check_venv(has_ensurepip: bool) -> Optional[str]:
-    """Some distributions ship Python without what `python -m venv` needs."""
+    """See that `python -m venv` works, which some distributions ship apart from Python."""
     if has_ensurepip:
         return None
     return "this Python has no ensurepip module, so `python -m venv` fails: install its venv package (python3.11-venv)"
@@ -37,19 +37,19 @@ def check_venv(has_ensurepip: bool) -> Optional[str]:
 def check_platform(system: str, machine: str) -> Optional[str]:
     if system == "Linux" and machine in ("x86_64", "aarch64"):
         return None
-    found = f"{system or 'unknown system'} on {machine or 'unknown processor'}"
-    return found + " found, Linux on x86_64 or aarch64 needed: use a container or a virtual machine"
+    here = f"{system or 'an unknown system'} on {machine or 'an unknown processor'}"
+    return f"this is {here}, but Linux on x86_64 or aarch64 is needed: use a container or a virtual machine"
 
 
 def check_disk(free_bytes: int, folder: str) -> Optional[str]:
     if free_bytes >= NEEDED_DISK_GIB * GIB:
         return None
-    free = f"{free_bytes / GIB:.1f} GiB free in {folder}, {NEEDED_DISK_GIB} GiB needed for .venv"
-    return free + ": free some space or clone onto another disk"
+    here = f"{free_bytes / GIB:.1f} GiB free in {folder}, but .venv needs {NEEDED_DISK_GIB} GiB"
+    return f"there are {here}: free some space or clone onto another disk"
 
 
 def memory_bytes(meminfo: str, limits: Sequence[str]) -> int:
-    """Total memory of the machine, or the lowest control-group limit where that is lower.
+    """Return the memory of the machine, or the lowest limit of a control group where that is lower, in bytes.
 
     Args:
         meminfo: text of /proc/meminfo.
@@ -65,8 +65,8 @@ def memory_bytes(meminfo: str, limits: Sequence[str]) -> int:
 def check_memory(total_bytes: int) -> Optional[str]:
     if total_bytes >= NEEDED_MEMORY_GIB * GIB * MEMORY_TOLERANCE:
         return None
-    found = f"{total_bytes / GIB:.1f} GiB of memory found, {NEEDED_MEMORY_GIB} GiB needed"
-    return found + ": use a larger machine or raise the container's limit"
+    here = f"{total_bytes / GIB:.1f} GiB of memory, but {NEEDED_MEMORY_GIB} GiB are needed"
+    return f"there are {here}: use a larger machine or raise the container's limit"
 
 
 def failures(

@@ -6,21 +6,33 @@ of another owner and gets it again, as a group of samples does, can wait for the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.handles import Remote
 from actors.logs import log_to
 from vsr1.video.clip_cache import ClipCache
+from vsr1.video.clips import Clip, ClipReference
+
+
+class ClipStoreHandle(Protocol):
+    """What a handle of a `ClipStoreActor` offers."""
+
+    get: Remote[[str], Clip]
+    load: Remote[[str], None]
+    forget: Remote[[str], None]
+    stats: Remote[[], dict[str, int]]
 
 
 class ClipReader(Protocol):
     """What the store needs of a clip folder."""
 
     def read(self, video_id: str) -> Any:
-        """A clip with `frames` uint8 [T, H, W, 3] and `timestamps` float64 [T], or an error that names the clip."""
+        """Return a clip with `frames` uint8 [T, H, W, 3] and `timestamps` float64 [T]; errors name the clip."""
 
 
 class ClipStoreActor:
@@ -34,28 +46,28 @@ class ClipStoreActor:
         self._hits = 0
 
     def get(self, video_id: str) -> Any:
-        """The clip.
+        """Return the clip.
 
         Raises:
             ValueError: the clip is larger than the whole budget. A missing clip raises what the reader raises.
         """
         held = self._cache.get(video_id)
-        if held is not None:
-            self._hits += 1
-            return ray.get(held)
-        clip = self._reader.read(video_id)
-        self._loads += 1
-        size = clip.frames.nbytes + clip.timestamps.nbytes
-        self._cache.make_room(video_id, size)
-        self._cache.put(video_id, ray.put(clip), size)
-        return clip
+        if held is None:
+            return self._read(video_id)
+        self._hits += 1
+        return ray.get(held)
+
+    def load(self, video_id: str) -> None:
+        """Read the clip if it is not held, so that `get` finds it; raises as `get`."""
+        if self._cache.get(video_id) is None:
+            self._read(video_id)
 
     def forget(self, video_id: str) -> None:
         """Read the clip again when it is asked for next."""
         self._cache.drop(video_id)
 
     def stats(self) -> dict[str, int]:
-        """Counts since the start, and what is held now, in clips and bytes."""
+        """Return counts since the start, and what is held now, in clips and bytes."""
         return {
             "loads": self._loads,
             "hits": self._hits,
@@ -64,6 +76,14 @@ class ClipStoreActor:
             "held_bytes": self._cache.held_bytes,
             "budget_bytes": self._cache.budget_bytes,
         }
+
+    def _read(self, video_id: str) -> Any:
+        clip = self._reader.read(video_id)
+        self._loads += 1
+        size = clip.frames.nbytes + clip.timestamps.nbytes
+        self._cache.make_room(video_id, size)
+        self._cache.put(video_id, ray.put(clip), size)
+        return clip
 
 
 ClipStore: Any = ray.remote(ClipStoreActor)  # Any: the stubs of Ray give a handle no `.remote`
@@ -82,10 +102,10 @@ class ClipStores:
     def __init__(self, reader: ClipReader, budget_bytes: int, options: dict[str, Any], log: Path | None = None) -> None:
         self._reader, self._budget_bytes, self._options = reader, budget_bytes, options
         self._log = log
-        self._by_node: dict[str, Any] = {}
+        self._by_node: dict[str, ClipStoreHandle] = {}
 
-    def on(self, node_id: str) -> Any:
-        """Handle of the node's store, started at the first call."""
+    def on(self, node_id: str) -> ClipStoreHandle:
+        """Return the handle of the node's store, which is started at the first call."""
         if node_id not in self._by_node:
             log = self._log and self._log.with_stem(f"{self._log.stem}-{node_id[:8]}")
             there = NodeAffinitySchedulingStrategy(node_id, soft=False)
@@ -94,9 +114,32 @@ class ClipStores:
             )
         return self._by_node[node_id]
 
-    def here(self) -> Any:
-        """Handle of the store on this process's node."""
+    def here(self) -> ClipStoreHandle:
+        """Return the handle of the store on this process's node."""
         return self.on(ray.get_runtime_context().get_node_id())
 
-    def actors(self) -> list[Any]:
+    def actors(self) -> list[ClipStoreHandle]:
+        """Return the handles of all stores that were started."""
         return list(self._by_node.values())
+
+
+class StoredClips:
+    """Reads the clips of a batch from a store: all are on their way at once, and each is checked when it is read."""
+
+    def __init__(self, store: ClipStoreHandle) -> None:
+        self._store = store
+        self._answers: dict[ClipReference, ray.ObjectRef] = {}
+
+    def ask(self, references: Iterable[ClipReference]) -> None:
+        """Ask for the clips of a batch, and let go of those of the last one."""
+        self._answers = {
+            reference: self._store.get.remote(reference.video_id) for reference in dict.fromkeys(references)
+        }
+
+    def __call__(self, reference: ClipReference) -> Clip:
+        """Return a clip that was asked for.
+
+        Raises:
+            ClipError: it has other content by now, or cannot be read.
+        """
+        return reference.check(ray.get(self._answers[reference]))

@@ -1,24 +1,30 @@
 """The learner group: DeepSpeed ranks as actors in one placement group, stepped together.
 
-torch and DeepSpeed are imported in the ranks, not by who starts them.
+torch and DeepSpeed are imported in the ranks, not by who starts them. Examples go through the driver, clips do not:
+each rank reads them from the store of its own node.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import socket
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.clips import ClipStoreHandle, ClipStores, StoredClips
+from actors.handles import Remote
 from actors.logs import log_to
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.rl.batch import BatchTotals, Example, LearnerError, batch_totals, rounds, split_over_ranks
+from vsr1.rl.batch import Example, LearnerError, split_over_ranks
+from vsr1.video.clips import ClipReference
 
 if TYPE_CHECKING:
     import torch
@@ -35,13 +41,23 @@ class LearnerRankActor:
         log_to(log)
         self._config, self._rank = config, rank
 
+    def node(self) -> str:
+        """Return the id of the Ray node that this rank is on."""
+        return str(ray.get_runtime_context().get_node_id())
+
     def address(self) -> tuple[str, int]:
-        """Host and a free port on it, for the process group (asked of rank 0)."""
+        """Return this host and a free port on it, for the process group (asked of rank 0)."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def setup(self, host: str, port: int) -> None:
+    def setup(self, host: str, port: int, store: ClipStoreHandle) -> None:
+        """Join the process group and load the policy.
+
+        Args:
+            host: of rank 0, as is the port.
+            store: of this rank's node.
+        """
         import torch
 
         from vsr1.rl.example_loss import load_vectors
@@ -54,14 +70,18 @@ class LearnerRankActor:
         if config.model.device == "cpu":  # else as many as `cluster.learner.cpus`, which Ray has set
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
         torch.distributed.init_process_group("gloo" if config.model.device == "cpu" else "nccl")
-        folder = DatasetFolder(config.data.root)
-        vectors = load_vectors(folder, "train")
+        self._clips = StoredClips(store)
+        vectors = load_vectors(DatasetFolder(config.data.root), "train")
         self._learner = Learner(
-            config.grpo, config.model, config.agent, vectors, temperature=config.rollout.temperature
+            config.grpo, config.model, config.agent, vectors, self._clips, temperature=config.rollout.temperature
         )
 
-    def step(self, examples: list[Example], rounds: int, totals: BatchTotals, learning_rate: float) -> dict[str, float]:
-        return self._learner.step(examples, rounds, totals, learning_rate)
+    def step(self, examples: list[Example], learning_rate: float) -> dict[str, float]:
+        """Take one step on this rank's part (see `Learner.step`)."""
+        self._clips.ask(reference for example in examples for reference in example.clips)
+        numbers = self._learner.step(examples, learning_rate)
+        self._clips.ask([])
+        return numbers
 
     def open_transfer(self, host: str, port: int, world_size: int) -> None:
         """Join the NCCL group of the engines as its sender (rank 0 only); they join at the same time."""
@@ -70,20 +90,21 @@ class LearnerRankActor:
         self._sender = WeightSender(host, port, world_size)
 
     def layout(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """Return key, shape and dtype of each tensor of a broadcast, in order."""
         return self._learner.layout()
 
     def broadcast(self) -> Manifest:
         """Send what the stage trains through NCCL; all ranks gather, rank 0 sends and returns the manifest."""
         manifest: Manifest = {}
+        tensors = self._recorded(manifest)
         if self._rank == 0:
-            self._sender.send(self._recorded(manifest))
+            self._sender.send(tensors)
         else:
-            for _ in self._learner.full_weights():
-                pass
+            deque(tensors, maxlen=0)
         return manifest
 
     def share(self) -> tuple[bytes, Manifest]:
-        """CUDA IPC handles of what the stage trains, for an engine on rank 0's GPU; valid until the next call."""
+        """Return CUDA IPC handles of what the stage trains, for an engine on rank 0's GPU; the next call ends them."""
         from vsr1.engine.transfer import share
 
         manifest: Manifest = {}
@@ -91,101 +112,161 @@ class LearnerRankActor:
         return share(self._shared), manifest
 
     def _recorded(self, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what the stage trains, and note each tensor in the manifest of rank 0 if pushes are checked."""
         from vsr1.model.manifest import record
 
         for name, tensor in self._learner.full_weights():
-            if self._config.rollout.verify_push:
+            if self._config.rollout.verify_push and self._rank == 0:
                 manifest[name] = record(tensor)
             yield name, tensor
 
     def weights(self) -> tuple[bytes, Manifest] | None:
-        """What rank 0 holds after all ranks have gathered; None elsewhere."""
-        weights, manifest = self._learner.weights()
-        return (weights, manifest if self._config.rollout.verify_push else {}) if self._rank == 0 else None
+        """Return what the stage trains as safetensors bytes, and its manifest; None but on rank 0."""
+        from safetensors.torch import save
+
+        from vsr1.rl.learner import on_rank_0
+
+        manifest: Manifest = {}
+        state = on_rank_0(self._recorded(manifest))
+        return None if state is None else (save(state), manifest)
 
     def save(self, folder: Path) -> None:
+        """Write a checkpoint folder (see `Learner.save`)."""
         self._learner.save(folder)
+
+
+class LearnerRankHandle(Protocol):
+    """What a handle of a `LearnerRankActor` offers."""
+
+    node: Remote[[], Any]
+    address: Remote[[], Any]
+    setup: Remote[[str, int, ClipStoreHandle], Any]
+    step: Remote[[list[Example], float], Any]
+    open_transfer: Remote[[str, int, int], Any]
+    layout: Remote[[], Any]
+    broadcast: Remote[[], Any]
+    share: Remote[[], Any]
+    weights: Remote[[], Any]
+    save: Remote[[Path], Any]
 
 
 LearnerRank: Any = ray.remote(LearnerRankActor)  # Any: the stubs of Ray give a handle no `.remote`
 
 
 class LearnerGroup:
-    """All ranks behind one object, held by the driver."""
+    """All ranks behind one object, held by the driver; use it as a context manager.
 
-    def __init__(self, config: Config, logs: Path | None = None) -> None:
-        learner, need = config.grpo.learner, config.cluster.learner
+    Args:
+        clips: stores of the clips that examples name; each rank gets that of its own node.
+        logs: folder of the ranks' logs.
+    """
+
+    def __init__(self, config: Config, clips: ClipStores, logs: Path | None = None) -> None:
+        self._config, self._clips, self._logs = config, clips, logs
+        self.ranks = config.grpo.learner.ranks
+        self.members: list[LearnerRankHandle] = []
+        self._stores: dict[str, ClipStoreHandle] = {}  # by node
+        self._announced: set[ClipReference] = set()  # for the next step
+        self._group: Any = None
+
+    def __enter__(self) -> Self:
+        """Start the ranks, join them and load the policy in each."""
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        need = self._config.cluster.learner
         bundle = {"CPU": need.cpus, "memory": int(need.memory_gib * 2**30)}
         if need.gpus:
             bundle["GPU"] = need.gpus
-        self.ranks, self._micro_tokens = learner.ranks, learner.micro_tokens
-        self._group = placement_group([bundle] * learner.ranks, strategy="PACK")
+        self._group = placement_group([bundle] * self.ranks, strategy="PACK")
         ray.get(self._group.ready())
-        self._ranks = [
+        self.members = [
             LearnerRank.options(
                 num_cpus=need.cpus,
                 num_gpus=need.gpus,
                 memory=bundle["memory"],
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank),
-            ).remote(config, rank, logs and logs / f"learner-{rank}.log")
-            for rank in range(learner.ranks)
+            ).remote(self._config, rank, self._logs and self._logs / f"learner-{rank}.log")
+            for rank in range(self.ranks)
         ]
+        nodes = self._all([rank.node.remote() for rank in self.members])
+        self._stores = {node: self._clips.on(node) for node in nodes}
+        host, port = ray.get(self.members[0].address.remote())
+        joining = zip(self.members, nodes, strict=True)
+        self._all([rank.setup.remote(host, port, self._stores[node]) for rank, node in joining])
 
-    def setup(self) -> list[Any]:
-        """Join the ranks and load the policy; returns references to wait for."""
-        host, port = ray.get(self._ranks[0].address.remote())
-        return [rank.setup.remote(host, port) for rank in self._ranks]
+    def prefetch(self, references: Iterable[ClipReference]) -> None:
+        """Let the stores of the ranks' nodes read clips of the next step; returns at once.
+
+        A clip that cannot be read is an error of the step that wants it.
+        """
+        for reference in references:
+            if reference not in self._announced:
+                self._announced.add(reference)
+                for store in self._stores.values():
+                    store.load.remote(reference.video_id)
 
     def step(self, examples: list[Example], learning_rate: float) -> dict[str, float]:
-        """One optimiser step on a batch; sums over ranks, maxima for names that end in `_max`.
+        """Take one optimiser step on a batch; returns its numbers and how many bytes of examples went to the ranks.
 
         Args:
             learning_rate: of the backbone; the heads keep their ratio to it.
+
+        Raises:
+            LearnerError: a rank died, or met a number that is not finite.
+            ClipError: a clip is not the one that was shown, or cannot be read.
         """
-        parts = split_over_ranks(examples, len(self._ranks))
-        passes = rounds(parts, self._micro_tokens)
-        totals = batch_totals(examples)
-        answers = self._all(
-            [
-                rank.step.remote(part, passes, totals, learning_rate)
-                for rank, part in zip(self._ranks, parts, strict=True)
-            ]
-        )
-        merged: dict[str, float] = {}
-        for name in sorted({name for answer in answers for name in answer}):
-            values = [answer[name] for answer in answers if name in answer]
-            is_maximum = name.endswith("_max") or name == "grad_norm"  # the norm is the same on every rank
-            merged[name] = max(values) if is_maximum else sum(values)
-        return merged
+        self._announced.clear()
+        parts = split_over_ranks(examples, self.ranks)
+        pairs = zip(self.members, parts, strict=True)
+        [numbers, *_] = self._all([rank.step.remote(part, learning_rate) for rank, part in pairs])
+        return numbers | {"example_bytes": float(sum(len(pickle.dumps(part)) for part in parts))}
 
     def weights(self) -> ray.ObjectRef:
-        """Reference to what the stage trains: safetensors bytes and their manifest."""
+        """Return a reference to what the stage trains: safetensors bytes and their manifest."""
         return self._gathered("weights")
 
     def share(self) -> ray.ObjectRef:
-        """Reference to CUDA IPC handles of what the stage trains, and their manifest."""
+        """Return a reference to CUDA IPC handles of what the stage trains, and their manifest."""
         return self._gathered("share")
 
     def open_transfer(self, engines: list[Any]) -> None:
         """Connect rank 0 and rollout workers by NCCL."""
-        host, port = ray.get(self._ranks[0].address.remote())
+        host, port = ray.get(self.members[0].address.remote())
         world = len(engines) + 1
         joining = [engine.join_transfer.remote(host, port, i + 1, world) for i, engine in enumerate(engines)]
-        ray.get([self._ranks[0].open_transfer.remote(host, port, world), *joining])
+        ray.get([self.members[0].open_transfer.remote(host, port, world), *joining])
 
     def layout(self) -> list[tuple[str, tuple[int, ...], str]]:
-        """Key, shape and dtype of each tensor of a broadcast, in order."""
-        return ray.get(self._ranks[0].layout.remote())
+        """Return key, shape and dtype of each tensor of a broadcast, in order."""
+        return ray.get(self.members[0].layout.remote())
 
     def broadcast(self) -> ray.ObjectRef:
-        """Send to all connected workers, which must be receiving; reference to the manifest."""
+        """Send to all connected workers, which must be receiving; returns a reference to the manifest."""
         return self._gathered("broadcast")
 
     def save(self, folder: Path) -> None:
-        self._all([rank.save.remote(folder) for rank in self._ranks])
+        """Write a checkpoint folder, which appears whole or not at all."""
+        self._all([rank.save.remote(folder) for rank in self.members])
+
+    def close(self) -> None:
+        """End the ranks and give their place back; a second call does nothing."""
+        for rank in self.members:
+            ray.kill(rank)
+        if self._group is not None:
+            remove_placement_group(self._group)
+        self.members, self._group = [], None
 
     def _all(self, answers: list[ray.ObjectRef]) -> list[Any]:
-        """What the ranks answer, in order.
+        """Return what the ranks answer, in order.
 
         Raises:
             LearnerError: a rank died; it is named, not the ranks that lost their connection to it.
@@ -194,23 +275,15 @@ class LearnerGroup:
             return ray.get(answers)
         except ray.exceptions.RayError as error:
             for rank, answer in enumerate(answers):
-                self._check_alive(rank, answer, error)
+                try:
+                    ray.get(answer, timeout=DEATH_NOTICE_S)
+                except ray.exceptions.RayActorError as death:
+                    raise LearnerError(f"learner rank {rank} died, and the step with it: {death}") from error
+                except (ray.exceptions.RayTaskError, ray.exceptions.GetTimeoutError):
+                    continue  # it answers, or waits for another rank
             raise
 
-    def _check_alive(self, rank: int, answer: ray.ObjectRef, error: Exception) -> None:
-        try:
-            ray.get(answer, timeout=DEATH_NOTICE_S)
-        except ray.exceptions.RayActorError as death:
-            raise LearnerError(f"learner rank {rank} died, and the step with it: {death}") from error
-        except (ray.exceptions.RayTaskError, ray.exceptions.GetTimeoutError):
-            return  # it answers, or waits for another rank
-
-    def close(self) -> None:
-        for rank in self._ranks:
-            ray.kill(rank)
-        remove_placement_group(self._group)
-
     def _gathered(self, method: str) -> ray.ObjectRef:
-        """Call all ranks, for each must join the gathering; reference to the answer of rank 0."""
-        references = [getattr(rank, method).remote() for rank in self._ranks]
+        """Call all ranks, which gather together; returns a reference to the answer of rank 0."""
+        references = [getattr(rank, method).remote() for rank in self.members]
         return references[0]

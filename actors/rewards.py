@@ -1,33 +1,40 @@
-"""The reward worker: `vsr1.rewards` behind an actor, without state, so that any worker can score any trajectory."""
+"""The reward worker: the environment's rewards behind an actor, without state, so any worker can score anything."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 
 from actors.logs import log_to
-from vsr1.episode.trajectory import FailedSample, Trajectory
-from vsr1.rewards.score import scored
-from vsr1.rewards.terms import RewardError
+from vsr1.episode.rewards import RewardError, scored
+from vsr1.episode.sample import FailedSample
+from vsr1.search.record import SearchTrajectory
+from vsr1.search.rewards import SearchRewards
 from vsr1.settings.training import RewardConfig
 
 
 class RewardWorkerActor:
     def __init__(self, config: RewardConfig, log: Path | None = None) -> None:
         log_to(log)
-        self._config = config
+        self._rewards = SearchRewards(config)
 
-    def score(self, trajectories: list[Trajectory]) -> list[Trajectory | FailedSample]:
-        """Copies with terms and reward filled in, in the order given; what has no reward comes back as failed."""
+    def score(self, trajectories: list[SearchTrajectory]) -> list[SearchTrajectory | FailedSample]:
+        """Return copies with terms and reward filled in, in order; what has no reward comes back as failed."""
         return [self._score(trajectory) for trajectory in trajectories]
 
-    def _score(self, trajectory: Trajectory) -> Trajectory | FailedSample:
+    def _score(self, trajectory: SearchTrajectory) -> SearchTrajectory | FailedSample:
         try:
-            return scored(trajectory, self._config)
+            return scored(trajectory, self._rewards)
         except RewardError as error:
-            return FailedSample(trajectory.query_id, trajectory.sample, type(error).__name__, str(error))
+            return FailedSample(trajectory.id, type(error).__name__, str(error))
+
+
+class RewardWorkerHandle(Protocol):
+    """What Ray gives for a `RewardWorkerActor`; each method is called with `.remote`."""
+
+    score: Any
 
 
 RewardWorker: Any = ray.remote(RewardWorkerActor)  # Any: the stubs of Ray give a handle no `.remote`

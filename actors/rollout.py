@@ -10,22 +10,21 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 
 from actors.logs import log_to
 from vsr1.config import Config
-from vsr1.episode.environment import Observation, run_episode
-from vsr1.episode.trajectory import Trajectory
+from vsr1.episode.environment import Prompt, run_episode
 from vsr1.retrieval.request import SearchRequest, SearchResult
-from vsr1.search.environment import SearchEnvironment, SearchSettings, SearchTask
+from vsr1.search.environment import SearchEnvironment, SearchSettings
+from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import Clip
 
 if TYPE_CHECKING:
-    from vsr1.engine.engine import PolicyEngine, Reply
-    from vsr1.model.manifest import Manifest
+    from vsr1.engine.engine import PolicyEngine, Reply, Way
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Sampling:
 
 
 async def start_engine(config: Config, policy: Path) -> PolicyEngine:
-    """The engine of a run with this checkpoint."""
+    """Start the engine of a run with this checkpoint."""
     from vsr1.engine.engine import PolicyEngine  # vLLM is imported in the workers, not by who starts them
 
     model, settings = config.model, config.rollout.engine
@@ -55,7 +54,7 @@ class RolloutWorkerActor:
         self._engine: PolicyEngine | None = None
 
     async def node(self) -> str:
-        """Id of the Ray node that this worker is on."""
+        """Return the id of the Ray node that this worker is on."""
         return str(ray.get_runtime_context().get_node_id())
 
     async def start(self, clips: dict[str, Any]) -> None:
@@ -67,49 +66,47 @@ class RolloutWorkerActor:
         self._clips = clips
         self._engine = await start_engine(self._config, self._config.model.policy)
 
-    async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> Trajectory:
+    async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> SearchTrajectory:
         """Play one episode over a split."""
         settings = SearchSettings.of(agent, sampling.top_k, sampling.rank_by_depth)
         environment = SearchEnvironment(task, settings, partial(self._search, split), partial(self._clip, split))
 
-        async def reply_to(observation: Observation, turn: int) -> Reply:
+        async def reply_to(prompt: Prompt, turn: int) -> Reply:
             return await self._ready().generate(
-                observation.prompt,
-                observation.clip,
+                prompt,
                 max_tokens=agent.max_new_tokens,
                 latents=agent.depth,
                 temperature=sampling.temperature,
-                seed=task.seed + turn,
+                seed=task.id.seed(self._config.seed, turn),
                 sigma=sampling.sigma,
             )
 
         return await run_episode(environment, reply_to)
 
-    async def push(self, pushed: tuple[bytes, Manifest], version: int) -> None:
-        """Take new weights once the running requests are answered: CUDA IPC handles, or safetensors bytes.
+    async def push(self, way: Way, sent: tuple[Any, Any], version: int) -> None:
+        """Take new weights once the running requests are answered, check them, and answer with them.
+
+        Args:
+            way: how the learner sends them.
+            sent: what it sends, and the manifest. `file`: safetensors bytes; `ipc`: CUDA IPC handles; `nccl`: the
+                layout of the broadcast that it sends now, and a reference to the manifest.
+            version: of these weights.
 
         Raises:
             PushError: some did not arrive.
         """
-        sent, manifest = pushed
-        if self._config.rollout.transfer == "ipc":
-            await self._ready().push_weights("receive_ipc", (sent,), version, manifest)
+        weights, manifest = sent
+        if way != "file":
+            await self._ready().push_weights(way, weights, version, manifest)
             return
         with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_shared_memory()) as file:
-            file.write(sent)
+            file.write(weights)
             file.flush()
-            await self._ready().push_weights("receive_file", (file.name,), version, manifest)
+            await self._ready().push_weights(way, [file.name], version, manifest)
 
     async def join_transfer(self, host: str, port: int, rank: int, world_size: int) -> None:
+        """Join the learner's NCCL group, see `PolicyEngine.join_transfer`."""
         await self._ready().join_transfer(host, port, rank, world_size)
-
-    async def receive(self, layout: list[tuple[str, tuple[int, ...], str]], version: int) -> None:
-        """Take the broadcast that the learner sends now."""
-        await self._ready().push_weights("receive_nccl", (layout,), version)
-
-    async def check_weights(self, manifest: Manifest) -> None:
-        """Raises `PushError` for tensors that are not the learner's."""
-        await self._ready().check_weights(manifest)
 
     async def stop(self) -> None:
         """End the engine process."""
@@ -131,6 +128,17 @@ class RolloutWorkerActor:
 
 def _shared_memory() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+class RolloutWorkerHandle(Protocol):
+    """What Ray gives for a `RolloutWorkerActor`; each method is called with `.remote`."""
+
+    node: Any
+    start: Any
+    rollout: Any
+    push: Any
+    join_transfer: Any
+    stop: Any
 
 
 RolloutWorker: Any = ray.remote(RolloutWorkerActor)  # Any: the stubs of Ray give a handle no `.remote`

@@ -1,164 +1,145 @@
-"""`python -m bench`: what can be measured on this machine."""
+"""`python -m bench`: what can be measured on this machine.
+
+A measurement is a file `bench/NAME.py` whose one public function returns a dict of figures. Its command reads the
+options, imports the file, which may be heavy, and prints the figures by `show`.
+"""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
+from bench.measure import line
 from bench.toy import commands as toy
 from pipelines.command import ConfigFile, Overrides, guarded, read_settings
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Measurements on this machine, one line of JSON each."
+    no_args_is_help=True, add_completion=False, help="Measure something on this machine and print one line of JSON."
 )
 app.add_typer(toy.commands, name="toy")
 
+Shape = Annotated[Literal["toy", "2b"], typer.Option(help="Sizes of the policy, whose weights are random.")]
+Way = Annotated[Literal["file", "ipc", "nccl"], typer.Option(help="file: CPU; ipc: one GPU; nccl: two GPUs.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds that are measured; their median counts.")]
+Vectors = Annotated[int, typer.Option(min=1, help="Vectors in the corpus.")]
+Dim = Annotated[int, typer.Option(min=1, help="Numbers in a vector.")]
+MaxTurns = Annotated[int | None, typer.Option(help="Turns of each search; as the agent was trained if left out.")]
 
-@app.command("latents")
-def bench_latents_command(
-    shape: Annotated[str, typer.Option(help="toy or 2b, random weights")] = "toy",
-    samples: Annotated[int, typer.Option(help="Requests at one time.")] = 32,
-    group: Annotated[int, typer.Option(help="Requests on the same clip.")] = 8,
-    frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
-    side: Annotated[int, typer.Option(help="Pixels of a frame's side.")] = 64,
-    words: Annotated[int, typer.Option(help="Tokens before the refinement.")] = 32,
-    rounds: Annotated[int, typer.Option(help="Measured batches; medians count.")] = 5,
+
+def show(name: str, measure: Callable[..., dict[str, Any]], *arguments: Any) -> None:
+    """Print what a measurement returns as one line of JSON."""
+    print(line(name, guarded(measure, *arguments)))
+
+
+@app.command()
+def latents(
+    shape: Shape = "toy",
+    samples: Annotated[int, typer.Option(min=1, help="Requests at one time.")] = 32,
+    group: Annotated[int, typer.Option(min=1, help="Requests about the same clip.")] = 8,
+    frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 16,
+    side: Annotated[int, typer.Option(min=32, help="Pixels of a frame's side.")] = 64,
+    words: Annotated[int, typer.Option(min=1, help="Tokens before the refinement.")] = 32,
+    rounds: Rounds = 5,
 ) -> None:
-    """A refinement in the engine, in a cached Hugging Face loop, and by full recomputation."""
+    """Time a refinement in the engine, in a cached Hugging Face loop, and by full recomputation."""
     from bench.engine import LatentWork, bench_latents
 
-    work = LatentWork(shape, samples, group, frames, side, words, rounds)
-    print(json.dumps(guarded(bench_latents, work)))
+    show("latents", bench_latents, LatentWork(shape, samples, group, frames, side, words, rounds))
 
 
-@app.command("parity")
-def bench_parity_command(
-    shape: Annotated[str, typer.Option(help="toy or 2b, random weights")] = "toy",
-    samples: Annotated[int, typer.Option(help="Requests, half of them with a clip.")] = 32,
+@app.command()
+def parity(
+    shape: Shape = "toy",
+    samples: Annotated[int, typer.Option(min=2, help="Requests, half of them with a clip.")] = 32,
 ) -> None:
-    """Log-probs and latents of the engine against a float32 oracle."""
+    """Compare log-probs and latents of the engine with a float32 oracle."""
     from bench.engine import bench_parity
 
-    print(json.dumps(guarded(bench_parity, shape, samples)))
+    show("parity", bench_parity, shape, samples)
 
 
-@app.command("weights")
-def bench_weights_command(
-    shape: Annotated[str, typer.Option(help="toy or 2b, random weights")] = "toy",
-    way: Annotated[str, typer.Option(help="file (CPU), ipc (one GPU) or nccl (two GPUs)")] = "file",
-    rounds: Annotated[int, typer.Option(help="Measured pushes; medians count.")] = 5,
-) -> None:
-    """A push of a whole policy into an engine, and the check that it arrived."""
+@app.command()
+def weights(shape: Shape = "toy", way: Way = "file", rounds: Rounds = 5) -> None:
+    """Push a whole policy into an engine, and check that it arrived."""
     from bench.engine import bench_weights
 
-    print(json.dumps(guarded(bench_weights, shape, way, rounds)))
+    show("weights", bench_weights, shape, way, rounds)
 
 
-@app.command("data")
-def bench_data_command(
+@app.command()
+def data(
     overrides: Overrides = None,
     config: ConfigFile = None,
-    videos: Annotated[int, typer.Option(help="Toy videos of the smaller corpus; the other has twice as many.")] = 200,
-    side: Annotated[int, typer.Option(help="Pixels of a frame's side.")] = 64,
+    videos: Annotated[
+        int, typer.Option(min=10, help="Videos of the smaller corpus; the other has twice as many.")
+    ] = 200,
+    side: Annotated[int, typer.Option(min=64, help="Pixels of a frame's side.")] = 64,
 ) -> None:
-    """Dataset construction: each step's seconds, and memory as the corpus doubles."""
-    settings = read_settings(config, overrides, False)
+    """Build toy datasets: each step's seconds, and memory as the corpus doubles."""
     from bench.data import bench_data
 
-    print(json.dumps(guarded(bench_data, videos, side, settings)))
+    show("data", bench_data, videos, side, read_settings(config, overrides, False))
 
 
-@app.command("retrieval")
-def bench_retrieval_command(
-    videos: Annotated[int, typer.Option(help="Vectors in the corpus.")] = 100_000,
-    dim: Annotated[int, typer.Option(help="Numbers in a vector.")] = 2048,
-    batch: Annotated[int, typer.Option(help="Queries in one call.")] = 256,
-    shards: Annotated[int, typer.Option(help="Shard actors, one thread each.")] = 2,
-    rounds: Annotated[int, typer.Option(help="Measured batches; medians count.")] = 7,
+@app.command()
+def retrieval(
+    videos: Vectors = 100_000,
+    dim: Dim = 2048,
+    batch: Annotated[int, typer.Option(min=1, help="Queries in one call.")] = 256,
+    shards: Annotated[int, typer.Option(min=1, help="Shard actors, one thread each.")] = 2,
+    rounds: Rounds = 7,
 ) -> None:
-    """The search service beside one plain FAISS index on the same vectors."""
+    """Time the search service beside one plain FAISS index on the same vectors."""
     from bench.retrieval import bench_retrieval
 
-    print(json.dumps(guarded(bench_retrieval, videos, dim, batch, shards, rounds)))
+    show("retrieval", bench_retrieval, videos, dim, batch, shards, rounds)
 
 
-@app.command("kills")
-def bench_kills_command(
-    videos: Annotated[int, typer.Option(help="Vectors in the corpus.")] = 10_000,
-    dim: Annotated[int, typer.Option(help="Numbers in a vector.")] = 256,
-    searches: Annotated[int, typer.Option(help="Searches that are checked.")] = 10_000,
-    shards: Annotated[int, typer.Option(help="Shards, of two replicas each.")] = 2,
-    rounds: Annotated[int, typer.Option(help="Kills whose recovery is timed; medians count.")] = 5,
+@app.command()
+def kills(
+    videos: Vectors = 10_000,
+    dim: Dim = 256,
+    searches: Annotated[int, typer.Option(min=1, help="Searches that are checked.")] = 10_000,
+    shards: Annotated[int, typer.Option(min=1, help="Shards, of two replicas each.")] = 2,
+    rounds: Rounds = 5,
 ) -> None:
-    """Searches while shards are killed, every answer checked; seconds until a search is answered after a kill."""
-    from bench.retrieval import bench_kills
+    """Search while shards are killed and check every answer; time the first answer after a kill."""
+    from bench.kills import bench_kills
 
-    print(json.dumps(guarded(bench_kills, videos, dim, searches, shards, rounds)))
-
-
-@app.command("clips")
-def bench_clips_command(
-    videos: Annotated[Path | None, typer.Option(help="Folder of video files to measure besides the toy ones.")] = None,
-    toy_videos: Annotated[int, typer.Option(help="Toy videos rendered and measured.")] = 16,
-    fps: Annotated[float, typer.Option(help="Frames per second kept of a video.")] = 1.0,
-    max_frames: Annotated[int, typer.Option(help="Most frames in a clip.")] = 64,
-) -> None:
-    """Raw against compact clip storage: bytes, exactness, seconds."""
-    from bench.clips import bench_clips
-
-    print(json.dumps(guarded(bench_clips, toy_videos, videos, fps, max_frames)))
+    show("kills", bench_kills, videos, dim, searches, shards, rounds)
 
 
-@app.command("eval")
-def bench_eval_command(
-    overrides: Overrides = None,
-    config: ConfigFile = None,
-    rounds: Annotated[int, typer.Option(help="Measured evaluations each way; medians count.")] = 3,
-) -> None:
-    """An evaluation with all queries in flight, and one query at a time."""
-    settings = read_settings(config, overrides, False)
-    from bench.evaluation import bench_eval
-
-    print(json.dumps(guarded(bench_eval, settings, rounds)))
-
-
-@app.command("report")
-def bench_report_command(
-    trajectories: Annotated[int, typer.Option(help="Trajectories on the page, each with a video of its own.")] = 5000,
-    rounds: Annotated[int, typer.Option(help="Measured openings in a fresh browser; medians count.")] = 3,
+@app.command()
+def report(
+    trajectories: Annotated[int, typer.Option(min=1, help="Trajectories, each with a video of its own.")] = 5000,
+    rounds: Rounds = 1,
     out: Annotated[Path | None, typer.Option(help="Keep the page there.")] = None,
 ) -> None:
-    """The report page of a large run: its size, and the waits of a reader in Chromium."""
+    """Build the report page of a large run: its size and the seconds that it takes."""
     from bench.report import bench_report
 
-    print(json.dumps(guarded(bench_report, trajectories, rounds, out)))
+    show("report", bench_report, trajectories, rounds, out)
 
 
-@app.command("serve")
-def bench_serve_command(
+@app.command()
+def serve(
     overrides: Overrides = None,
     config: ConfigFile = None,
-    requests: Annotated[int, typer.Option(help="Searches over which memory is watched; 0: none.")] = 10_000,
-    max_turns: Annotated[int | None, typer.Option(help="Of each search; as trained if left out.")] = None,
+    requests: Annotated[int, typer.Option(min=0, help="Searches over which memory is watched; 0: none.")] = 10_000,
+    max_turns: MaxTurns = None,
 ) -> None:
-    """The service under load: answers a second, latencies, overload, memory; every answer checked."""
-    settings = read_settings(config, overrides, False)
+    """Load the service: answers a second, latencies, overload, memory; every answer is checked."""
     from bench.service import bench_serve
 
-    print(json.dumps(guarded(bench_serve, settings, requests, max_turns)))
+    show("serve", bench_serve, read_settings(config, overrides, False), requests, max_turns)
 
 
-@app.command("faults")
-def bench_faults_command(
-    overrides: Overrides = None,
-    config: ConfigFile = None,
-    max_turns: Annotated[int | None, typer.Option(help="Of each search; as trained if left out.")] = None,
-) -> None:
-    """Parts of the service killed under load: what searches get, and seconds until it answers again."""
-    settings = read_settings(config, overrides, False)
-    from bench.service import bench_faults
+@app.command()
+def faults(overrides: Overrides = None, config: ConfigFile = None, max_turns: MaxTurns = None) -> None:
+    """Kill parts of the service under load: what searches get, and seconds until it answers again."""
+    from bench.faults import bench_faults
 
-    print(json.dumps(guarded(bench_faults, settings, max_turns)))
+    show("faults", bench_faults, read_settings(config, overrides, False), max_turns)

@@ -1,47 +1,48 @@
-"""Benchmarks on whatever hardware is there; each prints one line of JSON.
+"""The engine on random weights: time of a refinement, parity with Hugging Face, and pushes of weights.
 
-`latents`: the time of a refinement inside the engine, in a cached Hugging Face loop and by the reference's full
-recomputation, on the same model and clips in the same run. `weights`: seconds and GB/s of a weight push, checked.
+`bench_latents`: a refinement inside the engine, in a cached Hugging Face loop and by the reference's full
+recomputation, on the same model and clips in the same run. `bench_parity`: log-probs and latents against a float32
+oracle. `bench_weights`: seconds and GB/s of a push, checked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import platform
-import statistics
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from vsr1 import compat
-
-compat.prepare()
-
-from pipelines.machine.resources import cores  # noqa: E402
-from vsr1.engine.engine import PolicyEngine, Reply, engine_version  # noqa: E402
-from vsr1.model.checkpoint import load_policy, refine_token_id, save_policy  # noqa: E402
-from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs  # noqa: E402
-from vsr1.model.manifest import record  # noqa: E402
-from vsr1.model.policy import VideoSearchPolicy  # noqa: E402
-from vsr1.model.processor import ClipProcessor  # noqa: E402
-from vsr1.model.vision import encode_clips  # noqa: E402
-from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt  # noqa: E402
-from vsr1.settings.parts import EngineConfig  # noqa: E402
-from vsr1.toy.models import config_2b, new_policy, toy_processor  # noqa: E402
-from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer, vocabulary_texts  # noqa: E402
-from vsr1.video.clips import Clip  # noqa: E402
+from bench.lengths import ExactEngine
+from bench.measure import Rounds, in_turn
+from vsr1.engine.engine import PolicyEngine, Reply
+from vsr1.engine.gate import PushError
+from vsr1.episode.environment import Prompt
+from vsr1.model.checkpoint import load_policy, refine_token_id, save_policy
+from vsr1.model.forward import ForwardState, Row, prefill, roll_latents, token_logprobs
+from vsr1.model.manifest import record
+from vsr1.model.policy import VideoSearchPolicy
+from vsr1.model.processor import ClipProcessor
+from vsr1.model.vision import encode_clips
+from vsr1.search.prompts import SYSTEM_PROMPT, turn_parts, turn_prompt
+from vsr1.settings.parts import EngineConfig
+from vsr1.toy.models import config_2b, new_policy, toy_processor
+from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer, vocabulary_texts
+from vsr1.video.clips import Clip
 
 DEPTH = 8
+QUERY = "a red circle moving left"
+T = TypeVar("T")
+MIXED_SIZES = ((16, 64, 64), (24, 64, 64), (10, 96, 64), (32, 64, 128), (2, 64, 64))  # frames, pixels high and wide
+LEFT_OUT = "model.language_model.layers.1.mlp.down_proj.weight"  # of a push that must be found out
+NCCL_ADDRESS = ("127.0.0.1", 29611)
 
 
 @dataclass(frozen=True)
@@ -55,104 +56,98 @@ class LatentWork:
     side: int = 64  # pixels
     words: int = 32
     rounds: int = 5
-    rows: int = 8  # samples that the Hugging Face loops run, one by one
 
 
 def bench_latents(work: LatentWork) -> dict[str, Any]:
-    """Times of one refinement in milliseconds, medians of `rounds`, and what latents add to a batch in percent."""
+    """Return median milliseconds of one refinement each way, and what latents add to a batch in percent."""
+    clips = _clips([(work.frames, work.side, work.side)] * -(-work.samples // work.group))
     with random_policy(work.shape) as folder:
-        clips = _clips(work)
-        config = EngineConfig(
-            max_num_seqs=work.samples, latent_slots=work.samples, max_model_len=4096, gpu_memory_utilization=0.5
-        )
-        plain, refined = asyncio.run(_engine_seconds(folder, config, clips, work))
-        cached, full = _hugging_face_seconds(folder, clips, work)
-    added = statistics.median(b - a for a, b in zip(plain, refined, strict=True))
-    engine = added / work.samples
+        in_engine = _on_engine(folder, work.samples, lambda engine: latent_rounds(engine, clips, work))
+        one_by_one = hugging_face_rounds(folder, clips[0], work)
+    return vars(work) | latent_figures(in_engine, one_by_one, work.samples)
+
+
+def latent_figures(in_engine: Rounds, one_by_one: Rounds, samples: int) -> dict[str, float]:
+    """Return what rounds of batches `plain` and `refined` and of the single ways `cached` and `full` say.
+
+    A refinement in the engine takes what latents add to a batch, divided by the samples in it.
+    """
+    added = in_engine.added("refined", "plain")
     return {
-        "bench": "latents",
-        **machine(),
-        **vars(work),
-        "batch_s": _round(statistics.median(plain)),
-        "batch_with_latents_s": _round(statistics.median(refined)),
-        "latents_add_percent": _round(100 * added / statistics.median(plain)),
-        "engine_ms": _round(1e3 * engine),
-        "cached_hf_ms": _round(1e3 * statistics.median(cached)),
-        "full_recompute_ms": _round(1e3 * statistics.median(full)),
-        "times_full_recompute": _round(statistics.median(full) / engine),
-        "times_cached_hf": _round(statistics.median(cached) / engine),
+        "batch_s": in_engine.median("plain"),
+        "batch_with_latents_s": in_engine.median("refined"),
+        "latents_add_percent": 100 * added / in_engine.median("plain"),
+        "engine_ms": 1e3 * added / samples,
+        "cached_hf_ms": 1e3 * one_by_one.median("cached"),
+        "full_recompute_ms": 1e3 * one_by_one.median("full"),
+        "times_full_recompute": one_by_one.median("full") * samples / added,
+        "times_cached_hf": one_by_one.median("cached") * samples / added,
     }
 
 
 def bench_parity(shape: str, samples: int) -> dict[str, Any]:
-    """Engine against a float32 oracle, and Hugging Face in the engine's dtype against the same oracle.
+    """Compare the engine with a float32 oracle, and Hugging Face in the engine's dtype with the same oracle.
 
     Half of the samples have no clip, the others clips of different sizes and lengths, all in one batch. Gaps of
     log-probs are absolute, gaps of latents relative to the latents' norm.
     """
+    clips = _clips(MIXED_SIZES)
     with random_policy(shape) as folder:
-        clips = _mixed_clips()
-        config = EngineConfig(
-            max_num_seqs=samples, latent_slots=samples, max_model_len=4096, gpu_memory_utilization=0.5
-        )
-        replies = asyncio.run(_parity_replies(folder, config, clips, samples))
+        replies = _on_engine(folder, samples, lambda engine: _parity_replies(engine, clips, samples))
         exact = _oracle(folder, clips, replies, "float32")
-        same = exact if _dtype() == "float32" else _oracle(folder, clips, replies, _dtype())
-    found: dict[str, Any] = {"bench": "parity", **machine(), "shape": shape, "samples": samples, "dtype": _dtype()}
-    for kind in ("text", "video"):
-        chosen = [i for i in range(samples) if (i % 2 == 1) == (kind == "video")]
-        # Without the refine token, which the benchmark forces.
-        engine = [(torch.tensor(replies[i].logprobs[:-1]), torch.tensor(replies[i].latents)) for i in chosen]
-        for name, pairs in (("engine", engine), ("hugging_face", [same[i] for i in chosen])):
-            logprob = torch.cat([(a - exact[i][0]).abs() for (a, _), i in zip(pairs, chosen, strict=True)])
-            latent = [
-                float((z - exact[i][1]).norm() / exact[i][1].norm()) for (_, z), i in zip(pairs, chosen, strict=True)
-            ]
-            found[f"{kind}_{name}_logprob_mean"] = _round(float(logprob.mean()))
-            found[f"{kind}_{name}_logprob_max"] = _round(float(logprob.max()))
-            found[f"{kind}_{name}_latent_mean"] = _round(statistics.mean(latent))
-            found[f"{kind}_{name}_latent_max"] = _round(max(latent))
-    return found
+        stock = exact if _dtype() == "float32" else _oracle(folder, clips, replies, _dtype())
+    # Without the refine token, which the benchmark forces.
+    engine = [(torch.tensor(reply.logprobs[:-1]), torch.tensor(reply.latents)) for reply in replies]
+    figures: dict[str, Any] = {"shape": shape, "samples": samples, "dtype": _dtype()}
+    for first, kind in enumerate(("text", "video")):
+        for name, answers in (("engine", engine), ("hugging_face", stock)):
+            pairs = list(zip(answers[first::2], exact[first::2], strict=True))
+            gaps = {
+                "logprob": torch.cat([(answer[0] - oracle[0]).abs() for answer, oracle in pairs]),
+                "latent": torch.stack([(answer[1] - oracle[1]).norm() / oracle[1].norm() for answer, oracle in pairs]),
+            }
+            for part, gap in gaps.items():
+                figures[f"{kind}_{name}_{part}_mean"] = float(gap.mean())
+                figures[f"{kind}_{name}_{part}_max"] = float(gap.max())
+    return figures
 
 
 def bench_weights(shape: str, way: str, rounds: int) -> dict[str, Any]:
-    """Push a whole policy into an engine and check each push.
+    """Push a whole policy into an engine, check each push, and see that a tensor left out on purpose is named.
 
     Args:
+        shape: of the policy, `toy` or `2b`.
         way: `file` (CPU), `ipc` (engine on the learner's GPU) or `nccl` (engine on the next GPU).
+        rounds: pushes measured.
     """
     with random_policy(shape) as folder:
         policy = load_policy(folder, device=_device(), dtype=_dtype())
-        seconds, checks, caught = asyncio.run(_push_seconds(folder, policy, way, rounds))
-        size = sum(p.numel() * p.element_size() for p in policy.parameters())
+        if way == "nccl":
+            torch.cuda.synchronize()
+            os.environ["CUDA_VISIBLE_DEVICES"] = "1"  # of the engine's process, which starts now
+        taken, caught = _on_engine(
+            folder,
+            1,
+            lambda engine: push_rounds(engine, policy, way, rounds, folder / "pushed.part"),
+            gpu_memory_utilization=0.3,
+            enforce_eager=True,
+        )
+    gigabytes = sum(p.numel() * p.element_size() for p in policy.parameters()) / 1e9
     return {
-        "bench": "weights",
-        **machine(),
         "shape": shape,
         "way": way,
         "rounds": rounds,
-        "gigabytes": _round(size / 1e9),
-        "push_s": _round(statistics.median(seconds)),
-        "gb_per_s": _round(size / 1e9 / statistics.median(seconds)),
-        "check_s": _round(statistics.median(checks)),
+        "gigabytes": gigabytes,
+        "push_s": taken.median("push"),
+        "gb_per_s": gigabytes / taken.median("push"),
+        "check_s": taken.median("check"),
         "left_out_is_caught": caught,
-    }
-
-
-def machine() -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "gpu": gpu,
-        "cores": cores(),
-        "cpu": platform.machine(),
-        "torch": torch.__version__,
-        "vllm": engine_version(),
     }
 
 
 @contextmanager
 def random_policy(shape: str) -> Iterator[Path]:
-    """A checkpoint folder of random weights: `toy`, or `2b` with the sizes of Qwen3-VL-2B."""
+    """Write a checkpoint folder of random weights for a block: `toy`, or `2b` with the sizes of Qwen3-VL-2B."""
     base = train_tokenizer(vocabulary_texts(0, 200))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -171,200 +166,171 @@ def random_policy(shape: str) -> Iterator[Path]:
         yield folder
 
 
-async def _engine_seconds(
-    folder: Path, config: EngineConfig, clips: list[Clip], work: LatentWork
-) -> tuple[list[float], list[float]]:
-    """Seconds of whole batches without and with latents, caches empty before each, in turn."""
-    engine = await PolicyEngine.start(folder, config, device=_device(), dtype=_dtype())
+def _on_engine(folder: Path, samples: int, use: Callable[[PolicyEngine], Awaitable[T]], **options: Any) -> T:
+    """Start an engine with room for `samples` requests that refine at one time, await `use` of it, and end it."""
+    room = {"max_num_seqs": samples, "latent_slots": samples, "max_model_len": 4096, "gpu_memory_utilization": 0.5}
 
-    async def batch(latents: int) -> float:
+    async def run() -> T:
+        engine = await ExactEngine.start(folder, EngineConfig(**room | options), device=_device(), dtype=_dtype())
+        try:
+            return await use(engine)
+        finally:
+            engine.shutdown()
+
+    return asyncio.run(run())
+
+
+async def latent_rounds(engine: PolicyEngine, clips: list[Clip], work: LatentWork) -> Rounds:
+    """Time whole batches `plain`, without latents, and `refined`, with them, caches empty before each, in turn.
+
+    Raises:
+        RuntimeError: a reply has latents that it should not have, or lacks them.
+    """
+
+    async def batch(latents: int, taken: Rounds) -> None:
         await engine.reset_caches()
-        began = time.perf_counter()
-        requests = [
-            engine.generate(
-                turn_prompt("a red circle moving left", SYSTEM_PROMPT),
-                clips[i // work.group],
-                max_tokens=work.words + 1,
-                latents=latents,
-                temperature=1.0,
-                seed=i,
-                words=work.words,
-            )
-            for i in range(work.samples)
-        ]
-        replies = await asyncio.gather(*requests)
-        spent = time.perf_counter() - began
+        with taken.time("refined" if latents else "plain"):
+            requests = [
+                engine.generate(
+                    _prompt(clips[i // work.group]),
+                    max_tokens=work.words + (1 if latents else -1),  # one more comes: the refine token, or the end
+                    latents=latents,
+                    temperature=1.0,
+                    seed=i,
+                )
+                for i in range(work.samples)
+            ]
+            replies = await asyncio.gather(*requests)
         if any((reply.latents is not None) != (latents > 0) for reply in replies):
             raise RuntimeError("a reply of the benchmark has latents it should not have, or lacks them")
-        return spent
 
-    try:
-        for latents in (0, DEPTH):  # compiles
-            await batch(latents)
-        pairs = [(await batch(0), await batch(DEPTH)) for _ in range(work.rounds)]
-    finally:
-        engine.shutdown()
-    return [a for a, _ in pairs], [b for _, b in pairs]
+    warm_up, taken = Rounds(), Rounds()
+    for rounds in [warm_up] + [taken] * work.rounds:
+        for latents in (0, DEPTH):
+            await batch(latents, rounds)
+    return taken
 
 
-def _prompt(with_clip: bool) -> str:
-    prompt = turn_prompt("a red circle moving left", SYSTEM_PROMPT)
-    return prompt if with_clip else prompt.replace("<|video_pad|>", "")
+@torch.no_grad()
+def hugging_face_rounds(folder: Path, clip: Clip, work: LatentWork) -> Rounds:
+    """Time a refinement of one row: `cached`, a prefill and cached steps; `full`, `DEPTH` forwards as the reference."""
+    policy = load_policy(folder, device=_device(), dtype=_dtype()).eval()
+    processor = ClipProcessor(folder)
+    seen = processor.process(clip, policy.device)
+    reply = [int(token) for token in np.random.default_rng(0).integers(20, 200, work.words)]
+    prompt = processor.expand(turn_prompt(QUERY, SYSTEM_PROMPT), seen.grid, seen.marks)
+    row = Row(prompt, [*reply, refine_token_id(processor.tokenizer)], (0,), (seen.grid,))
+    pixels = seen.pixels.to(policy.dtype)
+
+    def state(keep_cache: bool) -> ForwardState:
+        features = encode_clips(policy.model.visual, [pixels], [seen.grid])
+        return prefill(policy.model, [row], features, keep_cache=keep_cache)
+
+    def recompute() -> None:
+        for _ in range(DEPTH):  # the reference runs the clip through the vision tower each time
+            policy.latent(state(False).after_norm[:, -1])
+
+    return in_turn({"cached": lambda: roll_latents(policy, state(True), DEPTH), "full": recompute}, work.rounds)
 
 
-async def _parity_replies(folder: Path, config: EngineConfig, clips: list[Clip], samples: int) -> list[Reply]:
-    engine = await PolicyEngine.start(folder, config, device=_device(), dtype=_dtype())
-    try:
-        options: dict[str, Any] = {"max_tokens": 33, "latents": DEPTH, "temperature": 1.0, "words": 32}
-        return await asyncio.gather(
-            *[
-                engine.generate(_prompt(i % 2 == 1), clips[i % len(clips)] if i % 2 else None, seed=i, **options)
-                for i in range(samples)
-            ]
-        )
-    finally:
-        engine.shutdown()
+def _prompt(clip: Clip | None) -> Prompt:
+    before, after = turn_parts(QUERY, SYSTEM_PROMPT)
+    return Prompt([before, after] if clip is None else [before, clip, after])
+
+
+async def _parity_replies(engine: PolicyEngine, clips: list[Clip], samples: int) -> list[Reply]:
+    options: dict[str, Any] = {"max_tokens": 33, "latents": DEPTH, "temperature": 1.0}
+    return await asyncio.gather(
+        *[engine.generate(_prompt(clips[i % len(clips)] if i % 2 else None), seed=i, **options) for i in range(samples)]
+    )
 
 
 @torch.no_grad()
 def _oracle(
     folder: Path, clips: list[Clip], replies: list[Reply], dtype: str
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Log-probs and latents of each reply's own tokens, one row at a time."""
+    """Return log-probs and latents of each reply's own tokens, one row at a time."""
     policy = load_policy(folder, device=_device(), dtype=dtype).eval()
-    processed = [ClipProcessor(folder).process(clip) for clip in clips]
-    found = []
+    processor = ClipProcessor(folder)
+    processed = [processor.process(clip, policy.device) for clip in clips]
+    barred = (refine_token_id(processor.tokenizer), int(processor.tokenizer.eos_token_id))  # see `ExactLengths`
+    answers = []
     for i, reply in enumerate(replies):
         clip = processed[i % len(clips)]
         pixels = clip.pixels.to(policy.device, policy.dtype)
         features = encode_clips(policy.model.visual, [pixels], [clip.grid]) if i % 2 else []
-        row = Row(reply.prompt_token_ids, reply.token_ids, 0 if i % 2 else None, clip.grid if i % 2 else None)
+        prompt, response = reply.prompt_token_ids, reply.token_ids
+        row = Row(prompt, response, (0,), (clip.grid,)) if i % 2 else Row(prompt, response)
         state = prefill(policy.model, [row], features, keep_cache=True)
         logprobs, _ = token_logprobs(policy, state, [row])
-        found.append((logprobs[:-1].cpu(), roll_latents(policy, state, DEPTH)[0].cpu()))
-    return found
+        others = [replace(row, response=[token] * len(row.response)) for token in barred]
+        logprobs = logprobs - torch.log(1 - sum(token_logprobs(policy, state, [other])[0].exp() for other in others))
+        answers.append((logprobs[:-1].cpu(), roll_latents(policy, state, DEPTH)[0].cpu()))
+    return answers
 
 
-@torch.no_grad()
-def _hugging_face_seconds(folder: Path, clips: list[Clip], work: LatentWork) -> tuple[list[float], list[float]]:
-    """Seconds a refinement, one row at a time: prefill and cached steps, and `DEPTH` forwards as the reference."""
-    policy = load_policy(folder, device=_device(), dtype=_dtype()).eval()
-    processor = ClipProcessor(folder)
-    refine = refine_token_id(processor.tokenizer)
-    cached, full = [], []
-    for i in range(work.rows + 1):
-        seen = processor.process(clips[i % len(clips)])
-        prompt = processor.expand(turn_prompt("a red circle moving left", SYSTEM_PROMPT), seen.grid, seen.marks)
-        reply = [int(t) for t in np.random.default_rng(i).integers(20, 200, work.words)]
-        row = Row(prompt, [*reply, refine], 0, seen.grid)
-        pixels = seen.pixels.to(policy.device, policy.dtype)
+async def push_rounds(
+    engine: PolicyEngine, policy: VideoSearchPolicy, way: str, rounds: int, file: Path
+) -> tuple[Rounds, bool]:
+    """Time each `push` and each `check`, and say whether a tensor left out on purpose was named.
 
-        def state(keep_cache: bool, row: Row = row, pixels: Any = pixels, grid: Any = seen.grid) -> Any:
-            features = encode_clips(policy.model.visual, [pixels], [grid])
-            return prefill(policy.model, [row], features, keep_cache=keep_cache)
-
-        def with_cache(state: Any = state) -> None:
-            roll_latents(policy, state(True), DEPTH)
-
-        def without_cache(state: Any = state) -> None:
-            for _ in range(DEPTH):  # the reference runs the clip through the vision tower each time
-                last = state(False)
-                policy.latent(last.after_norm[:, -1])
-
-        if i:  # the first one warms up
-            cached.append(_seconds(with_cache))
-            full.append(_seconds(without_cache))
-        else:
-            with_cache()
-            without_cache()
-    return cached, full
-
-
-async def _push_seconds(
-    folder: Path, policy: VideoSearchPolicy, way: str, rounds: int
-) -> tuple[list[float], list[float], bool]:
-    """Seconds of each push and of each check, and whether a tensor left out on purpose was named."""
-    from vsr1.engine.engine import PushError
+    Args:
+        engine: gets the weights of `policy`, which change with every round.
+        policy: on the learner's device.
+        way: see `bench_weights`.
+        rounds: pushes after a first one that warms up.
+        file: where the way `file` puts the weights; not `*.safetensors` if the folder is a checkpoint.
+    """
     from vsr1.engine.transfer import WeightSender, share
 
+    named = {name: parameter.detach() for name, parameter in policy.named_parameters()}
+    sender: WeightSender | None = None
     if way == "nccl":
-        torch.cuda.synchronize()
-        os.environ["CUDA_VISIBLE_DEVICES"] = "1"  # of the engine's process, which starts now
-    config = EngineConfig(gpu_memory_utilization=0.3, enforce_eager=True)
-    engine = await PolicyEngine.start(folder, config, device=_device(), dtype=_dtype())
-    named = list(policy.named_parameters())
-    layout = [(name, tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in named]
-    sender: list[WeightSender] = []
-    if way == "nccl":
-        host, port = "127.0.0.1", 29611
-        opening = asyncio.to_thread(lambda: sender.append(WeightSender(host, port, 2)))
-        await asyncio.gather(opening, engine.join_transfer(host, port, 1, 2))
+        sender, _ = await asyncio.gather(
+            asyncio.to_thread(WeightSender, *NCCL_ADDRESS, 2), engine.join_transfer(*NCCL_ADDRESS, 1, 2)
+        )
 
-    async def push(version: int, left_out: str | None = None) -> float:
-        began = time.perf_counter()
-        kept = [(name, p) for name, p in named if name != left_out]
-        if way == "nccl":
-            sending = threading.Thread(target=sender[0].send, args=(kept,))
-            sending.start()
-            await engine.push_weights("receive_nccl", ([item for item in layout if item[0] != left_out],), version)
-            sending.join()
+    async def push(version: int, weights: dict[str, torch.Tensor]) -> None:
+        if sender is not None:
+            layout = [(name, tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in weights.items()]
+            await asyncio.gather(
+                asyncio.to_thread(sender.send, weights.items()),
+                engine.push_weights("nccl", layout, version),
+            )
         elif way == "ipc":
-            await engine.push_weights("receive_ipc", (share(kept),), version)
+            await engine.push_weights("ipc", share(weights.items()), version)
         else:
-            path = folder / "pushed.part"
-            save_file({name: p.detach() for name, p in kept}, path)
-            await engine.push_weights("receive_file", (str(path),), version)
-        return time.perf_counter() - began
+            save_file(weights, file)
+            await engine.push_weights("file", [str(file)], version)
 
+    async def check() -> None:
+        await engine.check_weights({name: record(tensor) for name, tensor in named.items()})
+
+    taken = Rounds()
+    await push(0, named)
+    for version in range(1, rounds + 1):
+        for tensor in named.values():
+            tensor.mul_(1.01)
+        with taken.time("push"):
+            await push(version, named)
+        with taken.time("check"):
+            await check()
+    named[LEFT_OUT].mul_(1.01)
+    await push(rounds + 1, {name: tensor for name, tensor in named.items() if name != LEFT_OUT})
     try:
-        await push(0)
-        seconds, checks = [], []
-        for version in range(1, rounds + 1):
-            with torch.no_grad():
-                for _, parameter in named:
-                    parameter.mul_(1.01)
-            seconds.append(await push(version))
-            began = time.perf_counter()
-            await engine.check_weights({name: record(p.detach()) for name, p in named})
-            checks.append(time.perf_counter() - began)
-        left_out = "model.language_model.layers.1.mlp.down_proj.weight"
-        with torch.no_grad():
-            dict(named)[left_out].mul_(1.01)
-        await push(rounds + 1, left_out)
-        try:
-            await engine.check_weights({name: record(p.detach()) for name, p in named})
-            caught = False
-        except PushError as error:
-            caught = left_out in str(error)
-    finally:
-        engine.shutdown()
-    return seconds, checks, caught
+        await check()
+    except PushError as error:
+        return taken, LEFT_OUT in str(error)
+    return taken, False
 
 
-def _mixed_clips() -> list[Clip]:
+def _clips(sizes: Iterable[tuple[int, int, int]]) -> list[Clip]:
+    """Make a clip of random pixels for each size: frames, pixels high and wide."""
     rng = np.random.default_rng(0)
-    sizes = [(16, 64, 64), (24, 64, 64), (10, 96, 64), (32, 64, 128), (2, 64, 64)]
     return [
-        Clip.make(f"v{i}", rng.integers(0, 255, (count, high, wide, 3), np.uint8), np.arange(count) * 1.3)
+        Clip.make(f"v{i}", rng.integers(0, 255, (count, high, wide, 3), np.uint8), np.arange(count) * 1.0)
         for i, (count, high, wide) in enumerate(sizes)
     ]
-
-
-def _clips(work: LatentWork) -> list[Clip]:
-    rng = np.random.default_rng(0)
-    size = (work.frames, work.side, work.side, 3)
-    count = -(-work.samples // work.group)
-    return [
-        Clip.make(f"v{i}", rng.integers(0, 255, size, np.uint8), np.arange(work.frames) * 1.0) for i in range(count)
-    ]
-
-
-def _seconds(call: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def _device() -> str:
@@ -373,7 +339,3 @@ def _device() -> str:
 
 def _dtype() -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.4g}")

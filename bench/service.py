@@ -1,4 +1,4 @@
-"""The served agent under load and under kills, over loopback on a Ray of its own, every answer checked.
+"""The served agent under load, over loopback on a Ray of its own, every answer checked.
 
 The clients are coroutines of this process, so they share the machine's cores with the service.
 """
@@ -6,12 +6,7 @@ The clients are coroutines of this process, so they share the machine's cores wi
 from __future__ import annotations
 
 import asyncio
-import os
-import platform
-import signal
 import socket
-import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import cycle, islice
@@ -19,17 +14,13 @@ from typing import Any
 
 import httpx2
 import psutil
-import ray
 from ray import serve
 
-from bench.load import load, trace
+from bench.load import LIMIT_S, load, trace
 from pipelines.data.build import ensure_dataset
-from pipelines.machine.resources import cores
-from pipelines.serve.deploy import APPLICATION, start_agent
-from pipelines.serve.library.library import node_id
-from pipelines.serve.running import AGENT, replica_pids
+from pipelines.serve.deploy import start_agent
+from pipelines.stage.connection import connect
 from pipelines.stage.tasks import evaluation_queries
-from pipelines.stage.workers import connect
 from vsr1.config import Config
 from vsr1.settings.serving import CorpusConfig
 
@@ -38,6 +29,7 @@ LEAST = 96  # searches of a measurement
 CORPUS = "bench"
 LOOKS = 10  # at the memory
 HOST = "127.0.0.1"
+PARTS = ("ray::ServeReplica", "ray::Retrieval", "ray::ProxyActor", "VLLM")  # processes whose memory is watched
 
 
 class Running:
@@ -56,38 +48,41 @@ class Running:
             port = probe.getsockname()[1]
         start_agent(self.config, HOST, port)
         self.url = f"http://{HOST}:{port}"
-        found = evaluation_queries(config, config.eval.split)
-        queries = dict.fromkeys(query.task.query for query in found if not query.skipped)
-        self.bodies: list[dict[str, Any]] = [{"query": query, "max_turns": max_turns} for query in queries]
-        self.traces = {body["query"]: trace(self.ask(body)) for body in self.bodies}
+        wanted = [query.task.query for query in evaluation_queries(config, config.eval.split) if not query.skipped]
+        self.bodies: list[dict[str, Any]] = [
+            {"query": query, "max_turns": max_turns} for query in dict.fromkeys(wanted)
+        ]
+        self.traces = {body["query"]: trace(self.search(body)) for body in self.bodies}
 
-    def ask(self, body: dict[str, Any]) -> dict[str, Any]:
-        answer = httpx2.post(f"{self.url}/v1/search", json=body, timeout=300)
+    def search(self, body: dict[str, Any], limit_s: float = LIMIT_S) -> dict[str, Any]:
+        """Return the answer to one search.
+
+        Raises:
+            httpx2.HTTPError: it failed.
+        """
+        answer = httpx2.post(f"{self.url}/v1/search", json=body, timeout=limit_s)
         answer.raise_for_status()
-        found: dict[str, Any] = answer.json()
-        return found
+        result: dict[str, Any] = answer.json()
+        return result
 
-    def load(self, searches: int, at_once: int, watch: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+    def load(self, searches: int, at_once: int, watch: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
+        """Return what became of so many searches; `watch` gets the number of those that are over, after each."""
         bodies = list(islice(cycle(self.bodies), searches))
         return asyncio.run(load(self.url, bodies, at_once, self.traces, watch)).to_json()
 
 
 def bench_serve(config: Config, requests: int, max_turns: int | None) -> dict[str, Any]:
-    """Answers a second and latencies by searches at one time, at twice the capacity, and memory over many requests.
+    """Return answers a second and latencies by searches at one time, at twice the capacity, and memory over many.
 
     Args:
         requests: searches of the measurement of memory; 0 leaves it out.
         max_turns: of each search; None as the agent was trained.
     """
-    settings = config.serve
-    room = max(LEVELS) - settings.searches_a_replica * settings.most_replicas
-    service = Running(config, max_turns, waiting=max(room, settings.waiting_searches))
-    took = service.config.serve
-    capacity = took.searches_a_replica * took.most_replicas + took.waiting_searches
-    found: dict[str, Any] = {
-        "bench": "serve",
-        "cores": cores(),
-        "cpu": platform.machine(),
+    room = max(LEVELS) - config.serve.searches_a_replica * config.serve.most_replicas
+    service = Running(config, max_turns, waiting=max(room, config.serve.waiting_searches))
+    settings = service.config.serve
+    capacity = settings.searches_a_replica * settings.most_replicas + settings.waiting_searches
+    figures: dict[str, Any] = {
         "queries": len(service.bodies),
         "max_turns": max_turns or config.agent.max_turns,
         "at_once": {level: service.load(max(LEAST, 3 * level), level) for level in LEVELS},
@@ -98,87 +93,24 @@ def bench_serve(config: Config, requests: int, max_turns: int | None) -> dict[st
         memory: dict[str, list[int]] = defaultdict(list)
         every = max(1, requests // LOOKS)
 
-        def look(done: int) -> None:
-            if done == 1 or done % every == 0:
-                for part, mib in resident_mib().items():
+        def look(count: int) -> None:
+            if count == 1 or count % every == 0:
+                for part, mib in _resident_mib().items():
                     memory[part].append(mib)
 
-        found["many"] = service.load(requests, 32, look) | {"resident_mib": dict(memory)}
+        figures["many"] = service.load(requests, 32, look) | {"resident_mib": memory}
     serve.shutdown()
-    return found
+    return figures
 
 
-def bench_faults(config: Config, max_turns: int | None) -> dict[str, Any]:
-    """Parts of the service killed while 32 searches run at one time: what the searches got, and how long until the
-    service is ready and answers again."""
-    service = Running(config, max_turns)
-    library = serve.get_deployment_handle("library", APPLICATION)
-
-    def retrieval() -> Any:
-        return library.parts.remote(node_id()).result()[CORPUS][0]
-
-    def shard() -> Any:
-        return next(iter(ray.get(retrieval().shards.remote()).values()))
-
-    def replica(part: str) -> int:
-        return replica_pids(APPLICATION)[part][0]
-
-    kills: dict[str, Callable[[], Callable[[], Any]]] = {  # each finds its victim first
-        "nothing": lambda: lambda: None,
-        "shard": lambda: _killer(shard()),
-        "retrieval service": lambda: _killer(retrieval()),
-        "agent": lambda: _ender(replica(AGENT + config.serve.model)),
-        "library": lambda: _ender(replica("library")),
-    }
-    found = {part: _under_kill(service, victim()) for part, victim in kills.items()}
-    serve.shutdown()
-    return {"bench": "faults", "cores": cores(), "cpu": platform.machine(), "at_once": 32, "killed": found}
-
-
-def resident_mib() -> dict[str, int]:
-    """Resident memory of the processes that this one started, by their names, in MiB."""
-    found: dict[str, int] = defaultdict(int)
+def _resident_mib() -> dict[str, int]:
+    """Return the resident memory of the service's processes by their names, in MiB."""
+    sizes: dict[str, int] = defaultdict(int)
     for process in psutil.Process().children(recursive=True):
         try:
-            name, size = process.cmdline(), process.memory_info().rss
+            title, size = next(iter(process.cmdline()), ""), process.memory_info().rss
         except psutil.NoSuchProcess:
             continue
-        title = name[0] if name else ""
-        if title.startswith(("ray::ServeReplica", "ray::Retrieval", "ray::ProxyActor", "VLLM")):
-            found[title.removeprefix("ray::").split(".")[0]] += size // 2**20
-    return dict(found)
-
-
-def _under_kill(service: Running, kill: Callable[[], Any]) -> dict[str, Any]:
-    recovered: list[float] = []
-
-    def kill_and_wait() -> None:
-        kill()
-        began = time.perf_counter()
-        while not _answers(service):
-            time.sleep(0.1)
-        recovered.append(time.perf_counter() - began)
-
-    waiting = threading.Timer(1.0, kill_and_wait)
-    waiting.start()
-    tally = service.load(LEAST, 32)
-    waiting.join()
-    return tally | {"ready_again_s": round(recovered[0], 2)}
-
-
-def _answers(service: Running) -> bool:
-    try:
-        if httpx2.get(f"{service.url}/readyz", timeout=60).status_code != 200:
-            return False
-        body = service.bodies[0]
-        return httpx2.post(f"{service.url}/v1/search", json=body, timeout=60).status_code == 200
-    except httpx2.TransportError:
-        return False
-
-
-def _killer(actor: Any) -> Callable[[], Any]:
-    return lambda: ray.kill(actor, no_restart=False)
-
-
-def _ender(pid: int) -> Callable[[], Any]:
-    return lambda: os.kill(pid, signal.SIGKILL)
+        if title.startswith(PARTS):
+            sizes[title.removeprefix("ray::").split(".")[0]] += size // 2**20
+    return sizes

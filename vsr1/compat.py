@@ -1,4 +1,4 @@
-"""Lets torchvision, vLLM, transformers and DeepSpeed load beside a CPU build of torch.
+"""Let torchvision, vLLM, transformers and DeepSpeed load beside a CPU build of torch.
 
 The registry's torchvision, torchaudio and torchcodec wheels are CUDA builds whose native libraries cannot load next to
 `torch==*+cpu`. `hide_broken_packages` makes the two audio/codec packages look absent before transformers asks for them;
@@ -24,14 +24,17 @@ _declared: list[Any] = []  # keeps the torch library object alive
 
 
 def hide_broken_packages() -> None:
-    """Cheap (imports no torch); runs when `vsr1` is imported."""
+    """Make torchaudio and torchcodec look absent. It imports no torch, and runs when `vsr1` is imported."""
     if version("torch").endswith("+cpu"):
         for name in ("torchaudio", "torchcodec"):
             sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def prepare() -> None:
-    """Call before anything imports torchvision, transformers' video processors or vLLM. Safe to call twice."""
+    """Declare the operators of torchvision, before torchvision, transformers' video processors or vLLM are imported.
+
+    A second call does nothing.
+    """
     import torch
 
     if torch.version.cuda is not None or _declared or "torchvision" in sys.modules or _torchvision_loads():
@@ -44,7 +47,7 @@ def prepare() -> None:
 
 @contextmanager
 def prepared_children() -> Iterator[None]:
-    """Processes spawned inside run `prepare` first.
+    """Let the processes that are spawned inside run `prepare` first.
 
     A spawned process imports its parent's main module before anything else, and vLLM spawns its engine from inside Ray
     actors; naming this module as the main one gets there before vLLM imports torchvision.
@@ -58,7 +61,7 @@ def prepared_children() -> Iterator[None]:
 
 
 def skip_operator_builds() -> None:
-    """Call before DeepSpeed starts, so that it does not compile an all-reduce which only its inference calls."""
+    """Keep DeepSpeed, before it starts, from compiling an all-reduce which only its inference calls."""
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__ = {}

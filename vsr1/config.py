@@ -1,18 +1,19 @@
 """The one typed configuration of every job: what a run reads, trains and places where.
 
-A YAML file and `key=value` overrides are merged and checked against `Config`. An unknown key is an error that names the
-nearest known one; nothing is read from environment variables.
+YAML files and `key=value` overrides are merged and checked against `Config`. An unknown key is an error that names the
+nearest known one, and a key that was renamed is read under its new name, so that the configurations of old run folders
+stay readable. Nothing is read from environment variables.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError, model_validator
 from yaml import YAMLError
@@ -29,6 +30,11 @@ from vsr1.settings.parts import (
 )
 from vsr1.settings.serving import ServeConfig
 from vsr1.settings.training import EvalConfig, GrpoConfig, RewardConfig, SftConfig
+
+RENAMED = {  # old key to new key
+    "sft.retrieval_loss.negatives": "sft.negatives",
+    "grpo.retrieval_loss.negatives": "grpo.negatives",
+}
 
 
 class ConfigError(ValueError):
@@ -85,7 +91,8 @@ def load_config(path: Path | str | Sequence[Path] | None, overrides: list[str] |
         overrides: OmegaConf dot-list entries; later ones win.
 
     Raises:
-        ConfigError: missing or malformed file, unknown key (with the nearest known one), or a value of the wrong type.
+        ConfigError: missing or malformed file, unknown key (with the nearest known one), old and new name of one key
+            together, or a value of the wrong type.
     """
     paths = [Path(path)] if isinstance(path, (str, Path)) else list(path or [])
     for file in paths:
@@ -98,11 +105,11 @@ def load_config(path: Path | str | Sequence[Path] | None, overrides: list[str] |
     try:
         tree = OmegaConf.merge(
             OmegaConf.create(Config().model_dump(mode="json")),  # under a partly given section lie its own defaults
-            *[OmegaConf.load(file) for file in paths],
-            OmegaConf.from_dotlist(overrides or []),
+            *[with_new_names(_read(file), f"{file}: ") for file in paths],
+            with_new_names(OmegaConf.from_dotlist(overrides or []), "overrides: "),
         )
         values = OmegaConf.to_container(tree, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError) as error:
         raise ConfigError(f"{where or 'overrides'}: {error}") from error
     try:
         return Config.model_validate(values)
@@ -110,8 +117,45 @@ def load_config(path: Path | str | Sequence[Path] | None, overrides: list[str] |
         raise ConfigError("\n".join(_explain(item, where) for item in error.errors())) from error
 
 
+def _read(file: Path) -> DictConfig:
+    tree = OmegaConf.load(file)
+    if not isinstance(tree, DictConfig):
+        raise ConfigError(f"{file}: a mapping of sections is needed, as in `sft: {{epochs: 1}}`")
+    return tree
+
+
+def with_new_names(tree: DictConfig, where: str = "", renamed: Mapping[str, str] = RENAMED) -> Any:
+    """Return the OmegaConf tree of one source with each key that was renamed under its new name.
+
+    Args:
+        where: names the source in front of an error's message.
+        renamed: new key by old key, both as `section.key`.
+
+    Raises:
+        ConfigError: the source holds a key under both names.
+    """
+    values, moved = OmegaConf.to_container(tree), OmegaConf.create()
+    for old, new in renamed.items():
+        section, name = _place(values, old)
+        if name not in section:
+            continue
+        new_section, new_name = _place(values, new)
+        if new_name in new_section:
+            raise ConfigError(f"{where}{old} is the old name of {new}, and both are there; keep {new} only")
+        OmegaConf.update(moved, new, section.pop(name))
+    return OmegaConf.merge(values, moved) if moved else tree
+
+
+def _place(values: Any, key: str) -> tuple[dict[str, Any], str]:
+    """Return the section of nested settings that holds a key, empty if there is none, and the key's name in it."""
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.get(section) if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else {}, name
+
+
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML text that `load_config` reads back to an equal value."""
+    """Return the resolved configuration as YAML text that `load_config` reads back to an equal value."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
@@ -119,8 +163,8 @@ def _explain(error: Any, files: str) -> str:
     key = ".".join(str(part) for part in error["loc"])
     where = f"{files}: " if files else ""
     if error["type"] != "extra_forbidden":
-        given = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-        return f"{where}{key or 'config'}: {error['msg']}{given}"
+        value = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+        return f"{where}{key or 'config'}: {error['msg']}{value}"
     nearest = difflib.get_close_matches(key, _known_keys(Config), n=1, cutoff=0.0)[0]
     return f"{where}unknown key {key!r}; the nearest known key is {nearest!r}"
 

@@ -9,13 +9,13 @@ import typer
 
 from pipelines.command import ConfigFile, Overrides, console, guarded, read_settings
 
-commands = typer.Typer(no_args_is_help=True, help="The toy benchmark, and the models that it starts from.")
+commands = typer.Typer(no_args_is_help=True, help="Run the toy benchmark, or make the models that it starts from.")
 
 
-@commands.command("pretrain")
-def toy_pretrain(
+@commands.command()
+def pretrain(
     out: Annotated[Path, typer.Option(help="Folder for policy/ and embedder/.")],
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the films, the weights and the batches.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     policy_steps: Annotated[int, typer.Option(help="Optimiser steps of the policy.")] = 2500,
     embedder_steps: Annotated[int, typer.Option(help="Optimiser steps of the embedder.")] = 750,
@@ -27,24 +27,24 @@ def toy_pretrain(
     guarded(pretrain, out, seed, device, policy_steps, embedder_steps, corpora)
 
 
-@commands.command("rewrites")
-def toy_rewrites(overrides: Overrides = None, config: ConfigFile = None) -> None:
+@commands.command()
+def rewrites(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Write the texts that `agent.refinement=text` learns from, for the toy corpus in data.root."""
     settings = read_settings(config, overrides, False)
     from bench.toy.rewrites import write_rewrites
 
-    console.print(f"{guarded(write_rewrites, settings)} texts")
+    console.print(f"{guarded(write_rewrites, settings)} texts are written")
 
 
-@commands.command("run")
-def toy_bench(
+@commands.command()
+def run(
     overrides: Overrides = None,
     config: ConfigFile = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... of everything.")] = 3,
     at_once: Annotated[int, typer.Option(min=1, help="Runs at one time; they share the GPUs.")] = 1,
     arms: Annotated[str | None, typer.Option(help="As in full,text; empty string: Stage 1 only. Default: all.")] = None,
 ) -> None:
-    """Stage 1, its evaluation and every arm of the toy benchmark, each a run of its own; prints the tables."""
+    """Make Stage 1, its evaluation and every arm, each a run of its own, and print the tables."""
     import torch
 
     from bench.toy.experiment import Bench, arm_names, bench
@@ -54,11 +54,9 @@ def toy_bench(
     print(guarded(bench, shared, chosen, seeds))
 
 
-@commands.command("results")
-def toy_results(
-    folder: Annotated[Path, typer.Argument(help="Folder of run folders, each named ARM-SEED.")],
-) -> None:
-    """Mean and spread over seeds of evaluated runs, as Markdown tables."""
+@commands.command()
+def results(folder: Annotated[Path, typer.Argument(help="Folder of run folders, each named ARM-SEED.")]) -> None:
+    """Print mean and spread over seeds of evaluated runs, as Markdown tables."""
     from bench.toy.results import results
 
     print(guarded(results, folder))

@@ -1,4 +1,4 @@
-"""Trains the toy base models from random weights: they stand in for released ones, which cannot be made small.
+"""Train the toy base models from random weights: they stand in for released ones, which cannot be made small.
 
 The policy learns to name the events of the shown film, to judge and to give the span; it knows nothing of refinement
 yet, which is Stage 1's to teach. The embedder starts from the policy's weights and learns by contrast from coarse
@@ -10,14 +10,15 @@ Films are rendered, not encoded. The same seed and steps give the same data.
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -46,7 +47,6 @@ CORPUS = 2048  # films in which a query has one answer; pretraining takes severa
 EMBEDDER_RATE, POLICY_RATE = 4e-4, 1e-3  # a higher rate destroys what the embedder starts with
 TEMPERATURE = 0.05  # of the contrastive loss
 CURRICULUM = ((0.3, 1), (0.65, 2), (1.0, FAMILY))  # up to this share of the steps, films of one family in a batch
-T = TypeVar("T")
 READERS = 8  # processes that prepare rows, at most
 
 
@@ -72,12 +72,14 @@ def pretrain(
     embedder_steps: int = 750,
     corpora: int = 12,
 ) -> None:
-    """Write `out/policy` and `out/embedder`.
+    """Train both models and write `out/policy` and `out/embedder`.
 
     Args:
+        out: a folder.
         seed: of the films, the weights and the batches.
         device: `cpu` or `cuda`.
-        policy_steps: optimiser steps of batch 128. embedder_steps: likewise; they decide how hard retrieval is.
+        policy_steps: optimiser steps of batch 128.
+        embedder_steps: likewise; they decide how hard retrieval is.
         corpora: of 2,048 films each to train on.
     """
     torch.manual_seed(seed)
@@ -112,7 +114,7 @@ def _grid(frames: torch.Tensor) -> Grid:
 
 
 def patches(frames: torch.Tensor) -> torch.Tensor:
-    """Frames [T, H, W, 3] in 0..255, T even, as the video processor's float32 [patches, values] (tested)."""
+    """Cut frames [T, H, W, 3] in 0..255, T even, into the video processor's float32 [patches, values] (tested)."""
     pairs, rows, cols = frames.shape[0] // 2, frames.shape[1] // PATCH, frames.shape[2] // PATCH
     shape = (pairs, 2, rows // MERGE, MERGE, PATCH, cols // MERGE, MERGE, PATCH, 3)
     ordered = frames.view(shape).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
@@ -136,16 +138,12 @@ def _train_policy(
         _Replies(processor, train, steps, seed + 1),
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_it_is,
         multiprocessing_context="fork",
         prefetch_factor=4,
     )
     began = time.monotonic()
     for step, (rows, shown) in enumerate(replies, 1):
-        distinct = [train[i] for i in shown]
-        features = _features(policy, distinct)
-        logprobs, _ = token_logprobs(policy, prefill(policy.model, rows, features, keep_cache=False), rows)
-        loss = -logprobs.mean()
+        loss = _reply_loss(policy, rows, [train[i] for i in shown])
         _step(loss, policy, optimizer, schedule)
         if step % 500 == 0 or step == steps:
             unseen = held_out_loss(policy, processor, held_out)
@@ -155,16 +153,21 @@ def _train_policy(
 
 @torch.no_grad()
 def held_out_loss(policy: VideoSearchPolicy, processor: ClipProcessor, films: list[Film]) -> float:
-    """Mean token loss of the true replies, half of them about a confuser."""
+    """Return the mean token loss of the true replies, half of them about a confuser."""
     films = films[:256]
-    wanted, shown = np.arange(len(films)), [i if i % 4 < 2 else i ^ 1 for i in range(len(films))]
-    rows, distinct = _rows(processor, films, wanted, shown)
-    shown_films = [films[i] for i in distinct]
+    shown = [i if i % 4 < 2 else i ^ 1 for i in range(len(films))]
+    rows, distinct = _rows(processor, films, range(len(films)), shown)
     policy.eval()
-    state = prefill(policy.model, rows, _features(policy, shown_films), keep_cache=False)
-    logprobs, _ = token_logprobs(policy, state, rows)
+    loss = float(_reply_loss(policy, rows, [films[i] for i in distinct]))
     policy.train()
-    return -float(logprobs.mean())
+    return loss
+
+
+def _reply_loss(policy: VideoSearchPolicy, rows: list[Row], films: list[Film]) -> torch.Tensor:
+    """Return the mean token loss of the rows' responses; their clips number the films."""
+    state = prefill(policy.model, rows, _features(policy.model, films), keep_cache=False)
+    logprobs, _ = token_logprobs(policy, state, rows)
+    return -logprobs.mean()
 
 
 def _train_embedder(embedder: Embedder, train: list[Film], held_out: list[Film], steps: int, seed: int) -> None:
@@ -192,25 +195,22 @@ def _train_embedder(embedder: Embedder, train: list[Film], held_out: list[Film],
 
 @torch.no_grad()
 def embedder_recall(embedder: Embedder, films: list[Film]) -> tuple[float, float]:
-    """R@1 of the films' queries among all of them, and which share of the errors is a film of the family."""
+    """Return R@1 of the films' queries among all of them, and the share of its errors that stay in the family."""
     embedder.model.eval()
     clips = torch.cat([_clip_vectors(embedder, films[i : i + BATCH]) for i in range(0, len(films), BATCH)])
     queries = embedder.query_vectors([film.example.query for film in films])
     embedder.model.train()
     best = (queries @ clips.T).argmax(dim=1).cpu()
-    own = torch.arange(len(films))
-    wrong = best != own
-    related = wrong & (best // FAMILY == own // FAMILY)
+    right = torch.arange(len(films))
+    wrong = best != right
+    related = wrong & (best // FAMILY == right // FAMILY)
     return 1 - float(wrong.float().mean()), float(related.sum() / wrong.sum().clamp(min=1))
 
 
-def _features(policy: VideoSearchPolicy, films: list[Film]) -> list[VisionFeatures]:
-    return encode_clips(policy.model.visual, _pixels(films), [film.grid for film in films])
-
-
-def _pixels(films: list[Film]) -> list[torch.Tensor]:
-    counts = [grid[0] * grid[1] * grid[2] for grid in (film.grid for film in films)]
-    return list(patches(torch.cat([film.frames for film in films])).split(counts))
+def _features(model: torch.nn.Module, films: list[Film]) -> list[VisionFeatures]:
+    grids = [film.grid for film in films]
+    pixels = patches(torch.cat([film.frames for film in films])).split([math.prod(grid) for grid in grids])
+    return encode_clips(model.visual, list(pixels), grids)
 
 
 class _Replies(Dataset[tuple[list[Row], list[int]]]):
@@ -224,30 +224,26 @@ class _Replies(Dataset[tuple[list[Row], list[int]]]):
 
     def __getitem__(self, step: int) -> tuple[list[Row], list[int]]:
         rng = np.random.default_rng([self._seed, step])
-        wanted = rng.integers(0, len(self._films), BATCH)
-        return _rows(self._processor, self._films, wanted, [_shown(int(i), rng, len(self._films)) for i in wanted])
-
-
-def _as_it_is(batch: T) -> T:
-    return batch
+        queries = rng.integers(0, len(self._films), BATCH).tolist()
+        return _rows(self._processor, self._films, queries, [_shown(i, rng, len(self._films)) for i in queries])
 
 
 def _rows(
-    processor: ClipProcessor, films: list[Film], wanted: np.ndarray, shown: list[int]
+    processor: ClipProcessor, films: list[Film], queries: Sequence[int], shown: list[int]
 ) -> tuple[list[Row], list[int]]:
-    """Rows of queries about films, and the distinct films, which the rows' clips number."""
+    """Return the rows of films' queries about the films shown, and the distinct ones, which the rows' clips number."""
     places = {video: place for place, video in enumerate(dict.fromkeys(shown))}
-    pairs = zip(wanted.tolist(), shown, strict=True)
+    pairs = zip(queries, shown, strict=True)
     rows = [_row(processor, films[query].example, films[video], places[video]) for query, video in pairs]
     return rows, list(places)
 
 
-def _row(processor: ClipProcessor, wanted: Example, film: Film, clip: int | None = None) -> Row:
-    shown = film.example.film.events
-    span = find_queried(shown, wanted.queried)
-    reply = assistant_text(reasoning(shown, wanted.queried, span is not None), span is not None, span)
-    prompt = processor.insert(_prompt_ids(processor, wanted.query), processor.clip_tokens(film.grid, film.marks))
-    row = Row(prompt, processor.tokenizer.encode(reply, add_special_tokens=False), clip, film.grid)
+def _row(processor: ClipProcessor, example: Example, film: Film, clip: int) -> Row:
+    events = film.example.film.events
+    span = find_queried(events, example.queried)
+    reply = assistant_text(reasoning(events, example.queried, span is not None), span is not None, span)
+    prompt = processor.insert(_prompt_ids(processor, example.query), processor.clip_tokens(film.grid, film.marks))
+    row = Row(prompt, processor.tokenizer.encode(reply, add_special_tokens=False), (clip,), (film.grid,))
     return replace(row, positions=rotary_positions(row, processor.video_token, processor.merge).numpy())
 
 
@@ -257,7 +253,7 @@ def _prompt_ids(processor: ClipProcessor, query: str) -> list[int]:
 
 
 def _shown(query: int, rng: np.random.Generator, count: int) -> int:
-    """Half the time the right film, else mostly one of its family, else any film."""
+    """Draw the right film half the time, else mostly one of its family, else any film."""
     draw = rng.random()
     if draw < 0.5:
         return query
@@ -267,20 +263,25 @@ def _shown(query: int, rng: np.random.Generator, count: int) -> int:
 
 
 def _clip_vectors(embedder: Embedder, films: list[Film]) -> torch.Tensor:
-    features = encode_clips(embedder.model.visual, _pixels(films), [film.grid for film in films])
-    rows = [replace(film.clip_row, clip=i) for i, film in enumerate(films)]
-    state = prefill(embedder.model, rows, features, keep_cache=False)
+    rows = [replace(film.clip_row, clips=(i,)) for i, film in enumerate(films)]
+    state = prefill(embedder.model, rows, _features(embedder.model, films), keep_cache=False)
     return functional.normalize(state.after_norm[:, -1].float(), dim=-1)
 
 
 def _render_all(corpus: list[Example], processor: ClipProcessor, device: str) -> list[Film]:
-    """Args: processor: the embedder's, which appends a token to every text."""
+    """Render the films of a corpus.
+
+    Args:
+        corpus: of examples.
+        processor: the embedder's, which appends a token to every text.
+        device: where the frames go.
+    """
     markup = processor.tokenizer.encode(template("<|video_pad|>"))
     films = []
     with ProcessPoolExecutor() as pool:
         for example, (frames, times) in zip(corpus, pool.map(_render, corpus, chunksize=64), strict=True):
             shown, marks = torch.from_numpy(frames).to(device), pair_marks(times)
-            row = Row(processor.insert(markup, processor.clip_tokens(_grid(shown), marks)), [], None, _grid(shown))
+            row = Row(processor.insert(markup, processor.clip_tokens(_grid(shown), marks)), [], (), (_grid(shown),))
             row = replace(row, positions=rotary_positions(row, processor.video_token, processor.merge))
             films.append(Film(example, shown, marks, row))
     return films

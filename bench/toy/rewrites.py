@@ -17,9 +17,12 @@ AT_ONCE = 16  # videos whose candidates are embedded in one call
 
 
 def write_rewrites(config: Config) -> int:
-    """Of every training query the training sentence that the frozen engine ranks its video best with.
+    """Write for every training query the training sentence with which the frozen engine ranks its video best.
 
-    Among sentences of the same rank the one with the highest score counts. Returns how many there are.
+    Among sentences of the same rank the one with the highest score counts.
+
+    Returns:
+        how many texts there are.
 
     Raises:
         FileNotFoundError: the toy dataset is not built.
@@ -33,14 +36,16 @@ def write_rewrites(config: Config) -> int:
     texts = {}  # by video: its queries are about one moment
     for start in range(0, len(videos), AT_ONCE):
         part = videos[start : start + AT_ONCE]
-        shown = [events[video] for video in part]
-        sentences = [sentences_about((films[first], films[first + 1])) for films, first in shown]
+        sentences = []
+        for video in part:
+            film, first = events[video]
+            sentences.append(sentences_about((film[first], film[first + 1])))
         scores = embedder.embed_queries(list(chain.from_iterable(sentences))) @ vectors.matrix.numpy().T
         ends = np.cumsum([len(candidates) for candidates in sentences])[:-1]
-        for video, candidates, own in zip(part, sentences, np.split(scores, ends), strict=True):
-            right = own[:, vectors.rows[video]]
-            ranks = (own > right[:, None]).sum(axis=1)
-            texts[video] = candidates[int(np.lexsort((-right, ranks))[0])]
+        for video, candidates, scores_CV in zip(part, sentences, np.split(scores, ends), strict=True):
+            target_C = scores_CV[:, vectors.rows[video]]
+            ranks_C = (scores_CV > target_C[:, None]).sum(axis=1)
+            texts[video] = candidates[int(np.lexsort((-target_C, ranks_C))[0])]
     rewrites = {query["qid"]: texts[query["pos_doc_id"]] for query in queries}
     write_json(folder.rewrites(), rewrites)
     return len(rewrites)

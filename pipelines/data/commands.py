@@ -9,19 +9,19 @@ from typing import Annotated
 
 import typer
 
-from pipelines.command import ConfigFile, Overrides, console, guarded, read_settings
+from pipelines.command import ConfigFile, Overrides, console, guarded, keep_console, read_settings
 
-commands = typer.Typer(no_args_is_help=True, help="Make and build datasets.")
+commands = typer.Typer(no_args_is_help=True, help="Make, build, unpack and check datasets.")
 
 
 @commands.command("toy")
 def data_toy(
     out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
-    train: Annotated[int, typer.Option(help="Videos in the training split.")] = 96,
-    test: Annotated[int, typer.Option(help="Videos in the test split.")] = 48,
-    val: Annotated[int, typer.Option(help="Videos in the validation split; 0 leaves it out.")] = 0,
-    queries: Annotated[int, typer.Option(min=1, help="Queries of each training video.")] = 1,
-    seed: Annotated[int, typer.Option(help="Same seed, same corpus.")] = 0,
+    train: Annotated[int, typer.Option(help="How many videos the training split has.")] = 96,
+    test: Annotated[int, typer.Option(help="How many videos the test split has.")] = 48,
+    val: Annotated[int, typer.Option(help="How many videos the validation split has; 0 leaves it out.")] = 0,
+    queries: Annotated[int, typer.Option(min=1, help="How many queries each training video has.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same corpus.")] = 0,
 ) -> None:
     """Render the toy corpus: H.264 videos and their annotations."""
     from vsr1.toy.corpus import write_toy_corpus
@@ -32,25 +32,26 @@ def data_toy(
 
 @commands.command("build")
 def data_build(overrides: Overrides = None, config: ConfigFile = None) -> None:
-    """Build the dataset folder: clips, embeddings, index, training records."""
-    settings = read_settings(config, overrides, False)
+    """Build a dataset folder: clips, embeddings, index and training records."""
+    settings = read_settings(config, overrides)
     from pipelines.data.build import build_dataset
-    from pipelines.stage.workers import connect
+    from pipelines.stage.connection import connect
 
-    connect(settings)
+    keep_console(settings)
+    guarded(connect, settings)
     report = guarded(build_dataset, settings, progress=console.print)
     console.print(report.table())
-    console.print(report.line())
+    console.print(report.line(), soft_wrap=True)
 
 
 @commands.command("unpack")
 def data_unpack(
-    source: Annotated[Path, typer.Argument(help="Downloaded folder: manifest.json, shards and parts.")],
+    source: Annotated[Path, typer.Argument(help="Downloaded folder with manifest.json, shards and parts.")],
     out: Annotated[Path, typer.Option(help="Dataset folder to fill.")],
-    split: Annotated[list[str], typer.Option(help="A split it must have; repeat for more.")] = ["train", "test"],  # noqa: B006
-    workers: Annotated[int, typer.Option(help="Shards unpacked at one time.")] = 4,
+    split: Annotated[list[str], typer.Option(help="Split that must be there; repeatable.")] = ["train", "test"],  # noqa: B006
+    workers: Annotated[int, typer.Option(help="How many shards are unpacked at one time.")] = 4,
 ) -> None:
-    """Unpack published data and check that the dataset folder is complete; a repeated call goes on from there."""
+    """Unpack published data and check that the dataset folder is complete. Once stopped, it goes on where it was."""
     from pipelines.data.check_folder import check_folder
     from vsr1.formats.dataset import DatasetFolder
     from vsr1.formats.prepared import unpack_dataset
@@ -63,10 +64,10 @@ def data_unpack(
 def data_check(
     overrides: Overrides = None,
     config: ConfigFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Before a build: which videos are missing, do not decode, or are not as long as annotated. Exit code 1 if any."""
-    settings = read_settings(config, overrides, False)
+    """Find videos that are missing, do not decode or are not as long as annotated. The exit code is 1 if any is."""
+    settings = read_settings(config, overrides)
     from pipelines.data.check_videos import check_table, check_videos
 
     checks = guarded(check_videos, settings, console.print if not as_json else None)

@@ -9,18 +9,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.command import ConfigFile, DryRun, Overrides, console, guarded, read_settings, run_stage
+from pipelines.command import ConfigFile, DryRun, Overrides, console, guarded, keep_console, read_settings, run_stage
 
-Format = Annotated[Literal["tvr", "moment-detr"], typer.Option("--format", help="Whose file format.")]
-Tolerate = Annotated[bool, typer.Option("--tolerate", help="Go on without the rows that are wrong; exit code 0.")]
+Format = Annotated[Literal["tvr", "moment-detr"], typer.Option("--format", help="Evaluator whose file format is used.")]
+Tolerate = Annotated[bool, typer.Option("--tolerate", help="Leave out rows that are wrong and end with exit code 0.")]
 
 commands = typer.Typer()
 
 
 @commands.command("eval")
 def eval_command(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRun = False) -> None:
-    """Run the agent over a split and print the metrics."""
-    settings = read_settings(config, overrides, dry_run)
+    """Play the agent over every query of a split and print its metrics."""
+    settings = read_settings(config, overrides, dry_run and "eval")
     from pipelines.evaluation.evaluate import evaluate
     from pipelines.evaluation.score import show_summary
 
@@ -32,15 +32,18 @@ def eval_command(overrides: Overrides = None, config: ConfigFile = None, dry_run
 @commands.command("score")
 def score_command(
     predictions: Annotated[Path, typer.Argument(help="Rows of `vsr1 eval` or of the published evaluator, or a list.")],
-    annotations: Annotated[Path | None, typer.Option(help="Raw annotations; other rows are refused.")] = None,
-    ground_truth: Annotated[Path | None, typer.Option(help="Of PREDICTIONS in --format.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Raw annotations; rows of other queries are refused.")
+    ] = None,
+    ground_truth: Annotated[Path | None, typer.Option(help="Ground truth of predictions in --format.")] = None,
     form: Format = "tvr",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
-    published: Annotated[bool, typer.Option("--published", help="The published evaluator's summary, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="Print the published summary as JSON.")] = False,
     tolerate: Tolerate = False,
 ) -> None:
-    """Score a file of predictions, without a model. Exit code 1 if anything is wrong with it."""
-    from pipelines.evaluation.score import score_exchange, score_predictions, show_problems, show_summary
+    """Compute the metrics of a file of predictions, without a model. The exit code is 1 if a row is wrong."""
+    from pipelines.evaluation.score import score_predictions, show_problems, show_summary
+    from vsr1.metrics.exchange import score_exchange
     from vsr1.metrics.published import published_summary
 
     if ground_truth is not None:
@@ -50,8 +53,8 @@ def score_command(
     if published:
         print(json.dumps(published_summary(rows), ensure_ascii=False, indent=2))
     elif as_json:
-        found = [str(problem) for problem in problems]
-        print(json.dumps(summary.to_json() | {"problems": found}, ensure_ascii=False, indent=2))
+        lines = [str(problem) for problem in problems]
+        print(json.dumps(summary.to_json() | {"problems": lines}, ensure_ascii=False, indent=2))
     else:
         show_summary(console, predictions.name, summary)
     show_problems(problems)
@@ -60,13 +63,13 @@ def score_command(
 
 @commands.command("export")
 def export_command(
-    predictions: Annotated[Path, typer.Argument(help="Rows of `vsr1 eval`.")],
-    out: Annotated[Path, typer.Option(help="File to write, for the evaluator that --format names.")],
+    predictions: Annotated[Path, typer.Argument(help="File with the rows of `vsr1 eval`.")],
+    out: Annotated[Path, typer.Option(help="File to write for the evaluator that --format names.")],
     form: Format = "tvr",
-    ground_truth_out: Annotated[Path | None, typer.Option(help="The ground-truth file that belongs to it.")] = None,
+    ground_truth_out: Annotated[Path | None, typer.Option(help="Also write the ground truth there.")] = None,
     tolerate: Tolerate = False,
 ) -> None:
-    """Write ranked moments for the evaluator of TVR or Moment-DETR."""
+    """Write the ranked moments of an evaluation for the evaluator of TVR or Moment-DETR."""
     from pipelines.evaluation.score import export_predictions, show_problems
 
     problems, count = guarded(export_predictions, predictions, form, out, ground_truth_out, tolerate)
@@ -80,11 +83,11 @@ def export_command(
 @commands.command("report")
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are shown side by side.")],
-    out: Annotated[Path | None, typer.Option(help="File to write; report.html of the first run if left out.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Dataset folder, if not where the run had it.")] = None,
-    frames: Annotated[bool, typer.Option(help="Show frames of the videos, which needs the dataset.")] = True,
+    out: Annotated[Path | None, typer.Option(help="File to write; else report.html of the first run.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Dataset folder, if it has moved since the run.")] = None,
+    frames: Annotated[bool, typer.Option(help="Show frames of the videos; this needs the dataset.")] = True,
 ) -> None:
-    """One HTML page of runs, readable without a server: metrics, curves, every trajectory."""
+    """Write one HTML page about runs, readable without a server: metrics, curves and every trajectory."""
     from pipelines.evaluation.report import write_run_report
 
     console.print(f"report: {guarded(write_run_report, runs, out, data=data, with_frames=frames)}", soft_wrap=True)
@@ -92,41 +95,49 @@ def report_command(
 
 @commands.command("replay")
 def replay_command(
-    file: Annotated[Path, typer.Argument(help="train_trajectories.jsonl, or NAME.trajectories.jsonl.")],
+    file: Annotated[Path, typer.Argument(help="train_trajectories.jsonl or NAME.trajectories.jsonl of a run folder.")],
     overrides: Overrides = None,
     config: Annotated[
-        list[Path] | None, typer.Option("--config", "-c", help="Instead of the config beside FILE.")
+        list[Path] | None, typer.Option("--config", "-c", help="YAML file to use instead of the one beside FILE.")
     ] = None,
-    query: Annotated[str | None, typer.Option(help="Only this query id.")] = None,
-    sample: Annotated[int | None, typer.Option(help="Only this sample.")] = None,
-    step: Annotated[int | None, typer.Option(help="Only this training step.")] = None,
-    rerun: Annotated[bool, typer.Option("--rerun", help="Of an evaluation: also play it again, on Ray.")] = False,
-    score_tolerance: Annotated[float | None, typer.Option(help="Of search scores; 1e-4 in float32.")] = None,
-    logprob_tolerance: Annotated[float | None, typer.Option(help="Of log-probs and losses; 1e-3 in float32.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list instead of tables.")] = False,
+    query: Annotated[str | None, typer.Option(help="Take only the query with this id.")] = None,
+    sample: Annotated[int | None, typer.Option(help="Take only this sample of each query.")] = None,
+    step: Annotated[int | None, typer.Option(help="Take only this training step.")] = None,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Also play an evaluation again, on Ray.")] = False,
+    score_tolerance: Annotated[float | None, typer.Option(help="Tolerance of search scores; 1e-4 in float32.")] = None,
+    logprob_tolerance: Annotated[
+        float | None, typer.Option(help="Tolerance of log-probs and losses; 1e-3 in float32.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of tables.")] = False,
 ) -> None:
-    """Recompute recorded trajectories stage by stage and name the first stage that differs. Exit code 1 if any does."""
+    """Recompute recorded trajectories stage by stage and name the first stage that differs; then the exit code is 1."""
     from pipelines.evaluation.replay.command import TOLERANCES, replay
     from pipelines.evaluation.replay.stages import Tolerances
     from vsr1.runs.folder import config_of
 
-    settings = read_settings(config or [guarded(config_of, file)], overrides, False)
+    settings = read_settings(config or [guarded(config_of, file)], overrides)
     usual = TOLERANCES[settings.model.dtype]
     tolerances = Tolerances(
         usual.score if score_tolerance is None else score_tolerance,
         usual.logprob if logprob_tolerance is None else logprob_tolerance,
     )
-    done = guarded(replay, file, settings, query=query, sample=sample, step=step, rerun=rerun, tolerances=tolerances)
-    different = [one for one in done if one.first]
+    if rerun:  # on Ray, whose actors write into the run folder too
+        keep_console(settings)
+    options = {"query": query, "sample": sample, "step": step, "rerun": rerun, "tolerances": tolerances}
+    results = guarded(replay, file, settings, **options)
+    different = [result for result in results if result.first]
     if as_json:
-        print(json.dumps([one.to_json() for one in done], ensure_ascii=False, indent=2))
+        print(json.dumps([result.to_json() for result in results], ensure_ascii=False, indent=2))
         raise typer.Exit(int(bool(different)))
-    for one in done if len(done) == 1 else different:
-        console.print(one.table())
-    for one in different:
-        console.print(f"{one.name}: {one.first.stage} differs: {one.first.detail}", markup=False, soft_wrap=True)
-    console.print(f"{len(done) - len(different)} of {len(done)} trajectories agree in every stage that was checked")
-    unchecked = Counter((f.stage, f.detail) for one in done for f in one.findings if f.status == "not checked")
-    for (stage, reason), count in unchecked.items() if len(done) > 1 else ():
+    for result in results if len(results) == 1 else different:
+        console.print(result.table())
+    for result in different:
+        finding = result.first
+        console.print(f"{result.name}: {finding.stage} differs: {finding.detail}", markup=False, soft_wrap=True)
+    agreeing = len(results) - len(different)
+    console.print(f"{agreeing} of {len(results)} trajectories agree in every stage that was checked")
+    findings = [finding for result in results for finding in result.findings if finding.status == "not checked"]
+    reasons = Counter((finding.stage, finding.detail) for finding in findings)
+    for (stage, reason), count in reasons.items() if len(results) > 1 else ():
         console.print(f"not checked in {count}: {stage}: {reason}", markup=False, soft_wrap=True)
     raise typer.Exit(int(bool(different)))

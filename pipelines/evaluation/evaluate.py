@@ -1,7 +1,7 @@
 """Evaluation: the agent, greedy, over every query of a split, on the same rollout workers that training uses.
 
 All queries are in flight at once and no turn waits for another query. Every query of the annotations has a row in the
-result; one that could not be played counts as a failure. A trajectory is kept as soon as it is played, under the
+result; one that could not be played counts as a failure. A trajectory is logged as soon as it is scored, under the
 fingerprint of everything that it depends on: an evaluation that was stopped goes on from there, and one with any other
 setting, weights or data begins anew.
 """
@@ -11,20 +11,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from actors.rollout import Sampling
 from pipelines.data.build import ensure_dataset
-from pipelines.machine.probes import SUPPORTED, installed_version
+from pipelines.machine.placement import check_placement
+from pipelines.stage.connection import connect
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Progress
-from pipelines.stage.tasks import EvaluationQuery, evaluation_queries
-from pipelines.stage.workers import Outcome, Services, connect, services
+from pipelines.stage.pump import Outcome
+from pipelines.stage.tasks import evaluation_queries
+from pipelines.stage.workers import Workers, workers
 from vsr1 import __version__
 from vsr1.config import Config
-from vsr1.episode.trajectory import FailedSample, Trajectory
+from vsr1.episode.sample import FailedSample
+from vsr1.episode.trajectory import Trajectory
 from vsr1.formats.atomic import write_json, write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256, value_sha256, weights_fingerprint
@@ -34,9 +35,11 @@ from vsr1.metrics.published import published_summary
 from vsr1.metrics.summary import EvalSummary, summarise
 from vsr1.retrieval.corpus import CURRENT
 from vsr1.runs.folder import EVALUATION_LOG
-from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log
+from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log, write_trajectories
 from vsr1.search.prompts import agent_prompt
+from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
+from vsr1.versions import installed_version
 from vsr1.video.clips import META, read_meta
 
 STACK = ("torch", "transformers", "vllm", "faiss")  # packages whose versions change numbers
@@ -46,28 +49,73 @@ class EvaluationError(RuntimeError):
     """More queries failed than `eval.max_failed_fraction` tolerates; the message says how many and shows the first."""
 
 
-@dataclass
 class Evaluation:
-    """One agent over one split, and what an earlier run of the very same evaluation has played."""
+    """One agent over one split: what is to be played, and what became of it.
 
-    label: str
-    split: str
-    agent: AgentConfig
-    queries: list[EvaluationQuery]
-    settings: dict[str, Any]  # everything that a trajectory depends on
-    outcomes: dict[str, Outcome]  # by query id
+    Args:
+        settings: everything that a trajectory depends on.
+    """
+
+    def __init__(self, config: Config, label: str, split: str, agent: AgentConfig, settings: dict[str, Any]) -> None:
+        self.label, self.agent, self.settings = label, agent, settings
+        self._split, self._folder = split, DatasetFolder(config.data.root)
+        self.fingerprint = value_sha256(settings)[:16]
+        self.log = config.run_dir / f"{label}{EVALUATION_LOG}"
+        self.queries = evaluation_queries(config, split)
+        skipped = (FailedSample(q.task.id, q.skipped, q.message) for q in self.queries if q.skipped)
+        self.outcomes: dict[str, Outcome] = {outcome.id.prompt: outcome for outcome in skipped}
 
     @property
-    def fingerprint(self) -> str:
-        return value_sha256(self.settings)[:16]
+    def waiting(self) -> list[SearchTask]:
+        """Queries that are still to be played."""
+        return [query.task for query in self.queries if query.task.id.prompt not in self.outcomes]
 
     @property
-    def waiting(self) -> list[EvaluationQuery]:
-        return [query for query in self.queries if query.task.query_id not in self.outcomes]
+    def trajectories(self) -> list[SearchTrajectory]:
+        """What was played, in the order of the annotations."""
+        outcomes = (self.outcomes.get(query.task.id.prompt) for query in self.queries)
+        return [outcome for outcome in outcomes if isinstance(outcome, Trajectory)]
+
+    def resume(self) -> None:
+        """Take from the log what an earlier run of the very same evaluation has played."""
+        prompts = {task.id.prompt for task in self.waiting}
+        for logged in read_log(self.log) if self.log.is_file() else ():
+            if logged.fingerprint == self.fingerprint and logged.trajectory.id.prompt in prompts:
+                self.outcomes[logged.trajectory.id.prompt] = logged.trajectory
+
+    def play(self, others: Workers, sampling: Sampling) -> Iterator[Outcome]:
+        """Play what is waiting; yield scored outcomes in the order in which they come."""
+        for outcome in others.play(self._split, self.waiting, self.agent, sampling, f"{self.label} queries"):
+            self.outcomes[outcome.id.prompt] = outcome
+            yield outcome
+
+    def logged(self, trajectories: list[SearchTrajectory]) -> list[LoggedTrajectory]:
+        """Return trajectories as the log has them."""
+        return [LoggedTrajectory(trajectory, fingerprint=self.fingerprint) for trajectory in trajectories]
+
+    def scored(self) -> tuple[list[PredictionRow], EvalSummary]:
+        """Return the rows in the order of the annotations, and their summary."""
+        clips = read_meta(self._folder.clips(self._split))
+        durations = {name: row["source_duration_sec"] for name, row in clips.items()}
+        durations |= {query.task.gt_video: query.task.gt_duration for query in self.queries}
+        corpus_size = len(json.loads(self._folder.docid2row(self._split).read_text(encoding="utf-8")))
+        shared: dict[str, Any] = {"max_turns": self.agent.max_turns, "corpus_size": corpus_size}
+        shared |= {"fingerprint": self.fingerprint}
+        rows = []
+        for query in self.queries:
+            outcome = self.outcomes[query.task.id.prompt]
+            if isinstance(outcome, FailedSample):
+                rows.append(failed_row(query.task, query.index, outcome.reason, outcome.message, **shared))
+            else:
+                depth = self.agent.depth
+                rows.append(prediction_row(outcome, query.index, latents=depth, durations=durations, **shared))
+        return rows, summarise(rows, corpus_size).model_copy(update={"settings": self.settings})
 
 
-def evaluate(config: Config, progress: Progress = QUIET, *, name: str = "eval") -> tuple[EvalSummary, list[Trajectory]]:
-    """Run every query of `eval.split` with `agent`, then with each of `eval.agents`; the result is the first's.
+def evaluate(
+    config: Config, progress: Progress = QUIET, *, name: str = "eval"
+) -> tuple[EvalSummary, list[SearchTrajectory]]:
+    """Run every query of `eval.split` with `agent`, then with each of `eval.agents`; return the first's result.
 
     Writes to `run_dir`, for the first as `<name>` and for the others as `<name>-<agent>`: `.json` (the summary),
     `.published.json` (the published evaluator's), `.jsonl` (a row a query) and `.trajectories.jsonl`.
@@ -78,64 +126,49 @@ def evaluate(config: Config, progress: Progress = QUIET, *, name: str = "eval") 
     with kept_in_folder(config, name):
         connect(config)
         ensure_dataset(config)
-        evaluations = planned(config, config.eval.split, name)
+        evaluations = _planned(config, name)
         if not any(evaluation.waiting for evaluation in evaluations):
-            return _finished(None, config, evaluations)
-        with services(config, config.eval.split, progress=progress) as world:
-            return _begun(world, config, name, evaluations)
+            return _finished(config, evaluations, None)
+        check_placement(config, "eval")
+        with workers(config, config.eval.split, progress=progress) as others:
+            return _finished(config, evaluations, others)
 
 
-def evaluate_on(world: Services, config: Config, name: str) -> tuple[EvalSummary, list[Trajectory]]:
-    """As `evaluate`, on running services whose engines hold the weights of `model.policy`."""
-    return _begun(world, config, name, planned(config, config.eval.split, name))
+def evaluate_on(others: Workers, config: Config, name: str) -> tuple[EvalSummary, list[SearchTrajectory]]:
+    """As `evaluate`, on running workers whose engines hold the weights of `model.policy`."""
+    return _finished(config, _planned(config, name), others)
 
 
-def _begun(
-    world: Services, config: Config, name: str, evaluations: list[Evaluation]
-) -> tuple[EvalSummary, list[Trajectory]]:
-    workers = {"rollout": len(world.rollouts), "retrieval": 1, "rewards": len(world.rewards)}
-    world.progress.begin(name, len(evaluations), workers)
-    return _finished(world, config, evaluations)
-
-
-def evaluate_split(world: Services, config: Config, split: str, name: str) -> tuple[EvalSummary, list[Trajectory]]:
+def evaluate_split(
+    others: Workers, config: Config, split: str, name: str
+) -> tuple[EvalSummary, list[SearchTrajectory]]:
     """Run every query of a split with the weights that the engines hold now; nothing is written, failures count."""
-    queries = evaluation_queries(config, split)
-    evaluation = Evaluation(name, split, config.agent, queries, {}, _skipped(queries))
-    for outcome in _played(world, evaluation, Sampling(config.retrieval.top_k)):
-        evaluation.outcomes[outcome.query_id] = outcome
-    return _summary(config, evaluation)[1:]
+    evaluation = Evaluation(config, name, split, config.agent, {})
+    list(evaluation.play(others, Sampling(config.retrieval.top_k)))
+    return evaluation.scored()[1], evaluation.trajectories
 
 
-def planned(config: Config, split: str, name: str) -> list[Evaluation]:
-    """`agent`, then `eval.agents`, each with what an earlier run has left."""
-    queries = evaluation_queries(config, split)
-    inputs = _inputs(config, split)
+def agents_of(config: Config) -> dict[str, AgentConfig]:
+    """Return the agents that are evaluated by name: `agent` as "", then `eval.agents`."""
+    changes = {"": {}, **config.eval.agents}
+    return {name: AgentConfig.model_validate(config.agent.model_dump() | values) for name, values in changes.items()}
+
+
+def _planned(config: Config, name: str) -> list[Evaluation]:
+    """Return the evaluations of all agents, each with what an earlier run has left."""
+    split, inputs = config.eval.split, _inputs(config, config.eval.split)
     evaluations = []
-    for agent_name, changes in {"": {}, **config.eval.agents}.items():
-        agent = AgentConfig.model_validate(config.agent.model_dump() | changes)
-        settings = {
-            "agent": agent.model_dump(mode="json", exclude={"system_prompt"}),
-            "system_prompt": agent_prompt(agent),
-            **inputs,
-        }
+    for agent_name, agent in agents_of(config).items():
+        settings: dict[str, Any] = {"agent": agent.model_dump(mode="json", exclude={"system_prompt"})}
+        settings |= {"system_prompt": agent_prompt(agent), **inputs}
         label = f"{name}-{agent_name}" if agent_name else name
-        evaluation = Evaluation(label, split, agent, queries, settings, _skipped(queries))
-        wanted = {query.task.query_id for query in queries}
-        log = _trajectories(config, evaluation)
-        for logged in read_log(log) if log.is_file() else ():
-            if logged.fingerprint == evaluation.fingerprint and logged.trajectory.query_id in wanted:
-                evaluation.outcomes[logged.trajectory.query_id] = logged.trajectory
-        evaluations.append(evaluation)
+        evaluations.append(Evaluation(config, label, split, agent, settings))
+        evaluations[-1].resume()
     return evaluations
 
 
-def _skipped(queries: list[EvaluationQuery]) -> dict[str, Outcome]:
-    return {q.task.query_id: FailedSample(q.task.query_id, 0, q.skipped, q.message) for q in queries if q.skipped}
-
-
 def _inputs(config: Config, split: str) -> dict[str, Any]:
-    """What all agents of an evaluation share: weights, data, and settings that change what is sampled or scored."""
+    """Return what all agents of an evaluation share: weights, data, settings that change what is sampled or scored."""
     folder = DatasetFolder(config.data.root)
     files = [
         folder.annotations(split), folder.query_meta(split), folder.docid2row(split), folder.video_embeddings(split),
@@ -154,88 +187,42 @@ def _inputs(config: Config, split: str) -> dict[str, Any]:
         "top_k": config.eval.top_k,
         "rank_by_depth": config.eval.rank_by_depth,
         "rewards": config.rewards.model_dump(mode="json"),
-        "versions": {"vsr1": __version__} | {name: installed_version(SUPPORTED[name][0]) for name in STACK},
+        "versions": {"vsr1": __version__} | {name: installed_version(name) for name in STACK},
     }
 
 
 def _finished(
-    world: Services | None, config: Config, evaluations: list[Evaluation]
-) -> tuple[EvalSummary, list[Trajectory]]:
-    """Play what is waiting and write the results."""
-    results, failed = [], []
+    config: Config, evaluations: list[Evaluation], others: Workers | None
+) -> tuple[EvalSummary, list[SearchTrajectory]]:
+    """Play what is waiting, write the results and return those of the first evaluation."""
+    sampling = Sampling(config.eval.top_k, rank_by_depth=config.eval.rank_by_depth)
+    if others is not None:
+        counts = {"rollout": len(others.rollouts), "retrieval": 1, "rewards": len(others.rewards)}
+        others.progress.begin(evaluations[0].label, len(evaluations), counts)
+    summaries, faults = [], []
     for number, evaluation in enumerate(evaluations, start=1):
         began = time.monotonic()
-        log = _trajectories(config, evaluation)
-        write_lines(log, _log_rows(evaluation))  # without rows of other settings and a last line that was cut off
-        if world is not None:
-            sampling = Sampling(config.eval.top_k, rank_by_depth=config.eval.rank_by_depth)
-            for outcome in _played(world, evaluation, sampling):
-                evaluation.outcomes[outcome.query_id] = outcome
-                if isinstance(outcome, Trajectory):
-                    append_trajectories(log, [LoggedTrajectory(outcome, fingerprint=evaluation.fingerprint)])
-        rows, summary, trajectories = _summary(config, evaluation)
-        write_lines(log, _log_rows(evaluation))
-        write_lines(log.with_name(f"{evaluation.label}.jsonl"), [row.model_dump(mode="json") for row in rows])
-        write_json(log.with_name(f"{evaluation.label}.json"), summary.to_json())
-        write_json(log.with_name(f"{evaluation.label}.published.json"), published_summary(rows))
-        results.append((summary, trajectories))
-        if world is not None:
+        write_trajectories(evaluation.log, evaluation.logged(evaluation.trajectories))  # without other settings' lines
+        for outcome in evaluation.play(others, sampling) if others is not None else ():
+            if isinstance(outcome, Trajectory):
+                append_trajectories(evaluation.log, evaluation.logged([outcome]))
+        rows, summary = evaluation.scored()
+        file = config.run_dir / f"{evaluation.label}.json"
+        write_trajectories(evaluation.log, evaluation.logged(evaluation.trajectories))
+        write_lines(file.with_suffix(".jsonl"), [row.model_dump(mode="json") for row in rows])
+        write_json(file, summary.to_json())
+        write_json(file.with_suffix(".published.json"), published_summary(rows))
+        summaries.append(summary)
+        if others is not None:
             values = {"R@1 after": summary.refined.recall_at_1, "IoU@0.5": summary.moments.iou_05}
-            world.progress.step(number, values, {"evaluate": time.monotonic() - began})
-        failed.append([row for row in rows if row.status == "failed"])
-    for evaluation, rows in zip(evaluations, failed, strict=True):
-        if len(rows) > config.eval.max_failed_fraction * len(evaluation.queries):
-            first, where = rows[0], config.run_dir / f"{evaluation.label}.json"
-            raise EvaluationError(
-                f"{len(rows)} of {len(evaluation.queries)} queries failed and count as failures in {where}; the first, "
-                f"{first.qid!r}: {first.reason}: {first.message}. The same command tries them again; "
+            others.progress.step(number, values, {"evaluate": time.monotonic() - began})
+        failed = [row for row in rows if row.status == "failed"]
+        if len(failed) > config.eval.max_failed_fraction * len(rows):
+            faults.append(
+                f"{len(failed)} of {len(rows)} queries failed and count as failures in {file}; the first, "
+                f"{failed[0].qid!r}: {failed[0].reason}: {failed[0].message}. The same command tries them again; "
                 "eval.max_failed_fraction tolerates some"
             )
-    return results[0]
-
-
-def _played(world: Services, evaluation: Evaluation, sampling: Sampling) -> Iterator[Outcome]:
-    """Outcomes of what is waiting, scored, in the order they come."""
-    tasks = [query.task for query in evaluation.waiting]
-    phase = f"{evaluation.label} queries"
-    for outcome in world.rollout(evaluation.split, tasks, evaluation.agent, sampling, phase):
-        yield world.score([outcome])[0] if isinstance(outcome, Trajectory) else outcome
-
-
-def _summary(config: Config, evaluation: Evaluation) -> tuple[list[PredictionRow], EvalSummary, list[Trajectory]]:
-    """Rows in the order of the annotations, their summary, and the trajectories among them."""
-    folder = DatasetFolder(config.data.root)
-    durations = {name: row["source_duration_sec"] for name, row in read_meta(folder.clips(evaluation.split)).items()}
-    durations |= {query.task.gt_video: query.task.gt_duration for query in evaluation.queries}
-    corpus = json.loads(folder.docid2row(evaluation.split).read_text(encoding="utf-8"))
-    shared: dict[str, Any] = {
-        "max_turns": evaluation.agent.max_turns,
-        "corpus_size": len(corpus),
-        "fingerprint": evaluation.fingerprint,
-    }
-    rows, trajectories = [], []
-    for query in evaluation.queries:
-        task, outcome = query.task, evaluation.outcomes[query.task.query_id]
-        if isinstance(outcome, Trajectory):
-            trajectories.append(outcome)
-            latents = evaluation.agent.depth
-            rows.append(prediction_row(outcome, query.index, latents=latents, durations=durations, **shared))
-        else:
-            reason, message = outcome.reason, outcome.message
-            truth: dict[str, Any] = {name: getattr(task, name) for name in ("gt_video", "gt_span", "gt_duration")}
-            rows.append(failed_row(query.index, task.query_id, task.query, reason, message, **truth, **shared))
-    summary = summarise(rows, len(corpus)).model_copy(update={"settings": evaluation.settings})
-    return rows, summary, trajectories
-
-
-def _trajectories(config: Config, evaluation: Evaluation) -> Path:
-    return config.run_dir / f"{evaluation.label}{EVALUATION_LOG}"
-
-
-def _log_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    played = (evaluation.outcomes.get(query.task.query_id) for query in evaluation.queries)
-    return [
-        LoggedTrajectory(outcome, fingerprint=evaluation.fingerprint).to_json()
-        for outcome in played
-        if isinstance(outcome, Trajectory)
-    ]
+    if faults:
+        raise EvaluationError(faults[0])
+    return summaries[0], evaluations[0].trajectories

@@ -1,30 +1,29 @@
 """`vsr1 report`: what run folders hold, read for the page.
 
 A run folder has `scalars.jsonl`, evaluations as `<name>.json` beside `<name>.trajectories.jsonl`, GRPO's samples in
-`train_trajectories.jsonl`, and `config.yaml`. Any of them may be missing, as a stage alone writes only its own; frames
-come from the dataset that the configuration names.
+`train_trajectories.jsonl`, and `config.yaml`. Any of them may be missing, as a stage alone writes only its own, and as
+one that was killed leaves; frames come from the dataset that the configuration names.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.metrics.summary import EvalSummary
 from vsr1.report import TRAINING, Run, row_of, write_report
 from vsr1.report.page import Frames
 from vsr1.report.rows import Row
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
 from vsr1.runs.scalars import read_scalars
 from vsr1.runs.trajectories import read_log
-from vsr1.video.clips import ClipFolder
+from vsr1.video.clips import Clip, ClipFolder
 
 
 class ReportError(ValueError):
@@ -44,37 +43,41 @@ def write_run_report(
         ReportError: a folder is not a run, or its dataset is not known or is not the one it saw.
     """
     paths = [Path(folder).resolve() for folder in folders]
-    runs = [
-        read_run(path, name, data=data, with_frames=with_frames)
-        for path, name in zip(paths, _names(paths), strict=True)
-    ]
+    names = _names(paths)
+    runs = [read_run(path, name, data, with_frames) for path, name in zip(paths, names, strict=True)]
     target = out or paths[0] / "report.html"
     title = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
-    try:
-        write_report(target, title=title, runs=runs)
-    except ValidationError as error:
-        raise ReportError(f"a summary is not one of this version, evaluate again: {error}") from error
+    write_report(target, title=title, runs=runs)
     return target
 
 
-def read_run(folder: Path, name: str, *, data: Path | None = None, with_frames: bool = True) -> Run:
-    """Everything the page shows of one run folder; films are read later, one at a time."""
+def read_run(folder: Path, name: str, data: Path | None = None, with_frames: bool = True) -> Run:
+    """Read everything the page shows of one run folder; films are read later, one at a time.
+
+    Raises:
+        ReportError: as `write_run_report`.
+    """
     if not folder.is_dir():
         raise ReportError(f"run folder {folder} does not exist")
-    settings = _settings(folder / "config.yaml")
-    scalars = folder / "scalars.jsonl"
-    evaluations, rows = {}, []
-    for lines in sorted(folder.glob(f"*{EVALUATION_LOG}"), key=_place):
-        label = lines.name.removesuffix(EVALUATION_LOG)
-        summary = folder / f"{label}.json"
-        if not summary.is_file():
-            raise ReportError(f"{lines} has no {summary.name} beside it; evaluate again, or remove it")
-        evaluations[label] = json.loads(summary.read_text(encoding="utf-8"))
-        rows += _rows(lines, label)
-    if (folder / TRAINING_LOG).is_file():
-        rows += _rows(folder / TRAINING_LOG, TRAINING)
-    if not rows and not scalars.is_file():
+    config, scalars, training = folder / "config.yaml", folder / "scalars.jsonl", folder / TRAINING_LOG
+    logs = sorted((log for log in folder.glob(f"*{EVALUATION_LOG}") if not log.name.startswith(".")), key=_place)
+    if not logs and not any(path.is_file() for path in (config, scalars, training)):
         raise ReportError(f"{folder} has neither scalars.jsonl nor trajectories; give the run_dir of a stage")
+    settings = _settings(config)
+    evaluations: dict[str, EvalSummary] = {}
+    unfinished, rows = [], list[Row]()
+    for log in logs:
+        label = log.name.removesuffix(EVALUATION_LOG)
+        summary, fingerprints = _summary(folder / f"{label}.json"), Counter[str]()
+        for logged in read_log(log):
+            rows.append(row_of(logged.trajectory, label, logged.step))
+            fingerprints[logged.fingerprint] += 1
+        if summary is not None and _is_of(summary, fingerprints):
+            evaluations[label] = summary
+        else:
+            unfinished.append(label)
+    if training.is_file():
+        rows += [row_of(logged.trajectory, TRAINING, logged.step, logged.credits) for logged in read_log(training)]
     return Run(
         name=name,
         settings=settings,
@@ -82,21 +85,37 @@ def read_run(folder: Path, name: str, *, data: Path | None = None, with_frames: 
         evaluations=evaluations,
         rows=rows,
         frames=_frames(folder, settings, data) if with_frames and rows else None,
+        unfinished=unfinished,
     )
 
 
-def _rows(path: Path, source: str) -> list[Row]:
-    return [row_of(logged.trajectory, source, logged.step, logged.credits) for logged in read_log(path)]
+def _summary(path: Path) -> EvalSummary | None:
+    if not path.is_file():
+        return None
+    try:
+        return EvalSummary.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ReportError(f"{path} is not a summary of this version, evaluate again: {error}") from error
 
 
-def _place(lines: Path) -> tuple[int, str]:
-    """Evaluations made before a stage come first, those made after it last."""
-    name = lines.name
+def _is_of(summary: EvalSummary, fingerprints: Counter[str]) -> bool:
+    """Tell whether a summary is of the trajectories beside it: an evaluation that began anew leaves an earlier one.
+
+    Args:
+        fingerprints: of the trajectories.
+    """
+    played = summary.queries - sum(summary.failed.values())
+    return set(fingerprints) <= {summary.fingerprint} and fingerprints.total() <= played
+
+
+def _place(log: Path) -> tuple[int, str]:
+    """Return a key that puts evaluations made before a stage first, those made after it last."""
+    name = log.name
     return (0 if name.startswith("before") else 2 if name.startswith("after") else 1), name.removesuffix(EVALUATION_LOG)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Folder names, with as many parent folders as it takes to tell them apart.
+    """Return folder names, with as many parent folders as it takes to tell them apart.
 
     Raises:
         ReportError: a folder is given twice.
@@ -112,7 +131,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _settings(path: Path) -> dict[str, Any] | None:
-    """Read as it is, not checked against this version's schema: a run of another version can still be looked at."""
+    """Read settings as they are, not checked against this version's schema: a run of another version can be shown."""
     if not path.is_file():
         return None
     tree = OmegaConf.to_container(OmegaConf.load(path))
@@ -122,7 +141,7 @@ def _settings(path: Path) -> dict[str, Any] | None:
 
 
 def _frames(folder: Path, settings: Mapping[str, Any] | None, data: Path | None) -> Frames:
-    """Frames of the clips in a dataset folder, all splits of it."""
+    """Return a reader of the clips in a dataset folder, all splits of it."""
     section: Mapping[str, Any] = (settings or {}).get("data", {})
     root = data or section.get("root")
     if root is None:
@@ -133,7 +152,7 @@ def _frames(folder: Path, settings: Mapping[str, Any] | None, data: Path | None)
     folders = [ClipFolder(dataset.clips(split), clock) for split in splits]
     place = {video: clips for clips in reversed(folders) for video in clips.video_ids()}
 
-    def frames(video: str, clip_hash: str) -> tuple[np.ndarray, np.ndarray]:
+    def frames(video: str, clip_hash: str) -> Clip:
         if video not in place:
             raise ReportError(f"dataset {root} has no clip of video {video!r}; say --data FOLDER or --no-frames")
         clip = place[video].read(video)
@@ -142,6 +161,6 @@ def _frames(folder: Path, settings: Mapping[str, Any] | None, data: Path | None)
                 f"the clip of video {video!r} in {root} is not the one that {folder} was made with; "
                 "say --data FOLDER with the old data, or --no-frames"
             )
-        return clip.frames, clip.timestamps
+        return clip
 
     return frames

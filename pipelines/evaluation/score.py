@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from vsr1.formats.annotations import Annotation, read_annotations
-from vsr1.metrics.exchange import (
-    ExchangeFormat,
-    read_moment_detr,
-    read_moment_detr_truth,
-    read_tvr,
-    read_tvr_truth,
-    write_submission,
-    write_truth,
-)
+from vsr1.metrics.exchange import ExchangeFormat, write_submission, write_truth
 from vsr1.metrics.predictions import PredictionError, PredictionRow, Problem, read_predictions
-from vsr1.metrics.ranked import moment_detr_scores, tvr_scores
 from vsr1.metrics.rescoring import TOLERANCE
-from vsr1.metrics.scores import PublishedVerification, VerificationScores
 from vsr1.metrics.summary import EvalSummary, summarise
-from vsr1.report.terminal import metric_table
+from vsr1.report import metric_table
 
 
 def score_predictions(
@@ -48,18 +37,6 @@ def score_predictions(
     return summarise(rows, problems=problems), problems, rows
 
 
-def score_exchange(path: Path, ground_truth: Path, form: ExchangeFormat) -> dict[str, Any]:
-    """Score a file in another evaluator's format by its rules, in percent.
-
-    Raises:
-        PredictionError: an unusable file.
-        RankedScoreError: the queries of the two files differ.
-    """
-    if form == "tvr":
-        return tvr_scores(read_tvr(path), read_tvr_truth(ground_truth))
-    return moment_detr_scores(read_moment_detr(path), read_moment_detr_truth(ground_truth))
-
-
 def export_predictions(
     path: Path, form: ExchangeFormat, out: Path, ground_truth_out: Path | None, tolerate: bool
 ) -> tuple[list[Problem], int]:
@@ -82,8 +59,8 @@ def export_predictions(
 
 
 def show_summary(console: Console, label: str, summary: EvalSummary) -> None:
-    """The metric table, what failed, and where the two definitions of verification differ, both."""
-    console.print(metric_table({label: summary.to_json()}))
+    """Print the metric table, what failed, and where the two definitions of verification differ, both."""
+    console.print(metric_table({label: summary}))
     if summary.failed:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary.failed.items())
         console.print(f"failed, counted as misses: {reasons}", markup=False)
@@ -93,33 +70,29 @@ def show_summary(console: Console, label: str, summary: EvalSummary) -> None:
         ("last turn", summary.verification_final, published.final),
     ):
         if theirs.accuracy != ours.accuracy:
-            console.print(_both(turn, ours, theirs), markup=False, soft_wrap=True)
+            value = "none" if theirs.accuracy is None else f"{theirs.accuracy:.1%}"
+            text = (
+                f"verification, {turn}: {ours.accuracy:.1%} of {ours.judged}, about the video looked at; by the "
+                f"published definition {value} of {theirs.count}"
+            )
+            console.print(text, markup=False, soft_wrap=True)
 
 
 def show_problems(problems: list[Problem]) -> None:
-    """One line each, on standard error."""
+    """Print one line each, on standard error."""
     console = Console(stderr=True)
     for problem in problems:
         console.print(str(problem), style="red", markup=False, highlight=False, soft_wrap=True)
 
 
-def _both(turn: str, ours: VerificationScores, theirs: PublishedVerification) -> str:
-    value = "none" if theirs.accuracy is None else f"{theirs.accuracy:.1%}"
-    return (
-        f"verification, {turn}: {ours.accuracy:.1%} of {ours.judged}, about the video looked at; "
-        f"by the published definition {value} of {theirs.count}"
-    )
-
-
 def _foreign(row: PredictionRow, known: dict[str, Annotation]) -> Problem | None:
-    """Why a row is not about these annotations, None if it is."""
+    """Return why a row is not about these annotations, None if it is."""
     annotation = known.get(row.qid or "")
     if annotation is None:
         return Problem(row.name, "qid", "not in the annotations; is it another dataset's? not scored")
     if row.gt_pos_doc_id not in (None, annotation.video):
-        return Problem(
-            row.name, "gt_pos_doc_id", f"{row.gt_pos_doc_id!r}, annotated is {annotation.video!r}; not scored"
-        )
+        message = f"{row.gt_pos_doc_id!r}, annotated is {annotation.video!r}; not scored"
+        return Problem(row.name, "gt_pos_doc_id", message)
     true = (min(annotation.time), max(annotation.time))
     if row.gt_span and any(abs(a - b) > TOLERANCE for a, b in zip(row.gt_span, true, strict=True)):
         return Problem(row.name, "gt_start", f"{row.gt_span} s, annotated is {true} s; not scored")

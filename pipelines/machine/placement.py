@@ -1,47 +1,44 @@
-"""Which actor of the GRPO job gets which CPU, GPU and memory, compared with what is there, before anything starts.
+"""Which actor of a stage gets which CPU, GPU and memory, compared with what is there, before anything starts.
 
-`placement_plan` is a pure function of the configuration. `Plan.check` never passes a job whose totals exceed the
+A plan follows from the configuration and the capacity alone. `Plan.check` never passes a stage whose totals exceed the
 capacity or that has an actor larger than every node; it does not pack actors onto nodes, which is Ray's work.
 """
 
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import ray
-import torch
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
-from pipelines.machine.resources import GIB, available_memory_gib, cores
+from pipelines.machine.resources import GIB, READER_CPUS, READERS, MachineError, cores, free_memory_gib, ray_address
 from vsr1.config import Config
 from vsr1.settings.parts import ActorResources
 
-RESOURCES = ("cpus", "gpus", "memory_gib")
+Stage = Literal["sft", "grpo", "eval", "demo"]
+
 _UNITS = {"cpus": "CPUs", "gpus": "GPUs", "memory_gib": "GiB of memory"}
-# Sums of fractions of a CPU are not exact.
-_TOLERANCE = 1e-6
+_TOLERANCE = 1e-6  # sums of fractions of a CPU are not exact
 _ANSWER_LIMIT_S = 10.0
 
 
 class PlanError(RuntimeError):
-    """The job does not fit; the message names each shortage and the keys to lower."""
-
-
-@dataclass(frozen=True)
-class NodeCapacity:
-    """What Ray can hand to actors on one node; memory in GiB, the object store not included."""
-
-    cpus: float
-    gpus: float
-    memory_gib: float
+    """The stage does not fit; the message names each shortage and the keys to lower."""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """The nodes a job may use and, for messages, what they are and how to have more."""
+    """What Ray can hand to actors on each node, besides the object store.
 
-    nodes: tuple[NodeCapacity, ...]
+    Attributes:
+        name: what the nodes are, for messages.
+        grow: how to have more.
+    """
+
+    nodes: tuple[ActorResources, ...]
     name: str
     grow: str
 
@@ -54,98 +51,97 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Role:
-    """`count` equal actors.
+    """Equal actors.
 
     Attributes:
-        count_key: configuration key that sets the count; empty where the number is fixed by the design.
-        size_key: configuration section with the resources of one actor.
+        number: of them, or of what there are `times` of them for.
+        count_key: configuration key that sets `number`; empty where the design does.
+        size_key: configuration section with the resources of one actor; empty where the design sets them.
     """
 
     name: str
-    count: int
-    count_key: str
-    size_key: str
+    number: int
     each: ActorResources
+    count_key: str = ""
+    size_key: str = ""
+    times: int = 1
+
+    @property
+    def count(self) -> int:
+        return self.number * self.times
+
+    def size(self, resource: str) -> float:
+        return float(getattr(self.each, resource))
 
     def total(self, resource: str) -> float:
-        return self.count * float(getattr(self.each, resource))
+        return self.count * self.size(resource)
 
-    def lower(self, resource: str) -> str:
-        """The keys that make this role smaller in one resource."""
-        size = f"{self.size_key}.{resource}={getattr(self.each, resource):g}"
-        return f"{self.count_key}={self.count} or {size}" if self.count_key and self.count > 1 else size
+    def fix(self, resource: str, *, one: bool = False) -> str:
+        """Return what to lower for fewer or smaller actors, or with `one` for smaller ones; empty if nothing can be."""
+        keys = [f"{self.count_key}={self.number}"] if self.count_key and self.number > 1 and not one else []
+        keys += [f"{self.size_key}.{resource}={self.size(resource):g}"] if self.size_key else []
+        return f"lower {' or '.join(keys)}" if keys else ""
 
 
 @dataclass(frozen=True)
 class Plan:
+    """The actors of a stage that are there at one time, and what there is for them."""
+
+    title: str
     roles: tuple[Role, ...]
-    available: Capacity | None = None
+    available: Capacity
 
     def total(self, resource: str) -> float:
         return sum(role.total(resource) for role in self.roles)
 
-    def shortages(self) -> list[str]:
-        """One line for each thing that does not fit; empty when everything does."""
-        return [line for resource in RESOURCES for line in self._shortages_of(resource)]
+    def lacks(self, resource: str) -> bool:
+        return self.total(resource) > self.available.total(resource) + _TOLERANCE
 
-    def _shortages_of(self, resource: str) -> list[str]:
-        if self.available is None:
-            raise PlanError("this plan has no capacity to compare with: pass `available` to placement_plan")
-        unit = _UNITS[resource]
-        lines = []
-        for role in self.roles:
-            each = float(getattr(role.each, resource))
-            if each > self.available.largest(resource) + _TOLERANCE:
-                lines.append(
-                    f"one {role.name} actor needs {each:g} {unit}, the largest node of {self.available.name} has "
-                    f"{self.available.largest(resource):.4g}: lower {role.size_key}.{resource}={each:g}"
-                )
-        needed, there = self.total(resource), self.available.total(resource)
-        if needed > there + _TOLERANCE:
-            largest = sorted(self.roles, key=lambda role: role.total(resource), reverse=True)[:2]
-            keys = "; or ".join(role.lower(resource) for role in largest if role.total(resource) > 0)
-            lines.append(
-                f"the job needs {needed:.4g} {unit}, {self.available.name} has {there:.4g}: "
-                f"lower {keys}; or {self.available.grow}"
-            )
+    def shortages(self) -> list[str]:
+        """Return one line for each thing that does not fit; none when everything does."""
+        lines, there = [], self.available
+        for resource, unit in _UNITS.items():
+            node = there.largest(resource)
+            for role in self.roles:
+                if role.size(resource) > node + _TOLERANCE:
+                    need = f"one {role.name} needs {role.size(resource):g} {unit}"
+                    fix = role.fix(resource, one=True) or there.grow
+                    lines.append(f"{need}, the largest node of {there.name} has {node:.4g}: {fix}")
+            if self.lacks(resource):
+                largest = sorted(self.roles, key=lambda role: role.total(resource), reverse=True)
+                fixes = [fix for role in largest if role.total(resource) and (fix := role.fix(resource))]
+                need = f"{self.title} needs {self.total(resource):.4g} {unit}"
+                ways = "; or ".join([*fixes[:2], there.grow])
+                lines.append(f"{need}, {there.name} has {there.total(resource):.4g}: {ways}")
         return lines
 
     def check(self) -> None:
-        """Raises:
-        PlanError: something does not fit.
+        """Compare what is needed with what there is.
+
+        Raises:
+            PlanError: something does not fit.
         """
-        lines = self.shortages()
-        if lines:
+        if lines := self.shortages():
             raise PlanError("\n".join(lines))
 
     def render(self) -> Table:
-        """A row for each role, the total and, where it is known, what is there."""
-        table = Table(title="Placement of the GRPO job")
-        table.add_column("actor")
-        for heading in ("number", "CPUs each", "GPUs each", "GiB each", "CPUs", "GPUs", "GiB"):
-            table.add_column(heading, justify="right")
+        """Return a table with a row for each role, one for the total, and one for what is there."""
+        headings = ("number", "CPUs each", "GPUs each", "GiB each", "CPUs", "GPUs", "GiB")
+        numbers = (Column(heading, justify="right") for heading in headings)
+        table = Table("actor", *numbers, title=f"Placement of {self.title}")
         for role in self.roles:
-            each = [f"{getattr(role.each, resource):g}" for resource in RESOURCES]
-            table.add_row(role.name, str(role.count), *each, *(f"{role.total(item):.4g}" for item in RESOURCES))
+            sizes = (f"{role.size(resource):g}" for resource in _UNITS)
+            table.add_row(role.name, str(role.count), *sizes, *(f"{role.total(resource):.4g}" for resource in _UNITS))
         table.add_section()
-        table.add_row(
-            "needed",
-            str(sum(role.count for role in self.roles)),
-            *[""] * len(RESOURCES),
-            *(f"{self.total(item):.4g}" for item in RESOURCES),
-        )
-        if self.available is not None:
-            cells = (self._cell(item, self.available) for item in RESOURCES)
-            table.add_row(self.available.name, "", *[""] * len(RESOURCES), *cells)
+        number = str(sum(role.count for role in self.roles))
+        table.add_row("needed", number, "", "", "", *(f"{self.total(resource):.4g}" for resource in _UNITS))
+        there = (Text(f"{self.available.total(resource):.4g}", "red" * self.lacks(resource)) for resource in _UNITS)
+        table.add_row(self.available.name, "", "", "", "", *there)
         return table
-
-    def _cell(self, resource: str, available: Capacity) -> str:
-        text = f"{available.total(resource):.4g}"
-        return text if not self._shortages_of(resource) else f"[bold red]{text}[/]"
 
 
 def grpo_splits(config: Config) -> list[str]:
-    """The splits that a GRPO job serves, each once."""
+    """Return the splits that Stage 2 serves, each once."""
     splits = ["train"]
     if config.grpo.validate_every:
         splits.append(config.grpo.val_split)
@@ -154,87 +150,97 @@ def grpo_splits(config: Config) -> list[str]:
     return list(dict.fromkeys(splits))
 
 
-def placement_plan(config: Config, available: Capacity | None = None) -> Plan:
-    """The actors of the GRPO job. A clip store is one a node and split; without `available`, one node is assumed."""
-    cluster = config.cluster
-    splits = len(grpo_splits(config))
-    nodes = len(available.nodes) if available is not None else 1
-    return Plan(
-        roles=(
-            Role("rollout worker", config.rollout.workers, "rollout.workers", "cluster.rollout", cluster.rollout),
-            Role("learner rank", config.grpo.learner.ranks, "grpo.learner.ranks", "cluster.learner", cluster.learner),
-            Role(
-                "retrieval shard",
-                config.retrieval.shards * config.retrieval.replicas * splits,
-                "retrieval.shards",
-                "cluster.shard",
-                cluster.shard,
-            ),
-            Role("retrieval service", splits, "", "cluster.retrieval", cluster.retrieval),
-            Role("reward worker", cluster.reward_workers, "cluster.reward_workers", "cluster.reward", cluster.reward),
-            Role("clip store", nodes * splits, "", "cluster.clips", cluster.clips),
-        ),
-        available=available,
+def placement_plan(config: Config, stage: Stage, available: Capacity) -> Plan:
+    """Return the actors of a stage; of the demo, whose stages follow each other, those of the stage that needs most."""
+    if stage == "demo":
+        plans = [placement_plan(config, part, available) for part in ("sft", "grpo", "eval")]
+        plan = max(plans, key=lambda plan: (bool(plan.shortages()), *(plan.total(resource) for resource in _UNITS)))
+        return replace(plan, title=f"the demo (largest: {plan.title})")
+    if stage == "eval":
+        return Plan("the evaluation", _services(config, 1, available), available)
+    each, key = config.cluster.learner, f"{stage}.learner.ranks"
+    if stage == "grpo":
+        learner = Role("learner rank", config.grpo.learner.ranks, each, key, "cluster.learner")
+        return Plan("Stage 2", (*_services(config, len(grpo_splits(config)), available), learner), available)
+    ranks = config.sft.learner.ranks
+    roles = (  # Ray Train reserves no memory
+        Role("learner rank", ranks, each.model_copy(update={"memory_gib": 0.0}), key, "cluster.learner"),
+        Role("clip reader", ranks, ActorResources(cpus=READER_CPUS, memory_gib=0), key, times=READERS),
+        Role("clip stream", ranks, ActorResources(cpus=0, memory_gib=0), key),
     )
+    return Plan("Stage 1", roles, available)
 
 
-def local_capacity(config: Config) -> Capacity:
-    """What a Ray started on this machine by this configuration would hand out."""
-    num_cpus = config.cluster.num_cpus
-    memory_gib = max(0.0, available_memory_gib() - config.cluster.object_store_gib)
-    node = NodeCapacity(
-        cpus=num_cpus if num_cpus is not None else float(cores()),
-        gpus=float(torch.cuda.device_count()),
-        memory_gib=memory_gib,
-    )
-    return Capacity(
-        nodes=(node,),
-        name="this machine",
-        grow="raise cluster.num_cpus (logical CPUs), lower cluster.object_store_gib (memory) or use a larger machine",
-    )
-
-
-def cluster_capacity(address: str) -> Capacity:
-    """What the living nodes of a running cluster have, whether or not other jobs use some of it.
-
-    Uses the present connection when there is one, else connects to `address` and disconnects.
+def check_placement(config: Config, stage: Stage) -> None:
+    """Compare what a stage needs with what there is: without this, it would wait for ever for what is not there.
 
     Raises:
-        ConnectionError: no cluster answers at `address`.
+        PlanError: something does not fit.
     """
-    connected_here = not ray.is_initialized()
-    if connected_here:
-        _require_answer(address)
-        ray.init(address=address, log_to_driver=False)
-    try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    finally:
-        if connected_here:
-            ray.shutdown()
-    return Capacity(
-        nodes=tuple(
-            NodeCapacity(node.get("CPU", 0.0), node.get("GPU", 0.0), node.get("memory", 0.0) / GIB) for node in nodes
-        ),
-        name=f"the cluster at {address}",
-        grow="add nodes to the cluster",
+    placement_plan(config, stage, capacity(config)).check()
+
+
+def _services(config: Config, splits: int, available: Capacity) -> tuple[Role, ...]:
+    """Return the actors around the learner; each node has a clip store for each split."""
+    cluster, shards = config.cluster, config.retrieval.shards
+    replicas = splits * config.retrieval.replicas
+    return (
+        Role("rollout worker", config.rollout.workers, cluster.rollout, "rollout.workers", "cluster.rollout"),
+        Role("retrieval shard", shards, cluster.shard, "retrieval.shards", "cluster.shard", replicas),
+        Role("retrieval service", splits, cluster.retrieval, size_key="cluster.retrieval"),
+        Role("reward worker", cluster.reward_workers, cluster.reward, "cluster.reward_workers", "cluster.reward"),
+        Role("clip store", splits, cluster.clips, size_key="cluster.clips", times=len(available.nodes)),
     )
-
-
-def _require_answer(address: str) -> None:
-    """Ray itself tries an address where nothing listens for more than three minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_LIMIT_S).close()
-    except OSError as error:
-        raise ConnectionError(
-            f"cluster.address={address}: nothing answers there ({error}); start the cluster or correct the address"
-        ) from error
 
 
 def capacity(config: Config) -> Capacity:
-    """Of the cluster that is connected or that `cluster.address` names, else of this machine."""
-    if config.cluster.address or ray.is_initialized():
-        return cluster_capacity(config.cluster.address or "the address that it was found at")
-    return local_capacity(config)
+    """Return what the living nodes have of the Ray that a stage joins, whether or not other jobs use some of it.
+
+    Where a stage would start its own Ray, that is this machine. A cluster that `cluster.address` names is joined.
+
+    Raises:
+        MachineError: no cluster answers there.
+    """
+    address = ray_address(config.cluster.address)
+    if address != "local" and not ray.is_initialized():
+        join_cluster(address, logging_level="error")
+    nodes = _living_nodes() if ray.is_initialized() else (_this_machine(config),)
+    if address == "local":
+        grow = "raise cluster.num_cpus (logical CPUs), lower cluster.object_store_gib (memory) or use a larger machine"
+        return Capacity(nodes, "this machine", grow)
+    return Capacity(nodes, f"the cluster at {address}", "add nodes to the cluster")
+
+
+def join_cluster(address: str, **options: Any) -> None:
+    """Connect this process to a running Ray.
+
+    Args:
+        options: further ones of `ray.init`.
+
+    Raises:
+        MachineError: none answers at `address`.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdecimal() and "://" not in host:  # Ray itself would try for more than three minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_LIMIT_S).close()
+        ray.init(address=address, log_to_driver=False, **options)
+    except OSError as error:
+        state = f"no Ray answers at {address}, which cluster.address or RAY_ADDRESS names ({error})"
+        raise MachineError(state, "start the cluster, correct the address, or unset it to run here") from error
+
+
+def _this_machine(config: Config) -> ActorResources:
+    import torch  # here, because it is slow to import, and a cluster is asked without it
+
+    cluster, gpus = config.cluster, torch.cuda.device_count()
+    memory_gib = max(0.0, free_memory_gib() - cluster.object_store_gib)
+    return ActorResources(cpus=cluster.num_cpus or cores(), gpus=gpus, memory_gib=memory_gib)
+
+
+def _living_nodes() -> tuple[ActorResources, ...]:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return tuple(
+        ActorResources(cpus=node.get("CPU", 0), gpus=node.get("GPU", 0), memory_gib=node.get("memory", 0) / GIB)
+        for node in nodes
+    )

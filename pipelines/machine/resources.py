@@ -1,7 +1,6 @@
 """What this machine has: cores, memory, free disk and ports, with the limits of a container taken into account.
 
-Reads /proc and /sys only; every function takes the text or the folder it reads as an argument's default, so a test can
-give its own.
+Light to import: neither Ray nor torch.
 """
 
 from __future__ import annotations
@@ -12,17 +11,32 @@ import socket
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
+
 GIB = 1024**3
-_PROC = Path("/proc/meminfo")
+READERS = 2  # processes that read the clips of one rank in Stage 1
+READER_CPUS = 0.1  # of each
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 class MachineError(RuntimeError):
-    """The machine cannot give what every job needs; the message says what and how to have it."""
+    """Something that this machine must have and does not.
+
+    Attributes:
+        state: what there is instead.
+        fix: how to have it.
+    """
+
+    def __init__(self, state: str, fix: str) -> None:
+        super().__init__(state, fix)
+        self.state, self.fix = state, fix
+
+    def __str__(self) -> str:
+        return f"{self.state}: {self.fix}"
 
 
 def check_port(port: int = 0) -> None:
-    """See that a port of the loopback address can be opened: this one, or with 0 any.
+    """See that a port of the loopback address can be opened; 0 stands for any free one.
 
     Raises:
         MachineError: it cannot.
@@ -32,22 +46,10 @@ def check_port(port: int = 0) -> None:
         try:
             listener.bind(("127.0.0.1", port))
         except OSError as error:
-            what, fix = (
-                (f"port {port}", f"end what listens there: `ss -ltnp 'sport = :{port}'`")
-                if port
-                else ("a free port", "allow processes to listen there (sandbox or container policy)")
-            )
-            raise MachineError(f"{what} of 127.0.0.1 cannot be opened ({error.strerror}): {fix}") from error
-
-
-def keep_ray_local(address: str | None) -> None:
-    """Let a Ray that this process starts listen on the loopback address only. To be called before Ray is imported.
-
-    Args:
-        address: `cluster.address`; a Ray that is joined listens where it was told to.
-    """
-    if (address or os.environ.get("RAY_ADDRESS", "local")) == "local":
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's own: may other machines' nodes join?
+            name, fix = f"port {port}", f"end what listens there: `ss -ltnp 'sport = :{port}'`"
+            if port == 0:
+                name, fix = "a free port", "allow processes to listen there (sandbox or container policy)"
+            raise MachineError(f"{name} of 127.0.0.1 cannot be opened ({error.strerror})", fix) from error
 
 
 def check_packages(*names: str, fix: str = "run `make clean demo`, or see `vsr1 doctor`") -> None:
@@ -56,24 +58,23 @@ def check_packages(*names: str, fix: str = "run `make clean demo`, or see `vsr1 
     Raises:
         MachineError: some are not.
     """
-    missing = [name for name in names if find_spec(name) is None]
-    if missing:
-        raise MachineError(f"not installed: {', '.join(missing)}; {fix}")
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise MachineError(f"not installed: {', '.join(missing)}", fix)
+
+
+def ray_address(address: str | None) -> str:
+    """Return where Ray runs: `cluster.address`, else what Ray's own variable says, as inside a job, else `local`."""
+    return address or os.environ.get("RAY_ADDRESS", "local")
 
 
 def cores() -> int:
-    """Cores this process may use; fewer than the machine's when it is pinned."""
+    """Return the number of cores that this process may use: fewer than the machine's when it is pinned."""
     return len(os.sched_getaffinity(0))
 
 
-def available_memory_gib(meminfo: Path = _PROC, cgroup: Path = _CGROUP) -> float:
-    """Memory that new processes can take, in GiB: MemAvailable, or what the control group leaves when that is less.
-
-    Raises:
-        OSError: there is no /proc/meminfo; only Linux is supported.
-    """
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    available = int(fields["MemAvailable"].split()[0]) * 1024
+def free_memory_gib(cgroup: Path = _CGROUP) -> float:
+    """Return the memory that new processes can take, in GiB: what the kernel or, if less, the control group leaves."""
+    available = psutil.virtual_memory().available
     limit, used = cgroup / "memory.max", cgroup / "memory.current"
     if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
         available = min(available, int(limit.read_text()) - int(used.read_text()))
@@ -81,8 +82,6 @@ def available_memory_gib(meminfo: Path = _PROC, cgroup: Path = _CGROUP) -> float
 
 
 def free_disk_gib(folder: Path) -> float:
-    """Free space, in GiB, where `folder` is or would be made."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    """Return the free space, in GiB, where a folder is or would be made."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free / GIB

@@ -7,53 +7,39 @@ with its traceback on stderr.
 
 from __future__ import annotations
 
+import argparse
 import os
-import socket
-import sys
 
 
 def ray_starts() -> str:
-    """Start a local Ray, run one task, stop it. `local` never joins a Ray that is already running here."""
+    """Start a local Ray, run one task and stop it; `local` never joins a Ray that is already running here."""
     import ray
 
     ray.init(address="local", num_cpus=1, object_store_memory=100 * 1024**2, include_dashboard=False)
     try:
-
-        @ray.remote
-        def answer() -> int:
-            return os.getpid()
-
-        if ray.get(answer.remote(), timeout=60) == os.getpid():
-            raise RuntimeError("the Ray task ran in the driver's process")
+        process = ray.get(ray.remote(lambda: os.getpid()).remote(), timeout=60)
     finally:
         ray.shutdown()
+    if process == os.getpid():
+        raise RuntimeError("the Ray task ran in the driver's process")
     return f"Ray {ray.__version__} ran a task"
 
 
 def deepspeed_steps() -> str:
-    """One ZeRO 1 optimiser step of a linear layer, one process, on the CPU unless there is a GPU."""
+    """Take one ZeRO 1 optimiser step of a linear layer in one process, on the CPU unless there is a GPU."""
     import deepspeed
     import torch
 
     from vsr1 import compat
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(rendezvous | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     compat.skip_operator_builds()
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     layer = torch.nn.Linear(4, 1)
-    engine, *_ = deepspeed.initialize(
-        model=layer,
-        optimizer=torch.optim.AdamW(layer.parameters(), lr=0.1),
-        config={
-            "train_micro_batch_size_per_gpu": 2,
-            "zero_optimization": {"stage": 1},
-            "zero_force_ds_cpu_optimizer": False,
-        },
-    )
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    settings = {"zero_optimization": {"stage": 1}, "zero_force_ds_cpu_optimizer": False}
+    settings["train_micro_batch_size_per_gpu"] = 2
+    engine, *_ = deepspeed.initialize(model=layer, optimizer=optimizer, config=settings)
     before = layer.weight.detach().clone()
     engine.backward(engine(torch.ones(2, 4, device=engine.device)).mean())
     engine.step()
@@ -73,14 +59,8 @@ def vllm_imports() -> str:
 SELFTESTS = {"ray": ray_starts, "deepspeed": deepspeed_steps, "vllm": vllm_imports}
 
 
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 1 or arguments[0] not in SELFTESTS:
-        print(f"usage: python -m pipelines.machine.selftest {'|'.join(SELFTESTS)}", file=sys.stderr)
-        return 2
-    # The last line of stdout is the result: libraries print above it.
-    print(SELFTESTS[arguments[0]](), flush=True)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(prog="python -m pipelines.machine.selftest")
+    parser.add_argument("part", choices=SELFTESTS)
+    # The last line of stdout is the result: libraries print above it.
+    print(SELFTESTS[parser.parse_args().part](), flush=True)

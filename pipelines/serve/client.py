@@ -1,4 +1,4 @@
-"""`vsr1 search`: asks a running server, and shows the turns as they come."""
+"""`vsr1 search`: ask a running server, and show the turns as they come."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class SearchError(RuntimeError):
 
 
 def read_key(file: Path | None) -> str | None:
-    """The key in a file that holds nothing else, None without a file."""
+    """Read the key of a file that holds nothing else; None without a file."""
     return file.read_text(encoding="utf-8").strip() if file else None
 
 
 def stream_search(url: str, body: dict[str, Any], key: str | None = None) -> Iterator[dict[str, Any]]:
-    """Events of a search, the last of type `done`.
+    """Yield the events of a search, the last of type `done`.
 
     Raises:
         SearchError: no answer, a refusal, or an `error` event.
     """
     try:
         headers = {"X-API-Key": key} if key else {}
-        asked = body | {"stream": True}
-        with httpx2.stream("POST", f"{url}/v1/search", json=asked, headers=headers, timeout=LIMIT_S) as answer:
+        streamed = body | {"stream": True}
+        with httpx2.stream("POST", f"{url}/v1/search", json=streamed, headers=headers, timeout=LIMIT_S) as answer:
             if answer.status_code != 200:
                 answer.read()
                 raise SearchError(f"{url} answered {answer.status_code}: {_message(answer.text)}")
@@ -51,7 +51,7 @@ def stream_search(url: str, body: dict[str, Any], key: str | None = None) -> Ite
 
 
 def search(url: str, body: dict[str, Any], key_file: Path | None, console: Console, as_json: bool) -> int:
-    """Print the answer; the exit code is 0 for a match, else `NOT_FOUND`."""
+    """Print the answer, and return the exit code: 0 for a match, else `NOT_FOUND`."""
     key = read_key(key_file)
     result: dict[str, Any] = {}
     for event in stream_search(url, body, key):

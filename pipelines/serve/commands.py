@@ -7,8 +7,14 @@ from typing import Annotated
 
 import typer
 
-from pipelines.command import ConfigFile, Overrides, console, guarded, read_settings
-from pipelines.machine.resources import check_packages, keep_ray_local
+from pipelines.command import ConfigFile, Overrides, console, guarded, keep_console, read_settings
+from pipelines.machine.resources import check_packages
+from pipelines.stage.connection import keep_ray_local
+
+Host = Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")]
+Port = Annotated[int, typer.Option(help="Port to listen at.")]
+Url = Annotated[str, typer.Option(help="Address of a running `vsr1 serve`.")]
+KeyFile = Annotated[Path | None, typer.Option(help="File that holds the API key and nothing else.")]
 
 commands = typer.Typer()
 
@@ -19,16 +25,18 @@ def serve_command(
     overrides: Overrides = None,
     config: ConfigFile = None,
     corpus: Annotated[
-        list[Path] | None, typer.Option(help="Dataset folder to search, by its name; repeat for more.")
+        list[Path] | None,
+        typer.Option(help="Dataset folder to search, known by its name; repeatable."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of each --corpus.")] = "test",
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option()] = 8000,
+    split: Annotated[str, typer.Option(help="Split of each --corpus that is searched.")] = "test",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
 ) -> None:
-    """Serve the trained agent, until interrupted. Further models: serve.models.NAME=CHECKPOINT."""
+    """Serve a trained agent until interrupted. serve.models.NAME=CHECKPOINT adds a model."""
     named = [f"serve.corpora.{folder.name}={{root: {folder}, split: {split}}}" for folder in corpus or []]
-    settings = read_settings(config, [f"model.policy={checkpoint}", *named, *(overrides or [])], False)
+    settings = read_settings(config, [f"model.policy={checkpoint}", *named, *(overrides or [])])
     keep_ray_local(settings.cluster.address)
+    keep_console(settings)
     from pipelines.serve.deploy import serve_agent
 
     guarded(serve_agent, settings, host, port)
@@ -36,11 +44,11 @@ def serve_command(
 
 @commands.command("swap")
 def swap_command(
-    name: Annotated[str, typer.Argument(help="Of the served model.")],
-    checkpoint: Annotated[Path, typer.Argument(help="Whose weights it is to have, of the same architecture.")],
-    address: Annotated[str, typer.Option(help="Of the Ray that serves, as `vsr1 serve` prints it.")] = "auto",
+    name: Annotated[str, typer.Argument(help="Name of the served model.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint with the new weights, of the same architecture.")],
+    address: Annotated[str, typer.Option(help="Address of the Ray that serves; `vsr1 serve` prints it.")] = "auto",
 ) -> None:
-    """Give a served model new weights while it goes on answering. Ray's token lets you in: docs/cluster.md."""
+    """Give a served model new weights while it goes on answering. You need Ray's token, see docs/cluster.md."""
     from pipelines.serve.swap import swap
 
     guarded(swap, name, checkpoint, address)
@@ -49,16 +57,16 @@ def swap_command(
 
 @commands.command("search")
 def search_command(
-    query: Annotated[str, typer.Argument(help="One sentence about one moment.")],
-    url: Annotated[str, typer.Option(help="Of a running `vsr1 serve`.")] = "http://127.0.0.1:8000",
-    corpus: Annotated[str | None, typer.Option(help="Its name, if several are served.")] = None,
-    model: Annotated[str | None, typer.Option(help="Its name, if not the first.")] = None,
-    max_turns: Annotated[int | None, typer.Option(help="Videos looked at.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="A video that it is not; repeatable.")] = None,
-    key_file: Annotated[Path | None, typer.Option(help="File that holds the API key and nothing else.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False,
+    query: Annotated[str, typer.Argument(help="A sentence about one moment.")],
+    url: Url = "http://127.0.0.1:8000",
+    corpus: Annotated[str | None, typer.Option(help="Name of the corpus, if several are served.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model; the first without it.")] = None,
+    max_turns: Annotated[int | None, typer.Option(help="How many videos may be looked at.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="A video that must not be found; repeatable.")] = None,
+    key_file: KeyFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:
-    """Ask a running server for a moment. Exit code 3 if nothing is found."""
+    """Ask a running server for a moment. The exit code is 3 if it finds none."""
     from pipelines.serve.client import search
 
     body = {"query": query, "corpus": corpus, "model": model, "max_turns": max_turns, "exclude_ids": exclude or []}
@@ -67,10 +75,10 @@ def search_command(
 
 @commands.command("mcp")
 def mcp_command(
-    url: Annotated[str, typer.Option(help="Of a running `vsr1 serve`.")] = "http://127.0.0.1:8000",
-    key_file: Annotated[Path | None, typer.Option(help="File that holds the API key and nothing else.")] = None,
+    url: Url = "http://127.0.0.1:8000",
+    key_file: KeyFile = None,
 ) -> None:
-    """Give an assistant the tool `search_videos` (Model Context Protocol on standard input and output)."""
+    """Offer an assistant the tool `search_videos`, by the Model Context Protocol on standard input and output."""
     guarded(check_packages, "mcp", fix="pip install 'vsr1[mcp]'")
     from pipelines.serve.mcp_tool import run_tool
 
@@ -79,12 +87,12 @@ def mcp_command(
 
 @commands.command("key")
 def key_command(
-    name: Annotated[str, typer.Argument(help="Whose key it is.")],
-    file: Annotated[Path, typer.Option(help="serve.key_file of the server.")],
-    per_minute: Annotated[int, typer.Option(help="Requests a minute.")] = 120,
-    at_once: Annotated[int, typer.Option(help="Requests at one time.")] = 16,
+    name: Annotated[str, typer.Argument(help="Name of the person or program that gets the key.")],
+    file: Annotated[Path, typer.Option(help="The server's serve.key_file.")],
+    per_minute: Annotated[int, typer.Option(help="How many requests a minute are allowed.")] = 120,
+    at_once: Annotated[int, typer.Option(help="How many requests are allowed at one time.")] = 16,
 ) -> None:
-    """Make an API key for `vsr1 serve`. It is shown once; the file keeps its hash."""
+    """Make an API key for `vsr1 serve`. The key is shown once; the file keeps its hash."""
     from pipelines.serve.gateway.keys import add_key
 
     print(guarded(add_key, file, name, per_minute, at_once))
@@ -94,12 +102,13 @@ def key_command(
 def retriever_command(
     overrides: Overrides = None,
     config: ConfigFile = None,
-    split: Annotated[str, typer.Option(help="Whose corpus is searched.")] = "test",
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option()] = 8000,
+    split: Annotated[str, typer.Option(help="Split that is searched.")] = "test",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
 ) -> None:
-    """Serve the search over a split as POST /retrieve, until interrupted."""
-    settings = read_settings(config, overrides, False)
-    from pipelines.serve.retriever import serve_retriever
+    """Serve the search over a split as POST /retrieve until interrupted."""
+    settings = read_settings(config, overrides)
+    keep_console(settings)
+    from pipelines.serve.deploy import serve_retriever
 
     guarded(serve_retriever, settings, split, host, port)

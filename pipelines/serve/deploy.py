@@ -1,34 +1,51 @@
-"""`vsr1 serve`: the application on the Ray that runs, or on a local one; `cluster/serve.yaml` names `application`."""
+"""`vsr1 serve` and `vsr1 retriever`: their applications on the Ray that runs, or on a local one.
 
-# Annotations are no strings here: Serve reads that of `application` to check the arguments of a configuration file.
+`cluster/serve.yaml` names `application`.
+"""
+
+# Annotations are no strings here: Serve reads that of an application to check the arguments of a configuration file.
+
+from collections.abc import Callable
+from typing import Any
 
 from ray import serve
 
+from actors.corpus import resources
 from pipelines.serve.agents.agents import Agents
-from pipelines.serve.gateway.gateway import Gateway
-from pipelines.serve.library.library import Library
+from pipelines.serve.gateway.app import HttpGateway
+from pipelines.serve.library.library import Library, Retrieval
 from pipelines.serve.running import AGENT, declare, serve_until_interrupted, start_serve
-from pipelines.stage.workers import resources
 from vsr1.config import Config, ConfigError
+from vsr1.settings.serving import CorpusConfig
 
 APPLICATION = "vsr1"
 NOTICE_S = 2.0  # between looks at a replica's health
+RETRIEVE_BODY_KIB, RETRIEVE_BODY_S = 1 << 20, 600.0  # vectors and latents are long
 
 
 def application(config: Config) -> serve.Application:
-    """The bound application.
+    """Return the bound application of the agent.
 
     Raises:
         ConfigError: no corpus is named.
     """
-    settings = config.serve
+    return bind(config, Agents)
+
+
+def retrieval(config: Config) -> serve.Application:
+    """Return the bound application that retrieves from corpora and has no agent; raise as `application`."""
+    return bind(config, None)
+
+
+def bind(config: Config, agent: Any) -> serve.Application:
+    """Return the application whose searches are played by a deployment with the interface of `AgentReplica`, if any."""
+    settings, small = config.serve, {"num_cpus": 0.1}  # they hand things on
     if not settings.corpora:
         raise ConfigError("serve.corpora names no corpus; say --corpus DIR, or serve.corpora.NAME.root=DIR")
-    small = {"num_cpus": 0.1}  # they hand things on
     shared = {"health_check_period_s": NOTICE_S, "graceful_shutdown_timeout_s": settings.request_limit_s}
-    library = Library.options(ray_actor_options=small, **shared).bind(config)
+    library = (Library if agent else Retrieval).options(ray_actor_options=small, **shared).bind(config)
     agents = {
-        name: Agents.options(
+        name: agent.options(
             name=AGENT + name,
             ray_actor_options=resources(config.cluster.rollout),
             max_ongoing_requests=settings.searches_a_replica,
@@ -41,13 +58,13 @@ def application(config: Config) -> serve.Application:
             user_config={"checkpoint": str(checkpoint), "version": 0},
             **shared,
         ).bind(config, name, library)
-        for name, checkpoint in config.served_models.items()
+        for name, checkpoint in (config.served_models if agent else {}).items()
     }
-    return Gateway.options(ray_actor_options=small, **shared).bind(settings, agents, library)  # type: ignore[attr-defined]
+    return HttpGateway.options(ray_actor_options=small, **shared).bind(settings, agents, library)  # type: ignore[attr-defined]
 
 
 def serve_agent(config: Config, host: str, port: int) -> None:
-    """Serve until interrupted; raises as `serve_until_interrupted` and `start_agent`."""
+    """Serve until interrupted; raise as `serve_until_interrupted` and `start_agent`."""
 
     def drain() -> None:
         serve.get_app_handle(APPLICATION).drain.remote().result()
@@ -55,19 +72,41 @@ def serve_agent(config: Config, host: str, port: int) -> None:
     serve_until_interrupted(config, host, port, "/v1/search", lambda: start_agent(config, host, port), drain)
 
 
-def start_agent(config: Config, host: str, port: int) -> None:
+def serve_retriever(config: Config, split: str, host: str, port: int) -> None:
+    """Serve the search over a split of `data.root` until interrupted; raise as `serve_until_interrupted`."""
+    config = retriever_config(config, split)
+    serve_until_interrupted(config, host, port, "/retrieve", lambda: start_agent(config, host, port, retrieval))
+
+
+def retriever_config(config: Config, split: str) -> Config:
+    """Return the configuration that serves one split of `data.root`, and takes bodies as long as vectors make them."""
+    settings = config.serve
+    changes = {
+        "corpora": {split: CorpusConfig(root=config.data.root, split=split)},
+        "body_limit_kib": max(settings.body_limit_kib, RETRIEVE_BODY_KIB),
+        "body_limit_s": max(settings.body_limit_s, RETRIEVE_BODY_S),
+    }
+    return config.model_copy(update={"serve": settings.model_copy(update=changes)})
+
+
+def start_agent(
+    config: Config, host: str, port: int, build: Callable[[Config], serve.Application] = application
+) -> None:
     """Deploy on the Ray that runs, and wait until it answers.
+
+    Args:
+        build: which application; Serve imports it by its name.
 
     Raises:
         ConfigError: as `application`. ServiceError: it does not start.
     """
-    application(config)
+    build(config)
     start_serve(host, port)
     declare(
         {
             "name": APPLICATION,
             "route_prefix": "/",
-            "import_path": f"{__name__}:application",
+            "import_path": f"{build.__module__}:{build.__name__}",
             "args": config.model_dump(mode="json"),
         }
     )

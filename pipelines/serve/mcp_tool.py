@@ -18,14 +18,14 @@ from pipelines.serve.gateway.schema import LONGEST_QUERY, Moment, Status
 
 
 class Findings(BaseModel):
-    """What the tool gives; `moments` is empty unless the status is `matched`."""
+    """The answer of the tool; `moments` is empty unless the status is `matched`."""
 
     status: Status
     moments: list[Moment]
 
 
 def search_tool(url: str, key_file: Path | None) -> MCPServer:
-    """The MCP server with the one tool, which asks the server at `url`."""
+    """Return the MCP server with the one tool, which asks the server at `url`."""
     key = read_key(key_file)
     server = MCPServer("vsr1", instructions="Finds the video and the seconds of a moment that one sentence describes.")
 
@@ -42,10 +42,10 @@ def search_tool(url: str, key_file: Path | None) -> MCPServer:
             *_, last = stream_search(url, body, key)
         except SearchError as error:
             raise ToolError(str(error)) from error
-        found = Findings.model_validate({name: last["result"][name] for name in ("status", "moments")})
-        for moment in found.moments:
+        findings = Findings.model_validate({name: last["result"][name] for name in ("status", "moments")})
+        for moment in findings.moments:
             moment.thumbnail_url, moment.deep_link = url + moment.thumbnail_url, url + moment.deep_link
-        return found
+        return findings
 
     return server
 

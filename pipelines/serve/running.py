@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from threading import Event
 from typing import Any
 
 import ray
@@ -13,7 +15,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from pipelines.machine.resources import check_port
-from pipelines.stage.workers import connect
+from pipelines.stage.connection import connect
 from vsr1.config import Config
 
 AGENT = "agent-"  # before the name of a model: its deployment
@@ -24,19 +26,13 @@ class ServiceError(RuntimeError):
     """What is served cannot be started or changed; the message says why."""
 
 
-def deploy(application: serve.Application, name: str, host: str, port: int) -> None:
-    """Deploy on the Ray that runs, and wait until it answers."""
-    start_serve(host, port)
-    serve.run(application, name=name, route_prefix="/")
-
-
 def start_serve(host: str, port: int) -> None:
     """Start Serve on the Ray that runs; nothing happens if it is there."""
     serve.start(http_options={"host": host, "port": port}, logging_config={"enable_access_log": False})
 
 
 def declared() -> dict[str, dict[str, Any]]:
-    """Applications by name, as they were declared here or by `serve deploy`.
+    """Return the applications by name, as they were declared here or by `serve deploy`.
 
     Raises:
         ServiceError: no Serve runs on the Ray that this process has joined.
@@ -62,7 +58,7 @@ def declare(application: dict[str, Any]) -> None:
 
 
 def running_agents(application: str) -> dict[str, int]:
-    """Agents of each model that can search, or load new weights right now."""
+    """Count the agents of each model that can search, or load new weights right now."""
     return {
         name.removeprefix(AGENT): sum(replica["state"] in ("RUNNING", "UPDATING") for replica in one["replicas"])
         for name, one in _applications()[application]["deployments"].items()
@@ -71,7 +67,7 @@ def running_agents(application: str) -> dict[str, int]:
 
 
 def replica_pids(application: str) -> dict[str, list[int]]:
-    """Process ids of the replicas that run, by deployment."""
+    """Return the process ids of the replicas that run, by deployment."""
     return {
         name: [replica["pid"] for replica in one["replicas"] if replica["state"] == "RUNNING"]
         for name, one in _applications()[application]["deployments"].items()
@@ -93,7 +89,8 @@ def serve_until_interrupted(
         start()
         print(f"POST http://{host}:{port}{path}", flush=True)
         print(f"Ray: {ray.get_runtime_context().gcs_address}", flush=True)
-        _wait_for_interrupt()
+        with suppress(KeyboardInterrupt):
+            Event().wait()
         drain()
         for name in serve.status().applications:  # while HTTP is still there, for what is on its way to a client
             serve.delete(name)
@@ -101,16 +98,11 @@ def serve_until_interrupted(
         serve.shutdown()
 
 
-def _wait_for_interrupt() -> None:
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        return
-
-
 def _applications() -> dict[str, Any]:
-    """What Serve's controller knows; `serve.status()` parses all of it anew."""
+    """Return what Serve's controller knows; `serve.status()` would parse all of it anew.
+
+    `_get_global_client` is private to Ray Serve 2.60, which has no public way to these details and to `deploy_apps`.
+    """
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         raise ServiceError("Ray Serve does not run there; start `vsr1 serve` or `serve deploy`, or give its --address")

@@ -27,7 +27,7 @@ def swap(name: str, checkpoint: Path, address: str) -> None:
 
 
 def swap_weights(name: str, checkpoint: Path) -> int:
-    """Load a checkpoint into every agent of a model; returns the new weight version when all have it.
+    """Load a checkpoint into every agent of a model; return the new weight version when all have it.
 
     Each agent first finishes its searches, and those that come meanwhile wait. Make one swap at a time.
 

@@ -1,7 +1,7 @@
-"""What a stage says while it runs: on a terminal a live table of the roles, else exactly one plain line a step.
+"""What a stage shows while it runs: on a terminal a live table of the roles, else exactly one plain line a step.
 
-The driver alone speaks: it knows which of its calls are pending, so "busy" counts the actors that have one, and
-"waiting" the tasks beyond what they run at one time.
+Only the driver shows anything. It knows which of its calls are pending: an actor with a pending call is busy, and a
+task waits if it is beyond what the actors run at one time.
 """
 
 from __future__ import annotations
@@ -20,29 +20,31 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class Load:
-    """Of one role: actors at work, and tasks that none of them has begun."""
+    """What one role does: how many of its actors are busy, and how many tasks none of them has begun."""
 
     busy: int
     waiting: int = 0
 
 
 class Progress:
-    """What every stage reports to; this one shows nothing."""
+    """Takes the reports of a stage; this one shows nothing."""
 
     def begin(self, stage: str, steps: int, actors: dict[str, int]) -> None:
-        """A stage of so many steps begins, with so many actors of each role."""
+        """Report that a stage begins, with its number of steps and the number of actors of each role."""
 
     def now(self, phase: str, **loads: Load) -> None:
-        """What goes on; a role that is not named is idle."""
+        """Report what goes on; a role that is not named is idle."""
 
     def step(self, number: int, values: dict[str, float], seconds: dict[str, float]) -> None:
-        """A step has ended, with what it gave and the seconds of its parts."""
+        """Report that a step has ended, with its values and the seconds of its parts."""
 
 
 QUIET = Progress()
 
 
 class PlainLines(Progress):
+    """Prints one line a step."""
+
     def __init__(self, console: Console) -> None:
         self._console = console
 
@@ -50,14 +52,14 @@ class PlainLines(Progress):
         self._stage, self._steps = stage, steps
 
     def step(self, number: int, values: dict[str, float], seconds: dict[str, float]) -> None:
-        told = [f"{name} {value:.3f}" for name, value in values.items()]
-        told += [f"{name} {value:.1f} s" for name, value in seconds.items()]
-        line = f"{self._stage} step {number}/{self._steps}: {', '.join(told)}"
+        parts = [f"{name} {value:.3f}" for name, value in values.items()]
+        parts += [f"{name} {value:.1f} s" for name, value in seconds.items()]
+        line = f"{self._stage} step {number}/{self._steps}: {', '.join(parts)}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveTable(Progress):
-    """The state of a stage, and a `view` of it as it is now: the roles, and below them how far it is."""
+    """Keeps the state of a stage and draws it as it is now: the roles, and below them how far the stage is."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -67,16 +69,17 @@ class LiveTable(Progress):
 
     def begin(self, stage: str, steps: int, actors: dict[str, int]) -> None:
         self._stage, self._steps, self._actors = stage, steps, actors
-        self._began, self._done, self._values = self._clock(), 0, dict[str, float]()
+        self._start, self._steps_ended, self._values = self._clock(), 0, dict[str, float]()
 
     def now(self, phase: str, **loads: Load) -> None:
         self._phase, self._loads = phase, loads
 
     def step(self, number: int, values: dict[str, float], seconds: dict[str, float]) -> None:
-        self._done, self._values = number, values
-        self._until = self._clock()
+        self._steps_ended, self._values = number, values
+        self._last_end = self._clock()
 
     def view(self) -> Group:
+        """Return the table of the roles and the line below it."""
         table = Table(title=f"{self._stage}: {self._phase}" if self._stage else "starting")
         table.add_column("role")
         for heading in ("busy", "idle", "waiting"):
@@ -90,19 +93,20 @@ class LiveTable(Progress):
         if not self._steps:
             return ""
         values = [f"{name} {value:.3f}" for name, value in self._values.items()]
-        return ", ".join([f"step {self._done}/{self._steps}", *values, f"ETA {self._eta()}"])
+        return ", ".join([f"step {self._steps_ended}/{self._steps}", *values, f"ETA {self._eta()}"])
 
     def _eta(self) -> str:
-        """The remaining steps at the mean pace of those that are done, less the time since the last one ended."""
-        if not self._done:
+        """Return the time that the remaining steps take at the mean pace so far, less the time since the last one."""
+        if not self._steps_ended:
             return "unknown"
-        left = (self._until - self._began) / self._done * (self._steps - self._done)
-        return str(timedelta(seconds=max(0, round(left - (self._clock() - self._until)))))
+        pace = (self._last_end - self._start) / self._steps_ended
+        seconds = pace * (self._steps - self._steps_ended) - (self._clock() - self._last_end)
+        return str(timedelta(seconds=max(0, round(seconds))))
 
 
 @contextmanager
 def shown_progress(console: Console) -> Iterator[Progress]:
-    """The way of showing that fits the console."""
+    """Show a stage in the way that fits the console."""
     if not console.is_terminal:
         yield PlainLines(console)
         return

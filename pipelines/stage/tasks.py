@@ -5,40 +5,50 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import ray.data
-
 from vsr1.config import Config
+from vsr1.episode.sample import SampleId, hashed_seed
 from vsr1.formats.annotations import read_annotations
 from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.search.environment import SearchTask
+from vsr1.search.record import SearchTask
 from vsr1.video.clips import clip_file, read_meta
 
-SAMPLE_SEEDS = 1_000_003  # apart from each other by more than any number of turns
 
+class PromptStream(Iterator[SearchTask]):
+    """The queries of the training split without end, each epoch in an order of its own.
 
-def prompt_stream(config: Config) -> Iterator[SearchTask]:
-    """Queries of the training split without end, in a new order each epoch, streamed by Ray Data.
+    The order of an epoch follows from the run's seed and the epoch's number alone, so `position`, the number of prompts
+    that were taken, is all that a resumed run needs. A prompt id is `<epoch>/<row>/<query id>` and never comes twice.
 
-    With `grpo.first_video: recorded` each names the video of its first turn, and the augmented records take part, which
-    name the right one; with `balanced` only these name it.
+    With `grpo.first_video: recorded` each task names the video of its first turn, and the augmented records take part,
+    which name the right one; with `balanced` only these name it.
 
     Raises:
         FileNotFoundError: the GRPO records are missing.
     """
-    unique = _grpo_rows(config)
-    order = random.Random(config.seed)
-    while True:
-        order.shuffle(unique)  # here, because a shuffle in the cluster would wait for a CPU that the actors hold
-        for row in ray.data.from_items(unique, override_num_blocks=1).iter_rows():
-            yield _training_task(row, config)
+
+    def __init__(self, config: Config, position: int = 0) -> None:
+        self._config, self._rows = config, _grpo_rows(config)
+        self.position = position
+        self._epoch, self._order = -1, list[int]()
+
+    def __next__(self) -> SearchTask:
+        epoch, place = divmod(self.position, len(self._rows))
+        if epoch != self._epoch:
+            order = list(range(len(self._rows)))
+            random.Random(hashed_seed(self._config.seed, "order of prompts", epoch)).shuffle(order)
+            self._epoch, self._order = epoch, order
+        self.position += 1
+        row = self._order[place]
+        task = _training_task(self._rows[row], self._config)
+        return replace(task, id=SampleId(f"{epoch}/{row}/{task.query_id}"))
 
 
 def training_tasks(config: Config) -> list[SearchTask]:
-    """The tasks of `prompt_stream`, each once.
+    """Return the tasks of `PromptStream`, each once, with its query id as prompt id.
 
     Raises:
         FileNotFoundError: the GRPO records are missing.
@@ -51,28 +61,31 @@ def _grpo_rows(config: Config) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; build the dataset first with `vsr1 data build`")
     live = config.grpo.first_video == "retrieved"
-    return [row for row in read_lines(path) if not (live and row["is_augmented"])]
+    rows = [row for row in read_lines(path) if not (live and row["is_augmented"])]
+    if not rows:
+        raise ValueError(f"{path} holds no record to train on; rebuild the dataset with `vsr1 data build`")
+    return rows
 
 
 def _training_task(row: dict[str, Any], config: Config) -> SearchTask:
     recorded = config.grpo.first_video == "recorded" or row["is_augmented"]
+    query_id = row["qid"] + (":augmented" if row["is_augmented"] else "")
     return SearchTask(
-        query_id=row["qid"] + (":augmented" if row["is_augmented"] else ""),
+        id=SampleId(query_id),
+        query_id=query_id,
         query=row["query"],
         gt_video=row["gt_video"],
         gt_span=(float(row["gt_time"][0]), float(row["gt_time"][1])),
         gt_duration=float(row["gt_duration"]),
-        negatives=list(row["hard_negative_ids"])[: config.grpo.retrieval_loss.negatives],
+        negatives=list(row["hard_negative_ids"])[: config.grpo.negatives],
         first_video=row["retrieved_video"] if recorded else None,
         ends_when_lost=config.grpo.end_lost_episodes,
     )
 
 
-def group_of(task: SearchTask, size: int, seed: int) -> list[SearchTask]:
-    """The G samples of a query, each with a seed of its own."""
-    return [
-        SearchTask(**{**vars(task), "sample": sample, "seed": seed + sample * SAMPLE_SEEDS}) for sample in range(size)
-    ]
+def group_of(task: SearchTask, size: int) -> list[SearchTask]:
+    """Return the G samples of a prompt."""
+    return [replace(task, id=SampleId(task.id.prompt, sample)) for sample in range(size)]
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ class EvaluationQuery:
 
 
 def evaluation_queries(config: Config, split: str) -> list[EvaluationQuery]:
-    """The annotations of a split in file order, the first `eval.limit`, each with what keeps it from being played.
+    """Return the first `eval.limit` annotations of a split in order, each with what keeps it from being played.
 
     Raises:
         AnnotationError: the split has no annotations, or faulty ones.
@@ -102,7 +115,7 @@ def evaluation_queries(config: Config, split: str) -> list[EvaluationQuery]:
     queries = []
     annotations = read_annotations(folder.annotations(split), beyond_duration="keep")
     for index, row in enumerate(annotations[: config.eval.limit]):
-        task = SearchTask(row.qid, row.fig_desc, row.video, row.time, row.duration)
+        task = SearchTask(SampleId(row.qid), row.qid, row.fig_desc, row.video, row.time, row.duration)
         video = f"{row.video!r} of query {row.qid!r}"
         if row.video not in corpus:
             skipped, message = "pos_doc_missing", f"video {video} is not in the corpus; was it left out of the build?"

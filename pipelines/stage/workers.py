@@ -1,39 +1,31 @@
-"""The actors around the learner: retrieval, clips, rewards and rollouts of one split.
+"""The actors around the learner: retrieval, clips, rewards and rollouts of some splits.
 
-Services start together and stop together; a call that reaches a dead one raises with its name.
+They start together and stop together; a call that reaches a dead one raises with its name.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.data
 
 from actors.clips import ClipStores
+from actors.corpus import CorpusActors, resources
 from actors.learner import LearnerGroup
-from actors.retrieval import RetrievalService
-from actors.rewards import RewardWorker
-from actors.rollout import RolloutWorker, Sampling
-from pipelines.machine.resources import check_port
+from actors.rewards import RewardWorker, RewardWorkerHandle
+from actors.rollout import RolloutWorker, RolloutWorkerHandle, Sampling
 from pipelines.stage.progress import QUIET, Load, Progress
+from pipelines.stage.pump import Occupancy, Outcome, RolloutPump
 from vsr1.config import Config
-from vsr1.episode.trajectory import FailedSample, Trajectory
+from vsr1.engine.gate import PushError
+from vsr1.episode.sample import FailedSample
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.search.environment import SearchTask
-from vsr1.settings.parts import ActorResources, AgentConfig
+from vsr1.search.record import SearchTask, SearchTrajectory
+from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import ClipFolder
-
-CLIP_BUDGET_SHARE = 0.5  # of the object store
-
-
-Outcome = Trajectory | FailedSample
 
 
 class RolloutError(RuntimeError):
@@ -41,74 +33,66 @@ class RolloutError(RuntimeError):
 
 
 @dataclass
-class Services:
-    clips: dict[str, Any]  # by split, the store on this node
-    rewards: list[Any]
-    rollouts: list[Any]
+class Workers:
+    clips: dict[str, ClipStores]  # by split
+    rewards: list[RewardWorkerHandle]
+    rollouts: list[RolloutWorkerHandle]
     transfer: str
-    at_once: int  # episodes that a rollout worker plays at one time
+    pump: RolloutPump
     progress: Progress = QUIET
     _connected: bool = False
 
-    def rollout(
-        self, split: str, tasks: list[SearchTask], agent: AgentConfig, sampling: Sampling, phase: str = "rollouts"
+    def play(
+        self, split: str, tasks: Sequence[SearchTask], agent: AgentConfig, sampling: Sampling, phase: str = "rollouts"
     ) -> Iterator[Outcome]:
-        """Play the tasks over all workers; outcomes in the order they finish. A dead actor raises Ray's own error.
+        """Play and score the tasks over all workers; outcomes in the order in which they come.
+
+        A dead actor raises Ray's own error.
 
         Args:
             phase: what the progress calls it.
         """
-        pending: dict[Any, tuple[int, SearchTask]] = {}
-        queues: Counter[int] = Counter()  # tasks by worker
-        for i, task in enumerate(tasks):
-            worker = i % len(self.rollouts)
-            pending[self.rollouts[worker].rollout.remote(split, task, agent, sampling)] = worker, task
-            queues[worker] += 1
-        while pending:
-            waiting = sum(max(0, length - self.at_once) for length in queues.values())
-            done_of = f"{phase} {len(tasks) - len(pending)} of {len(tasks)}"
-            self.progress.now(done_of, rollout=Load(len(+queues), waiting), retrieval=Load(1))
-            [done], _ = ray.wait(list(pending))
-            worker, task = pending.pop(done)
-            queues[worker] -= 1
-            try:
-                yield ray.get(done)
-            except ray.exceptions.RayActorError:
-                raise
-            except ray.exceptions.RayTaskError as error:
-                yield FailedSample(task.query_id, task.sample, type(error.cause).__name__, str(error.cause))
 
-    def score(self, trajectories: list[Trajectory]) -> list[Outcome]:
-        """Reward every trajectory, in the order given."""
-        count = len(self.rewards)
-        self.progress.now("scoring", rewards=Load(min(count, len(trajectories)), max(0, len(trajectories) - count)))
-        parts = ray.get([worker.score.remote(trajectories[i::count]) for i, worker in enumerate(self.rewards)])
-        return [parts[i % count][i // count] for i in range(len(trajectories))]
+        def show(now: Occupancy) -> None:
+            waiting = len(tasks) - now.finished - now.episodes
+            loads = {"rollout": Load(now.rollout_workers, waiting), "rewards": Load(now.reward_workers)}
+            self.progress.now(f"{phase} {now.finished} of {len(tasks)}", retrieval=Load(1), **loads)
+
+        return self.pump.play(split, tasks, agent, sampling, show)
 
     def push(self, learners: LearnerGroup, version: int) -> None:
-        """Bring the learner's weights into every engine, in the way that `rollout.transfer` says, and check them."""
+        """Bring the learner's weights into every engine, in the way that `rollout.transfer` says.
+
+        Each engine checks what it got before it answers again.
+
+        Raises:
+            PushError: names the first worker that did not take them; its engine answers nothing until a push succeeds.
+        """
         self.progress.now("pushing the weights", rollout=Load(len(self.rollouts)), learner=Load(learners.ranks))
+        pending: dict[ray.ObjectRef, str] = {}
         if self.transfer == "nccl":
             if not self._connected:
                 learners.open_transfer(self.rollouts)
                 self._connected = True
-            layout = learners.layout()
-            receiving = [worker.receive.remote(layout, version) for worker in self.rollouts]
-            manifest = learners.broadcast()
-            ray.get([manifest, *receiving])
-            ray.get([worker.check_weights.remote(manifest) for worker in self.rollouts])
-            return
-        weights = learners.share() if self.transfer == "ipc" else learners.weights()
-        ray.get([worker.push.remote(weights, version) for worker in self.rollouts])
+            sent: Any = (learners.layout(), learners.broadcast())
+            pending[sent[1]] = "the learner"
+        else:
+            sent = learners.share() if self.transfer == "ipc" else learners.weights()
+        for i, worker in enumerate(self.rollouts):
+            pending[worker.push.remote(self.transfer, sent, version)] = f"rollout worker {i}"
+        while pending:
+            [ready], _ = ray.wait(list(pending))
+            member = pending.pop(ready)
+            try:
+                ray.get(ready)
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", error)
+                message = f"{member} failed in the push of weights {version}: {type(cause).__name__}: {cause}"
+                raise PushError(message) from error
 
 
-def resources(need: ActorResources) -> dict[str, Any]:
-    """Ray options that reserve this."""
-    return {"num_cpus": need.cpus, "num_gpus": need.gpus, "memory": int(need.memory_gib * 2**30)}
-
-
-def complete(outcomes: list[Outcome], tolerated: float = 0.0) -> tuple[list[Trajectory], list[FailedSample]]:
-    """Take outcomes apart.
+def complete(outcomes: list[Outcome], tolerated: float = 0.0) -> tuple[list[SearchTrajectory], list[FailedSample]]:
+    """Return trajectories and failures apart.
 
     Raises:
         RolloutError: more than the tolerated share of them failed.
@@ -117,27 +101,27 @@ def complete(outcomes: list[Outcome], tolerated: float = 0.0) -> tuple[list[Traj
     if len(failed) > tolerated * len(outcomes):
         first = failed[0]
         raise RolloutError(
-            f"{len(failed)} of {len(outcomes)} samples failed; the first, sample {first.sample} of query "
-            f"{first.query_id!r}: {first.reason}: {first.message}"
+            f"{len(failed)} of {len(outcomes)} samples failed; the first, {first.id}: {first.reason}: {first.message}"
         )
-    return [outcome for outcome in outcomes if isinstance(outcome, Trajectory)], failed
+    return [outcome for outcome in outcomes if not isinstance(outcome, FailedSample)], failed
 
 
 @contextmanager
-def services(config: Config, *splits: str, progress: Progress = QUIET) -> Iterator[Services]:
+def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterator[Workers]:
     """Start the actors for these splits and wait until each is ready; stop them on the way out."""
-    need, logs = config.cluster, config.run_dir / "logs"
-    retrieval = {
-        split: RetrievalService.options(**resources(need.retrieval), name=f"retrieval-{split}").remote(
-            config, split, logs=logs
+    need, logs, folder = config.cluster, config.run_dir / "logs", DatasetFolder(config.data.root)
+    corpora = {
+        split: CorpusActors(
+            config,
+            split,
+            ClipFolder(folder.clips(split), config.data.timestamps),
+            sharers=len(splits),
+            name=f"retrieval-{split}",
+            logs=logs,
         )
         for split in splits
     }
-    budget = int(need.object_store_gib * 2**30 * CLIP_BUDGET_SHARE / len(splits))
-    clips = {
-        split: ClipStores(_clip_folder(config, split), budget, resources(need.clips), logs / f"clips-{split}.log")
-        for split in splits
-    }
+    retrieval = {split: corpus.retrieval for split, corpus in corpora.items()}
     rewards = [
         RewardWorker.options(**resources(need.reward)).remote(config.rewards, logs / f"reward-{i}.log")
         for i in range(need.reward_workers)
@@ -149,20 +133,19 @@ def services(config: Config, *splits: str, progress: Progress = QUIET) -> Iterat
     try:
         nodes = ray.get([worker.node.remote() for worker in rollouts])
         started = [
-            worker.start.remote({split: stores.on(node) for split, stores in clips.items()})
+            worker.start.remote({split: corpus.stores.on(node) for split, corpus in corpora.items()})
             for worker, node in zip(rollouts, nodes, strict=True)
         ]
-        ray.get([*[service.ready.remote() for service in retrieval.values()], *started])
-        here = {split: stores.here() for split, stores in clips.items()}
+        ray.get([*[corpus.ready() for corpus in corpora.values()], *started])
         rollout = config.rollout
-        yield Services(here, rewards, rollouts, rollout.transfer, rollout.engine.max_num_seqs, progress)
+        at_once = rollout.max_episodes or 2 * rollout.engine.max_num_seqs
+        pump = RolloutPump(rollouts, rewards, at_once, rollout.deadline_s)
+        clips = {split: corpus.stores for split, corpus in corpora.items()}
+        yield Workers(clips, rewards, rollouts, rollout.transfer, pump, progress)
     finally:
-        stores = [actor for split in splits for actor in clips[split].actors()]
-        _stop(rollouts, [*retrieval.values(), *stores, *rewards])
-
-
-def _clip_folder(config: Config, split: str) -> ClipFolder:
-    return ClipFolder(DatasetFolder(config.data.root).clips(split), config.data.timestamps)
+        _stop(rollouts, rewards)
+        for corpus in corpora.values():
+            corpus.stop()
 
 
 def _stop(rollouts: list[Any], others: list[Any]) -> None:
@@ -174,26 +157,3 @@ def _stop(rollouts: list[Any], others: list[Any]) -> None:
             continue
     for actor in [*rollouts, *others]:
         ray.kill(actor)
-
-
-def connect(config: Config) -> None:
-    """Join the cluster that the configuration names, the job's own, or start a local one.
-
-    Raises:
-        MachineError: a local one is wanted and no port is free.
-    """
-    if ray.is_initialized():
-        return
-    cluster = config.cluster
-    address = cluster.address or os.environ.get("RAY_ADDRESS", "local")  # Ray sets the variable inside a job
-    if address == "local":
-        check_port()
-    local = {
-        "num_cpus": cluster.num_cpus,
-        "object_store_memory": int(cluster.object_store_gib * 2**30),
-        "include_dashboard": False,
-    }
-    ray.data.DataContext.get_current().enable_progress_bars = False  # the stages show their own
-    for name, level in {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
-        logging.getLogger(name).setLevel(level)
-    ray.init(address=address, logging_level="warning", log_to_driver=False, **(local if address == "local" else {}))

@@ -15,8 +15,8 @@ commands = typer.Typer()
 
 @commands.command()
 def demo(overrides: Overrides = None, config: ConfigFile = DEMO_CONFIG, dry_run: DryRun = False) -> None:
-    """The whole system once, on a toy corpus: data, SFT, GRPO on the live loop, evaluation, report."""
-    settings = read_settings(config, overrides, dry_run)
+    """Run the whole system once on a toy corpus: build data, train both stages, evaluate and write the report."""
+    settings = read_settings(config, overrides, dry_run and "demo")
     from pipelines.toy.demo import run_demo
 
     console.print(f"report: {guarded(run_demo, settings, console)}")

@@ -12,13 +12,14 @@ from pathlib import Path
 import ray
 from rich.console import Console
 
+from pipelines.command import keep_console
 from pipelines.data.build import build_dataset, render_toy
 from pipelines.evaluation import evaluate
 from pipelines.evaluation.report import write_run_report
-from pipelines.machine.placement import capacity, placement_plan
+from pipelines.machine.placement import check_placement
 from pipelines.machine.resources import check_packages
+from pipelines.stage.connection import connect
 from pipelines.stage.progress import shown_progress
-from pipelines.stage.workers import connect
 from pipelines.train import grpo, sft
 from vsr1.config import Config
 from vsr1.report import metric_table
@@ -26,16 +27,22 @@ from vsr1.runs.folder import write_config
 
 
 def run_demo(config: Config, console: Console) -> Path:
-    """Run every stage and return the report's path. An earlier demo in `run_dir` is replaced."""
+    """Run every stage and return the report's path. An earlier demo in `run_dir` is replaced.
+
+    Raises:
+        MachineError: a package is not installed.
+        PlanError: the machine is too small for the configuration.
+    """
     check_packages("vllm", "deepspeed", "faiss")
-    placement_plan(config, capacity(config)).check()
+    check_placement(config, "demo")
     run = config.run_dir
     if run.exists():
         shutil.rmtree(run)
     run.mkdir(parents=True)
     write_config(config, "demo")
+    keep_console(config)
     with console.status("toy videos") as status:
-        render_toy(config, lambda done, all_: status.update(f"toy videos: {done} of {all_}"))
+        render_toy(config, lambda written, total: status.update(f"toy videos: {written} of {total}"))
     connect(config)
     try:
         with console.status("dataset") as status:
@@ -54,5 +61,5 @@ def run_demo(config: Config, console: Console) -> Path:
     finally:
         ray.shutdown()
     out = write_run_report([run])
-    console.print(metric_table({"before GRPO": before.to_json(), "after GRPO": after.to_json()}))
+    console.print(metric_table({"before GRPO": before, "after GRPO": after}))
     return out

@@ -6,13 +6,12 @@ from typing import Any
 
 import ray.data
 
+from pipelines.machine.resources import READER_CPUS, READERS
 from vsr1.video.clips import Clip, ClipFolder
-
-READERS = 2  # processes of a stream
 
 
 def with_clips(rows: list[dict[str, Any]], clips: ClipFolder, block: int) -> ray.data.DataIterator:
-    """Rows in their order with the clip that the key `video_id` of each names, `block` rows read at one time.
+    """Return a stream of rows in their order with the clip that `video_id` of each names, `block` rows read at a time.
 
     See `clip_of`. The stream is scheduled in an actor of its own: in the process that trains, Ray Data's scheduler
     would hold the interpreter's lock most of the time.
@@ -21,7 +20,7 @@ def with_clips(rows: list[dict[str, Any]], clips: ClipFolder, block: int) -> ray
     dataset = ray.data.from_items(rows, override_num_blocks=blocks).map(
         _WithClip,
         fn_constructor_args=(clips,),
-        num_cpus=0.1,
+        num_cpus=READER_CPUS,
         compute=ray.data.ActorPoolStrategy(size=min(READERS, blocks)),
     )
     dataset.context.execution_options.preserve_order = True
@@ -30,7 +29,7 @@ def with_clips(rows: list[dict[str, Any]], clips: ClipFolder, block: int) -> ray
 
 
 def clip_of(row: dict[str, Any]) -> Clip:
-    """The clip of a row of `with_clips`."""
+    """Return the clip of a row of `with_clips`."""
     return Clip(row["video_id"], row["frames"], row["timestamps"], row["content_hash"])
 
 

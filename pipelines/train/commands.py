@@ -11,8 +11,8 @@ commands = typer.Typer()
 
 @commands.command("sft")
 def sft_command(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRun = False) -> None:
-    """Stage 1: supervised training with the retrieval loss."""
-    settings = read_settings(config, overrides, dry_run)
+    """Train Stage 1: replies by example, and refined queries by the retrieval loss."""
+    settings = read_settings(config, overrides, dry_run and "sft")
     from pipelines.train.sft import train
 
     console.print(f"checkpoint: {run_stage(train, settings)}")
@@ -20,8 +20,8 @@ def sft_command(overrides: Overrides = None, config: ConfigFile = None, dry_run:
 
 @commands.command("grpo")
 def grpo_command(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRun = False) -> None:
-    """Stage 2: GRPO on the live loop."""
-    settings = read_settings(config, overrides, dry_run)
+    """Train Stage 2: GRPO on the live loop of searches, rewards and new weights."""
+    settings = read_settings(config, overrides, dry_run and "grpo")
     from pipelines.train.grpo import train
 
     console.print(f"checkpoint: {run_stage(train, settings)}")

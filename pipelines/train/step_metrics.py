@@ -4,52 +4,53 @@ from __future__ import annotations
 
 from statistics import mean, pstdev
 
-from vsr1.episode.moments import moment_iou
-from vsr1.episode.trajectory import Segment, Trajectory
-from vsr1.metrics.summary import EvalSummary
+from vsr1.episode.trajectory import Turn
+from vsr1.metrics.summary import EvalSummary, refined_rank
 from vsr1.rl.credit import Credit
+from vsr1.search.record import SearchTrajectory, SearchTurn, moment_iou
 
 
-def rollout_metrics(trajectories: list[Trajectory], weight_version: int) -> dict[str, float]:
-    """Means over trajectories, or over turns where the name says so.
+def rollout_metrics(trajectories: list[SearchTrajectory], weight_version: int) -> dict[str, float]:
+    """Return means over trajectories, or over turns where the name says so.
 
     Args:
         weight_version: of the learner, which staleness is counted from.
     """
-    looks = [(trajectory, segment) for trajectory in trajectories for segment in trajectory.segments]
-    segments = [segment for _, segment in looks]
+    looks = [(trajectory, turn) for trajectory in trajectories for turn in trajectory.turns]
+    turns = [turn for _, turn in looks]
+    records = [turn.record for turn in turns]
     groups: dict[str, list[float]] = {}
     for trajectory in trajectories:
-        groups.setdefault(trajectory.query_id, []).append(trajectory.reward)
-    lengths = [len(segment.response_token_ids) for segment in segments]
-    stale = [weight_version - segment.weight_version for segment in segments]
+        groups.setdefault(trajectory.id.prompt, []).append(trajectory.reward)
+    lengths = [len(turn.response_token_ids) for turn in turns]
+    stale = [weight_version - turn.weight_version for turn in turns]
     values = {
         "reward/total": mean(t.reward for t in trajectories),
         "reward/std_in_group": mean(pstdev(rewards) for rewards in groups.values()),
-        "turns": mean(len(t.segments) for t in trajectories),
+        "turns": mean(len(t.turns) for t in trajectories),
         "response_tokens": mean(lengths),
         "response_tokens/longest": max(lengths),
-        "truncated": _share([s.finish_reason == "length" for s in segments]),
-        "no_refinement": _share([s.lacks_refinement for s in segments]),
-        "no_verdict": _share([s.verdict == "unknown" for s in segments]),
+        "truncated": _share([turn.finish_reason == "length" for turn in turns]),
+        "no_refinement": _share([record.lacks_refinement for record in records]),
+        "no_verdict": _share([record.verdict == "unknown" for record in records]),
         "moment_iou": mean(moment_iou(t) for t in trajectories),
-        "R@1_before": _share([t.segments[0].gt_rank_before == 1 for t in trajectories]),
-        "R@1_after": _share([(t.last.gt_rank_after or t.last.gt_rank_before) == 1 for t in trajectories]),
+        "R@1_before": _share([t.turns[0].record.gt_rank_before == 1 for t in trajectories]),
+        "R@1_after": _share([refined_rank(t) == 1 for t in trajectories]),
         "staleness": mean(stale),
         "staleness/most": max(stale),
     }
     for term in trajectories[0].terms:
         values[f"reward/{term}"] = mean(t.terms[term] for t in trajectories)
-    for turn in sorted({segment.turn for segment in segments}):
-        refined = [s for s in segments if s.turn == turn and s.gt_rank_after is not None]
+    for number in sorted({turn.number for turn in turns}):
+        refined = [t.record for t in turns if t.number == number and t.record.gt_rank_after is not None]
         if refined:
-            values[f"refinement_{turn}/R@1_before"] = _share([s.gt_rank_before == 1 for s in refined])
-            values[f"refinement_{turn}/R@1_after"] = _share([s.gt_rank_after == 1 for s in refined])
+            values[f"refinement_{number}/R@1_before"] = _share([record.gt_rank_before == 1 for record in refined])
+            values[f"refinement_{number}/R@1_after"] = _share([record.gt_rank_after == 1 for record in refined])
     return values | _verifier(looks)
 
 
 def credit_metrics(credits: list[list[Credit]]) -> dict[str, float]:
-    """Advantages of the turns."""
+    """Return what is followed of the advantages of the turns."""
     values = [credit.tokens for turns in credits for credit in turns]
     return {
         "advantage/mean": mean(values),
@@ -58,8 +59,8 @@ def credit_metrics(credits: list[list[Credit]]) -> dict[str, float]:
     }
 
 
-def validation_metrics(summary: EvalSummary, trajectories: list[Trajectory]) -> dict[str, float]:
-    """What is followed while training.
+def validation_metrics(summary: EvalSummary, trajectories: list[SearchTrajectory]) -> dict[str, float]:
+    """Return what is followed while training.
 
     `R@1_shown` is the share of queries whose last video shown is the right one; rejected ones are excluded if the agent
     excludes them. It and the reward are means over the queries that were played, at least one.
@@ -68,20 +69,23 @@ def validation_metrics(summary: EvalSummary, trajectories: list[Trajectory]) -> 
         "reward": mean(t.reward for t in trajectories),
         "R@1_engine": summary.engine.recall_at_1,
         "R@1_refined": summary.refined.recall_at_1,
-        "R@1_shown": _share([t.last.video_id == t.gt_video for t in trajectories]),
+        "R@1_shown": _share([t.last.record.video_id == t.task.gt_video for t in trajectories]),
         "IoU@0.5": summary.moments.iou_05,
         "verification": summary.verification_all_turns.accuracy,
         "turns": summary.turns_per_query,
     }
 
 
-def _verifier(looks: list[tuple[Trajectory, Segment]]) -> dict[str, float]:
-    """The verifier's confusion, as shares of all looks."""
+def _verifier(looks: list[tuple[SearchTrajectory, Turn[SearchTurn]]]) -> dict[str, float]:
+    """Return the verifier's confusion, as shares of all looks."""
     values = {}
     for is_right, name in ((True, "right_video"), (False, "wrong_video")):
         for verdict in ("matched", "not_matched"):
             values[f"verifier/{name}_{verdict}"] = _share(
-                [(s.video_id == t.gt_video) == is_right and s.verdict == verdict for t, s in looks]
+                [
+                    (turn.record.video_id == t.task.gt_video) == is_right and turn.record.verdict == verdict
+                    for t, turn in looks
+                ]
             )
     values["verifier/accuracy"] = values["verifier/right_video_matched"] + values["verifier/wrong_video_not_matched"]
     return values

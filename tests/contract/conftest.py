@@ -19,7 +19,6 @@ from filelock import FileLock
 from playwright.sync_api import Browser, expect, sync_playwright
 from safetensors.torch import load_file, save_file
 
-from bench.report import BROWSER_FLAGS, BrowserError, find_browser
 from pipelines.data.build import ensure_dataset
 from vsr1.config import load_config
 from vsr1.formats.dataset import DatasetFolder
@@ -30,6 +29,8 @@ from vsr1.toy.models import write_random_models
 from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
 from vsr1.video.clips import Clip, write_clip
 from vsr1.video.decode import SampledVideo
+
+from .chromium import FLAGS, find_chromium
 
 REPOSITORY = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -180,19 +181,8 @@ def clip_rows():
 
 
 @pytest.fixture(scope="module")
-def browser_path() -> str:
-    """Where Chromium is; in CI it has to be somewhere."""
-    try:
-        return find_browser()
-    except BrowserError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def browser(browser_path: str) -> Iterator[Browser]:
+def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser_path, args=list(BROWSER_FLAGS))
+        chromium = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         yield chromium
         chromium.close()

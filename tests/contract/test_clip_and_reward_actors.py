@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import ray
 from ray.cloudpickle import register_pickle_by_value
+from search_episodes import search_trajectory, search_turn
 
 from actors.clips import ClipStore
 from actors.rewards import RewardWorker
-from vsr1.episode.trajectory import FailedSample, Segment, Trajectory
-from vsr1.rewards.score import scored
+from vsr1.episode.rewards import scored
+from vsr1.episode.sample import FailedSample, SampleId
+from vsr1.search.rewards import SearchRewards
 from vsr1.settings.training import RewardConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -75,25 +77,22 @@ def test_a_missing_clip_is_named_and_the_store_goes_on() -> None:
 
 
 def test_the_reward_worker_scores_as_the_library_does() -> None:
-    text = "<think>seen</think><answer>matched</answer><start>1</start><end>2</end>"
-    segment = Segment(
-        1, "v", "", [1], [2], [-0.1], text, "refined", "matched", (1.0, 2.0), np.ones((8, 4), np.float32), None,
-        [("v", 1.0)], 1, 1, "i", 0, 0.1, 0.5, 0.6, [0.4], [0.4],
+    text = "<think>seen</think><answer>not_matched</answer>"
+    turn = search_turn(
+        1, "w", "not_matched", text=text, latents=np.ones((8, 4), np.float32), gt_score_before=0.5,
+        gt_score_after=0.6, negative_scores_before=[0.4], negative_scores_after=[0.4],
     )  # fmt: skip
-    whole = Trajectory("q1", "a query", "v", (1.0, 3.0), 10.0, 0, 0, [segment], "matched")
-    empty = Trajectory("q2", "a query", "v", (1.0, 3.0), 10.0, 1, 0, [], "matched")
+    whole = search_trajectory("q1", [turn])
+    empty = search_trajectory("q2", [], sample=1)
     worker = RewardWorker.options(num_cpus=0).remote(RewardConfig())
     [result] = ray.get(worker.score.remote([whole]))
-    expected = scored(whole, RewardConfig())
+    expected = scored(whole, SearchRewards(RewardConfig()))
     assert (result.terms, result.reward) == (expected.terms, expected.reward)
-    assert (result.turn_rewards, result.turn_retrieval_rewards) == (
-        expected.turn_rewards,
-        expected.turn_retrieval_rewards,
-    )
-    assert result.query_id == "q1" and result.last.latents.shape == (8, 4)
-    lost, kept = ray.get(worker.score.remote([empty, whole]))
-    assert isinstance(lost, FailedSample)
-    assert (lost.query_id, lost.sample, lost.reason) == ("q2", 1, "RewardError")
-    assert "'q2' has no turns" in lost.message
-    assert kept.reward == expected.reward
+    assert (result.turn_rewards, result.turn_latent_rewards) == (expected.turn_rewards, expected.turn_latent_rewards)
+    assert result.id.prompt == "q1" and result.last.latents["query"].shape == (8, 4)
+    failure, again = ray.get(worker.score.remote([empty, whole]))
+    assert isinstance(failure, FailedSample)
+    assert (failure.id, failure.reason) == (SampleId("q2", 1), "RewardError")
+    assert "has no turns" in failure.message
+    assert again.reward == expected.reward
     ray.kill(worker)

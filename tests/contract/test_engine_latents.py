@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from vsr1.engine.engine import PolicyEngine, Reply
-from vsr1.engine.latent_table import MAX_DEPTH, LatentTable
+from vsr1.engine.latent_table import MAX_DEPTH, LatentTable, latent_noise
 from vsr1.engine.latents import LatentLogitsProcessor
+from vsr1.engine.request import LatentRequest
+from vsr1.episode.environment import Prompt
 from vsr1.model.checkpoint import load_policy
 from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
 from vsr1.model.processor import ClipProcessor
 from vsr1.model.vision import encode_clips
-from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
+from vsr1.search.parse import ACCEPTS
+from vsr1.search.prompts import SYSTEM_PROMPT, turn_parts
 from vsr1.settings.parts import EngineConfig
 from vsr1.video.clips import Clip
 
@@ -27,7 +30,25 @@ NEW = Clip.make("new", np.full((8, 64, 64, 3), 99, np.uint8), np.arange(8.0))
 def _generate(engine: PolicyEngine, clips, seed: int, **changes) -> asyncio.Future[Reply]:
     options = {"max_tokens": 24, "latents": 8, "temperature": 1.0, "seed": seed} | changes
     query = QUERY + " red" * (30 + seed % 16)  # prompts of many lengths: some outgrow a cache block while they refine
-    return engine.generate(turn_prompt(query, SYSTEM_PROMPT), clips[seed % 3], **options)
+    before, after = turn_parts(query, SYSTEM_PROMPT)
+    return engine.generate(Prompt([before, clips[seed % 3], after]), **options)
+
+
+async def most_at_one_time(engine: PolicyEngine, clips, latents: int) -> int:
+    """How many of 24 requests are in vLLM at one time."""
+    inside, most, stock = 0, 0, engine._llm.generate
+
+    async def watched(*args):
+        nonlocal inside, most
+        inside, most = inside + 1, max(most, inside + 1)
+        async for output in stock(*args):
+            yield output
+        inside -= 1
+
+    engine._llm.generate = watched
+    await asyncio.gather(*[_generate(engine, clips, seed, latents=latents) for seed in range(24)])
+    engine._llm.generate = stock
+    return most
 
 
 async def cancelled_on_its_way(engine: PolicyEngine) -> Reply:
@@ -101,6 +122,7 @@ def roomy(policy_folder, clips):
         played["noisy"], played["again"] = [
             await asyncio.gather(*[_generate(engine, clips, seed, sigma=SIGMA) for seed in range(24)]) for _ in "12"
         ]
+        played["at one time"] = [await most_at_one_time(engine, clips, latents) for latents in (0, 8)]
         chance = random.Random(0)
         for _ in range(10):
             tasks = [asyncio.ensure_future(_generate(engine, clips, seed)) for seed in range(100)]
@@ -127,15 +149,21 @@ def _gaps(replies: list[Reply], folder, clips, sigma: float = 0.0) -> tuple[floa
         features = encode_clips(policy.model.visual, [c.pixels for c in processed], [c.grid for c in processed])
         for reply in replies:
             clip = reply.clip
-            rows = [Row(reply.prompt_token_ids, reply.token_ids, clip, processed[clip].grid)]
+            rows = [Row(reply.prompt_token_ids, reply.token_ids, (clip,), (processed[clip].grid,))]
             state = prefill(policy.model, rows, features, keep_cache=True)
             logprobs, _ = token_logprobs(policy, state, rows)
             logprob_gap = max(logprob_gap, float((logprobs - torch.tensor(reply.logprobs)).abs().max()))
             if reply.latents is not None:
-                noise = None if reply.noise is None else sigma * torch.from_numpy(reply.noise)[None]
+                noise = sigma * _noise(reply)[None] if sigma else None
                 latents = roll_latents(policy, state, len(reply.latents), noise)[0]
                 latent_gap = max(latent_gap, float((latents - torch.tensor(reply.latents)).abs().max()))
     return logprob_gap, latent_gap
+
+
+def _noise(reply: Reply) -> torch.Tensor:
+    """The noise on a reply's latents, which follows from the request's seed."""
+    depth, width = reply.latents.shape
+    return torch.stack([latent_noise(reply.seed, step, width) for step in range(depth)])
 
 
 def _with_clip(replies: list[Reply], seeds) -> list[Reply]:
@@ -162,19 +190,21 @@ def test_every_depth_equals_the_oracle(roomy, policy_folder, clips):
 
 
 def test_noise_is_added_to_every_latent_and_repeats_with_the_seed(roomy, policy_folder, clips):
-    noisy, again, plain = roomy["noisy"], roomy["again"], roomy["plain"]
+    noisy, again = roomy["noisy"], roomy["again"]
     _, latent_gap = _gaps(_with_clip(noisy, range(24)), policy_folder, clips, SIGMA)
     assert latent_gap < 1e-4
     drawn = []
-    for one, two, none in zip(noisy, again, plain, strict=True):
-        assert (one.noise is None) == (one.latents is None)
-        assert none.noise is None
-        if one.noise is not None:
-            np.testing.assert_array_equal(one.noise, two.noise)
+    for one, two in zip(noisy, again, strict=True):
+        assert one.seed == two.seed
+        if one.latents is not None:
             np.testing.assert_allclose(one.latents, two.latents, atol=1e-5)
-            drawn.append(one.noise)
+            drawn.append(_noise(one).numpy())
     assert abs(np.mean(drawn)) < 0.05 and abs(np.std(drawn) - 1) < 0.05
     assert not np.allclose(drawn[0], drawn[1])
+
+
+def test_only_requests_that_may_refine_take_a_slot(roomy):
+    assert roomy["at one time"] == [24, 7]
 
 
 def test_a_thousand_aborts_lose_no_slot(roomy, policy_folder, clips):
@@ -193,7 +223,7 @@ def test_a_clip_whose_request_was_cancelled_is_sent_again(roomy):
 
 def test_a_reply_that_accepts_ends_at_its_refine_token(policy_folder, monkeypatch):
     tokenizer = ClipProcessor(policy_folder).tokenizer
-    vocabulary, refine = len(tokenizer), tokenizer.convert_tokens_to_ids("<REFINE>")
+    vocabulary, end = len(tokenizer), tokenizer.eos_token_id
     wrote = []
     table = SimpleNamespace(
         first_handle=vocabulary, before_norm=torch.zeros(3, 4), after_norm=None, latents=torch.zeros(24, 4),
@@ -203,12 +233,11 @@ def test_a_reply_that_accepts_ends_at_its_refine_token(policy_folder, monkeypatc
     config = SimpleNamespace(model_config=SimpleNamespace(tokenizer=str(policy_folder)))
     processor = LatentLogitsProcessor(config, torch.device("cpu"), is_pin_memory=False)
     added = []
-    for slot, (answer, refine_at) in enumerate([("matched", -1), ("not_matched", -1), ("matched", 2)]):
+    for slot, (answer, unless) in enumerate([("matched", ACCEPTS), ("not_matched", ACCEPTS), ("matched", None)]):
         output = tokenizer.encode(f"<answer>{answer}</answer> <REFINE>", add_special_tokens=False)
-        own = {"slot": slot, "depth": 8, "text_limit": 64, "refine_token": refine, "refine_at": refine_at}
-        shared = {"end_token": 0, "seed": 0, "sigma": 0}
-        added.append((slot, SimpleNamespace(extra_args=own | shared), None, output))
+        request = LatentRequest(slot, depth=8, latents_unless=unless, text_limit=64, seed=0, sigma=0.0)
+        added.append((slot, SimpleNamespace(extra_args=request.extra_args()), None, output))
     processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
     chosen = processor.apply(torch.zeros(3, vocabulary + 3 * MAX_DEPTH)).argmax(-1).tolist()
-    assert chosen == [0, vocabulary + MAX_DEPTH, vocabulary + 2 * MAX_DEPTH]  # the last was to refine
+    assert chosen == [end, vocabulary + MAX_DEPTH, vocabulary + 2 * MAX_DEPTH]
     assert wrote == [([1, 2], [MAX_DEPTH, 2 * MAX_DEPTH])]

@@ -1,7 +1,7 @@
 """Evaluation on real services: what it writes, what it goes on from, and what failed queries do to it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from shutil import copytree
@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from pipelines.evaluation import evaluate
-from pipelines.stage.workers import Outcome, Services, services
+from pipelines.stage.pump import Outcome
+from pipelines.stage.workers import Workers, workers
 from vsr1.config import Config, load_config
 from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.metrics.predictions import read_predictions
 from vsr1.metrics.summary import EvalSummary, summarise
-from vsr1.runs.trajectories import read_trajectories
-from vsr1.search.environment import SearchTask
+from vsr1.runs.trajectories import read_log
+from vsr1.search.record import SearchTask
 
 REPOSITORY = Path(__file__).parents[2]
 QUERIES = 24  # of `toy_data`
@@ -38,8 +39,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, toy_data: Path, ray_clust
 
 
 @pytest.fixture(scope="module")
-def world(settings: Config) -> Iterator[Services]:
-    with services(settings, "test") as running:
+def world(settings: Config) -> Iterator[Workers]:
+    with workers(settings, "test") as running:
         yield running
 
 
@@ -47,21 +48,21 @@ def changed(config: Config, run: Path, **eval_settings: Any) -> Config:
     return config.model_copy(update={"run_dir": run, "eval": config.eval.model_copy(update=eval_settings)})
 
 
-def counted(world: Services, config: Config) -> tuple[EvalSummary, int]:
+def counted(world: Workers, config: Config) -> tuple[EvalSummary, int]:
     """The summary, and how many queries were played for it."""
     played: list[str] = []
 
-    class Counting(Services):
-        def rollout(self, split: str, tasks: list[SearchTask], *rest: Any) -> Iterator[Outcome]:
+    class Counting(Workers):
+        def play(self, split: str, tasks: Sequence[SearchTask], *rest: Any) -> Iterator[Outcome]:
             played.extend(task.query_id for task in tasks)
-            return super().rollout(split, tasks, *rest)
+            return super().play(split, tasks, *rest)
 
     counting = Counting(**{field.name: getattr(world, field.name) for field in fields(world)})
     summary, _ = evaluate.evaluate_on(counting, config, "eval")
     return summary, len(played)
 
 
-def test_an_evaluation_that_was_stopped_goes_on(world: Services, settings: Config, tmp_path: Path) -> None:
+def test_an_evaluation_that_was_stopped_goes_on(world: Workers, settings: Config, tmp_path: Path) -> None:
     assert counted(world, changed(settings, tmp_path, limit=2))[1] == 2
     log = tmp_path / "eval.trajectories.jsonl"
     first = log.read_text()
@@ -69,7 +70,7 @@ def test_an_evaluation_that_was_stopped_goes_on(world: Services, settings: Confi
     summary, played = counted(world, changed(settings, tmp_path))
     assert (summary.queries, played) == (QUERIES, QUERIES - 2)
     assert log.read_text().startswith(first)
-    assert len(read_trajectories(log)) == QUERIES
+    assert len(list(read_log(log))) == QUERIES
     again, played = counted(world, changed(settings, tmp_path))
     assert played == 0
     assert again == summary
@@ -77,7 +78,7 @@ def test_an_evaluation_that_was_stopped_goes_on(world: Services, settings: Confi
     assert without_services == summary
 
 
-def test_a_changed_setting_never_reuses_old_rows(world: Services, settings: Config, tmp_path: Path) -> None:
+def test_a_changed_setting_never_reuses_old_rows(world: Workers, settings: Config, tmp_path: Path) -> None:
     before, _ = counted(world, changed(settings, tmp_path, limit=2))
     shorter = changed(settings, tmp_path, limit=2)
     shorter = shorter.model_copy(update={"agent": settings.agent.model_copy(update={"max_turns": 1})})
@@ -87,7 +88,7 @@ def test_a_changed_setting_never_reuses_old_rows(world: Services, settings: Conf
     assert {row["fingerprint"] for row in read_lines(tmp_path / "eval.jsonl")} == {after.fingerprint}
 
 
-def test_the_rows_scored_again_give_the_summary(world: Services, settings: Config, tmp_path: Path) -> None:
+def test_the_rows_scored_again_give_the_summary(world: Workers, settings: Config, tmp_path: Path) -> None:
     config = changed(settings, tmp_path, agents={"two": {"latents": 2, "max_turns": 1}})
     summary, _ = counted(world, config)
     rows, problems = read_predictions(tmp_path / "eval.jsonl")
@@ -107,7 +108,7 @@ def test_the_rows_scored_again_give_the_summary(world: Services, settings: Confi
         assert row.turns[0].profile_policy_rank_by_depth["8"] == row.turns[0].policy_rank
 
 
-def test_queries_that_cannot_be_played_count_as_failures(world: Services, settings: Config, tmp_path: Path) -> None:
+def test_queries_that_cannot_be_played_count_as_failures(world: Workers, settings: Config, tmp_path: Path) -> None:
     folder = DatasetFolder(settings.data.root)
     queries, annotations = folder.query_meta("test"), folder.annotations("test")
     kept = queries.read_text(), annotations.read_text()

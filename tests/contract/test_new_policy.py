@@ -73,7 +73,7 @@ def test_new_heads_change_a_query_least() -> None:
     policy.requires_grad_(False)
     tokenizer = ClipProcessor(TOY / "policy").tokenizer
     queries = [example.query for example in make_corpus("start", 12, 5)]
-    rows = [Row(tokenizer.encode(query), [refine_token_id(tokenizer)], None, None) for query in queries]
+    rows = [Row(tokenizer.encode(query), [refine_token_id(tokenizer)]) for query in queries]
     plain = embedder.query_vectors(queries).detach()
     table = embedder.model.language_model.embed_tokens.weight.detach()
     rms = float(table.square().mean().sqrt())

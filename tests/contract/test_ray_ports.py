@@ -8,10 +8,9 @@ STARTED = """
 import sys
 from pipelines.cli import app
 assert "ray" not in sys.modules, "Ray reads the variable when it is imported"
-from pipelines.machine.resources import keep_ray_local
+from pipelines.stage.connection import connect, keep_ray_local
 keep_ray_local(None)
 import psutil, ray
-from pipelines.stage.workers import connect
 from vsr1.config import Config
 connect(Config())
 processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
@@ -22,7 +21,9 @@ ray.shutdown()
 
 
 def test_a_local_ray_listens_on_the_loopback_address_only() -> None:
-    done = subprocess.run([sys.executable, "-c", STARTED], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    [at] = [line.removeprefix("listening at ") for line in done.stdout.splitlines() if line.startswith("listening at")]
+    process = subprocess.run([sys.executable, "-c", STARTED], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    [at] = [
+        line.removeprefix("listening at ") for line in process.stdout.splitlines() if line.startswith("listening at")
+    ]
     assert set(literal_eval(at)) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"} and at != "[]"

@@ -15,6 +15,7 @@ from bench.report import write_synthetic_run
 from pipelines.evaluation.report import read_run
 from vsr1.report import write_report
 from vsr1.toy.render import render
+from vsr1.video.clips import Clip
 
 HOSTILE = '</script><img src="x" onerror="document.title=1"><script>document.title=2</script> & <b>bold</b>'
 COUNT = 400
@@ -46,12 +47,12 @@ def write_page(folder: Path, sizes: dict[str, int]) -> Made:
         log = folder / name / "before.trajectories.jsonl"
         first, *others = log.read_text().splitlines()
         row = json.loads(first)
-        row["query"] = row["segments"][0]["text"] = HOSTILE
+        row["task"]["query"] = row["turns"][0]["text"] = HOSTILE
         log.write_text("\n".join([json.dumps(row), *others, ""]))
 
-        def frames(video: str, clip_hash: str, videos: Any = videos) -> tuple[np.ndarray, np.ndarray]:
+        def frames(video: str, clip_hash: str, videos: Any = videos) -> Clip:
             times = np.arange(float(videos[video].film.duration))
-            return render(videos[video].film, times), times
+            return Clip(video, render(videos[video].film, times), times, clip_hash)
 
         runs.append(replace(read_run(folder / name, name, with_frames=False), frames=frames))
     page = folder / "report.html"

@@ -121,21 +121,3 @@ def test_a_finished_run_writes_its_checkpoint_again(world: Path, whole: Path) ->
     shutil.rmtree(whole)
     again = load_file(sft.train(_config(world, "whole")) / "model.safetensors")
     assert all(wanted[name].equal(again[name]) for name in wanted)
-
-
-def test_each_step_takes_its_rows_whatever_was_done_before() -> None:
-    rows = [{"n": n} for n in range(24)]
-    whole = [sft._rows_of(rows, rank, 2, 3, 0) for rank in range(2)]
-    assert sorted(row["n"] for part in whole for row in part) == list(range(24))
-    for rank in range(2):
-        assert sft._rows_of(rows, rank, 2, 3, 2) == whole[rank][6:]
-
-
-def test_the_wrong_video_that_was_shown_is_the_first_negative() -> None:
-    record = {
-        "qid": "q", "query": "a red circle", "messages": [{"content": REPLY}],
-        "meta": {"video_id": "shown", "query_pos_video_id": "right"},
-    }  # fmt: skip
-    assert sft._row(record, {"q": ["near", "shown", "far"]}, {})["negatives"] == ["shown", "near", "far"]
-    record["meta"]["video_id"] = "right"
-    assert sft._row(record, {"q": ["near"]}, {})["negatives"] == ["near"]

@@ -30,13 +30,6 @@ def test_metrics_are_drawn_together_and_repeat() -> None:
     assert bootstrap_intervals(values).tolist() != bootstrap_intervals(values, seed=1).tolist()
 
 
-def test_the_result_does_not_depend_on_the_memory_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(3).random((50, 2))
-    whole = bootstrap_intervals(values)
-    monkeypatch.setattr("vsr1.metrics.bootstrap._AT_ONCE", 333)
-    assert bootstrap_intervals(values).tolist() == whole.tolist()
-
-
 def test_unusable_values_are_errors() -> None:
     for values, match in ((np.zeros((0, 2)), "shape"), (np.zeros(3), "shape"), (np.array([[np.nan]]), "not a number")):
         with pytest.raises(ValueError, match=match):

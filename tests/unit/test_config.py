@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from vsr1.config import ConfigError, load_config
+from vsr1.config import RENAMED, Config, ConfigError, load_config, with_new_names
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -22,6 +23,74 @@ def test_of_several_files_the_later_wins_key_by_key(tmp_path: Path) -> None:
 def test_an_unknown_key_is_named_with_the_files_and_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("grpo: {step: 5}\n")
     with pytest.raises(ConfigError, match=r"a\.yaml: unknown key 'grpo\.step'; the nearest known key is 'grpo\.steps'"):
+        load_config(tmp_path / "a.yaml")
+
+
+TABLE = {"sft.batch_size": "sft.examples", "seed": "data.random.seed"}  # a table of its own, to keep for ever
+
+
+@pytest.mark.parametrize(
+    ("text", "new"),
+    [
+        ("{sft: {batch_size: 3, epochs: 2}}", {"sft": {"epochs": 2, "examples": 3}}),
+        ("{seed: 7}", {"data": {"random": {"seed": 7}}}),
+        ("{seed: 7, data: {root: /d}}", {"data": {"root": "/d", "random": {"seed": 7}}}),
+        ("{sft: {batch_size: '${eval.limit}'}}", {"sft": {"examples": "${eval.limit}"}}),
+        ("{sft: {examples: 3}}", {"sft": {"examples": 3}}),
+        ("{sft: null, grpo: {steps: 1}}", {"sft": None, "grpo": {"steps": 1}}),
+        ("{}", {}),
+    ],
+)
+def test_a_key_that_was_renamed_is_read_under_its_new_name(text: str, new: dict[str, object]) -> None:
+    assert OmegaConf.to_container(with_new_names(OmegaConf.create(text), renamed=TABLE)) == new
+
+
+def test_old_and_new_name_of_a_key_together_are_an_error_that_names_both() -> None:
+    tree = OmegaConf.create({"sft": {"batch_size": 3, "examples": 3}})
+    message = "a.yaml: sft.batch_size is the old name of sft.examples, and both are there; keep sft.examples only"
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        with_new_names(tree, "a.yaml: ", TABLE)
+
+
+def test_files_and_overrides_may_use_old_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RENAMED, "sft.examples", "sft.batch_size")
+    (tmp_path / "old.yaml").write_text("sft: {examples: 3}\n")
+    (tmp_path / "new.yaml").write_text("sft: {batch_size: 4}\n")
+    (tmp_path / "both.yaml").write_text("sft: {examples: 3, batch_size: 4}\n")
+
+    def batch_size(names: list[str], *overrides: str) -> int:
+        return load_config([tmp_path / name for name in names], list(overrides)).sft.batch_size
+
+    assert batch_size(["old.yaml"]) == batch_size(["new.yaml", "old.yaml"]) == 3
+    assert batch_size(["old.yaml", "new.yaml"]) == batch_size(["old.yaml"], "sft.batch_size=4") == 4
+    assert batch_size(["new.yaml"], "sft.examples=5") == 5
+    with pytest.raises(ConfigError, match=r"both\.yaml: sft\.examples is the old name of sft\.batch_size"):
+        batch_size(["both.yaml"])
+    with pytest.raises(ConfigError, match=r"^overrides: sft\.examples is the old name of sft\.batch_size"):
+        batch_size([], "sft.examples=3", "sft.batch_size=4")
+
+
+def test_renamed_keys_lead_to_keys_that_there_are() -> None:
+    tree = OmegaConf.create(Config().model_dump(mode="json"))
+    for old, new in RENAMED.items():
+        assert OmegaConf.select(tree, new) is not None and OmegaConf.select(tree, old) is None
+
+
+def test_the_configuration_of_an_old_run_is_read(tmp_path: Path) -> None:
+    """As it was written with all keys, before negatives were settings of the stages."""
+    tree = OmegaConf.create(Config().model_dump(mode="json"))
+    for stage, count in {"sft": 7, "grpo": 9}.items():
+        tree[stage].retrieval_loss.negatives = count
+        del tree[stage]["negatives"]
+    OmegaConf.save(tree, tmp_path / "config.yaml")
+    old = load_config(tmp_path / "config.yaml", ["grpo.retrieval_loss.negatives=5"])
+    assert (old.sft.negatives, old.grpo.negatives) == (7, 5)
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "3\n"])
+def test_a_file_that_holds_no_sections_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"a\.yaml: "):
         load_config(tmp_path / "a.yaml")
 
 

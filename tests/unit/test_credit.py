@@ -4,27 +4,26 @@ import math
 
 import numpy as np
 import pytest
+from search_episodes import search_trajectory, search_turn
 
-from vsr1.episode.trajectory import Segment, Trajectory
 from vsr1.rl.credit import Credit, credits_of
+from vsr1.search.record import SearchTrajectory
 from vsr1.settings.training import ObjectiveConfig
 
 LIMIT = 10  # tokens of a reply
 
 
-def sample(query: str, turns: list[float], retrieval: list[float], lengths: list[int] | None = None) -> Trajectory:
+def sample(
+    prompt: str, turns: list[float], retrieval: list[float], lengths: list[int] | None = None
+) -> SearchTrajectory:
     """Weighted rewards of the turns, what of them is for the refined query, and tokens of the replies."""
-    segments = [
-        Segment(
-            number, "v", "", [1], [2] * length, [-0.1] * length, "", "stop", "unknown", None,
-            np.zeros((2, 3), np.float32), None, [("v", 1.0)], 1, 1, "i", 0, 0.1,
-        )
+    played = [
+        search_turn(number, "v", tokens=length, latents=np.zeros((2, 3), np.float32))
         for number, length in enumerate(lengths or [3] * len(turns), start=1)
-    ]  # fmt: skip
-    return Trajectory(
-        query, "a query", "v", (0.0, 1.0), 2.0, 0, 0, segments, "matched",
-        turn_rewards=turns, turn_retrieval_rewards=retrieval, reward=sum(turns),
-    )  # fmt: skip
+    ]
+    return search_trajectory(
+        "query", played, prompt=prompt, turn_rewards=turns, turn_latent_rewards=retrieval, reward=sum(turns)
+    )
 
 
 def objective(credit: str, advantage: str = "group_centred", overlong_buffer: int = 0) -> ObjectiveConfig:
@@ -42,7 +41,7 @@ def latents(credits: list[list[Credit]]) -> list[list[float]]:
 
 
 @pytest.fixture
-def two_groups() -> list[Trajectory]:
+def two_groups() -> list[SearchTrajectory]:
     """Totals 4 and 1 of p, 5 and 2 of q, the samples of both groups mixed."""
     return [
         sample("p", [2.0, 2.0], [0.5, 0.25]),
@@ -52,7 +51,7 @@ def two_groups() -> list[Trajectory]:
     ]
 
 
-def test_credit_by_trajectory_is_the_same_for_all_its_turns(two_groups: list[Trajectory]) -> None:
+def test_credit_by_trajectory_is_the_same_for_all_its_turns(two_groups: list[SearchTrajectory]) -> None:
     credits = credits_of(two_groups, objective("trajectory"), LIMIT)
     assert tokens(credits) == latents(credits) == [[1.5, 1.5], [1.5, 1.5, 1.5], [-1.5], [-1.5, -1.5]]
 
@@ -64,12 +63,12 @@ def test_credit_by_trajectory_is_the_same_for_all_its_turns(two_groups: list[Tra
         ("batch", math.sqrt(0.75)),  # 1.5 over the deviation of 1.5, 1.5, -1.5, -1.5
     ],
 )
-def test_credit_by_trajectory_normalised(two_groups: list[Trajectory], advantage: str, value: float) -> None:
+def test_credit_by_trajectory_normalised(two_groups: list[SearchTrajectory], advantage: str, value: float) -> None:
     found = [turns[0] for turns in tokens(credits_of(two_groups, objective("trajectory", advantage), LIMIT))]
     assert found == pytest.approx([value, value, -value, -value])
 
 
-def test_credit_by_turn(two_groups: list[Trajectory]) -> None:
+def test_credit_by_turn(two_groups: list[SearchTrajectory]) -> None:
     """Mean rewards from a turn on are 2, 2 against 1 in p, and 5/3, 5/2, 4 against 1, 1/2 in q.
 
     What the latents answer for is 0.5 + 2, 0.25 against -0.5 in p, and 0.25 + 2.5, 0.5 + 4, 0 against 0.5 + 0.5, 1 in
@@ -81,13 +80,13 @@ def test_credit_by_turn(two_groups: list[Trajectory]) -> None:
     assert latents(credits) == [[1.5, 0.0], [0.875, 1.75, 0.0], [-1.5], [-0.875, -1.75]]
 
 
-def test_with_a_discount_of_0_a_turn_answers_for_itself(two_groups: list[Trajectory]) -> None:
+def test_with_a_discount_of_0_a_turn_answers_for_itself(two_groups: list[SearchTrajectory]) -> None:
     credits = credits_of(two_groups, objective("turn").model_copy(update={"discount": 0.0}), LIMIT)
     assert tokens(credits) == [[0.5, 0.0], [-0.75, 0.25, 0.0], [-0.5], [0.75, -0.25]]
     assert latents(credits) == [[0.5, 0.0], [-0.125, -0.25, 0.0], [-0.5], [0.125, 0.25]]
 
 
-def test_credit_by_turn_is_divided_by_the_deviation_of_that_turn(two_groups: list[Trajectory]) -> None:
+def test_credit_by_turn_is_divided_by_the_deviation_of_that_turn(two_groups: list[SearchTrajectory]) -> None:
     credits = credits_of(two_groups, objective("turn", "group"), LIMIT)
     half = math.sqrt(0.5)  # of two numbers, each is that far from the middle in deviations
     for found in (tokens(credits), latents(credits)):
@@ -99,7 +98,7 @@ def test_credit_by_turn_is_divided_by_the_deviation_of_that_turn(two_groups: lis
         ]
 
 
-def test_latents_do_not_answer_for_the_verdict_before_them(two_groups: list[Trajectory]) -> None:
+def test_latents_do_not_answer_for_the_verdict_before_them(two_groups: list[SearchTrajectory]) -> None:
     before = credits_of(two_groups, objective("turn"), LIMIT)
     better = [sample("q", [0.0, 1.0 + 8.0, 4.0], [0.25, 0.5, 0.0]) if i == 1 else t for i, t in enumerate(two_groups)]
     after = credits_of(better, objective("turn"), LIMIT)
@@ -109,7 +108,7 @@ def test_latents_do_not_answer_for_the_verdict_before_them(two_groups: list[Traj
     assert (after[0], after[2]) == (before[0], before[2])
 
 
-def test_a_better_query_is_credited_to_its_latents(two_groups: list[Trajectory]) -> None:
+def test_a_better_query_is_credited_to_its_latents(two_groups: list[SearchTrajectory]) -> None:
     better = [sample("q", [0.0, 1.0 + 8.0, 4.0], [0.25, 8.5, 0.0]) if i == 1 else t for i, t in enumerate(two_groups)]
     assert latents(credits_of(better, objective("turn"), LIMIT))[1] == [0.875 + 2.0, 1.75 + 4.0, 0.0]
 

@@ -1,60 +1,44 @@
 """The summary of an evaluation on four trajectories small enough to count by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from search_episodes import search_trajectory, search_turn
 
-from vsr1.episode.moments import moment_iou
-from vsr1.episode.trajectory import Segment, Span, Trajectory, Verdict
+from vsr1.episode.moments import Span
+from vsr1.episode.sample import SampleId
+from vsr1.episode.trajectory import Turn
 from vsr1.metrics.prediction_rows import failed_row, prediction_row
 from vsr1.metrics.predictions import PredictionRow
-from vsr1.metrics.scores import VerdictCounts
-from vsr1.metrics.summary import EvalSummary, refined_rank, summarise
+from vsr1.metrics.summary import EvalSummary, VerdictCounts, refined_rank, summarise
+from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn, Verdict, moment_iou
 
 CORPUS = 200
 
 
 def look(
     video: str, verdict: Verdict, before: int, after: int | None = None, span: Span | None = None, tokens: int = 10
-) -> Segment:
-    return Segment(
-        turn=1,
-        video_id=video,
-        clip_hash="",
-        prompt_token_ids=[1],
-        response_token_ids=[2] * tokens,
-        response_logprobs=[-0.1] * tokens,
-        text="",
-        finish_reason="stop",
-        verdict=verdict,
-        span=span,
-        latents=None if after is None else np.zeros((8, 4), np.float32),
-        noise=None,
-        retrieved=[(video, 0.5)],
-        gt_rank_before=before,
-        gt_rank_after=after,
-        index_version="v1",
-        weight_version=0,
-        seconds=0.1,
-    )
+) -> Turn[SearchTurn]:
+    latents = None if after is None else np.zeros((8, 4), np.float32)
+    return search_turn(1, video, verdict, span, tokens=tokens, latents=latents, ranks=(before, after))
 
 
-def path(*segments: Segment, end: str = "matched", gt_span: Span = (10.0, 20.0)) -> Trajectory:
-    for turn, segment in enumerate(segments, start=1):
-        segment.turn = turn
-    return Trajectory("q", "a query", "right", gt_span, 30.0, 0, 0, list(segments), end)
+def path(*turns: Turn[SearchTurn], end: str = "matched", gt_span: Span = (10.0, 20.0)) -> SearchTrajectory:
+    numbered = [replace(turn, number=number) for number, turn in enumerate(turns, start=1)]
+    return search_trajectory("q", numbered, end, gt=("right", gt_span, 30.0))
 
 
-def rows(trajectories: list[Trajectory], corpus_size: int = CORPUS) -> list[PredictionRow]:
+def rows(trajectories: list[SearchTrajectory], corpus_size: int = CORPUS) -> list[PredictionRow]:
     return [prediction_row(item, i, max_turns=3, corpus_size=corpus_size) for i, item in enumerate(trajectories)]
 
 
 @pytest.fixture
-def four() -> list[Trajectory]:
+def four() -> list[SearchTrajectory]:
     return [
         # Found after one refinement; the span runs past the end of the video: [10, 30] against [10, 20], IoU 0.5.
         path(look("wrong", "not_matched", 7, 1), look("right", "matched", 1, span=(10.0, 99.0), tokens=20)),
@@ -65,7 +49,7 @@ def four() -> list[Trajectory]:
     ]
 
 
-def test_counts_by_hand(four: list[Trajectory]) -> None:
+def test_counts_by_hand(four: list[SearchTrajectory]) -> None:
     summary = summarise(rows(four))
     assert (summary.queries, summary.corpus_size) == (4, CORPUS)
     engine, refined = summary.engine, summary.refined
@@ -85,7 +69,7 @@ def test_counts_by_hand(four: list[Trajectory]) -> None:
     assert summary.end_reasons == {"matched": 3, "max_turns": 1}
 
 
-def test_verification_judges_the_video_looked_at_and_counts_unknown_as_wrong(four: list[Trajectory]) -> None:
+def test_verification_judges_the_video_looked_at_and_counts_unknown_as_wrong(four: list[SearchTrajectory]) -> None:
     summary = summarise(rows(four))
     final, every = summary.verification_final, summary.verification_all_turns
     assert (final.accuracy, final.judged) == (0.75, 4)
@@ -109,7 +93,7 @@ def test_missing_span_scores_0() -> None:
     assert moment_iou(path(look("right", "not_matched", 1, 1, span=(10.0, 20.0)))) == 0.0
 
 
-def test_json_uses_the_reference_names_and_comes_back(four: list[Trajectory]) -> None:
+def test_json_uses_the_reference_names_and_comes_back(four: list[SearchTrajectory]) -> None:
     summary = summarise(rows(four))
     row = json.loads(json.dumps(summary.to_json()))
     assert row["N"] == 4
@@ -128,7 +112,7 @@ def test_nothing_to_summarise_is_an_error() -> None:
         rows([path()])
 
 
-def test_rank_outside_the_corpus_is_an_error(four: list[Trajectory]) -> None:
+def test_rank_outside_the_corpus_is_an_error(four: list[SearchTrajectory]) -> None:
     with pytest.raises(ValueError, match=r"turn 1: rank 150 is outside 1\.\.100"):
         rows(four, 100)
 
@@ -142,23 +126,23 @@ LOOKS = st.builds(
     st.none() | RANK,
     st.none() | st.tuples(st.floats(-5, 50), st.floats(-5, 50)),
 )
-PATHS = st.lists(LOOKS, min_size=1, max_size=3).map(lambda segments: path(*segments))
+PATHS = st.lists(LOOKS, min_size=1, max_size=3).map(lambda turns: path(*turns))
 
 
 @given(st.lists(PATHS, min_size=1, max_size=8))
-def test_bounds_hold_for_any_trajectories(trajectories: list[Trajectory]) -> None:
+def test_bounds_hold_for_any_trajectories(trajectories: list[SearchTrajectory]) -> None:
     summary = summarise(rows(trajectories))
     for scores in (summary.engine, summary.refined):
         assert 0 <= scores.recall_at_1 <= scores.recall_at_5 <= scores.recall_at_10 <= scores.recall_at_100 <= 1
     moments = summary.moments
     assert 0 <= moments.iou_07 <= moments.iou_05 <= moments.iou_03 <= 1
     assert moments.iou_03 <= summary.verification_final.accuracy
-    assert summary.verification_all_turns.judged == sum(len(item.segments) for item in trajectories)
+    assert summary.verification_all_turns.judged == sum(len(item.turns) for item in trajectories)
     assert sum(summary.end_reasons.values()) == len(trajectories)
     assert summary.refined.mean_rank == pytest.approx(sum(map(refined_rank, trajectories)) / len(trajectories))
 
 
-def test_turns_carry_forward_and_strict_turns_do_not(four: list[Trajectory]) -> None:
+def test_turns_carry_forward_and_strict_turns_do_not(four: list[SearchTrajectory]) -> None:
     summary = summarise(rows(four))
     assert summary.turns == 3
     assert [summary.refined_by_turn[turn].recall_at_1 for turn in "123"] == [0.5, 0.5, 0.5]
@@ -172,8 +156,15 @@ def test_turns_carry_forward_and_strict_turns_do_not(four: list[Trajectory]) -> 
     assert summary.seconds_per_query == pytest.approx(0.15)
 
 
-def test_a_failed_query_is_a_miss_everywhere_but_in_mean_ranks_and_costs(four: list[Trajectory]) -> None:
-    lost = failed_row(4, "lost", "a query", "video_file_missing", "no clip of v", max_turns=3, corpus_size=CORPUS)
+def test_a_failed_query_is_a_miss_everywhere_but_in_mean_ranks_and_costs(four: list[SearchTrajectory]) -> None:
+    lost = failed_row(
+        SearchTask(SampleId("lost"), "lost", "a query"),
+        4,
+        "video_file_missing",
+        "no clip of v",
+        max_turns=3,
+        corpus_size=CORPUS,
+    )
     summary = summarise([*rows(four), lost])
     assert (summary.queries, summary.failed) == (5, {"video_file_missing": 1})
     assert summary.refined.recall_at_1 == 2 / 5
@@ -192,16 +183,16 @@ def test_a_failed_query_is_a_miss_everywhere_but_in_mean_ranks_and_costs(four: l
     assert (nothing.verification_final.accuracy, nothing.published.final.accuracy) == (0.0, None)
 
 
-def test_ranks_by_number_of_latents(four: list[Trajectory]) -> None:
-    four[0].segments[0].ranks_by_depth = [6, 1]
-    four[3].segments[0].ranks_by_depth = [60, 12]
+def test_ranks_by_number_of_latents(four: list[SearchTrajectory]) -> None:
+    four[0].turns[0].record.ranks_by_depth = [6, 1]
+    four[3].turns[0].record.ranks_by_depth = [60, 12]
     summary = summarise(rows(four))
     assert {depth: scores.mean_rank for depth, scores in summary.refined_by_depth.items()} == {
         "1": (6 + 1 + 150 + 60) / 4,
         "2": (1 + 1 + 150 + 12) / 4,
     }
     assert summary.refined_by_depth["2"] == summary.refined_by_turn["1"]
-    four[3].segments[0].ranks_by_depth = None
+    four[3].turns[0].record.ranks_by_depth = None
     with pytest.raises(ValueError, match=r"qid q: turns.0.profile_policy_rank_by_depth: missing"):
         summarise(rows(four))
 
@@ -210,7 +201,7 @@ def test_published_verification_counts_no_unknown_and_judges_the_ranking_that_no
     looked_right = path(look("right", "matched", 1))
     # Right to say no; then the refinement brings the right video to the top, and the published flag changes sides.
     replaced = path(look("wrong", "not_matched", 3, 1), end="max_turns")
-    replaced.last.retrieved_after = [("right", 0.9)]
+    replaced.last.record.retrieved_after = [("right", 0.9)]
     unread = path(look("wrong", "unknown", 2), end="no_refinement")
     summary = summarise(rows([looked_right, replaced, unread]))
     assert (summary.verification_final.accuracy, summary.verification_final.judged) == (2 / 3, 3)
@@ -219,7 +210,7 @@ def test_published_verification_counts_no_unknown_and_judges_the_ranking_that_no
     assert (final.count, final.accuracy, final.match_precision, final.not_match_precision) == (2, 0.5, 1.0, 0.0)
 
 
-def test_rows_of_different_runs_are_a_problem(four: list[Trajectory]) -> None:
+def test_rows_of_different_runs_are_a_problem(four: list[SearchTrajectory]) -> None:
     made = [prediction_row(four[1], 0, max_turns=1, corpus_size=5, fingerprint=name) for name in ("a", "b")]
     with pytest.raises(ValueError, match=r"fingerprint: rows of different runs are mixed: a, b"):
         summarise(made)

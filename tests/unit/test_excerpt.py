@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 
+from pipelines.serve.gateway.faults import ApiError
 from pipelines.serve.library import sandbox
 from vsr1.settings.serving import UploadConfig
 from vsr1.video.decode import VideoError
@@ -70,9 +71,9 @@ def test_what_does_not_decode_gives_no_part(tmp_path: Path) -> None:
 
 
 def code(call: Any) -> str:
-    with pytest.raises(sandbox.SandboxError) as failed:
+    with pytest.raises(ApiError) as failed:
         asyncio.run(call)
-    return failed.value.fault.code
+    return failed.value.code
 
 
 def test_a_process_that_takes_too_much_ends_alone(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vsr1.episode.sample import SampleId
 from vsr1.metrics.exchange import (
     read_moment_detr,
     read_moment_detr_truth,
@@ -16,10 +17,13 @@ from vsr1.metrics.exchange import (
 from vsr1.metrics.prediction_rows import failed_row
 from vsr1.metrics.predictions import PredictionError, PredictionRow
 from vsr1.metrics.ranked import TrueMoment, moment_detr_scores, tvr_scores
+from vsr1.search.record import SearchTask
 
 
 def row(number: int, moments: list[tuple[str, float, float, float]]) -> PredictionRow:
-    blank = failed_row(number, f"{number}_fig", "a ring", "", "", gt_video="b", gt_span=(10, 20), gt_duration=30.0)
+    blank = failed_row(
+        SearchTask(SampleId(f"{number}_fig"), f"{number}_fig", "a ring", "b", (10, 20), 30.0), number, "", ""
+    )
     return blank.model_copy(update={"ranked_moments": moments})
 
 

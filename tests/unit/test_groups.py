@@ -1,19 +1,20 @@
 """The groups of a step: what is trained on, what is replaced, what is lost and when it is too much."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from actors.rollout import Sampling
-from pipelines.stage.workers import Outcome, RolloutError
+from pipelines.stage.pump import Outcome
+from pipelines.stage.workers import RolloutError
 from pipelines.train.groups import StepGroups, roll_out_groups
 from pipelines.train.grpo import steps_of
 from vsr1.config import Config
-from vsr1.episode.trajectory import FailedSample, Trajectory
+from vsr1.episode.sample import FailedSample, SampleId
+from vsr1.episode.trajectory import Trajectory
 from vsr1.rl.batch import annealed
-from vsr1.search.environment import SearchTask
+from vsr1.search.record import SearchTask
 from vsr1.settings.parts import AgentConfig
 from vsr1.settings.training import GrpoConfig
 
@@ -22,34 +23,27 @@ SIZE = 4
 
 
 class World:
-    """Plays and scores as it was told. Reasons that start with "Reward" are of the scoring."""
+    """Plays and scores as the outcomes say."""
 
     def __init__(self, outcomes: Outcomes) -> None:
         self._outcomes = outcomes
         self.played: list[SearchTask] = []
 
-    def rollout(self, split: str, tasks: list[SearchTask], agent: AgentConfig, sampling: Sampling) -> Iterator[Outcome]:
+    def play(self, split: str, tasks: list[SearchTask], agent: AgentConfig, sampling: Sampling) -> Iterator[Outcome]:
         assert (split, agent, sampling) == ("train", AgentConfig(), Sampling(10, 0.7, 0.25))
         for task in reversed(tasks):  # samples end in any order
             self.played.append(task)
-            found = self._outcomes[task.query_id][task.sample]
-            if isinstance(found, str) and not found.startswith("Reward"):
-                yield FailedSample(task.query_id, task.sample, found, f"{found} happened")
+            outcome = self._outcomes[task.query_id][task.id.sample]
+            if isinstance(outcome, str):
+                yield FailedSample(task.id, outcome, f"{outcome} happened")
             else:
-                yield Trajectory(task.query_id, task.query, task.gt_video, (0.0, 1.0), 2.0, task.sample, task.seed)
-
-    def score(self, trajectories: list[Trajectory]) -> list[Outcome]:
-        return [self._scored(trajectory) for trajectory in trajectories]
-
-    def _scored(self, trajectory: Trajectory) -> Outcome:
-        found = self._outcomes[trajectory.query_id][trajectory.sample]
-        if isinstance(found, str):
-            return FailedSample(trajectory.query_id, trajectory.sample, found, f"{found} happened")
-        return replace(trajectory, reward=found)
+                yield Trajectory(task, reward=outcome)
 
 
 def stream(*queries: str) -> Iterator[SearchTask]:
-    return (SearchTask(query, f"text of {query}", "v", (0.0, 1.0), 2.0) for query in queries)
+    """Prompts of queries; the same query again is another prompt."""
+    for place, query in enumerate(queries):
+        yield SearchTask(SampleId(f"{place}/{query}"), query, f"text of {query}", "v", (0.0, 1.0), 2.0)
 
 
 def config(prompts: int, **grpo: Any) -> Config:
@@ -75,7 +69,7 @@ def step_of(outcomes: Outcomes, prompts: int, queries: str | None = None, **grpo
 
 
 def trained(done: StepGroups) -> list[tuple[str, int]]:
-    return [(trajectory.query_id, trajectory.sample) for trajectory in done.trained]
+    return [(trajectory.task.query_id, trajectory.id.sample) for trajectory in done.trained]
 
 
 def all_of(*queries: str) -> list[tuple[str, int]]:
@@ -89,13 +83,20 @@ EQUAL: list[float | str] = [0.5] * SIZE
 def test_whole_groups_are_trained_on_in_order() -> None:
     done, world = step_of({"a": GOOD, "b": GOOD}, 2)
     assert trained(done) == all_of("a", "b")
-    assert len({task.seed for task in world.played}) == 2 * SIZE
+    assert len({task.id.seed(7, 1) for task in world.played}) == 2 * SIZE
     assert done.metrics() == {
         "groups/prompts": 2,
         "groups/without_variance": 0,
         "groups/lost": 0,
         "failed_samples": 0,
     }
+
+
+def test_each_trajectory_is_known_before_the_next_sample_is_played() -> None:
+    """So that its clips can be fetched while others still run; a failed sample has none."""
+    world, heard = World({"a": [1.0, "E", 3.0, 4.0]}), []
+    roll_out_groups(world, stream("a"), config(1), 1, lambda one: heard.append((one.id.sample, len(world.played))))
+    assert heard == [(3, 1), (2, 2), (0, 4)]
 
 
 def test_failed_samples_are_counted_by_reason_and_never_trained_on() -> None:
@@ -124,12 +125,13 @@ def test_a_group_where_all_failed_is_lost() -> None:
 
 
 def test_a_prompt_that_comes_twice_in_a_step_loses_nothing() -> None:
-    """With fewer prompts than a step takes, an epoch ends within it; both groups are of one prompt."""
+    """With fewer prompts than a step takes, an epoch ends within it; each issue of the query is a group of its own."""
     done, world = step_of({"a": GOOD, "b": GOOD}, 3, "aba")
-    assert (done.lost_groups, done.prompts, len(done.trained)) == (0, 3, 3 * SIZE)
-    assert len({task.seed for task in world.played}) == 3 * SIZE
+    assert (done.lost_groups, done.prompts, trained(done)) == (0, 3, all_of("a", "b", "a"))
+    assert len({task.id for task in world.played}) == 3 * SIZE
+    assert len({task.id.seed(7, 1) for task in world.played}) == 3 * SIZE
     done, _ = step_of({"a": ["E"] * SIZE, "b": GOOD}, 3, "aba")
-    assert (done.lost_groups, trained(done)) == (1, all_of("b"))
+    assert (done.lost_groups, trained(done)) == (2, all_of("b"))
 
 
 def test_equal_groups_stay_where_none_is_to_be_replaced() -> None:
@@ -162,7 +164,7 @@ def test_lost_groups_are_not_replaced() -> None:
 def test_more_failures_than_tolerated_stop_the_step_and_the_first_is_named() -> None:
     outcomes: Outcomes = {"a": ["RewardError", 1.0, 2.0, 3.0], "b": [1.0, 2.0, "SearchTimeoutError", 3.0]}
     step_of(outcomes, 2, max_failed_fraction=0.25)
-    with pytest.raises(RolloutError, match=r"2 of 8 samples failed; the first, sample 2 of query 'b': SearchTimeoutE"):
+    with pytest.raises(RolloutError, match=r"2 of 8 samples failed; the first, .*'1/b', sample=2.*: SearchTimeoutE"):
         step_of(outcomes, 2, max_failed_fraction=0.2)
 
 

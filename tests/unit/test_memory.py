@@ -23,23 +23,23 @@ def folder(tmp_path_factory):
 
 
 def _saved_bytes(loss: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """The loss, and the bytes of distinct storages that its graph keeps, parameters included."""
-    kept: dict[int, int] = {}
+    """Return the loss, and the bytes of distinct storages that its graph keeps, parameters included."""
+    sizes: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         value = loss()
-    return value, sum(kept.values())
+    return value, sum(sizes.values())
 
 
 def _grads(policy: VideoSearchPolicy) -> dict[str, torch.Tensor]:
-    found = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad()
-    return found
+    return gradients
 
 
 def test_chunked_logprobs_equal_one_table_and_keep_none(folder):
@@ -48,7 +48,7 @@ def test_chunked_logprobs_equal_one_table_and_keep_none(folder):
     counts = [LOGPROB_CHUNK + 7, 3, LOGPROB_CHUNK]  # chunks that span rows
     torch.manual_seed(0)
     states = torch.randn(3, max(counts) + 1, HIDDEN, requires_grad=True)
-    rows = [Row([1], torch.randint(vocabulary, (n,)).tolist(), None, None) for n in counts]
+    rows = [Row([1], torch.randint(vocabulary, (n,)).tolist()) for n in counts]
     state = ForwardState(states, states, torch.ones(0), torch.ones(0), None)
 
     def chunked() -> torch.Tensor:
@@ -61,15 +61,15 @@ def test_chunked_logprobs_equal_one_table_and_keep_none(folder):
         chosen = table.gather(1, torch.tensor([t for row in rows for t in row.response])[:, None])[:, 0]
         return (chosen - 0.1 * (table.exp() * table).sum(-1)).sum()
 
-    found, kept = _saved_bytes(chunked)
-    wanted, kept_whole = _saved_bytes(whole)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-3)
-    gradients = [torch.autograd.grad(value, [states, policy.lm_head.weight]) for value in (found, wanted)]
+    in_chunks, bytes_chunked = _saved_bytes(chunked)
+    at_once, bytes_whole = _saved_bytes(whole)
+    torch.testing.assert_close(in_chunks, at_once, rtol=1e-5, atol=1e-3)
+    gradients = [torch.autograd.grad(value, [states, policy.lm_head.weight]) for value in (in_chunks, at_once)]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     table = sum(counts) * vocabulary * 4
-    assert kept_whole > 2 * table
-    assert kept < LOGPROB_CHUNK * vocabulary * 4 < table
+    assert bytes_whole > 2 * table
+    assert bytes_chunked < LOGPROB_CHUNK * vocabulary * 4 < table
 
 
 def test_recomputed_mlps_give_the_same_gradients_from_fewer_bytes(folder):
@@ -80,7 +80,7 @@ def test_recomputed_mlps_give_the_same_gradients_from_fewer_bytes(folder):
         for h in (64, 96)
     ]
     rows = [
-        Row(processor.expand("<|video_pad|> a red circle", clip.grid, clip.marks), [30, 31, 32], i, clip.grid)
+        Row(processor.expand("<|video_pad|> a red circle", clip.grid, clip.marks), [30, 31, 32], (i,), (clip.grid,))
         for i, clip in enumerate(clips)
     ]
 
@@ -94,13 +94,13 @@ def test_recomputed_mlps_give_the_same_gradients_from_fewer_bytes(folder):
         policy = load_policy(folder)
         if recomputed:
             recompute_mlps([*policy.model.language_model.layers, *policy.model.visual.blocks])
-        value, kept = _saved_bytes(lambda policy=policy: loss(policy))
+        value, size = _saved_bytes(lambda policy=policy: loss(policy))
         value.backward()
-        results.append((value.detach(), kept, _grads(policy)))
-    (plain, kept_plain, gradients), (found, kept, again) = results
-    assert plain.equal(found)
+        results.append((value.detach(), size, _grads(policy)))
+    (plain, bytes_plain, gradients), (recomputed_loss, size, again) = results
+    assert plain.equal(recomputed_loss)
     assert gradients.keys() == again.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
     weights = sum(p.numel() * 4 for p in load_policy(folder).parameters())
-    assert kept - weights < 0.7 * (kept_plain - weights), (kept, kept_plain, weights)
+    assert size - weights < 0.7 * (bytes_plain - weights), (size, bytes_plain, weights)

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from vsr1.model.checkpoint import CheckpointError, copy_processor, load_policy, 
 from vsr1.model.embedder import Embedder
 from vsr1.model.forward import Row, prefill, roll_latents, rotary_positions, token_logprobs
 from vsr1.model.processor import ClipProcessor
-from vsr1.model.vision import encode_clips
+from vsr1.model.vision import VisionFeatures, encode_clips
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.toy.models import write_random_models
 from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
@@ -37,7 +38,7 @@ def batch(models):
     ]
     reply = processor.tokenizer.encode(REPLY, add_special_tokens=False)
     prompt = turn_prompt("a red circle", SYSTEM_PROMPT)
-    rows = [Row(processor.expand(prompt, c.grid, c.marks), reply, i, c.grid) for i, c in enumerate(clips)]
+    rows = [Row(processor.expand(prompt, c.grid, c.marks), reply, (i,), (c.grid,)) for i, c in enumerate(clips)]
     return policy, processor, clips, rows
 
 
@@ -75,6 +76,39 @@ def test_positions_logprobs_and_states_equal_the_stock_forward(batch):
         torch.testing.assert_close(logprobs[i * count : (i + 1) * count], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_two_videos_in_one_prompt_equal_the_stock_forward(batch):
+    """Of other lengths and frame sizes, beside a row with one video and a row without."""
+    policy, processor, clips, rows = batch
+    token, reply = processor.video_token, rows[0].response
+    texts = [processor.tokenizer.encode(text) for text in ("which of", "or the taller", "shows a red circle?")]
+    first, second = (processor.clip_tokens(clip.grid, clip.marks) for clip in (clips[1], clips[2]))
+    both = Row([*texts[0], *first, *texts[1], *second, *texts[2]], reply, (1, 2), (clips[1].grid, clips[2].grid))
+    batch_rows = [rows[0], both, Row(texts[2], reply)]
+    features = encode_clips(policy.model.visual, [c.pixels for c in clips], [c.grid for c in clips])
+    state = prefill(policy.model, batch_rows, features, keep_cache=True)
+    logprobs, _ = token_logprobs(policy, state, batch_rows)
+    ids = torch.tensor([both.prompt + both.response])
+    kinds, grids = (ids == token).int() * 2, torch.tensor(both.grids)
+    positions, _ = policy.model.get_rope_index(ids, kinds, video_grid_thw=grids)
+    assert torch.equal(positions[:, 0], rotary_positions(both, token, processor.merge))
+    out = policy(
+        input_ids=ids, pixel_values_videos=torch.cat([clips[1].pixels, clips[2].pixels]), video_grid_thw=grids,
+        mm_token_type_ids=kinds,
+    )  # fmt: skip
+    count = len(reply)
+    expected = out.logits[0, -count - 1 : -1].log_softmax(-1).gather(1, ids[0, -count:, None])[:, 0]
+    torch.testing.assert_close(logprobs[count : 2 * count], expected, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        joined = VisionFeatures(
+            torch.cat([features[1].tokens, features[2].tokens]),
+            [torch.cat(levels) for levels in zip(features[1].deepstack, features[2].deepstack, strict=True)],
+        )
+        latents = _recomputed_latents(policy, processor, both, joined, 3)
+        torch.testing.assert_close(roll_latents(policy, state, 3)[1], latents, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="video tokens, the grids"):
+        rotary_positions(replace(both, grids=both.grids[:1]), token, processor.merge)
+
+
 def _recomputed_latents(policy, processor, row: Row, feature, depth: int) -> torch.Tensor:
     """Whole forward passes over prompt, video, text and the latents so far (method.md §1.4)."""
     text = policy.model.language_model
@@ -108,7 +142,7 @@ def test_cached_latents_equal_full_recomputation(batch):
             torch.testing.assert_close(cached[i], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_given_latents_have_the_means_that_they_were_sampled_from(batch):
+def test_sampled_latents_have_the_means_that_they_were_sampled_from(batch):
     policy, _, clips, rows = batch
     features = encode_clips(policy.model.visual, [c.pixels for c in clips], [c.grid for c in clips])
     noise = 0.5 * torch.randn(len(rows), 8, policy.config.refine_dim, generator=torch.Generator().manual_seed(0))
@@ -116,7 +150,7 @@ def test_given_latents_have_the_means_that_they_were_sampled_from(batch):
         state = prefill(policy.model, rows, features, keep_cache=True)
         plain = roll_latents(policy, state, 8)
         sampled = roll_latents(policy, state, 8, noise)
-        means = roll_latents(policy, state, 8, given=sampled)
+        means = roll_latents(policy, state, 8, actions=sampled)
         torch.testing.assert_close(means + noise, sampled, atol=1e-5, rtol=0)
         torch.testing.assert_close(means[:, 0], plain[:, 0], atol=1e-5, rtol=0)
         assert (means[:, 1:] - plain[:, 1:]).abs().amax(dim=-1).min() > 1e-3  # a latent follows from those before it
@@ -142,7 +176,7 @@ def test_latents_need_the_cache(batch):
 
 def test_sampled_video_tokens_are_text(batch):
     _, processor, _, rows = batch
-    row = Row(rows[0].prompt, [processor.video_token, *rows[0].response], 0, rows[0].grid)
+    row = Row(rows[0].prompt, [processor.video_token, *rows[0].response], (0,), rows[0].grids)
     positions = rotary_positions(row, processor.video_token, processor.merge)
     assert (positions[:, -len(row.response) :].diff(dim=1) == 1).all()
 

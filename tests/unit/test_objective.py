@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vsr1.rl.batch import BatchTotals
-from vsr1.rl.objective import TokenBatch, latent_objective, token_objective
+from vsr1.rl.objective import TokenBatch, latent_objective, merged, token_objective
 from vsr1.settings.training import LatentActionConfig, ObjectiveConfig
 
 LIMIT = 10
@@ -157,3 +157,13 @@ def test_a_latent_that_has_come_far_is_clipped() -> None:
     total, counted = latent_objective(means.detach(), means, noise, torch.tensor([1.0, -1.0]), settings, TOTALS)
     assert float(total.detach()) == pytest.approx((-1.25 + math.exp(0.5)) / 2)
     assert (counted["latents/clip_fraction"], counted["latents/log_ratio_max"]) == (0.5, 0.5)
+
+
+def test_what_is_counted_adds_up_but_for_maxima_and_names_may_be_missing() -> None:
+    ranks = [
+        {"loss": 1.0, "gap_max": 3.0, "grad_norm": 2.0},
+        {"loss": 0.5, "gap_max": 1.0, "grad_norm": 2.0, "kl": 4.0},
+    ]
+    assert merged(ranks) == {"gap_max": 3.0, "grad_norm": 2.0, "kl": 4.0, "loss": 1.5}
+    assert list(merged(ranks)) == ["gap_max", "grad_norm", "kl", "loss"]
+    assert merged([{"late_max": -2.0}, {}]) == {"late_max": -2.0}

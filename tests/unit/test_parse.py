@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr1.episode.trajectory import Span, Verdict
-from vsr1.search.parse import Reply, last_element, parse_reply
+from vsr1.episode.moments import Span
+from vsr1.search.parse import Judgement, last_element, parse_reply
+from vsr1.search.record import Verdict
 
 TAGS = ["think", "answer", "start", "end"]
 PIECES = [f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/")]
@@ -16,12 +17,12 @@ PIECES += ["matched", "not matched", "1.5", "nan", "inf", "1e999", "-2", " ", "\
 
 def test_a_whole_match() -> None:
     text = "<think> a red square </think> <answer>matched</answer> <start>2.0</start> <end>5.25</end> <REFINE>"
-    assert parse_reply(text, 30.0) == Reply("a red square", "matched", (2.0, 5.25), True, True)
+    assert parse_reply(text, 30.0) == Judgement("a red square", "matched", (2.0, 5.25), True, True)
 
 
 def test_a_whole_rejection() -> None:
     text = "<think> no square </think> <answer>not_matched</answer> <REFINE>"
-    assert parse_reply(text, 30.0) == Reply("no square", "not_matched", None, False, False)
+    assert parse_reply(text, 30.0) == Judgement("no square", "not_matched", None, False, False)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_a_missing_end_gives_no_span() -> None:
 def test_the_last_of_each_tag_decides() -> None:
     first = "<think>a</think><answer>matched</answer><start>1</start><end>2</end>"
     second = "<think>b</think><answer>not_matched</answer><start>3</start><end>4</end>"
-    assert parse_reply(first + second, 10.0) == Reply("b", "not_matched", (3.0, 4.0), True, True)
+    assert parse_reply(first + second, 10.0) == Judgement("b", "not_matched", (3.0, 4.0), True, True)
 
 
 @pytest.mark.parametrize(

@@ -1,124 +1,183 @@
-"""The placement plan adds up, and a job that does not fit is told which key to lower."""
+"""The placement of each stage adds up, and a stage that does not fit is told which key to lower."""
 
 import io
 import socket
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from pipelines.machine.placement import (
-    Capacity,
-    NodeCapacity,
-    Plan,
-    PlanError,
-    cluster_capacity,
-    local_capacity,
-    placement_plan,
-)
-from pipelines.machine.resources import available_memory_gib, free_disk_gib
+from pipelines.cli import app
+from pipelines.machine.placement import Capacity, Plan, PlanError, Stage, capacity, check_placement, placement_plan
+from pipelines.machine.resources import MachineError, free_disk_gib, free_memory_gib
 from vsr1.config import Config, load_config
+from vsr1.settings.parts import ActorResources
+
+STAGES: tuple[Stage, ...] = ("sft", "grpo", "eval")
 
 
-def capacity(*nodes: NodeCapacity) -> Capacity:
+def cluster(*nodes: ActorResources) -> Capacity:
     return Capacity(nodes, name="the test cluster", grow="add nodes to the cluster")
 
 
-ROOMY = capacity(NodeCapacity(cpus=64, gpus=8, memory_gib=512))
+def node(cpus: float = 64, gpus: float = 8, memory_gib: float = 512) -> ActorResources:
+    return ActorResources(cpus=cpus, gpus=gpus, memory_gib=memory_gib)
+
+
+ROOMY = cluster(node())
 
 
 def text(plan: Plan) -> str:
     console = Console(file=io.StringIO(), width=160)
     console.print(plan.render())
+    assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_totals_are_counts_times_sizes():
+def counts(plan: Plan) -> dict[str, int]:
+    return {role.name: role.count for role in plan.roles}
+
+
+def test_totals_of_stage_2_are_counts_times_sizes() -> None:
     learner = ["grpo.learner.ranks=4", "cluster.learner={cpus: 2, gpus: 1, memory_gib: 6}"]
-    plan = placement_plan(load_config(None, ["rollout.workers=3", *learner]), ROOMY)
+    plan = placement_plan(load_config(None, ["rollout.workers=3", *learner]), "grpo", ROOMY)
     # rollout 3 x 0.5, learner 4 x 2, shards 2 x 0.05, service 0.1, reward 0.1, clips 0.05
     assert plan.total("cpus") == pytest.approx(1.5 + 8 + 0.1 + 0.1 + 0.1 + 0.05)
     assert plan.total("gpus") == 4
     plan.check()
 
 
-def test_every_role_of_the_cluster_section_is_placed():
-    roles = {role.size_key.removeprefix("cluster.") for role in placement_plan(Config()).roles}
-    sections = {name for name, value in Config().cluster if type(value).__name__ == "ActorResources"}
+def test_stage_1_has_ranks_and_what_streams_their_clips() -> None:
+    config = load_config(None, ["sft.learner.ranks=3", "grpo.learner.ranks=7", "cluster.learner={cpus: 2, gpus: 1}"])
+    plan = placement_plan(config, "sft", ROOMY)
+    assert counts(plan) == {"learner rank": 3, "clip reader": 6, "clip stream": 3}
+    assert plan.total("cpus") == pytest.approx(3 * 2 + 6 * 0.1)
+    assert (plan.total("gpus"), plan.total("memory_gib")) == (3, 0)  # Ray Train reserves no memory
+
+
+def test_an_evaluation_serves_one_split_and_has_no_learner() -> None:
+    config = load_config(None, ["grpo.evaluate_after=true", "grpo.validate_every=1", "retrieval.replicas=2"])
+    of_one = placement_plan(config, "eval", ROOMY)
+    assert counts(of_one) == {
+        "rollout worker": 1, "retrieval shard": 4, "retrieval service": 1, "reward worker": 1, "clip store": 1,
+    }  # fmt: skip
+    of_three = counts(placement_plan(config, "grpo", ROOMY))
+    assert (of_three["retrieval shard"], of_three["retrieval service"], of_three["clip store"]) == (12, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "largest"),
+    [("seed=0", "Stage 2"), ("sft.learner.ranks=40", "Stage 1"), ("sft.learner.ranks=400", "Stage 1")],
+)
+def test_the_demo_needs_what_its_largest_stage_needs(override: str, largest: str) -> None:
+    plan = placement_plan(load_config(None, [override]), "demo", ROOMY)
+    assert plan.title == f"the demo (largest: {largest})"
+
+
+def test_every_role_of_the_cluster_section_is_placed() -> None:
+    plans = [placement_plan(Config(), stage, ROOMY) for stage in STAGES]
+    roles = {role.size_key.removeprefix("cluster.") for plan in plans for role in plan.roles if role.size_key}
+    sections = {name for name, value in Config().cluster if isinstance(value, ActorResources)}
     assert roles == sections
 
 
-def test_one_clip_store_on_each_node():
-    node = NodeCapacity(cpus=4, gpus=0, memory_gib=32)
-    (clips,) = (
-        role for role in placement_plan(Config(), capacity(node, node, node)).roles if role.name == "clip store"
-    )
-    assert clips.count == 3
+@pytest.mark.parametrize("stage", ["grpo", "eval"])
+def test_one_clip_store_on_each_node(stage: Stage) -> None:
+    assert counts(placement_plan(Config(), stage, cluster(node(), node(), node())))["clip store"] == 3
 
 
-def test_a_shortage_names_the_amounts_and_the_keys():
+def test_a_shortage_names_the_amounts_and_the_keys() -> None:
     config = load_config(None, ["rollout.workers=8", "cluster.rollout.gpus=1"])
-    small = capacity(NodeCapacity(cpus=64, gpus=2, memory_gib=512))
     with pytest.raises(PlanError) as error:
-        placement_plan(config, small).check()
-    (line,) = str(error.value).splitlines()
-    assert "needs 8 GPUs" in line and "the test cluster has 2" in line
-    assert "rollout.workers=8 or cluster.rollout.gpus=1" in line and "add nodes" in line
+        placement_plan(config, "eval", cluster(node(gpus=2))).check()
+    assert str(error.value) == (
+        "the evaluation needs 8 GPUs, the test cluster has 2: "
+        "lower rollout.workers=8 or cluster.rollout.gpus=1; or add nodes to the cluster"
+    )
 
 
-def test_an_actor_larger_than_every_node_does_not_fit_although_the_total_does():
-    node = NodeCapacity(cpus=8, gpus=0, memory_gib=2)
+def test_a_shortage_names_keys_with_the_values_that_they_have() -> None:
+    config = load_config(None, ["retrieval.shards=40", "retrieval.replicas=2", "sft.learner.ranks=40"])
+    small = cluster(node(cpus=3))
+    assert (
+        "lower retrieval.shards=40 or cluster.shard.cpus=0.05; or"
+        in placement_plan(config, "eval", small).shortages()[0]
+    )
+    [line] = placement_plan(config, "sft", small).shortages()
+    assert line.startswith(
+        "Stage 1 needs 20 CPUs, the test cluster has 3: lower sft.learner.ranks=40 or cluster.learner."
+    )
+
+
+def test_an_actor_larger_than_every_node_does_not_fit_although_the_total_does() -> None:
+    nodes = cluster(*[node(cpus=8, gpus=0, memory_gib=2)] * 8)
     with pytest.raises(
-        PlanError, match=r"largest node of the test cluster has 2: lower cluster\.rollout\.memory_gib=3"
+        PlanError, match=r"largest node of the test cluster has 2: lower cluster\.rollout\.memory_gib=3$"
     ):
-        placement_plan(Config(), capacity(*[node] * 8)).check()
+        placement_plan(Config(), "grpo", nodes).check()
 
 
-def test_keys_in_messages_exist():
-    for role in placement_plan(Config()).roles:
+def test_keys_in_messages_exist() -> None:
+    for role in (role for stage in STAGES for role in placement_plan(Config(), stage, ROOMY).roles):
         for key in filter(None, (role.count_key, role.size_key)):
             value = Config()
             for name in key.split("."):
                 value = getattr(value, name)
+            assert key == role.size_key or value == role.number
 
 
-def test_a_plan_without_capacity_cannot_be_checked():
-    plan = placement_plan(Config())
-    assert "rollout worker" in text(plan)
-    with pytest.raises(PlanError, match="pass `available`"):
-        plan.check()
+def test_the_table_shows_roles_totals_and_capacity() -> None:
+    table = text(placement_plan(Config(), "grpo", ROOMY))
+    for word in (
+        "Placement of Stage 2", "learner rank", "retrieval shard", "reward worker", "clip store", "needed",
+        "the test cluster",
+    ):  # fmt: skip
+        assert word in table
 
 
-def test_the_table_shows_roles_totals_and_capacity():
-    shown = text(placement_plan(Config(), ROOMY))
-    for word in ("learner rank", "retrieval shard", "reward worker", "clip store", "needed", "the test cluster"):
-        assert word in shown
+def test_the_capacity_of_this_machine_follows_the_configuration() -> None:
+    there = capacity(load_config(None, ["cluster.num_cpus=3", "cluster.object_store_gib=0.5"]))
+    [machine] = there.nodes
+    assert (there.name, machine.cpus) == ("this machine", 3)
+    assert 0 <= machine.memory_gib < free_memory_gib() + 1
 
 
-def test_local_capacity_follows_the_configuration():
-    config = load_config(None, ["cluster.num_cpus=3", "cluster.object_store_gib=0.5"])
-    (node,) = local_capacity(config).nodes
-    assert node.cpus == 3
-    assert 0 <= node.memory_gib < available_memory_gib() + 1
+@pytest.mark.parametrize("stage", [*STAGES, "demo"])
+def test_a_stage_that_does_not_fit_is_refused(stage: Stage) -> None:
+    check_placement(load_config(None, ["cluster.num_cpus=9", "cluster.rollout.memory_gib=0.1"]), stage)
+    sizes = [f"cluster.{role}.cpus=100" for role in ("learner", "rollout")]
+    with pytest.raises(PlanError, match="needs 100 CPUs, the largest node of this machine has 9"):
+        check_placement(load_config(None, ["cluster.num_cpus=9", *sizes]), stage)
 
 
-def test_container_limit_lowers_the_memory(tmp_path):
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text(f"MemTotal: {32 * 1024**2} kB\nMemAvailable: {16 * 1024**2} kB\n")
-    assert available_memory_gib(meminfo, tmp_path) == 16
-    (tmp_path / "memory.max").write_text(str(4 * 1024**3))
-    (tmp_path / "memory.current").write_text(str(1024**3))
-    assert available_memory_gib(meminfo, tmp_path) == 3
+@pytest.mark.parametrize(
+    ("stage", "title"),
+    [("sft", "Stage 1"), ("grpo", "Stage 2"), ("eval", "the evaluation"), ("demo", "the demo (largest: Stage 2)")],
+)
+def test_a_dry_run_shows_the_plan_of_its_own_stage(stage: str, title: str) -> None:
+    fitting = CliRunner().invoke(app, [stage, "--dry-run", "cluster.rollout.memory_gib=0.1"])
+    assert fitting.exit_code == 0, fitting.output
+    assert f"Placement of {title}" in fitting.output and "run_dir:" in fitting.output
+    refused = CliRunner().invoke(app, [stage, "--dry-run", "cluster.learner.gpus=99", "cluster.rollout.gpus=99"])
+    assert refused.exit_code == 1
+    assert "needs 99 GPUs, the largest node of this machine has" in refused.stderr
+
+
+def test_the_limit_of_a_container_lowers_the_memory(tmp_path) -> None:
+    (tmp_path / "memory.max").write_text(str(2 * 1024**3))
+    (tmp_path / "memory.current").write_text(str(1024**3 + 1024**3 // 2))
+    assert free_memory_gib(tmp_path) == 0.5
     (tmp_path / "memory.max").write_text("max\n")
-    assert available_memory_gib(meminfo, tmp_path) == 16
+    assert free_memory_gib(tmp_path) > 0.5
 
 
-def test_free_disk_of_a_folder_that_does_not_exist_yet(tmp_path):
+def test_free_disk_of_a_folder_that_does_not_exist_yet(tmp_path) -> None:
     assert free_disk_gib(tmp_path / "not" / "yet") == pytest.approx(free_disk_gib(tmp_path), abs=1)
 
 
-def test_an_address_where_nothing_listens_fails_at_once():
+def test_an_address_where_nothing_listens_fails_at_once() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    with pytest.raises(ConnectionError, match=f"cluster.address=127.0.0.1:{port}: nothing answers"):
-        cluster_capacity(f"127.0.0.1:{port}")
+    with pytest.raises(MachineError, match=rf"no Ray answers at 127\.0\.0\.1:{port}, which cluster\.address .* names"):
+        capacity(load_config(None, [f"cluster.address=127.0.0.1:{port}"]))

@@ -1,6 +1,7 @@
 """A stage that fails leaves a folder, and its own error whatever happens to the folder."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,43 @@ def test_the_folder_holds_what_explains_the_failure(config: Config, monkeypatch:
     assert not any("do not tell" in path.read_text() for path in folder.rglob("*") if path.is_file())
 
 
-def test_an_error_while_writing_does_not_hide_the_first(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_cannot_be_written_leaves_the_others_and_its_reason(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*args: object) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr(post_mortem, "write_json", full)
-    [note] = fail(config).value.__notes__
-    assert note.startswith("no post-mortem, because writing it failed") and "no space left" in note
+    caught = fail(config)
+    [folder] = config.run_dir.glob("post-mortem-*Z")
+    assert caught.value.__notes__ == [f"post-mortem: {folder}"]
+    assert {path.name for path in folder.iterdir()} == {"traceback.txt", "config.yaml", "logs", "incomplete.txt"}
+    assert (folder / "incomplete.txt").read_text() == "write_versions: OSError('no space left')\n"
+
+
+def test_an_error_while_writing_does_not_hide_the_first(config: Config) -> None:
+    with pytest.raises(ValueError, match="the reason") as caught, kept_in_folder(config, "grpo"):
+        shutil.rmtree(config.run_dir)
+        config.run_dir.write_text("a file where the folder was")
+        raise ValueError("the reason")
+    [note] = caught.value.__notes__
+    assert note.startswith("no post-mortem, because writing it failed: ")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 32, 75, 90])
+def test_a_run_that_was_killed_at_any_byte_has_a_post_mortem(config: Config, cut: int) -> None:
+    """Its log of scalars ends anywhere in its second row; the run that was started after it goes on behind that."""
+    with RunLog(config.run_dir) as log:
+        for step in (1, 2):
+            log.log("grpo", step, {"reward/total": 0.1})
+    scalars = config.run_dir / "scalars.jsonl"
+    rows = scalars.read_bytes().splitlines(keepends=True)
+    scalars.write_bytes(rows[0] + rows[1][:cut] + rows[1].replace(b'"step": 2', b'"step": 3') * (cut % 2))
+    fail(config)
+    [folder] = config.run_dir.glob("post-mortem-*Z")
+    assert not (folder / "incomplete.txt").exists()
+    steps = {json.loads(line)["step"] for line in (folder / "scalars.jsonl").read_text().splitlines()}
+    assert 1 in steps and steps <= {1, 2, 3}
 
 
 def test_a_stage_keeps_its_configuration_and_the_last_one_is_the_folder_s(config: Config) -> None:

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from search_episodes import search_trajectory, search_turn
 
-from vsr1.episode.trajectory import Segment, Span, Trajectory, Verdict
+from vsr1.episode.moments import Span
+from vsr1.episode.sample import SampleId
+from vsr1.episode.trajectory import Turn
 from vsr1.metrics.prediction_rows import failed_row, prediction_row, ranked_moments
 from vsr1.metrics.predictions import PredictionError, PredictionRow, read_predictions
 from vsr1.metrics.rescoring import differences, recomputed
+from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn, Verdict
 
 ROW_FIELDS = """
 index qid query gt_pos_doc_id gt_start gt_end orig_rank turn1_rank turn1_rank_before_refine
@@ -31,26 +35,25 @@ profile_policy_top1_is_gt_by_depth raw_output"""
 def look(
     turn: int, video: str, verdict: Verdict, ranks: tuple[int, int | None], ranking: str, after: str | None = None,
     span: Span | None = None,
-) -> Segment:  # fmt: skip
+) -> Turn[SearchTurn]:  # fmt: skip
     latents = None if after is None else np.array([[3, 4, 0, 0, 0, 0, 0], [4, 3, 0, 0, 0, 0, 1]], np.float32)
     scored, then = ([(name, 0.5) for name in names or ""] for names in (ranking, after))
-    return Segment(
-        turn, video, "", [1], [2] * 10, [-0.1] * 10, f"turn {turn}", "stop", verdict, span, latents, None, scored,
-        *ranks, "i", 0, 0.5,
-        retrieved_after=None if after is None else then, ranks_by_depth=None if after is None else [3, 2],
+    return search_turn(
+        turn, video, verdict, span, text=f"turn {turn}", tokens=10, latents=latents, retrieved=scored, ranks=ranks,
+        seconds=0.5, retrieved_after=None if after is None else then, ranks_by_depth=None if after is None else [3, 2],
     )  # fmt: skip
 
 
-def two_turns() -> Trajectory:
+def two_turns() -> SearchTrajectory:
     """Rejects a, refines, accepts b with a span that ends after the video."""
-    segments = [
+    turns = [
         look(1, "a", "not_matched", (4, 2), "acd", "cbd"),
         look(2, "b", "matched", (2, None), "cbd", span=(10.0, 99.0)),
     ]
-    return Trajectory("7_fig", "a ring", "b", (10.0, 20.0), 30.0, 0, 0, segments, "matched")
+    return search_trajectory("7_fig", turns, query="a ring", gt=("b", (10.0, 20.0), 30.0))
 
 
-def row_of(trajectory: Trajectory, **changes: Any) -> PredictionRow:
+def row_of(trajectory: SearchTrajectory, **changes: Any) -> PredictionRow:
     return prediction_row(trajectory, 3, **{"max_turns": 3, "corpus_size": 9, "latents": 2, **changes})
 
 
@@ -86,14 +89,8 @@ def test_every_published_field_is_written() -> None:
 
 def test_ranking_after_the_refinement_comes_from_the_next_turn_where_it_was_not_kept() -> None:
     trajectory = two_turns()
-    trajectory.segments[0].retrieved_after = None
+    trajectory.turns[0].record.retrieved_after = None
     assert row_of(trajectory).turns[0].policy_top1_doc_id == "c"
-    kept = Trajectory.from_json(json.loads(json.dumps(two_turns().to_json())))
-    assert kept.segments[0].retrieved_after == [("c", 0.5), ("b", 0.5), ("d", 0.5)]
-    old = two_turns().to_json()
-    for segment in old["segments"]:
-        del segment["retrieved_after"], segment["ranks_by_depth"]
-    assert Trajectory.from_json(old).segments[0].retrieved_after is None
 
 
 def test_ranked_moments_lead_with_the_answer_and_end_with_the_rejected() -> None:
@@ -102,13 +99,13 @@ def test_ranked_moments_lead_with_the_answer_and_end_with_the_rejected() -> None
     assert [moment[:3] for moment in moments] == [("b", 10, 30), ("c", 0, 40), ("d", 0, 50), ("a", 0, 30)]
     assert [score for *_, score in moments] == sorted({score for *_, score in moments}, reverse=True)
     trajectory = two_turns()
-    trajectory.segments[1].verdict = "unknown"  # rejected: behind those never looked at, in the ranking's order
+    trajectory.turns[1].record.verdict = "unknown"  # rejected: behind those never looked at, in the ranking's order
     assert [moment[:3] for moment in ranked_moments(trajectory, durations)] == [
         ("c", 0, 40), ("d", 0, 50), ("b", 10, 30), ("a", 0, 30),
     ]  # fmt: skip
     with pytest.raises(ValueError, match="'d' has no duration"):
         ranked_moments(trajectory, {name: 9.0 for name in "abc"})
-    trajectory.last.retrieved = [(f"v{i}", 0.0) for i in range(200)]
+    trajectory.last.record.retrieved = [(f"v{i}", 0.0) for i in range(200)]
     assert len(ranked_moments(trajectory, durations | {f"v{i}": 1.0 for i in range(200)})) == 100
 
 
@@ -192,7 +189,9 @@ def test_sequential_rows_are_judged_on_the_selected_video() -> None:
 
 
 def test_a_failed_row_comes_back(tmp_path: Path) -> None:
-    row = failed_row(2, "2_fig", "q", "ClipError", "no frames", gt_video="v", gt_span=(1, 2), max_turns=2)
+    row = failed_row(
+        SearchTask(SampleId("2_fig"), "2_fig", "q", "v", (1, 2), 9.0), 2, "ClipError", "no frames", max_turns=2
+    )
     [back], problems = read_predictions(file_of(tmp_path / "p.jsonl", row.model_dump_json()))
     assert (back, problems, differences(back)) == (row, [], [])
 

@@ -48,7 +48,7 @@ def test_a_machine_sold_with_10_gib_passes():
         ({"total_bytes": 4 * GIB}, ["4.0 GiB of memory", "10 GiB"]),
     ],
 )
-def test_each_failure_is_one_line_that_names_found_and_needed(change, words):
+def test_each_failure_is_one_line_that_names_what_there_is_and_what_is_needed(change, words):
     (line,) = failures(**change)
     assert "\n" not in line
     assert all(word in line for word in words)

@@ -139,13 +139,15 @@ def test_moment_detr_scores_agree_with_the_definition() -> None:
 
 def test_tvr_rules_by_hand() -> None:
     ranking = [("b", 10.0, 20.0), ("a", 0.0, 5.0), ("a", 10.0, 15.0), ("a", 10.0, 20.0)]
-    submission = {task: {1: ranking} for task in ("VCMR", "SVMR", "VR")}
-    scores = tvr_scores(submission, {1: RIGHT}, depths=(1, 2, 3, 4))
-    assert scores["VR"] == {"r1": 0, "r2": 100, "r3": 100, "r4": 100}
-    assert [scores["VCMR"][f"0.5-r{k}"] for k in (1, 2, 3, 4)] == [0, 0, 100, 100]  # the bound counts: 5 s of 10 s
-    assert [scores["SVMR"][f"0.7-r{k}"] for k in (1, 2, 3, 4)] == [0, 0, 100, 100]
+    scores = [tvr_scores({task: {1: ranking[:k]} for task in ("VCMR", "SVMR", "VR")}, {1: RIGHT}) for k in (1, 2, 3, 4)]
+    assert [of["VR"]["r1"] for of in scores] == [0] * 4
+    assert [of["VR"]["r5"] for of in scores] == [0, 100, 100, 100]
+    assert [of["VCMR"]["0.5-r5"] for of in scores] == [0, 0, 100, 100]  # the bound counts: 5 s of 10 s
+    assert [of["VCMR"]["0.7-r5"] for of in scores] == [of["SVMR"]["0.7-r5"] for of in scores] == [0, 0, 0, 100]
     late = [("b", 0.0, 1.0)] * 100 + [("a", 10.0, 20.0)]
-    assert tvr_scores({"VCMR": {1: late}}, {1: RIGHT}, (0.3,), (100, 200))["VCMR"] == {"0.3-r100": 0, "0.3-r200": 0}
+    for task, name in (("VCMR", "0.5-r100"), ("SVMR", "0.5-r1"), ("VR", "r100")):
+        assert tvr_scores({task: {1: late}}, {1: RIGHT})[task][name] == 0
+        assert tvr_scores({task: {1: late[1:]}}, {1: RIGHT})[task][name] == 100
 
 
 def test_with_four_true_spans_two_must_be_hit() -> None:

@@ -1,11 +1,7 @@
 """What counts as the same, and how a difference is told."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 
-from pipelines.evaluation.replay.command import last_steps
 from pipelines.evaluation.replay.differences import (
     Differs,
     Finding,
@@ -16,11 +12,6 @@ from pipelines.evaluation.replay.differences import (
     same_ranking,
     same_sequence,
 )
-from vsr1.config import ConfigError
-from vsr1.episode.trajectory import Trajectory
-from vsr1.rl.credit import Credit
-from vsr1.runs.folder import config_of
-from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log, read_trajectories
 
 SCORES = {"a": 0.9, "b": 0.50001, "c": 0.5, "d": 0.1}
 RANKED = [("a", 0.9), ("b", 0.50001), ("c", 0.5)]
@@ -92,40 +83,3 @@ def test_a_rank_may_be_any_of_those_that_tie() -> None:
         same_rank("r", 1, SCORES, "b", 1e-4)
     with pytest.raises(Differs, match="recorded 2, recomputed 3"):
         same_rank("r", 2, SCORES, "c", 1e-6)
-
-
-def trajectory(query: str, sample: int = 0) -> Trajectory:
-    return Trajectory(query, "text", "v", (0.0, 1.0), 2.0, sample, seed=sample)
-
-
-def test_the_log_gives_back_steps_and_advantages(tmp_path: Path) -> None:
-    path = tmp_path / "train_trajectories.jsonl"
-    credits = [[Credit(0.5, -0.5)], []]
-    append_trajectories(path, [LoggedTrajectory(trajectory(q), 3, c) for q, c in zip("ab", credits, strict=True)])
-    append_trajectories(path, [LoggedTrajectory(trajectory("c"), 4)])
-    found = [(logged.step, logged.trajectory.query_id, logged.credits) for logged in read_log(path)]
-    assert found == [(3, "a", [Credit(0.5, -0.5)]), (3, "b", []), (4, "c", None)]
-    assert read_trajectories(path) == [trajectory("a"), trajectory("b"), trajectory("c")]
-
-
-def test_of_a_step_that_two_runs_wrote_the_last_counts() -> None:
-    def logged(step: int, query: str) -> LoggedTrajectory:
-        return LoggedTrajectory(trajectory(query), step)
-
-    first, second = [logged(1, "a"), logged(2, "b")], [logged(1, "a"), logged(1, "c")]
-    assert last_steps([*first, *second]) == {1: tuple(second), 2: (first[1],)}
-    again = LoggedTrajectory(replace(trajectory("a")), 1)
-    assert last_steps([first[0], again]) == {1: (again,)}
-
-
-def test_the_configuration_is_that_of_the_stage_that_wrote_the_file(tmp_path: Path) -> None:
-    for name in ("train_trajectories.jsonl", "before.trajectories.jsonl", "before-text.trajectories.jsonl"):
-        (tmp_path / name).touch()
-    with pytest.raises(ConfigError, match=r"holds no config of before\.trajectories.jsonl; give the run's own"):
-        config_of(tmp_path / "before.trajectories.jsonl")
-    for name in ("config.yaml", "config.grpo.yaml", "config.before.yaml"):
-        (tmp_path / name).touch()
-    assert config_of(tmp_path / "train_trajectories.jsonl").name == "config.grpo.yaml"
-    assert config_of(tmp_path / "before-text.trajectories.jsonl").name == "config.before.yaml"
-    (tmp_path / "config.before.yaml").unlink()
-    assert config_of(tmp_path / "before.trajectories.jsonl").name == "config.yaml"

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from search_episodes import search_trajectory, search_turn
 
-from vsr1.episode.trajectory import Segment, Trajectory
-from vsr1.rewards.score import TERMS, bounds, score, scored, total, turn_rewards
-from vsr1.rewards.terms import RetrievalScores, RewardError, retrieval_gain, verification
+from vsr1.episode.rewards import RewardError, Term, scored
+from vsr1.episode.trajectory import Turn
 from vsr1.search.parse import parse_reply
+from vsr1.search.record import SearchTrajectory, SearchTurn
+from vsr1.search.rewards import RetrievalScores, SearchRewards, retrieval_gain
 from vsr1.settings.training import RewardConfig
 
 RIGHT, WRONG = "right", "wrong"
@@ -21,24 +23,28 @@ LOG3 = math.log(3) / 10  # at temperature 0.1 this lead over one negative is odd
 CONFIG = RewardConfig()
 
 
-def turn(text: str, video: str = RIGHT, *, before: float | None = 0.0, after: float | None = None) -> Segment:
+def turn(text: str, video: str = RIGHT, *, before: float | None = 0.0, after: float | None = None) -> Turn[SearchTurn]:
     """A turn; with `after` it was refined, and each score is the right video's lead over a single negative at 0."""
-    reply = parse_reply(text, 100.0)
-    return Segment(
-        1, video, "", [1], [2], [-0.1], text, "stop", reply.verdict, reply.span,
-        None if after is None else np.zeros((8, 4), np.float32), None, [(video, 0.5)], 1, None, "v", 0, 0.1,
+    judgement = parse_reply(text, 100.0)
+    return search_turn(
+        1, video, judgement.verdict, judgement.span, text=text,
+        latents=None if after is None else np.zeros((8, 4), np.float32),
         gt_score_before=before, gt_score_after=after,
         negative_scores_before=None if before is None else [0.0],
         negative_scores_after=None if after is None else [0.0],
     )  # fmt: skip
 
 
-def episode(*segments: Segment, gt_span: tuple[float, float] = (10.0, 20.0)) -> Trajectory:
-    return Trajectory("q7", "a query", RIGHT, gt_span, 100.0, 0, 0, list(segments), "matched")
+def episode(*turns: Turn[SearchTurn], gt_span: tuple[float, float] = (10.0, 20.0)) -> SearchTrajectory:
+    return search_trajectory("q7", list(turns), gt=(RIGHT, gt_span, 100.0))
 
 
-def terms(*segments: Segment, config: RewardConfig = CONFIG) -> dict[str, float]:
-    return score(episode(*segments), config)
+def score(trajectory: SearchTrajectory, config: RewardConfig = CONFIG) -> SearchTrajectory:
+    return scored(trajectory, SearchRewards(config))
+
+
+def terms(*turns: Turn[SearchTurn], config: RewardConfig = CONFIG) -> dict[str, float]:
+    return score(episode(*turns), config).terms
 
 
 @pytest.mark.parametrize(
@@ -117,18 +123,18 @@ def test_temporal_iou(text: str, video: str, value: float) -> None:
 
 
 def test_a_span_that_is_not_finite_has_no_overlap() -> None:
-    segment = turn(MATCH)
-    segment.span = (10.0, math.inf)
-    assert terms(segment)["temporal_iou"] == 0.0
+    endless = turn(MATCH)
+    endless.record.span = (10.0, math.inf)
+    assert terms(endless)["temporal_iou"] == 0.0
 
 
 def test_an_empty_true_moment_has_no_overlap() -> None:
-    assert score(episode(turn(MATCH), gt_span=(10.0, 10.0)), CONFIG)["temporal_iou"] == 0.0
+    assert score(episode(turn(MATCH), gt_span=(10.0, 10.0))).terms["temporal_iou"] == 0.0
 
 
 def test_a_true_moment_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(RewardError, match=r"temporal_iou.*'q7'"):
-        score(episode(turn(MATCH), gt_span=(10.0, math.nan)), CONFIG)
+        score(episode(turn(MATCH), gt_span=(10.0, math.nan)))
 
 
 @pytest.mark.parametrize(
@@ -166,9 +172,9 @@ def test_no_refinement_costs_the_penalty(penalty: float) -> None:
 
 @pytest.mark.parametrize("form", ["delta_p", "p_after"])
 def test_no_negatives_no_reward(form: str) -> None:
-    segment = turn(MATCH, before=0.0, after=0.5)
-    segment.negative_scores_before = segment.negative_scores_after = []
-    result = terms(segment, config=RewardConfig.model_validate({"retrieval_form": form}))
+    alone = turn(MATCH, before=0.0, after=0.5)
+    alone.record.negative_scores_before = alone.record.negative_scores_after = []
+    result = terms(alone, config=RewardConfig.model_validate({"retrieval_form": form}))
     assert result["retrieval"] == 0.0
     assert result["refine_presence"] == 1.0
 
@@ -176,14 +182,14 @@ def test_no_negatives_no_reward(form: str) -> None:
 def test_scores_that_were_not_asked_for_are_an_error() -> None:
     with pytest.raises(RewardError, match=r"retrieval of query 'q7', turn 1: the scores before"):
         terms(turn(MATCH, before=None, after=0.1))
-    segment = turn(MATCH, before=0.1, after=0.1)
-    segment.negative_scores_after = [0.0, 0.0]
+    uneven = turn(MATCH, before=0.1, after=0.1)
+    uneven.record.negative_scores_after = [0.0, 0.0]
     with pytest.raises(RewardError, match="1 negatives before the refinement and 2 after"):
-        terms(segment)
+        terms(uneven)
 
 
 def test_a_score_that_is_not_finite_is_an_error() -> None:
-    with pytest.raises(RewardError, match=r"reward term retrieval of query 'q7' is nan"):
+    with pytest.raises(RewardError, match=r"q7.*reward term retrieval is nan"):
         terms(turn(MATCH, before=0.0, after=math.nan))
 
 
@@ -212,43 +218,63 @@ def test_an_episode_averages_its_turns_and_grounds_with_the_last() -> None:
 
 
 def test_the_weighted_sum() -> None:
-    done = scored(episode(turn(MATCH, before=0.0, after=LOG3)), CONFIG)
-    assert list(done.terms) == list(TERMS)
-    assert done.reward == pytest.approx(1.2 + 0.05 + 0.05 + 0.45 + 0.1 + 0.8 * 0.25)
+    result = score(episode(turn(MATCH, before=0.0, after=LOG3)))
+    assert list(result.terms) == [term.name for term in SearchRewards(CONFIG).terms]
+    assert result.reward == pytest.approx(1.2 + 0.05 + 0.05 + 0.45 + 0.1 + 0.8 * 0.25)
 
 
-def test_totals_need_exactly_the_terms() -> None:
-    with pytest.raises(RewardError, match="not the expected"):
-        total({"verification": 1.0}, CONFIG)
+class OneTerm:
+    """An environment whose only term is what it is told."""
+
+    terms = (Term("guess", 2.0),)
+
+    def __init__(self, values: dict[str, float]) -> None:
+        self._values = values
+
+    def of_turns(self, trajectory: SearchTrajectory) -> list[dict[str, float]]:
+        return [self._values for _ in trajectory.turns]
+
+    def of_end(self, trajectory: SearchTrajectory) -> dict[str, float]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, r"reward terms \[\] are not \['guess'\]"),
+        ({"guess": 0.5, "other": 0.5}, r"reward terms \['guess', 'other'\] are not \['guess'\]"),
+        ({"guess": 1.5}, r"reward term guess is 1.5, outside \[0.0, 1.0\]"),
+        ({"guess": math.nan}, r"reward term guess is nan"),
+    ],
+)
+def test_an_environment_gives_exactly_its_terms_within_their_bounds(values: dict[str, float], message: str) -> None:
+    with pytest.raises(RewardError, match=rf"q7.*{message}"):
+        scored(episode(turn(MATCH)), OneTerm(values))
+    assert scored(episode(turn(MATCH)), OneTerm({"guess": 0.5})).reward == 1.0
+
+
+def test_a_weight_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(RewardError, match="weighted reward is inf"):
-        total(dict.fromkeys(TERMS, 1.0), RewardConfig(verification=math.inf))
+        score(episode(turn(MATCH)), RewardConfig(verification=math.inf))
 
 
 def test_an_episode_without_turns_is_not_scored() -> None:
-    with pytest.raises(RewardError, match="'q7' has no turns"):
+    with pytest.raises(RewardError, match=r"q7.*has no turns"):
         terms()
-
-
-def test_scores_survive_json() -> None:
-    before = episode(turn(MATCH, before=0.25, after=0.5))
-    after = Trajectory.from_json(before.to_json())
-    assert after.last.gt_score_after == 0.5
-    assert after.last.negative_scores_before == [0.0]
-    assert score(after, CONFIG) == score(before, CONFIG)
-    assert verification(after, after.last) == 1.0
 
 
 def test_rewards_of_turns_by_hand() -> None:
     first = turn(REJECT, WRONG, before=0.0, after=LOG3)  # p from .5 to .75
     second = turn("<answer>matched</answer><start>15</start><end>25</end>", RIGHT, before=LOG3)  # IoU 1/3
-    rewards, of_retrieval = turn_rewards(episode(first, second), CONFIG)
+    result = score(episode(first, second))
+    rewards, of_retrieval = result.turn_rewards, result.turn_latent_rewards
     assert of_retrieval == pytest.approx([0.8 * 0.25, 0.0])
     assert rewards == pytest.approx([1.2 + 0.05 + 0.05 + 0.1 + of_retrieval[0], 1.2 + 0.05 + 0.1 + 0.45 / 3])
 
 
 def test_a_rejection_in_an_early_turn_earns_no_temporal_iou() -> None:
     """Alone it would earn half of it: only the last turn's counts."""
-    (early, late), _ = turn_rewards(episode(turn(REJECT, WRONG), turn(REJECT, WRONG)), CONFIG)
+    early, late = score(episode(turn(REJECT, WRONG), turn(REJECT, WRONG))).turn_rewards
     assert late - early == pytest.approx(0.45 * 0.5)
 
 
@@ -266,18 +292,17 @@ def test_the_reward_is_the_mean_of_the_turns_and_the_outcome(
     turns: list[tuple[str, str, float, float | None]], form: str
 ) -> None:
     config = RewardConfig.model_validate({"retrieval_form": form})
-    done = scored(episode(*(turn(text, video, before=b, after=a) for text, video, b, a in turns)), config)
-    outcome = config.temporal_iou * done.terms["temporal_iou"]
-    own = [*done.turn_rewards[:-1], done.turn_rewards[-1] - outcome]
-    assert fmean(own) + outcome == pytest.approx(done.reward)
-    assert fmean(done.turn_retrieval_rewards) == pytest.approx(config.retrieval * done.terms["retrieval"])
-    assert len(done.turn_rewards) == len(done.turn_retrieval_rewards) == len(turns)
+    result = score(episode(*(turn(text, video, before=b, after=a) for text, video, b, a in turns)), config)
+    outcome = config.temporal_iou * result.terms["temporal_iou"]
+    own = [*result.turn_rewards[:-1], result.turn_rewards[-1] - outcome]
+    assert fmean(own) + outcome == pytest.approx(result.reward)
+    assert fmean(result.turn_latent_rewards) == pytest.approx(config.retrieval * result.terms["retrieval"])
+    assert len(result.turn_rewards) == len(result.turn_latent_rewards) == len(turns)
 
 
 @given(TURNS, FORMS)
 def test_every_term_is_bounded(turns: list[tuple[str, str, float, float | None]], form: str) -> None:
     config = RewardConfig.model_validate({"retrieval_form": form})
     result = terms(*(turn(text, video, before=b, after=a) for text, video, b, a in turns), config=config)
-    for name, value in result.items():
-        low, high = bounds(name, config)
-        assert low <= value <= high
+    for term in SearchRewards(config).terms:
+        assert term.low <= result[term.name] <= term.high

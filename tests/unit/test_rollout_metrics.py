@@ -2,29 +2,33 @@
 
 import numpy as np
 import pytest
+from search_episodes import search_trajectory, search_turn
 
 from pipelines.train.step_metrics import credit_metrics, rollout_metrics
-from vsr1.episode.trajectory import Segment, Span, Trajectory, Verdict
+from vsr1.episode.moments import Span
+from vsr1.episode.trajectory import FinishReason, Turn
 from vsr1.rl.credit import Credit
+from vsr1.search.record import SearchTrajectory, SearchTurn, Verdict
 
 
 def look(
     turn: int, video: str, verdict: Verdict, before: int, after: int | None, span: Span | None = None, tokens: int = 4,
-    version: int = 3, finish: str = "stop",
-) -> Segment:  # fmt: skip
+    version: int = 3, finish: FinishReason = "stop",
+) -> Turn[SearchTurn]:  # fmt: skip
     latents = None if after is None else np.zeros((2, 3), np.float32)
-    return Segment(
-        turn, video, "", [1], [2] * tokens, [-0.1] * tokens, "", finish, verdict, span, latents, None, [(video, 0.5)],
-        before, after, "i", version, 0.1,
+    return search_turn(
+        turn, video, verdict, span, tokens=tokens, finish_reason=finish, latents=latents, ranks=(before, after),
+        weight_version=version,
     )  # fmt: skip
 
 
-def trajectory(query: str, reward: float, *segments: Segment) -> Trajectory:
+def trajectory(prompt: str, reward: float, *turns: Turn[SearchTurn]) -> SearchTrajectory:
     terms = {"verification": reward / 2}
-    return Trajectory(query, "", "right", (0.0, 4.0), 8.0, 0, 0, list(segments), "", terms, reward=reward)
+    gt = ("right", (0.0, 4.0), 8.0)
+    return search_trajectory("query", list(turns), "", prompt=prompt, gt=gt, terms=terms, reward=reward)
 
 
-def three() -> list[Trajectory]:
+def three() -> list[SearchTrajectory]:
     return [
         trajectory("p", 1.0, look(1, "wrong", "not_matched", 5, 1), look(2, "right", "matched", 1, None, (0.0, 8.0))),
         trajectory("p", 3.0, look(1, "right", "matched", 1, 2, (0.0, 4.0), tokens=10)),

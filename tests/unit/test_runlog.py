@@ -1,12 +1,13 @@
 """The run log: what is written can be read, and a value that is not finite never gets in."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vsr1.runs.scalars import RunLog, read_scalars
+from vsr1.runs.scalars import RunLog, ScalarTail, read_scalars
 
 
 def test_scalars_come_back_from_both_files(tmp_path: Path) -> None:
@@ -42,6 +43,7 @@ def test_resuming_appends_after_cutting_a_torn_line(tmp_path: Path) -> None:
         log.log("sft", 1, {"loss": 2.0})
     with (tmp_path / "scalars.jsonl").open("a") as lines:
         lines.write('{"stage": "sft", "st')
+    assert [row["step"] for row in read_scalars(tmp_path / "scalars.jsonl")] == [1], "a killed run can be read"
     with RunLog(tmp_path) as log:
         log.log("sft", 2, {"loss": 1.0})
     assert [row["step"] for row in read_scalars(tmp_path / "scalars.jsonl")] == [1, 2]
@@ -57,3 +59,32 @@ def test_reading_names_the_bad_line(tmp_path: Path) -> None:
     path.write_text("loss 1.0\n")
     with pytest.raises(ValueError, match=r"scalars\.jsonl:1: not a JSON line"):
         read_scalars(path)
+
+
+def _write(path: Path, text: bytes) -> None:
+    with path.open("ab") as lines:
+        lines.write(text)
+
+
+def test_a_tail_gives_each_row_once_when_its_line_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "scalars.jsonl"
+    lines = [
+        json.dumps({"stage": "sft", "step": step, "name": "l\u00f6ss", "value": 1.0, "time": 0.0}, ensure_ascii=False)
+        for step in (1, 2, 3)
+    ]
+    first, second, third = (f"{line}\n".encode() for line in lines)
+    tail = ScalarTail(path)
+    _write(path, first + second[:40])
+    assert [row["step"] for row in tail.read()] == [1]
+    assert tail.read() == []
+    with RunLog(tmp_path) as log:  # cuts the torn line, which another run left
+        assert tail.read() == []
+        log.log("sft", 2, {"loss": 1.0})
+        assert [row["step"] for row in tail.read()] == [2]
+    for at in range(len(third)):  # as it is written, byte by byte
+        assert tail.read() == []
+        _write(path, third[at : at + 1])
+    assert [row["step"] for row in tail.read()] == [3]
+    _write(path, b"half\n")
+    with pytest.raises(ValueError, match=r"scalars\.jsonl:4: not a JSON line"):
+        tail.read()

@@ -8,8 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+from vsr1.episode.sample import SampleId
 from vsr1.metrics.prediction_rows import failed_row
 from vsr1.metrics.summary import EvalSummary
+from vsr1.search.record import SearchTask
 
 # Every query: video "right", 10 s to 20 s. Kept: 8 queries, one of them failed.
 TRAPS = """
@@ -48,7 +50,13 @@ def span(start: float, end: float) -> dict[str, float]:
 
 
 def good() -> list[dict[str, Any]]:
-    lost = failed_row(6, "6_fig", "a ring", "ClipError", "no frames", gt_video="right", gt_span=(10, 20), max_turns=2)
+    lost = failed_row(
+        SearchTask(SampleId("6_fig"), "6_fig", "a ring", "right", (10, 20), 30.0),
+        6,
+        "ClipError",
+        "no frames",
+        max_turns=2,
+    )
     return [
         row(1, turn("matched", **span(10, 20))),
         row(2, turn("unknown", **span(10, 20))),

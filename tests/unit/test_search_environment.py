@@ -7,9 +7,12 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from vsr1.episode.environment import Observation, run_episode
+from vsr1.episode.environment import Prompt, run_episode
+from vsr1.episode.sample import SampleId
+from vsr1.episode.trajectory import FinishReason
 from vsr1.retrieval.request import SearchRequest, SearchResult
-from vsr1.search.environment import SearchEnvironment, SearchSettings, SearchTask
+from vsr1.search.environment import SearchEnvironment, SearchSettings
+from vsr1.search.record import SearchTask, SearchTurn
 from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import Clip
 
@@ -25,10 +28,10 @@ class ScriptedReply:
     prompt_token_ids: list[int] = field(default_factory=lambda: [1, 2])
     token_ids: list[int] = field(default_factory=lambda: [3])
     logprobs: list[float] = field(default_factory=lambda: [-0.5])
-    finish_reason: str = "stop"
+    finish_reason: FinishReason = "stop"
     latents: np.ndarray | None = None
     soft_tokens: np.ndarray | None = field(default_factory=lambda: np.ones((N, E), np.float32))
-    noise: np.ndarray | None = None
+    seed: int = 0
     weight_version: int = 0
 
 
@@ -59,27 +62,33 @@ def play(
     rank_by_depth: bool = False,
     ends_when_lost: bool = False,
 ) -> tuple[MovingCorpus, SearchEnvironment]:
-    """The reply of turn t brings soft tokens that are all t, and noise that is all -t."""
+    """The reply of turn t brings soft tokens and latents that are all t, and seed 10 t."""
     corpus = MovingCorpus()
     task = SearchTask(
-        "1_fig", "a red ring", "b", (1.0, 3.0), 4.0, ["c"], first_video=first_video, ends_when_lost=ends_when_lost
-    )
+        SampleId("0/1_fig"), "1_fig", "a red ring", "b", (1.0, 3.0), 4.0, ["c"],
+        first_video=first_video, ends_when_lost=ends_when_lost,
+    )  # fmt: skip
     agent = AgentConfig(
         max_turns=max_turns, refinement=refinement, latents_of_turns="accumulate" if accumulate else "replace"
     )
     settings = SearchSettings(agent, "judge", top_k=2, rank_by_depth=rank_by_depth)
     environment = SearchEnvironment(task, settings, corpus.search, load_clip)
 
-    async def reply_to(observation: Observation, turn: int) -> ScriptedReply:
+    async def reply_to(prompt: Prompt, turn: int) -> ScriptedReply:
+        assert [type(part) for part in prompt.parts] == [str, Clip, str]  # a fresh prompt each turn
         values = np.full((N, E), float(turn), np.float32)
-        return ScriptedReply(replies[turn - 1], latents=values, soft_tokens=values, noise=-values)
+        return ScriptedReply(replies[turn - 1], latents=values, soft_tokens=values, seed=10 * turn)
 
     asyncio.run(run_episode(environment, reply_to))
     return corpus, environment
 
 
+def records(environment: SearchEnvironment) -> list[SearchTurn]:
+    return [turn.record for turn in environment.trajectory().turns]
+
+
 def test_the_ranking_after_a_refinement_is_the_one_before_the_next_turn() -> None:
-    first, second = play([REJECTS, REJECTS], max_turns=2)[1].trajectory().segments
+    first, second = records(play([REJECTS, REJECTS], max_turns=2)[1])
     assert first.retrieved_after == second.retrieved
     assert [video for video, _ in second.retrieved_after or []] == ["c"]  # a and b are rejected
 
@@ -87,45 +96,45 @@ def test_the_ranking_after_a_refinement_is_the_one_before_the_next_turn() -> Non
 def test_a_trajectory_sees_one_version_of_the_corpus() -> None:
     corpus, environment = play([REJECTS, REJECTS, REJECTS])
     assert [request.index_version for request in corpus.asked] == [None, "v1", "v1", "v1"]
-    assert {segment.index_version for segment in environment.trajectory().segments} == {"v1"}
+    assert {record.index_version for record in records(environment)} == {"v1"}
 
 
 def test_rejected_videos_are_excluded_and_a_match_ends_the_episode() -> None:
     corpus, environment = play([REJECTS, ACCEPTS])
     assert [request.exclude for request in corpus.asked] == [[], ["a"]]  # the match is not followed by a search
     trajectory = environment.trajectory()
-    assert [segment.video_id for segment in trajectory.segments] == ["a", "b"]
+    assert [record.video_id for record in records(environment)] == ["a", "b"]
     assert trajectory.end_reason == "matched"
-    assert trajectory.segments[-1].span == (1.0, 3.0)
+    assert trajectory.last.record.span == (1.0, 3.0)
 
 
 def test_an_episode_can_end_where_the_right_video_is_lost() -> None:
     _, environment = play([REJECTS] * 3, ends_when_lost=True)
     trajectory = environment.trajectory()
-    assert [segment.video_id for segment in trajectory.segments] == ["a", "b"]  # b is the right one
+    assert [record.video_id for record in records(environment)] == ["a", "b"]  # b is the right one
     assert trajectory.end_reason == "lost"
-    assert trajectory.last.gt_score_after is not None  # its refinement is rewarded all the same
+    assert trajectory.last.record.gt_score_after is not None  # its refinement is rewarded all the same
 
 
 def test_a_corpus_that_is_used_up_ends_the_episode() -> None:
     _, environment = play([REJECTS] * 4, max_turns=4)
     assert environment.trajectory().end_reason == "corpus_exhausted"
-    assert len(environment.trajectory().segments) == 3
+    assert len(environment.trajectory().turns) == 3
 
 
-def test_latents_and_their_noise_stay_with_their_turn() -> None:
+def test_latents_stay_with_their_turn_and_its_seed() -> None:
     _, environment = play([REJECTS, REJECTS, ACCEPTS])
-    *rejecting, accepting = environment.trajectory().segments
+    *rejecting, accepting = environment.trajectory().turns
     assert len(rejecting) == 2
-    for turn, segment in enumerate(rejecting, start=1):
-        np.testing.assert_array_equal(segment.latents, np.full((N, E), turn))
-        np.testing.assert_array_equal(segment.noise, np.full((N, E), -turn))
-    assert (accepting.refined, accepting.latents, accepting.noise, accepting.gt_rank_after) == (False, None, None, None)
+    for number, turn in enumerate(rejecting, start=1):
+        np.testing.assert_array_equal(turn.latents["query"], np.full((N, E), number))
+        assert turn.seed == 10 * number
+    assert (accepting.record.refined, accepting.latents, accepting.record.gt_rank_after) == (False, {}, None)
 
 
 def test_a_given_first_video_is_shown_and_its_score_asked_for() -> None:
     corpus, environment = play([REJECTS, ACCEPTS], first_video="d")
-    first, second = environment.trajectory().segments
+    first, second = records(environment)
     assert (first.video_id, second.video_id) == ("d", "a")
     assert first.retrieved[0][0] == "a"  # what the search found stays what it was
     assert all("d" in request.scores_of for request in corpus.asked)
@@ -137,9 +146,9 @@ def test_a_given_first_video_is_shown_and_its_score_asked_for() -> None:
 
 def test_a_given_first_video_may_be_the_right_one() -> None:
     _, environment = play([ACCEPTS], first_video="b")
-    [segment] = environment.trajectory().segments
-    assert (segment.video_id, segment.span, environment.trajectory().end_reason) == ("b", (1.0, 3.0), "matched")
-    assert segment.negative_scores_before == [0.3]
+    [record] = records(environment)
+    assert (record.video_id, record.span, environment.trajectory().end_reason) == ("b", (1.0, 3.0), "matched")
+    assert record.negative_scores_before == [0.3]
 
 
 @pytest.mark.parametrize(("accumulate", "turns"), [(False, [[1], [2], [3]]), (True, [[1], [1, 2], [1, 2, 3]])])
@@ -156,7 +165,7 @@ def test_refinement_in_new_words_searches_with_them() -> None:
     assert [(request.query, request.soft_tokens) for request in corpus.asked] == [
         ("a red ring", None), ("a blue ring", None),
     ]  # fmt: skip
-    assert [segment.rewrite for segment in environment.trajectory().segments] == ["a blue ring", None]
+    assert [record.rewrite for record in records(environment)] == ["a blue ring", None]
     assert environment.trajectory().end_reason == "matched"
 
 
@@ -164,12 +173,12 @@ def test_refinement_in_new_words_searches_with_them() -> None:
 def test_without_new_words_the_episode_ends(words: str) -> None:
     _, environment = play([REJECTS + words], refinement="text")
     assert environment.trajectory().end_reason == "no_refinement"
-    assert environment.trajectory().last.rewrite is None
+    assert environment.trajectory().last.record.rewrite is None
 
 
 def test_without_refinement_the_next_video_of_the_ranking_is_shown() -> None:
     corpus, environment = play([REJECTS, REJECTS, REJECTS], refinement="none")
-    assert [segment.video_id for segment in environment.trajectory().segments] == ["a", "b", "c"]
+    assert [record.video_id for record in records(environment)] == ["a", "b", "c"]
     assert {request.query for request in corpus.asked} == {"a red ring"}
     assert all(request.soft_tokens is None for request in corpus.asked)
 
@@ -178,6 +187,6 @@ def test_one_refinement_is_ranked_by_each_number_of_its_latents() -> None:
     corpus, environment = play([REJECTS, REJECTS], max_turns=2, accumulate=True, rank_by_depth=True)
     lengths = [0 if request.soft_tokens is None else len(request.soft_tokens) for request in corpus.asked]
     assert lengths == [0, N, *range(1, N), 2 * N, *range(N + 1, 2 * N)]
-    assert [segment.ranks_by_depth for segment in environment.trajectory().segments] == [[2] * N, [2] * N]
+    assert [record.ranks_by_depth for record in records(environment)] == [[2] * N, [2] * N]
     _, plain = play([REJECTS, REJECTS], max_turns=2)
-    assert plain.trajectory().segments[0].ranks_by_depth is None
+    assert records(plain)[0].ranks_by_depth is None

@@ -11,9 +11,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from pipelines.serve.gateway.faults import ApiError
 from pipelines.serve.gateway.fetch import MOST_REDIRECTS, fetch, is_public
 from pipelines.serve.gateway.intake import Intake, receive
-from pipelines.serve.gateway.stream import ApiError
 from vsr1.settings.serving import ServeConfig
 
 PUBLIC = ["8.8.8.8", "2606:4700::1111"]

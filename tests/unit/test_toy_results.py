@@ -4,36 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
+from search_episodes import search_trajectory, search_turn
 
 from bench.toy.results import results
-from vsr1.episode.trajectory import Segment, Trajectory
 from vsr1.metrics.prediction_rows import prediction_row
 from vsr1.metrics.predictions import PredictionError
 from vsr1.metrics.summary import summarise
+from vsr1.search.record import SearchTrajectory
 
 
-def _trajectory(query_id: str, rank: int) -> Trajectory:
-    look = Segment(
-        1,
-        "v",
-        "",
-        [1],
-        [2],
-        [-0.1],
-        "",
-        "stop",
-        "matched",
-        (1.0, 2.0),
-        None,
-        None,
-        [("v", 0.5)],
-        rank,
-        None,
-        "",
-        0,
-        0.1,
-    )
-    return Trajectory(query_id, "a query", "v", (1.0, 2.0), 9.0, 0, 0, [look], "matched")
+def _trajectory(query_id: str, rank: int) -> SearchTrajectory:
+    turn = search_turn(1, "v", "matched", (1.0, 2.0), ranks=(rank, None))
+    return search_trajectory(query_id, [turn], gt=("v", (1.0, 2.0), 9.0))
 
 
 def _evaluation(folder: Path, label: str, ranks: list[int]) -> None:

@@ -8,9 +8,9 @@ from vsr1.runs.state import StateError, StateFolder
 
 
 def _save(states: StateFolder, step: int, settings: dict) -> None:
-    states.begin(step)
-    (states.part(step) / "weights").write_text(str(step))
-    states.publish(step, settings)
+    with states.saving(step, settings) as part:
+        assert part == states.part(step)
+        (part / "weights").write_text(str(step))
 
 
 def test_the_last_two_states_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
@@ -25,11 +25,12 @@ def test_the_last_two_states_are_kept_and_the_newest_is_found(tmp_path: Path) ->
 
 def test_a_state_that_was_not_ended_is_not_found(tmp_path: Path) -> None:
     states = StateFolder(tmp_path)
-    states.begin(4)
-    (states.part(4) / "weights").write_text("half")
-    assert states.newest() is None
-    states.begin(4)
-    assert not list(states.part(4).iterdir())
+    with pytest.raises(OSError, match="no space"), states.saving(4, {}) as part:
+        (part / "weights").write_text("half")
+        raise OSError("no space")
+    assert states.newest() is None and not list(tmp_path.iterdir())
+    _save(states, 4, {})
+    assert states.newest() == (4, tmp_path / "step-4")
 
 
 def test_every_setting_that_differs_is_named(tmp_path: Path) -> None:
@@ -37,8 +38,18 @@ def test_every_setting_that_differs_is_named(tmp_path: Path) -> None:
     settings = {"seed": 1, "sft": {"batch_size": 8, "learner": {"ranks": 2}}}
     _save(states, 1, settings)
     _, folder = states.newest()
-    states.check(folder, settings)
+    states.check(folder, settings, {})
     with pytest.raises(StateError) as refused:
-        states.check(folder, {"seed": 2, "sft": {"batch_size": 8, "learner": {"ranks": 4}, "new": True}})
+        states.check(folder, {"seed": 2, "sft": {"batch_size": 8, "learner": {"ranks": 4}, "new": True}}, {})
     for part in ("seed was 1, is 2", "sft.learner.ranks was 2, is 4", "sft.new was 'not set', is True", "run_dir"):
         assert part in str(refused.value), part
+
+
+def test_a_setting_that_got_a_new_name_is_the_same_setting(tmp_path: Path) -> None:
+    states = StateFolder(tmp_path)
+    _save(states, 1, {"sft": {"loss": {"negatives": 24}}})
+    _, folder = states.newest()
+    renamed = {"sft.loss.negatives": "sft.negatives"}
+    states.check(folder, {"sft": {"negatives": 24}}, renamed)
+    with pytest.raises(StateError, match=r"sft\.negatives was 24, is 25"):
+        states.check(folder, {"sft": {"negatives": 25}}, renamed)

@@ -1,8 +1,8 @@
 """The rollout engine: vLLM's AsyncLLM with latents, stamped weights and the engine's own token ids and log-probs.
 
-A request that will refine holds a latent slot from before it starts until its latents are out; without a free slot it
+A request that may refine holds a latent slot from before it starts until its latents are out; without a free slot it
 waits, and the slot is freed on every way out. Weights change only while no request runs, and every cache that depends
-on them is emptied with the change.
+on them is emptied with the change. No request runs on weights that did not pass their check.
 """
 
 from __future__ import annotations
@@ -10,29 +10,30 @@ from __future__ import annotations
 import asyncio
 import itertools
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
+from inspect import isawaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from vsr1 import compat
-from vsr1.engine.options import engine_options, set_environment
+from vsr1.engine.gate import Gate, PushError
+from vsr1.engine.latent_table import MAX_DEPTH
+from vsr1.engine.options import engine_options, set_environment, video_inputs
 from vsr1.engine.plugin import ENGINE_ARCHITECTURE, register
-from vsr1.episode.environment import PromptError
-from vsr1.model.checkpoint import policy_sizes, refine_token_id
+from vsr1.engine.request import LatentRequest, ReplyReader
+from vsr1.episode.environment import Prompt, PromptError
+from vsr1.episode.trajectory import FinishReason
+from vsr1.model.checkpoint import policy_sizes
 from vsr1.model.manifest import Manifest
-from vsr1.model.processor import ClipProcessor, engine_metadata
-from vsr1.search.parse import read_verdict
+from vsr1.model.processor import ClipProcessor
 from vsr1.settings.parts import EngineConfig
-from vsr1.video.clips import Clip
 
+Way = Literal["file", "ipc", "nccl"]  # of weights into the engine's worker, see `WeightReceiver.receive_weights`
 ATTEMPTS = 3  # at one request
-
-
-class PushError(RuntimeError):
-    """New weights that did not arrive whole; the message names every tensor."""
 
 
 @dataclass
@@ -43,30 +44,27 @@ class Reply:
     token_ids: list[int]
     logprobs: list[float]
     text: str
-    finish_reason: str  # refined | stop | length
+    finish_reason: FinishReason
     latents: np.ndarray | None  # [depth, R] float32
     soft_tokens: np.ndarray | None  # [depth, E] float32, inputs of the embedder
-    noise: np.ndarray | None  # [depth, R] float32, standard normal; latents are mean + sigma * noise
+    seed: int  # of the request: its latents are their means + sigma * `latent_noise(seed, step, R)`
     weight_version: int
 
 
 class PolicyEngine:
     """Build it with `start`; call `shutdown` when done."""
 
-    def __init__(self, llm: Any, processor: ClipProcessor, config: EngineConfig, embedder_dim: int) -> None:
+    logits_processor = "vsr1.engine.latents:LatentLogitsProcessor"  # a subclass may name a subclass of it
+
+    def __init__(self, llm: Any, processor: ClipProcessor, config: EngineConfig) -> None:
         self._llm = llm
         self.processor = processor
-        self._refine_token = refine_token_id(processor.tokenizer)
-        self._end_token = int(processor.tokenizer.eos_token_id)
-        self._embedder_dim = embedder_dim
+        self._reader = ReplyReader(processor.tokenizer)
         self._slots: asyncio.Queue[int] = asyncio.Queue()
         for slot in range(config.latent_slots):
             self._slots.put_nowait(slot)
         self._numbers = itertools.count()
-        self._running = 0
-        self._idle, self._open = asyncio.Event(), asyncio.Event()  # no request runs; requests may start
-        self._idle.set()
-        self._open.set()
+        self._gate = Gate()
         self.weight_version = 0
 
     @classmethod
@@ -90,8 +88,6 @@ class PolicyEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         sizes = policy_sizes(folder, allow_bin=allow_bin)
-        from vsr1.engine.latent_table import MAX_DEPTH
-
         overrides = {
             "architectures": [ENGINE_ARCHITECTURE],
             "refine_dim": sizes.latent,
@@ -104,7 +100,7 @@ class PolicyEngine:
             model=str(folder),
             hf_overrides=overrides,
             dtype=dtype,
-            logits_processors=["vsr1.engine.latents:LatentLogitsProcessor"],
+            logits_processors=[cls.logits_processor],
             worker_extension_cls="vsr1.engine.worker.LatentWorkerExtension",
             logprobs_mode="processed_logprobs",
             async_scheduling=False,  # the logits processor needs the newest token
@@ -113,94 +109,74 @@ class PolicyEngine:
         )
         with compat.prepared_children():
             llm = AsyncLLM.from_engine_args(args)
-        return cls(llm, ClipProcessor(folder), config, sizes.embedder)
+        return cls(llm, ClipProcessor(folder), config)
 
     async def generate(
         self,
-        prompt: str,
-        clip: Clip | None,
+        prompt: Prompt,
         *,
         max_tokens: int,
         latents: int,
         temperature: float,
         seed: int,
         sigma: float = 0.0,
-        words: int | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Reply:
-        """One reply about one clip, with latents if the reply ends in the refine token.
+        """Sample one reply, with latents if it ends in the refine token.
 
         Args:
-            prompt: chat markup with one video placeholder, or with none.
-            clip: what goes there.
+            prompt: texts in chat markup, clips and tokens; it also says which replies get no latents.
             max_tokens: most sampled tokens, the refine token included.
-            latents: latents after the refine token, up to 8; with 0 that token is a word like any other. A reply that
-                accepts its video has none.
+            latents: latents after the refine token, up to 8; with 0 that token is a word like any other.
             temperature: 0 decodes greedily.
-            seed: of this request's sampling, of tokens and of noise.
+            seed: of this request's sampling, of tokens and of noise; below 2**60.
             sigma: standard deviation of the noise that is added to each latent.
-            words: for measurements: the reply has exactly so many tokens, then the refine token when `latents` > 0.
             on_text: gets the reply's text piece by piece while it is sampled; the pieces together are the text.
 
         Raises:
-            PromptError: prompt and clip are longer than `rollout.engine.max_model_len`.
+            PromptError: the prompt is longer than `rollout.engine.max_model_len`, has more clips than
+                `rollout.engine.videos_per_prompt`, or a video placeholder that is no clip's.
+            MixedWeightsError: the last push of weights failed.
         """
         from vllm import SamplingParams
         from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import RequestOutputKind
 
-        slot = await self._slots.get()
+        encode = partial(self.processor.tokenizer.encode, add_special_tokens=False)
+        ids = prompt.token_ids(encode, self.processor.video_token)
+        places = ids.count(self.processor.video_token)
+        if places != len(prompt.clips):
+            raise PromptError(f"the prompt has {places} video placeholders for {len(prompt.clips)} clips")
+        slot = await self._slots.get() if latents else -1
         try:
-            while not self._open.is_set():  # again, if the next push began before this request woke up
-                await self._open.wait()
-        except asyncio.CancelledError:
-            self._slots.put_nowait(slot)
-            raise
-        self._running += 1
-        self._idle.clear()
-        try:
-            if words is not None:
-                max_tokens = words + min(latents, 1)
-            params = SamplingParams(
-                temperature=temperature,
-                seed=seed,
-                max_tokens=max_tokens + latents + (words is None),  # the end token after a limit is forced
-                logprobs=0,
-                stop_token_ids=[self._end_token] if words is None else [],
-                ignore_eos=words is not None,
-                detokenize=False,
-                output_kind=RequestOutputKind.CUMULATIVE if on_text else RequestOutputKind.FINAL_ONLY,
-                extra_args={
-                    "slot": slot,
-                    "depth": latents,
-                    "text_limit": max_tokens,
-                    "refine_token": self._refine_token,
-                    "end_token": self._end_token,
-                    "seed": seed,
-                    "sigma": sigma,
-                    "refine_at": words if words is not None and latents else -1,
-                },
-            )
-            ids = self.processor.tokenizer.encode(prompt, add_special_tokens=False)
-            request: dict[str, Any] = {"prompt_token_ids": ids}
-            if clip is not None:
-                request["multi_modal_data"] = {"video": [(clip.frames, engine_metadata(clip.timestamps))]}
-                request["multi_modal_uuids"] = {"video": [clip.content_hash]}
-            final, told = await self._finished(request, params, on_text)
-            reply = await self._reply(final, params)
-            if on_text and len(reply.text) > len(told):
-                on_text(reply.text[len(told) :])
-            return reply
+            async with self._gate.enter():
+                latent_request = LatentRequest(slot, latents, prompt.latents_unless, max_tokens, seed, sigma)
+                params = SamplingParams(
+                    temperature=temperature,
+                    seed=seed,
+                    max_tokens=max_tokens + latents + 1,  # the end token after a limit is forced
+                    logprobs=0,
+                    stop_token_ids=[self._reader.end_token],
+                    detokenize=False,
+                    output_kind=RequestOutputKind.CUMULATIVE if on_text else RequestOutputKind.FINAL_ONLY,
+                    extra_args=latent_request.extra_args(),
+                )
+                request = {"prompt_token_ids": ids} | video_inputs(prompt.clips)
+                final, written = await self._finished(request, params, latent_request, on_text)
+                reply = await self._reply(final, latent_request)
+                if on_text and len(reply.text) > len(written):
+                    on_text(reply.text[len(written) :])
+                return reply
         except VLLMValidationError as error:
             raise PromptError(str(error)) from error
         finally:  # without an await, so that a second cancellation cannot keep the slot
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
-            self._slots.put_nowait(slot)
+            if latents:
+                self._slots.put_nowait(slot)
 
-    async def _finished(self, request: dict[str, Any], params: Any, on_text: Callable[[str], None] | None) -> Any:
-        """vLLM's last output of a request, and the text that `on_text` was told.
+    async def _finished(
+        self, request: dict[str, Any], params: Any, latents: LatentRequest, on_text: Callable[[str], None] | None
+    ) -> tuple[Any, str]:
+        """Return vLLM's last output of a request, and the text that `on_text` has got.
 
         A request that is cancelled before it leaves for the engine process makes vLLM believe that its clip is there;
         the next one with that clip ends in an error without a token. By then vLLM knows better and takes it again.
@@ -209,57 +185,45 @@ class PolicyEngine:
             RuntimeError: vLLM ended the request, and not because the reply was over.
         """
         for _ in range(ATTEMPTS):
-            request_id, told = f"r{next(self._numbers)}", ""
+            request_id, written = f"r{next(self._numbers)}", ""
             final: Any = None
             async for output in self._llm.generate(request, params, request_id):
                 final = output
                 if on_text:
-                    told = self._tell(output.outputs[0].token_ids, params.extra_args, told, on_text)
+                    _, text = self._reader.sampled(output.outputs[0].token_ids, latents)
+                    if len(text) > len(written) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                        on_text(text[len(written) :])  # half a character comes later
+                        written = text
             if final is None:
                 raise RuntimeError(f"the engine ended request {request_id} without an answer")
             reply = final.outputs[0]
             if reply.finish_reason in ("stop", "length"):
-                return final, told
+                return final, written
             if reply.finish_reason != "error" or reply.token_ids:
                 break
         raise RuntimeError(f"the engine ended request {request_id} without an answer: {reply.finish_reason}")
 
-    def _tell(self, ids: Sequence[int], extra: dict[str, Any], told: str, on_text: Callable[[str], None]) -> str:
-        """Pass on what is new in the text; what follows the refine token or the limit is not text."""
-        said = list(ids)[: extra["text_limit"]]
-        if extra["depth"] and self._refine_token in said:
-            said = said[: said.index(self._refine_token) + 1]
-        text = self.processor.tokenizer.decode(said, skip_special_tokens=False)
-        if len(text) > len(told) and not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character comes later
-            on_text(text[len(told) :])
-            return text
-        return told
-
     async def push_weights(
-        self, receive: str, args: tuple[Any, ...], version: int, manifest: Manifest | None = None
+        self, way: Way, weights: Any, version: int, manifest: Manifest | Awaitable[Manifest] | None = None
     ) -> None:
-        """Take new weights once no request runs, and empty every cache that depends on them.
+        """Take new weights once no request runs, empty every cache that depends on them, and check them.
 
         Args:
-            receive: how they come: `receive_file`, `receive_nccl` or `receive_ipc`, see `vsr1.engine.worker`.
-            args: of that call; for `receive_file` the paths of all weight files.
+            way: how the sender sends them.
+            weights: what `WeightReceiver.receive_weights` takes in this way.
             version: stamped on every reply from now on.
-            manifest: what must have arrived; None leaves that unchecked.
+            manifest: what must have arrived, now or when the sender knows it; None leaves that unchecked.
 
         Raises:
-            PushError: a tensor of the manifest is not in the engine, or vLLM kept a cache. The engine must not be used
-                further: it holds a mixture.
+            PushError: a tensor of the manifest is not in the engine, or vLLM kept a cache. After any error the engine
+                holds a mixture: it stays shut, until a later push of all weights succeeds.
         """
-        self._open.clear()
-        try:
-            await self._idle.wait()
-            await self._llm.collective_rpc(receive, args=args)
+        async with self._gate.shut():
+            await self._llm.collective_rpc("receive_weights", args=(way, weights))
             await self.reset_caches()
             if manifest is not None:
-                await self.check_weights(manifest)
+                await self.check_weights(await manifest if isawaitable(manifest) else manifest)
             self.weight_version = version
-        finally:
-            self._open.set()
 
     async def check_weights(self, manifest: Manifest) -> None:
         """Compare what the engine holds with a manifest.
@@ -287,41 +251,20 @@ class PolicyEngine:
         await self._llm.collective_rpc("join_transfer", args=(host, port, rank, world_size))
 
     async def check_health(self) -> None:
-        """Raises vLLM's own error when the engine process is gone."""
+        """Raise vLLM's own error when the engine process is gone."""
         await self._llm.check_health()
 
     def shutdown(self) -> None:
         self._llm.shutdown()
         self._llm = None
 
-    async def _reply(self, output: Any, params: Any) -> Reply:
-        completion, extra = output.outputs[0], params.extra_args
-        slot, depth, max_tokens = extra["slot"], extra["depth"], extra["text_limit"]
-        ids = list(completion.token_ids)
-        from_here = max(extra["refine_at"], 0)
-        refined = depth > 0 and self._refine_token in ids[from_here:]
-        if refined:
-            ids = ids[: ids.index(self._refine_token, from_here) + 1]
-        over = len(ids) > max_tokens
-        ids = ids[:max_tokens]  # what follows was forced, not sampled
-        text = self.processor.tokenizer.decode(ids, skip_special_tokens=False)
-        refined = refined and (extra["refine_at"] >= 0 or read_verdict(text) != "matched")
-        reason = "refined" if refined else "length" if over else "stop"
+    async def _reply(self, output: Any, request: LatentRequest) -> Reply:
+        completion = output.outputs[0]
+        ids, text, reason = self._reader.read(completion.token_ids, request)
         logprobs = [step[token].logprob for token, step in zip(ids, completion.logprobs, strict=False)]
-        latents = soft = noise = None
-        if refined:
-            [(_, raw_latents, raw_soft)] = await self._llm.collective_rpc("take_latents", args=(slot, depth))
-            latents = np.frombuffer(raw_latents, np.float32).reshape(depth, -1)
-            soft = np.frombuffer(raw_soft, np.float32).reshape(depth, self._embedder_dim)
-            if extra["sigma"]:
-                from vsr1.engine.latent_table import latent_noise
-
-                noise = np.stack([latent_noise(extra["seed"], k, latents.shape[1]).numpy() for k in range(depth)])
-        version = self.weight_version
-        return Reply(list(output.prompt_token_ids), ids, logprobs, text, reason, latents, soft, noise, version)
-
-
-def engine_version() -> str:
-    from vllm import __version__
-
-    return str(__version__)
+        latents = soft = None
+        if reason == "refined":
+            [raw] = await self._llm.collective_rpc("take_latents", args=(request.slot, request.depth))
+            latents, soft = (np.frombuffer(values, np.float32).reshape(request.depth, -1) for values in raw)
+        seed, version = request.seed, self.weight_version
+        return Reply(list(output.prompt_token_ids), ids, logprobs, text, reason, latents, soft, seed, version)

@@ -14,7 +14,11 @@ MAX_DEPTH = 8  # latents in one slot
 
 
 def latent_noise(seed: int, step: int, size: int) -> torch.Tensor:
-    """The standard normal draw [size] that belongs to one latent of a request, the same on every device."""
+    """Return the standard normal draw [size] that belongs to one latent of a request, the same on every device.
+
+    Args:
+        seed: of the request, below 2**60.
+    """
     generator = torch.Generator().manual_seed(seed * MAX_DEPTH + step)
     return torch.randn(size, generator=generator)
 
@@ -41,8 +45,10 @@ class LatentTable:
         """Compute and store latents.
 
         Args:
-            rows: which of `states` [B, H] yield a latent. cells: where each goes.
-            noise: added to the latents, [len(rows), R].
+            rows: which of `states` yield a latent.
+            cells: where each of these goes.
+            states: [B, H], of all rows of the batch.
+            noise: float32 [len(rows), R], added to the latents.
         """
         latents = self.heads["refine_projector"](states[rows].float())
         if noise is not None:
@@ -51,6 +57,6 @@ class LatentTable:
         self.inputs[cells] = self.heads["refine_latent_input_projector"](latents).to(self.inputs.dtype)
 
     def embed(self, token_ids: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
-        """Replace the embeddings of handle tokens by their latents' projections."""
+        """Replace the embeddings [T, H] of handle tokens among `token_ids` [T] by the projections of their latents."""
         cells = token_ids - self.first_handle
         return torch.where((cells >= 0)[:, None], self.inputs[cells.clamp(min=0)].to(embeds.dtype), embeds)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vsr1 import compat
-from vsr1.engine.options import engine_options, set_environment
+from vsr1.engine.options import engine_options, set_environment, video_inputs
 from vsr1.engine.plugin import register
-from vsr1.model.processor import engine_metadata
 from vsr1.settings.parts import EngineConfig
 from vsr1.video.clips import Clip
 
@@ -50,7 +49,7 @@ class OfflineEngine:
     def generate(
         self, prompts: Sequence[VideoPrompt], *, max_tokens: int, temperature: float, top_p: float, seed: int
     ) -> list[OfflineReply]:
-        """One reply a prompt, in their order; frames carry the clip's own timestamps.
+        """Sample one reply a prompt, in their order.
 
         Raises:
             ValueError: vLLM's, where a prompt is longer than the engine's `max_model_len`.
@@ -59,24 +58,16 @@ class OfflineEngine:
 
         params = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
         texts = [self._chat(prompt) for prompt in prompts]
-        requests = [
-            {
-                "prompt": text,
-                "multi_modal_data": {"video": [(prompt.clip.frames, engine_metadata(prompt.clip.timestamps))]},
-                "multi_modal_uuids": {"video": [prompt.clip.content_hash]},
-            }
-            for text, prompt in zip(texts, prompts, strict=True)
-        ]
+        requests = [{"prompt": text} | video_inputs([prompt.clip]) for text, prompt in zip(texts, prompts, strict=True)]
         outputs = self._llm.generate(requests, params, use_tqdm=False)
-        return [
-            OfflineReply(
-                output.outputs[0].text, str(output.outputs[0].finish_reason), text.rstrip().endswith("<think>")
-            )
-            for text, output in zip(texts, outputs, strict=True)
-        ]
+        replies = []
+        for text, output in zip(texts, outputs, strict=True):
+            completion, is_thinking = output.outputs[0], text.rstrip().endswith("<think>")
+            replies.append(OfflineReply(completion.text, str(completion.finish_reason), is_thinking))
+        return replies
 
     def _chat(self, prompt: VideoPrompt) -> str:
-        """The prompt in the model's own chat markup, with one video placeholder."""
+        """Write the prompt in the model's own chat markup, with one video placeholder."""
         messages = [
             {"role": "system", "content": prompt.system},
             {"role": "user", "content": [{"type": "text", "text": prompt.user}, {"type": "video"}]},

@@ -1,18 +1,20 @@
-"""What every vLLM engine of ours is started with, whether it serves the policy or a teacher."""
+"""What every vLLM engine of ours is started with and shown, whether it holds the policy or a teacher."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from vsr1.model.processor import PROCESSOR_KWARGS
+from vsr1.model.processor import PROCESSOR_KWARGS, engine_metadata
 from vsr1.settings.parts import EngineConfig
+from vsr1.video.clips import Clip
 
 
 def set_environment(config: EngineConfig, device: str) -> None:
-    """vLLM's own switches; set before it is imported, inherited by its engine process."""
+    """Set vLLM's own switches, before it is imported; its engine process inherits them."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the V2 runner ignores logits processors
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
@@ -27,7 +29,7 @@ def set_environment(config: EngineConfig, device: str) -> None:
 
 
 def engine_options(config: EngineConfig, device: str) -> dict[str, Any]:
-    """Arguments of an engine that takes one video a prompt; call `set_environment` first.
+    """Return the arguments of an engine for prompts with videos; call `set_environment` first.
 
     Args:
         device: `cpu` or `cuda`.
@@ -43,15 +45,14 @@ def engine_options(config: EngineConfig, device: str) -> dict[str, Any]:
         "max_num_batched_tokens": config.max_num_batched_tokens,
         "enable_chunked_prefill": device != "cpu" if config.chunked_prefill is None else config.chunked_prefill,
         "enforce_eager": device == "cpu" if config.enforce_eager is None else config.enforce_eager,
-        "limit_mm_per_prompt": {"video": 1, "image": 0},
+        "limit_mm_per_prompt": {"video": config.videos_per_prompt, "image": 0},
         "mm_processor_kwargs": PROCESSOR_KWARGS,
         "disable_log_stats": not config.log_stats,
     }
     if device != "cpu":
         options["gpu_memory_utilization"] = config.gpu_memory_utilization
-        if (
-            config.kv_cache_gib is not None
-        ):  # then vLLM measures no memory, which engines that share a GPU would disturb
+        if config.kv_cache_gib is not None:
+            # Then vLLM measures no memory, which engines that share a GPU would disturb.
             options["kv_cache_memory_bytes"] = config.kv_cache_gib * 2**30
     else:
         # As a class, for vLLM reads "uni" on CPU as "mp", whose second process serves to bind threads; ours are not.
@@ -60,3 +61,10 @@ def engine_options(config: EngineConfig, device: str) -> dict[str, Any]:
         # vLLM's device-side normalisation takes the image processor's mean and deviation for videos too.
         options["mm_device_do_normalize"] = False
     return options
+
+
+def video_inputs(clips: Sequence[Clip]) -> dict[str, Any]:
+    """Return what a request says of the clips of its prompt; frames carry their own timestamps."""
+    videos = [(clip.frames, engine_metadata(clip.timestamps)) for clip in clips]
+    hashes = [clip.content_hash for clip in clips]
+    return {"multi_modal_data": {"video": videos}, "multi_modal_uuids": {"video": hashes}} if clips else {}

@@ -6,7 +6,7 @@ ENGINE_ARCHITECTURE = "VideoSearchPolicy"
 
 
 def register() -> None:
-    """Registers the class itself, not its name: by name vLLM would inspect it in a bare process without `compat`."""
+    """Register the class itself, not its name: by name vLLM would inspect it in a bare process without `compat`."""
     compat.prepare()
     from vllm import ModelRegistry
 

@@ -1,1 +1,1 @@
-"""The agent loop and what it leaves behind."""
+"""The episode loop and what it leaves behind, the same for every environment."""

@@ -1,7 +1,4 @@
-"""Overlap of moments, and whether a trajectory found its moment.
-
-A moment counts only if the agent said "matched" about the right video; everything else scores 0, never a missing row.
-"""
+"""Moments of a video: their overlap, and how often it suffices."""
 
 from __future__ import annotations
 
@@ -9,8 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from vsr1.episode.trajectory import Span, Trajectory
-
+Span = tuple[float, float]  # start and end in seconds
 SHORTEST_SPAN = 1e-9  # seconds; a span no longer than this has no overlap with anything
 
 
@@ -43,18 +39,6 @@ def clamp_span(span: Span, duration: float) -> Span:
         raise ValueError(f"clamp_span: span {span} holds a value that is not a number; the reply parser let it pass")
     first, second = (min(max(value, 0.0), duration) for value in span)
     return (first, second) if first <= second else (second, first)
-
-
-def moment_iou(trajectory: Trajectory) -> float:
-    """IoU of the last turn's span with the true moment, in 0..1 (`iou_r1` of data-eval.md §5).
-
-    0 unless the last turn says "matched", gives a span and looked at the right video. The predicted span is clamped to
-    the right video's duration; the true one is not.
-    """
-    last = trajectory.last
-    if last.verdict != "matched" or last.span is None or last.video_id != trajectory.gt_video:
-        return 0.0
-    return temporal_iou(clamp_span(last.span, trajectory.gt_duration), trajectory.gt_span)
 
 
 def recall_at_iou(ious: Sequence[float], threshold: float) -> float:

@@ -1,119 +1,73 @@
-"""What one rollout leaves behind: a list of segments, because every turn is a fresh prompt.
+"""What one episode leaves: its turns, as they went through the engine, and what its environment says of each.
 
-Token ids and log-probs are the engine's own; nothing is tokenised again afterwards.
+Token ids and log-probs are the engine's own; nothing is tokenised again. What only one environment knows is in the
+`record` of a turn and in the `task`, which are that environment's own types.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
-Verdict = Literal["matched", "not_matched", "unknown"]
-Span = tuple[float, float]
+from vsr1.episode.sample import SampleId
+from vsr1.video.clips import ClipReference
+
+FinishReason = Literal["refined", "stop", "length"]  # by the refine token with latents, the end token, the limit
+
+
+class Task(Protocol):
+    """What an episode is about; each environment has its own type."""
+
+    @property
+    def id(self) -> SampleId: ...
+
+
+TaskT = TypeVar("TaskT", bound=Task)
+RecordT = TypeVar("RecordT")
 
 
 @dataclass
-class Segment:
-    """One turn: a video shown, a reply sampled, and the refined query if there was one.
+class Turn(Generic[RecordT]):
+    """One reply to one prompt.
 
     `response_token_ids` holds the sampled tokens only, up to and including the refine token where one was sampled.
+    `latents` are by name, each [N, R] as sampled: their means plus sigma times the noise that follows from `seed`.
     """
 
-    turn: int
-    video_id: str
-    clip_hash: str
+    number: int  # from 1
+    clips: list[ClipReference]  # in the order of their placeholders in the prompt
     prompt_token_ids: list[int]
     response_token_ids: list[int]
     response_logprobs: list[float]
     text: str
-    finish_reason: str
-    verdict: Verdict
-    span: Span | None  # seconds
-    latents: np.ndarray | None  # [N, R] float32, as sampled
-    noise: np.ndarray | None  # [N, R] float32 standard normal; latents are their means + sigma * noise
-    retrieved: list[tuple[str, float]]  # ranking this turn's video was taken from, best first
-    gt_rank_before: int  # rank of the right video in that ranking, 1 is best, nothing excluded; 0: there is none
-    gt_rank_after: int | None  # rank after this turn's refinement, None without one
-    index_version: str
+    finish_reason: FinishReason
+    seed: int  # of the request
     weight_version: int
     seconds: float
-    # For the retrieval reward: similarity of the query vector to the right video and to the negatives, before and after
-    # this turn's refinement. None says that they were not asked for; an empty list says that there are no negatives.
-    gt_score_before: float | None = None
-    gt_score_after: float | None = None
-    negative_scores_before: list[float] | None = None
-    negative_scores_after: list[float] | None = None
-    rewrite: str | None = None  # the query in new words, where refinement is by text
-    retrieved_after: list[tuple[str, float]] | None = None  # ranking after this turn's refinement, None without one
-    ranks_by_depth: list[int] | None = None  # rank of the right video with the first k latents only, k = 1..N
-
-    @property
-    def refined(self) -> bool:
-        """Whether the reply refines the query: by latents, which the refine token calls for, or in new words."""
-        return self.latents is not None or self.rewrite is not None
-
-    @property
-    def lacks_refinement(self) -> bool:
-        """Whether the reply leaves the query as it was without accepting the shown video, which would have ended it."""
-        return not self.refined and self.verdict != "matched"
+    record: RecordT
+    latents: dict[str, np.ndarray] = field(default_factory=dict)
+    trained: list[bool] | None = None  # which response tokens are the agent's own; None: all
+    continues: bool = False  # the prompt begins with the prompt and the reply of the turn before
 
 
 @dataclass
-class FailedSample:
-    """A sample without a score: never an answer of the policy, and never trained on."""
+class Trajectory(Generic[TaskT, RecordT]):
+    """All turns of one sample, its reward terms and why it ended."""
 
-    query_id: str
-    sample: int
-    reason: str  # class of the error
-    message: str
-
-
-@dataclass
-class Trajectory:
-    """All segments of one sample of one query, its reward terms and why it ended."""
-
-    query_id: str
-    query: str
-    gt_video: str
-    gt_span: Span  # seconds
-    gt_duration: float  # seconds, of the right video
-    sample: int
-    seed: int
-    segments: list[Segment] = field(default_factory=list)
-    end_reason: str = ""  # matched | max_turns | no_refinement | corpus_exhausted | lost
+    task: TaskT
+    turns: list[Turn[RecordT]] = field(default_factory=list)
+    end_reason: str = ""  # in the environment's words
     terms: dict[str, float] = field(default_factory=dict)  # unweighted, by name
-    turn_rewards: list[float] = field(default_factory=list)  # weighted, of each turn, the temporal IoU with the last
-    turn_retrieval_rewards: list[float] = field(default_factory=list)  # what of each is for the refined query
+    turn_rewards: list[float] = field(default_factory=list)  # weighted, of each turn; what judges the end with the last
+    turn_latent_rewards: list[float] = field(default_factory=list)  # what of each is for the latents
     reward: float = 0.0
 
     @property
-    def last(self) -> Segment:
-        return self.segments[-1]
+    def id(self) -> SampleId:
+        return self.task.id
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for one JSON line; latents become nested lists."""
-        row = asdict(self)
-        for segment in row["segments"]:
-            for name in ("latents", "noise"):
-                segment[name] = None if segment[name] is None else segment[name].tolist()
-        return row
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Trajectory:
-        """Inverse of `to_json`."""
-        segments = []
-        for item in row["segments"]:
-            arrays = {
-                name: None if item[name] is None else np.asarray(item[name], np.float32)
-                for name in ("latents", "noise")
-            }
-            span = None if item["span"] is None else (item["span"][0], item["span"][1])
-            after = item.get("retrieved_after")
-            rankings = {
-                "retrieved": [(video, score) for video, score in item["retrieved"]],
-                "retrieved_after": None if after is None else [(video, score) for video, score in after],
-            }
-            segments.append(Segment(**{**item, **arrays, **rankings, "span": span}))
-        return cls(**{**row, "segments": segments, "gt_span": tuple(row["gt_span"])})
+    @property
+    def last(self) -> Turn[RecordT]:
+        return self.turns[-1]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 RESAMPLES = 1000
-_AT_ONCE = 4_000_000  # resampled queries held in memory at one time
 
 
 def bootstrap_intervals(
     values: np.ndarray, *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
 ) -> np.ndarray:
-    """Interval of the mean over queries of each of M metrics: [M, 2], lower and upper end.
+    """Return the interval of the mean over queries of each of M metrics: [M, 2], lower and upper end.
 
     Queries are drawn with replacement, as many as there are; a draw takes all metrics of a query together. The ends are
     percentiles of the resampled means (Efron and Tibshirani 1993, §13.3). One seed gives one result.
@@ -31,12 +30,7 @@ def bootstrap_intervals(
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"bootstrap_intervals: level {level} must be in (0, 1) and resamples {resamples} at least 1")
     count = len(values)
-    generator = np.random.default_rng(seed)
-    even = np.full(count, 1 / count)
-    chunk = max(1, _AT_ONCE // count)
-    means = []
-    for start in range(0, resamples, chunk):
-        times_drawn = generator.multinomial(count, even, size=min(chunk, resamples - start))  # [r, Q]
-        means.append(times_drawn @ values / count)
+    generator, even = np.random.default_rng(seed), np.full(count, 1 / count)
+    means = [generator.multinomial(count, even) @ values / count for _ in range(resamples)]  # times drawn [Q], values
     tail = 50 * (1 - level)
-    return np.percentile(np.concatenate(means), [tail, 100 - tail], axis=0).T
+    return np.percentile(means, [tail, 100 - tail], axis=0).T

@@ -6,16 +6,16 @@ read an empty list of predictions, so a query without any gets one that hits not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vsr1.episode.trajectory import Span
+from vsr1.episode.moments import Span
 from vsr1.formats.atomic import write_lines
 from vsr1.metrics.predictions import PredictionError, PredictionRow
-from vsr1.metrics.ranked import Moment, TrueMoment
+from vsr1.metrics.ranked import Moment, TrueMoment, moment_detr_scores, tvr_scores
 
 ExchangeFormat = Literal["tvr", "moment-detr"]
 
@@ -23,6 +23,7 @@ NO_VIDEO = -1  # index of no video, in a TVR entry that stands for none
 
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 QueryId = int | str
+RowT = TypeVar("RowT", bound=BaseModel)
 
 
 class _Read(BaseModel):
@@ -79,39 +80,51 @@ def write_truth(rows: Sequence[PredictionRow], form: ExchangeFormat, target: Pat
     write_lines(target, (_tvr_truth(row) if form == "tvr" else _detr_truth(row) for row in rows))
 
 
+def score_exchange(path: Path, ground_truth: Path, form: ExchangeFormat) -> dict[str, Any]:
+    """Score a file in another evaluator's format by its rules, in percent.
+
+    Raises:
+        PredictionError: an unusable file.
+        RankedScoreError: the queries of the two files differ.
+    """
+    if form == "tvr":
+        return tvr_scores(read_tvr(path), read_tvr_truth(ground_truth))
+    return moment_detr_scores(read_moment_detr(path), read_moment_detr_truth(ground_truth))
+
+
 def read_tvr(path: Path) -> dict[str, dict[QueryId, list[Moment]]]:
-    """A TVR submission: the rankings of each of its tasks.
+    """Return the rankings of each task of a TVR submission.
 
     Raises:
         PredictionError: no such file, not a submission, or two rankings of one query.
     """
     try:
-        read = _TvrSubmission.model_validate_json(_content(path))
+        submission = _TvrSubmission.model_validate_json(_content(path))
     except ValidationError as error:
         raise _unreadable(path, "", error) from None
-    names = {number: video for video, number in read.video2idx.items()}
-    tasks = {"VCMR": read.VCMR, "SVMR": read.SVMR, "VR": read.VR}
+    names = {number: video for video, number in submission.video2idx.items()}
+    tasks = {"VCMR": submission.VCMR, "SVMR": submission.SVMR, "VR": submission.VR}
     return {
-        task: _by_query(path, ((r.desc_id, [_moment(path, r.desc_id, e, names) for e in r.predictions]) for r in found))
-        for task, found in tasks.items()
-        if found is not None
+        task: _by_query(path, ((r.desc_id, [_moment(path, r.desc_id, e, names) for e in r.predictions]) for r in rows))
+        for task, rows in tasks.items()
+        if rows is not None
     }
 
 
 def read_tvr_truth(path: Path) -> dict[QueryId, TrueMoment]:
-    """TVR's ground truth; `ts` is one span, or several annotators' spans. Raises as `read_tvr` does."""
+    """Return TVR's ground truth; `ts` is one span, or several annotators' spans. Raises as `read_tvr` does."""
     rows = ((row, row.ts if isinstance(row.ts, list) else [row.ts]) for row in _lines(path, _TvrTruth))
     return _by_query(path, ((row.desc_id, TrueMoment(row.vid_name, tuple(spans))) for row, spans in rows))
 
 
 def read_moment_detr(path: Path) -> dict[QueryId, list[Span]]:
-    """Moment-DETR predictions: the windows of each query, in order. Raises as `read_tvr` does."""
+    """Return the windows of each query of Moment-DETR predictions, in order. Raises as `read_tvr` does."""
     rows = _lines(path, _Windows)
     return _by_query(path, ((row.qid, [_span(path, row.qid, w) for w in row.pred_relevant_windows]) for row in rows))
 
 
 def read_moment_detr_truth(path: Path) -> dict[QueryId, list[Span]]:
-    """Moment-DETR's ground truth: the true windows of each query. Raises as `read_tvr` does."""
+    """Return the true windows of each query of Moment-DETR's ground truth. Raises as `read_tvr` does."""
     return _by_query(path, ((row.qid, row.relevant_windows) for row in _lines(path, _DetrTruth)))
 
 
@@ -124,7 +137,7 @@ def _check(rows: Sequence[PredictionRow]) -> None:
 
 
 def _desc_id(row: PredictionRow) -> int:
-    """The annotation's number: a qid is `{desc_id}_fig` (data-eval.md §1.1)."""
+    """Return the annotation's number: a qid is `{desc_id}_fig` (data-eval.md §1.1)."""
     if row.qid is None:
         return row.index or 0
     number = row.qid.removesuffix("_fig")
@@ -143,20 +156,21 @@ def _tvr_truth(row: PredictionRow) -> dict[str, Any]:
     return {**truth, "type": "v", "desc_id": _desc_id(row)}
 
 
+def _detr_query(row: PredictionRow) -> dict[str, Any]:
+    return {"qid": row.qid or row.index, "query": row.query, "vid": row.gt_pos_doc_id}
+
+
 def _windows(row: PredictionRow) -> dict[str, Any]:
-    moments = [moment for moment in row.ranked_moments or [] if moment[0] == row.gt_pos_doc_id]
-    query = {"qid": row.qid or row.index, "query": row.query, "vid": row.gt_pos_doc_id}
-    return {**query, "pred_relevant_windows": [list(moment[1:]) for moment in moments] or [[0.0, 0.0, 0.0]]}
+    windows = [list(moment[1:]) for moment in row.ranked_moments or [] if moment[0] == row.gt_pos_doc_id]
+    return _detr_query(row) | {"pred_relevant_windows": windows or [[0.0, 0.0, 0.0]]}
 
 
 def _detr_truth(row: PredictionRow) -> dict[str, Any]:
-    query = {"qid": row.qid or row.index, "query": row.query, "vid": row.gt_pos_doc_id, "duration": row.gt_duration}
-    return {**query, "relevant_windows": [row.gt_span]}
+    return _detr_query(row) | {"duration": row.gt_duration, "relevant_windows": [row.gt_span]}
 
 
 def _moment(path: Path, query: QueryId, entry: list[float], names: dict[int, str]) -> Moment:
-    start, end = _span(path, query, entry[1:])
-    return names.get(int(entry[0])), start, end
+    return names.get(int(entry[0])), *_span(path, query, entry[1:])
 
 
 def _span(path: Path, query: QueryId, entry: list[float]) -> Span:
@@ -171,23 +185,22 @@ def _content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _lines(path: Path, kind: type[Any]) -> Iterable[Any]:
-    adapter = TypeAdapter(kind)
+def _lines(path: Path, kind: type[RowT]) -> Iterator[RowT]:
     for number, line in enumerate(_content(path).split(b"\n"), start=1):
         if line.strip():
             try:
-                yield adapter.validate_json(line)
+                yield kind.model_validate_json(line)
             except ValidationError as error:
                 raise _unreadable(path, f" line {number}:", error) from None
 
 
 def _by_query(path: Path, items: Iterable[tuple[QueryId, Any]]) -> dict[QueryId, Any]:
-    found: dict[QueryId, Any] = {}
+    values: dict[QueryId, Any] = {}
     for query, value in items:
-        if query in found:
+        if query in values:
             raise PredictionError(f"{path}: query {query} is there twice; keep one")
-        found[query] = value
-    return found
+        values[query] = value
+    return values
 
 
 def _unreadable(path: Path, place: str, error: ValidationError) -> PredictionError:

@@ -1,4 +1,7 @@
-"""From a trajectory to its row in a prediction file, and to a ranked list of moments."""
+"""From a trajectory to its row in a prediction file, and to a ranked list of moments.
+
+All that the metrics know of a trajectory goes through here, but for `vsr1.metrics.summary.refined_rank`.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,23 @@ from typing import Any
 import numpy as np
 
 from vsr1.episode.moments import clamp_span
-from vsr1.episode.trajectory import Segment, Span, Trajectory
+from vsr1.episode.trajectory import Turn
 from vsr1.metrics.predictions import PredictionRow, RankedMoment, TurnRow
 from vsr1.metrics.rescoring import recomputed
+from vsr1.search.record import Ranking, SearchTask, SearchTrajectory, SearchTurn
 
 HEAD_DIMENSIONS = 6  # of each latent in `rollout_latent_head`
 RANKED_MOMENTS = 100
+# Fields of a published turn that have a value for latents only, or no counterpart in this system.
+_NULL = dict.fromkeys((
+    "rollout_shape", "rollout_latent_norms", "rollout_latent_cos_prev", "rollout_latent_head", "qfinal_forward_mode",
+    "qfinal_input_ids_is_none", "qfinal_inputs_embeds_shape", "qfinal_full_attention_shape",
+    "profile_policy_top1_doc_by_depth", "profile_policy_top1_is_gt_by_depth",
+))  # fmt: skip
 
 
 def prediction_row(
-    trajectory: Trajectory,
+    trajectory: SearchTrajectory,
     index: int,
     *,
     max_turns: int,
@@ -26,7 +36,7 @@ def prediction_row(
     fingerprint: str | None = None,
     durations: Mapping[str, float] | None = None,
 ) -> PredictionRow:
-    """Every field of data-eval.md §4.4 and ours; null where this system has no counterpart.
+    """Return a row with every field of data-eval.md §4.4 and ours; null where this system has no counterpart.
 
     Args:
         index: position of the query in its split.
@@ -37,19 +47,12 @@ def prediction_row(
     Raises:
         ValueError: a trajectory without a turn, a rank outside the corpus, or a video without a duration.
     """
-    if not trajectory.segments:
-        raise ValueError(f"prediction_row: the trajectory of query {trajectory.query_id!r} has no turn; rerun it")
-    segments = trajectory.segments
-    following = [segment.retrieved for segment in segments[1:]] + [None]
-    turns = [_turn(segment, after, latents) for segment, after in zip(segments, following, strict=True)]
+    if not trajectory.turns:
+        raise ValueError(f"prediction_row: the trajectory of query {trajectory.task.query_id!r} has no turn; rerun it")
+    following = [turn.record.retrieved for turn in trajectory.turns[1:]] + [None]
+    turns = [_turn(turn, after, latents) for turn, after in zip(trajectory.turns, following, strict=True)]
     row = PredictionRow(
-        index=index,
-        qid=trajectory.query_id,
-        query=trajectory.query,
-        gt_pos_doc_id=trajectory.gt_video,
-        gt_start=float(trajectory.gt_span[0]),
-        gt_end=float(trajectory.gt_span[1]),
-        gt_duration=float(trajectory.gt_duration),
+        **_question(trajectory.task, index),
         orig_rank=turns[0].rank,
         final_rank=turns[-1].policy_rank,
         stop_reason=_stop_reason(trajectory),
@@ -67,31 +70,21 @@ def prediction_row(
 
 
 def failed_row(
+    task: SearchTask,
     index: int,
-    query_id: str,
-    query: str,
     reason: str,
     message: str,
     *,
-    gt_video: str | None = None,
-    gt_span: Span | None = None,
-    gt_duration: float | None = None,
     max_turns: int | None = None,
     corpus_size: int | None = None,
     fingerprint: str | None = None,
 ) -> PredictionRow:
-    """A query that could not be evaluated: a skip of data-eval.md §4.3, or a sample that failed with an error."""
+    """Return the row of a query that could not be evaluated: a skip of data-eval.md §4.3, or a sample that failed."""
     return PredictionRow(
-        index=index,
-        qid=query_id,
-        query=query,
+        **_question(task, index),
         status="failed",
         reason=reason,
         message=message,
-        gt_pos_doc_id=gt_video,
-        gt_start=None if gt_span is None else float(gt_span[0]),
-        gt_end=None if gt_span is None else float(gt_span[1]),
-        gt_duration=gt_duration,
         max_turn=max_turns,
         corpus_size=corpus_size,
         fingerprint=fingerprint,
@@ -99,8 +92,8 @@ def failed_row(
     )
 
 
-def ranked_moments(trajectory: Trajectory, durations: Mapping[str, float]) -> list[RankedMoment]:
-    """At most 100 moments of as many videos, best first; scores fall with the place and mean nothing else.
+def ranked_moments(trajectory: SearchTrajectory, durations: Mapping[str, float]) -> list[RankedMoment]:
+    """Return at most 100 moments of as many videos, best first; scores fall with the place and mean nothing else.
 
     The answer leads, if it matched with a span; then come the videos of the last ranking, last of all those that the
     agent rejected. A video's span is the last one the agent gave for it, else the whole video.
@@ -111,13 +104,14 @@ def ranked_moments(trajectory: Trajectory, durations: Mapping[str, float]) -> li
     Raises:
         ValueError: a video has no duration.
     """
-    last = trajectory.last
-    spans = {segment.video_id: segment.span for segment in trajectory.segments if segment.span is not None}
+    looks = [turn.record for turn in trajectory.turns]
+    last = looks[-1]
+    spans = {look.video_id: look.span for look in looks if look.span is not None}
     answer = [last.video_id] if last.verdict == "matched" and last.span is not None else []
     ranking = [video for video, _ in (last.retrieved if last.retrieved_after is None else last.retrieved_after)]
-    rejected = [segment.video_id for segment in trajectory.segments if segment.verdict != "matched"]
-    kept = [video for video in ranking if video not in rejected]
-    order = list(dict.fromkeys([*answer, *kept, *(video for video in ranking if video in rejected), *rejected]))
+    rejected = [look.video_id for look in looks if look.verdict != "matched"]
+    ranking = sorted(ranking, key=lambda video: video in rejected)  # which leaves the order among the others
+    order = list(dict.fromkeys([*answer, *ranking, *rejected]))
     moments = []
     for place, video in enumerate(order[:RANKED_MOMENTS], start=1):
         if video not in durations:
@@ -127,40 +121,55 @@ def ranked_moments(trajectory: Trajectory, durations: Mapping[str, float]) -> li
     return moments
 
 
-def _turn(segment: Segment, next_ranking: list[tuple[str, float]] | None, latents: int | None) -> TurnRow:
-    after = next_ranking if segment.retrieved_after is None else segment.retrieved_after
-    applied = segment.refined and segment.gt_rank_after is not None
-    policy = segment.retrieved if segment.gt_rank_after is None else after
-    by_depth = segment.ranks_by_depth
-    span = segment.span
+def _question(task: SearchTask, index: int) -> dict[str, Any]:
+    return {
+        "index": index,
+        "qid": task.query_id,
+        "query": task.query,
+        "gt_pos_doc_id": task.gt_video,
+        "gt_start": float(task.gt_span[0]),
+        "gt_end": float(task.gt_span[1]),
+        "gt_duration": float(task.gt_duration),
+    }
+
+
+def _turn(turn: Turn[SearchTurn], next_ranking: Ranking | None, depth: int | None) -> TurnRow:
+    look, latents = turn.record, turn.latents.get("query")
+    applied = look.refined and look.gt_rank_after is not None
+    rank, ranking = look.gt_rank_before, look.retrieved
+    if look.gt_rank_after is not None:
+        rank = look.gt_rank_after
+        ranking = look.retrieved_after if look.retrieved_after is not None else next_ranking or []
+    by_depth = look.ranks_by_depth
+    start, end = look.span or (None, None)
+    mode = "text" if look.rewrite is not None else "none"
     return TurnRow(
-        turn=segment.turn,
-        rank=segment.gt_rank_before,
-        policy_rank=segment.gt_rank_before if segment.gt_rank_after is None else segment.gt_rank_after,
-        top1_doc_id=segment.video_id,
-        policy_top1_doc_id=policy[0][0] if policy else None,
-        answer=segment.verdict,
-        pred_start=None if span is None else float(span[0]),
-        pred_end=None if span is None else float(span[1]),
-        refine_token_generated=segment.latents is not None,
+        turn=turn.number,
+        rank=look.gt_rank_before,
+        policy_rank=rank,
+        top1_doc_id=look.video_id,
+        policy_top1_doc_id=ranking[0][0] if ranking else None,
+        answer=look.verdict,
+        pred_start=None if start is None else float(start),
+        pred_end=None if end is None else float(end),
+        refine_token_generated=latents is not None,
         refine_applied=applied,
-        latent_injected_to_llm=applied and segment.latents is not None,
-        rollout_depth_config=latents,
-        **_latents(segment),
+        latent_injected_to_llm=applied and latents is not None,
+        rollout_depth_config=depth,
         profile_policy_rank_by_depth=None if by_depth is None else {str(k): r for k, r in enumerate(by_depth, start=1)},
-        raw_output=segment.text,
-        text_tokens=len(segment.response_token_ids),
-        seconds=float(segment.seconds),
-        retrieved=[(video, float(score)) for video, score in segment.retrieved],
+        raw_output=turn.text,
+        text_tokens=len(turn.response_token_ids),
+        seconds=float(turn.seconds),
+        retrieved=[(video, float(score)) for video, score in look.retrieved],
+        **_NULL | {"qfinal_mode": mode} | _latents(latents),
     )
 
 
-def _latents(segment: Segment) -> dict[str, Any]:
-    """Sizes, norms [N], cosines of neighbours [N - 1] and first dimensions [N, 6] of the latents [N, R]."""
-    if segment.latents is None:
-        mode = "none" if segment.rewrite is None else "text"
-        return {"qfinal_mode": mode, "latent_tokens": 0, "rollout_depth_actual": 0}
-    latents_NR = np.asarray(segment.latents, np.float64)
+def _latents(latents: np.ndarray | None) -> dict[str, Any]:
+    """Return sizes, norms [N], cosines of neighbours [N - 1] and first dimensions [N, 6] of the latents [N, R]."""
+    if latents is None:
+        return {"latent_tokens": 0, "rollout_depth_actual": 0}
+    latents_NR = np.asarray(latents, np.float64)
     norms_N = np.linalg.norm(latents_NR, axis=1)
     products = np.maximum(norms_N[:-1] * norms_N[1:], np.finfo(np.float64).tiny)  # the cosine with 0 is 0
     return {
@@ -174,13 +183,9 @@ def _latents(segment: Segment) -> dict[str, Any]:
     }
 
 
-def _stop_reason(trajectory: Trajectory) -> str:
-    """In the published evaluator's words where it has them."""
-    last = trajectory.last
-    match trajectory.end_reason:
-        case "max_turns":
-            return "max_turn_reached_with_refine" if last.refined else "max_turn_reached"
-        case "no_refinement":
-            return f"{last.verdict}_no_refine_token"
-        case other:
-            return other
+def _stop_reason(trajectory: SearchTrajectory) -> str:
+    """Return why an episode ended, in the published evaluator's words where it has them."""
+    last = trajectory.last.record
+    if trajectory.end_reason == "max_turns":
+        return "max_turn_reached_with_refine" if last.refined else "max_turn_reached"
+    return f"{last.verdict}_no_refine_token" if trajectory.end_reason == "no_refinement" else trajectory.end_reason

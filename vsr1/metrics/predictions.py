@@ -2,7 +2,8 @@
 
 Its files can be read as well as ours. A line that cannot be read never hides the others: it becomes a named problem.
 What can be worked out again from other fields (flags, overlaps, copies of a turn's values) is recorded but never
-trusted; `vsr1.metrics.rescoring` compares it. Fields that no metric reads have no declared type, and are not checked.
+trusted; `vsr1.metrics.rescoring` compares it. Declared here is what a metric reads; every other field of a row is kept
+as it is, and not checked.
 """
 
 from __future__ import annotations
@@ -16,12 +17,26 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from vsr1.episode.trajectory import Span, Verdict
+from vsr1.episode.moments import Span
+from vsr1.search.record import Verdict
 
 Rank = Annotated[int, Field(ge=1)]  # of the right video among all videos, 1 is best
 # Tuples take JSON's lists, what is in them is as strict as the rest.
 Scored = Annotated[tuple[str, float], Field(strict=False)]  # video, score
 RankedMoment = Annotated[tuple[str, float, float, float], Field(strict=False)]  # video, start and end in s, score
+
+
+# Where a field of a turn is found in an older row: the first of these that is there.
+_OLDER_NAMES = {
+    "rank": ("orig_rank", "final_rank", "rank"),
+    "policy_rank": ("final_rank", "rank"),
+    "top1_doc_id": ("final_top1_doc_id", "top1_doc_id"),
+    "answer": ("final_answer", "answer"),
+    "pred_start": ("final_pred_start", "pred_start"),
+    "pred_end": ("final_pred_end", "pred_end"),
+    "iou_raw": ("final_iou_raw",),
+    "iou_r1": ("final_iou_r1", "final_iou_raw", "final_iou", "iou_r1", "iou"),
+}
 
 
 class PredictionError(ValueError):
@@ -43,7 +58,7 @@ class Problem:
 
 
 class _Row(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False)
 
 
 class TurnRow(_Row):
@@ -51,7 +66,6 @@ class TurnRow(_Row):
 
     turn: int
     rank: Rank
-    rank_before_refine: Rank | None = None
     policy_rank: Rank  # after this turn's refinement, `rank` without one
     top1_doc_id: str | None  # the video looked at; in sequential runs see `looked_at`
     top1_is_gt: bool | None = None
@@ -66,24 +80,8 @@ class TurnRow(_Row):
     iou_r1: float | None = None
     refine_token_generated: bool | None = None
     refine_applied: bool | None = None
-    qfinal_mode: Any = None
-    rollout_depth_config: Any = None
-    rollout_depth_actual: Any = None
-    rollout_shape: Any = None
-    rollout_latent_norms: Any = None
-    rollout_latent_cos_prev: Any = None
-    rollout_latent_head: Any = None
-    latent_injected_to_llm: Any = None
-    qfinal_forward_mode: Any = None
-    qfinal_input_ids_is_none: Any = None
-    qfinal_inputs_embeds_shape: Any = None
-    qfinal_full_attention_shape: Any = None
     profile_policy_rank_by_depth: dict[str, Rank] | None = None  # "1".."N" latents
-    profile_policy_top1_doc_by_depth: Any = None
-    profile_policy_top1_is_gt_by_depth: Any = None
-    raw_output: str | None = None
     # Ours in addition.
-    verdict_correct: bool | None = None  # about the video looked at; unknown is wrong
     text_tokens: int | None = None  # sampled, the refine token included, latents not
     latent_tokens: int | None = None
     seconds: float | None = None
@@ -109,29 +107,8 @@ class PredictionRow(_Row):
     gt_start: float | None = None
     gt_end: float | None = None
     orig_rank: Rank | None = None
-    turn1_rank: Rank | None = None
-    turn1_rank_before_refine: Rank | None = None
-    turn1_top1_doc_id: str | None = None
-    turn1_top1_is_gt: bool | None = None
-    turn1_policy_top1_doc_id: str | None = None
-    turn1_policy_top1_is_gt: bool | None = None
-    turn1_answer: Verdict | None = None
-    turn1_time_parse_ok: bool | None = None
-    turn1_pred_start: float | None = None
-    turn1_pred_end: float | None = None
-    turn1_iou_raw: float | None = None
-    turn1_iou_r1: float | None = None
     final_rank: Rank | None = None
-    final_top1_doc_id: str | None = None
-    final_top1_is_gt: bool | None = None
-    final_answer: Verdict | None = None
-    final_time_parse_ok: bool | None = None
-    final_pred_start: float | None = None
-    final_pred_end: float | None = None
-    final_iou_raw: float | None = None
-    final_iou_r1: float | None = None
     matched_turn: int | None = None  # 0: never
-    stop_turn: int | None = None
     stop_reason: str | None = None
     used_refine_any: bool | None = None
     refine_token_generated_turns: int | None = None
@@ -164,25 +141,14 @@ class PredictionRow(_Row):
     @model_validator(mode="before")
     @classmethod
     def _one_turn(cls, row: Any) -> Any:
-        """Older rows have no turns: their flat fields make one, by the fallbacks of data-eval.md §5.1."""
+        """Make a turn of the flat fields of an older row, which has no turns, by the fallbacks of data-eval.md §5.1."""
         if not isinstance(row, dict) or "turns" in row or row.get("status") == "failed":
             return row
-
-        def first(*names: str) -> Any:
-            return next((row[name] for name in names if row.get(name) is not None), None)
-
-        rank = first("final_rank", "rank")
-        turn = {
-            "turn": 1,
-            "rank": first("orig_rank") or rank,
-            "policy_rank": rank,
-            "top1_doc_id": first("final_top1_doc_id", "top1_doc_id"),
-            "answer": first("final_answer", "answer") or "unknown",
-            "pred_start": first("final_pred_start", "pred_start"),
-            "pred_end": first("final_pred_end", "pred_end"),
-            "iou_raw": first("final_iou_raw"),
-            "iou_r1": first("final_iou_r1", "final_iou_raw", "final_iou", "iou_r1", "iou"),
-        }
+        turn: dict[str, Any] = {"turn": 1}
+        for field, names in _OLDER_NAMES.items():
+            turn[field] = next((row[name] for name in names if row.get(name) is not None), None)
+        turn["answer"] = turn["answer"] or "unknown"
+        rank = turn["policy_rank"]
         kept = {name: value for name, value in row.items() if not name.startswith(("turn1_", "final_"))}
         return kept | {"final_rank": rank, "older": True, "turns": [turn] if rank is not None else []}
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from vsr1.metrics.predictions import PredictionRow, TurnRow
 from vsr1.metrics.rescoring import recomputed
-from vsr1.metrics.scores import mean_known, moment_scores, retrieval_scores
+from vsr1.metrics.summary import matched_overlaps, mean_known, moment_scores, retrieval_scores, turns_after, turns_run
 
 _RANKS = ("mean_rank", "median_rank", "R@1", "R@5", "R@10", "R@100")
 
 
 def published_summary(rows: Sequence[PredictionRow]) -> dict[str, Any]:
-    """Plain values. Differences are of the final state less turn 1; a part without rows holds only its count.
+    """Return plain values. Differences are of the final state less turn 1; a part without rows holds only its count.
 
     Raises:
         ValueError: no rows.
@@ -25,16 +25,8 @@ def published_summary(rows: Sequence[PredictionRow]) -> dict[str, Any]:
     if not rows:
         raise ValueError("published_summary: no rows were given; check that the evaluation split has queries")
     played = [recomputed(row) for row in rows if row.status == "ok"]
-    most = max([row.max_turn or 0 for row in played] + [len(row.turns) for row in played], default=0)
     first, last = [row.turns[0] for row in played], [row.turns[-1] for row in played]
-    policy = {turn: [row.turns[min(turn, len(row.turns)) - 1] for row in played] for turn in range(1, most + 1)}
-    strict = {turn: [row.turns[turn - 1] for row in played if len(row.turns) >= turn] for turn in policy}
-    retrieval = {
-        "orig_query": _retrieval([turn.rank for turn in first]),
-        "turn1": _refined(first),
-        "final": _refined(last),
-    }
-    temporal = {"turn1": _temporal(first), "final": _temporal(last)}
+    policy, strict = turns_after(played), turns_run(played)
     return {
         "rows_total": len(rows),
         "rows_valid": len(played),
@@ -47,36 +39,39 @@ def published_summary(rows: Sequence[PredictionRow]) -> dict[str, Any]:
             "refine_token_generated_turns": sum(row.refine_token_generated_turns or 0 for row in played),
             "refine_applied_turns": sum(row.refine_applied_turns or 0 for row in played),
         },
-        "retrieval": retrieval | {"delta_final_minus_turn1": _difference(retrieval["final"], retrieval["turn1"])},
-        "retrieval_policy_by_turn": {
-            f"policy@{t}": _retrieval([x.policy_rank for x in at]) for t, at in policy.items()
-        },
-        "retrieval_strict_by_turn": {f"turn{turn}": _refined(at) for turn, at in strict.items()},
-        "temporal": temporal | {"delta_final_minus_turn1": _difference(temporal["final"], temporal["turn1"])},
-        "temporal_policy_by_turn": {f"policy@{turn}": _temporal(at) for turn, at in policy.items()},
-        "temporal_strict_by_turn": {f"turn{turn}": _temporal(at) for turn, at in strict.items()},
+        "retrieval": {"orig_query": _ranks([turn.rank for turn in first])}
+        | _change(_retrieval(first), _retrieval(last)),
+        "retrieval_policy_by_turn": {f"policy@{number}": _retrieval(turns) for number, turns in policy.items()},
+        "retrieval_strict_by_turn": {f"turn{number}": _retrieval(turns) for number, turns in strict.items()},
+        "temporal": _change(_temporal(first), _temporal(last)),
+        "temporal_policy_by_turn": {f"policy@{number}": _temporal(turns) for number, turns in policy.items()},
+        "temporal_strict_by_turn": {f"turn{number}": _temporal(turns) for number, turns in strict.items()},
     }
 
 
-def _retrieval(ranks: list[int]) -> dict[str, Any]:
+def _ranks(ranks: Sequence[int | None]) -> dict[str, Any]:
     if not ranks:
         return {"count": 0}
     scores = retrieval_scores(ranks).model_dump(by_alias=True)
     return {"count": len(ranks), "mrr": scores["MRR"]} | {name: scores[name] for name in _RANKS}
 
 
-def _refined(turns: list[TurnRow]) -> dict[str, Any]:
-    return _retrieval([turn.policy_rank for turn in turns])
+def _retrieval(turns: Sequence[TurnRow | None]) -> dict[str, Any]:
+    return _ranks([turn.policy_rank if turn else None for turn in turns])
 
 
-def _temporal(turns: list[TurnRow]) -> dict[str, Any]:
+def _temporal(turns: Sequence[TurnRow | None]) -> dict[str, Any]:
     if not turns:
         return {"count": 0}
-    matched = [turn.iou_raw or 0.0 for turn in turns if turn.answer == "matched" and turn.time_parse_ok]
-    own = {"matched_with_time_count": len(matched), "mIoU_matched_only": mean_known(matched)}
-    return {"count": len(turns)} | own | moment_scores(turns).model_dump(by_alias=True)
+    matched = matched_overlaps(turns)
+    counts = {"count": len(turns), "matched_with_time_count": len(matched), "mIoU_matched_only": mean_known(matched)}
+    return counts | moment_scores(turns).model_dump(by_alias=True)
 
 
-def _difference(final: dict[str, Any], first: dict[str, Any]) -> dict[str, float]:
-    shared = (name for name in final if name != "count" and final[name] is not None and first.get(name) is not None)
-    return {name: final[name] - first[name] for name in shared}
+def _change(first: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
+    shared = (name for name in last if name != "count" and last[name] is not None and first.get(name) is not None)
+    return {
+        "turn1": first,
+        "final": last,
+        "delta_final_minus_turn1": {name: last[name] - first[name] for name in shared},
+    }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeVar
 
-from vsr1.episode.trajectory import Span
+from vsr1.episode.moments import Span
 
 Query = TypeVar("Query", bound=Hashable)
 Moment = tuple[str | None, float, float]  # video (None: one that nobody knows), start and end in seconds
@@ -44,12 +44,9 @@ class TrueMoment:
 
 
 def tvr_scores(
-    submission: Mapping[str, Mapping[Query, Sequence[Moment]]],
-    truth: Mapping[Query, TrueMoment],
-    thresholds: Sequence[float] = TVR_THRESHOLDS,
-    depths: Sequence[int] = TVR_DEPTHS,
+    submission: Mapping[str, Mapping[Query, Sequence[Moment]]], truth: Mapping[Query, TrueMoment]
 ) -> dict[str, dict[str, float]]:
-    """R@K in percent with two decimals: `{"VCMR": {"0.5-r1": …}, "SVMR": {"0.5-r1": …}, "VR": {"r1": …}}`.
+    """Return R@K in percent with two decimals: `{"VCMR": {"0.5-r1": …}, "SVMR": {"0.5-r1": …}, "VR": {"r1": …}}`.
 
     VCMR: one of the first K has the right video and enough overlap. SVMR: the same among the entries with the right
     video. VR: one of the first K has the right video. Scores by query type are left out.
@@ -62,19 +59,24 @@ def tvr_scores(
     """
     if not submission or submission.keys() - {"VCMR", "SVMR", "VR"}:
         raise RankedScoreError(f"tasks {sorted(submission)}: a submission holds VCMR, SVMR, VR, or some of them")
-    scores = {}
+    scores: dict[str, dict[str, float]] = {}
     for task, rankings in submission.items():
         _same_queries(task, rankings, truth)
-        scores[task] = _tvr_task(task, rankings, truth, thresholds, depths)
+        lists = [(truth[query], ranking[:TVR_LONGEST]) for query, ranking in rankings.items()]
+        if task == "SVMR":
+            lists = [(right, [moment for moment in ranking if moment[0] == right.video]) for right, ranking in lists]
+        overlaps = {"": 0.0} if task == "VR" else {f"{threshold}-": threshold for threshold in TVR_THRESHOLDS}
+        scores[task] = {}
+        for name, least in overlaps.items():
+            hits = [[_hits(moment, right, least) for moment in ranking] for right, ranking in lists]
+            scores[task] |= {f"{name}r{depth}": _percent([any(row[:depth]) for row in hits]) for depth in TVR_DEPTHS}
     return scores
 
 
 def moment_detr_scores(
-    windows: Mapping[Query, Sequence[Span]],
-    truth: Mapping[Query, Sequence[Span]],
-    thresholds: Sequence[float] = DETR_THRESHOLDS,
+    windows: Mapping[Query, Sequence[Span]], truth: Mapping[Query, Sequence[Span]]
 ) -> dict[str, dict[str, float] | float]:
-    """`{"MR-R1": {"0.5": …}, "MR-mAP": {"0.5": …, "average": …}, "MR-mIoU": …}` in percent with two decimals.
+    """Return `{"MR-R1": {"0.5": …}, "MR-mAP": {"0.5": …, "average": …}, "MR-mIoU": …}` in percent with two decimals.
 
     R1 and mIoU take the first window's best overlap with a true one; mAP is the interpolated precision over the first
     `DETR_LONGEST` windows, where each true window can be found once. A query without windows scores 0 (Moment-DETR's
@@ -87,37 +89,18 @@ def moment_detr_scores(
     for query, spans in truth.items():
         if not spans:
             raise RankedScoreError(f"query {query!r} has no true window; leave it out of the ground truth")
-    first = [max(_iou(found[0], span) for span in truth[query]) if found else 0.0 for query, found in windows.items()]
+    pairs = [(ranking, truth[query]) for query, ranking in windows.items()]
+    first = [max(_iou(ranking[0], span) for span in spans) if ranking else 0.0 for ranking, spans in pairs]
     precision = {
-        str(threshold): fmean(_average_precision(found, truth[query], threshold) for query, found in windows.items())
-        for threshold in thresholds
+        str(least): fmean(_average_precision(ranking, spans, least) for ranking, spans in pairs)
+        for least in DETR_THRESHOLDS
     }
     precision["average"] = fmean(precision.values())
     return {
-        "MR-R1": {str(threshold): _percent([iou >= threshold for iou in first]) for threshold in thresholds},
+        "MR-R1": {str(least): _percent([iou >= least for iou in first]) for least in DETR_THRESHOLDS},
         "MR-mAP": {name: _percent([value]) for name, value in precision.items()},
         "MR-mIoU": _percent(first),
     }
-
-
-def _tvr_task(
-    task: str,
-    rankings: Mapping[Query, Sequence[Moment]],
-    truth: Mapping[Query, TrueMoment],
-    thresholds: Sequence[float],
-    depths: Sequence[int],
-) -> dict[str, float]:
-    lists = [(truth[query], ranking[:TVR_LONGEST]) for query, ranking in rankings.items()]
-    if task == "VR":
-        videos = [[moment[0] == right.video for moment in ranking] for right, ranking in lists]
-        return {f"r{depth}": _percent([any(hits[:depth]) for hits in videos]) for depth in depths}
-    if task == "SVMR":
-        lists = [(right, [moment for moment in ranking if moment[0] == right.video]) for right, ranking in lists]
-    scores: dict[str, float] = {}
-    for threshold in thresholds:
-        found = [[_hits(moment, right, threshold) for moment in ranking] for right, ranking in lists]
-        scores |= {f"{threshold}-r{depth}": _percent([any(hits[:depth]) for hits in found]) for depth in depths}
-    return scores
 
 
 def _hits(moment: Moment, right: TrueMoment, threshold: float) -> bool:
@@ -128,14 +111,14 @@ def _hits(moment: Moment, right: TrueMoment, threshold: float) -> bool:
 
 
 def _iou(a: Span, b: Span) -> float:
-    """Overlap by the length from the first start to the last end, as both evaluators have it; 0 if that is 0."""
+    """Return the overlap by the length from the first start to the last end, as both evaluators do; 0 if that is 0."""
     intersection = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
     hull = max(a[1], b[1]) - min(a[0], b[0])
     return intersection / hull if hull != 0 else 0.0
 
 
 def _average_precision(windows: Sequence[Span], truth: Sequence[Span], threshold: float) -> float:
-    """Area under the interpolated precision over recall, in 0..1, of windows in the order given."""
+    """Return the area under the interpolated precision over recall, in 0..1, of windows in the order given."""
     left = set(range(len(truth)))
     precisions: list[float] = []  # after each window that finds a true one
     for count, window in enumerate(windows[:DETR_LONGEST], start=1):
@@ -150,10 +133,11 @@ def _percent(values: Sequence[float]) -> float:
     return round(100 * fmean(values), 2)
 
 
-def _same_queries(task: str, found: Mapping[Query, object], truth: Mapping[Query, object]) -> None:
+def _same_queries(task: str, rankings: Mapping[Query, object], truth: Mapping[Query, object]) -> None:
     if not truth:
         raise RankedScoreError("the ground truth has no query")
-    for what, queries in (("misses", truth.keys() - found.keys()), ("has too much", found.keys() - truth.keys())):
+    missing, foreign = truth.keys() - rankings.keys(), rankings.keys() - truth.keys()
+    for what, queries in (("misses", missing), ("has too much", foreign)):
         if queries:
             shown = ", ".join(sorted(map(str, queries))[:10])
             raise RankedScoreError(

@@ -13,9 +13,17 @@ from vsr1.metrics.predictions import PredictionRow, Problem, TurnRow
 
 TOLERANCE = 1e-6  # between a recorded number and the same number worked out again
 
+# Fields of a row that repeat a field of its first turn, and of its last one.
+_COPIED = ("answer", "time_parse_ok", "pred_start", "pred_end", "iou_raw", "iou_r1")
+_FIRST_VIDEO = ("top1_doc_id", "top1_is_gt", "policy_top1_doc_id", "policy_top1_is_gt")
+_COPIES_OF_FIRST = {"orig_rank": "rank", "turn1_rank_before_refine": "rank", "turn1_rank": "policy_rank"}
+_COPIES_OF_FIRST |= {f"turn1_{name}": name for name in (*_FIRST_VIDEO, *_COPIED)}
+_COPIES_OF_LAST = {"final_rank": "policy_rank"} | {f"final_{name}": name for name in _COPIED}
+_COPIES_OF_LAST |= {"final_top1_doc_id": "policy_top1_doc_id", "final_top1_is_gt": "policy_top1_is_gt"}
+
 
 def recomputed(row: PredictionRow) -> PredictionRow:
-    """The row with every derived field worked out; a failed row has none."""
+    """Return the row with every derived field worked out; a failed row has none."""
     if row.status == "failed":
         return row
     turns = [turn.model_copy(update=_of_turn(row, turn)) for turn in row.turns]
@@ -23,19 +31,27 @@ def recomputed(row: PredictionRow) -> PredictionRow:
 
 
 def differences(row: PredictionRow) -> list[Problem]:
-    """Recorded values that differ from those worked out; a row without recorded turns is one problem of its own."""
+    """Return recorded values that differ from those worked out; that a row records no turns is a problem of its own."""
     if row.status == "failed":
         return []
     new = recomputed(row)
-    found = [
-        Problem(row.name, f"turns.{number}.{name}", text)
-        for number, (was, now) in enumerate(zip(row.turns, new.turns, strict=True))
-        for name, text in _different(was, now, _of_turn(row, was))
+    pairs = [(f"turns.{number}.", *pair) for number, pair in enumerate(zip(row.turns, new.turns, strict=True))]
+    problems = [
+        Problem(row.name, prefix + name, f"recorded {recorded}, recomputed {getattr(result, name)}")
+        for prefix, source, result in [*pairs, ("", row, new)]
+        for name, recorded in source
+        if name != "turns" and not _agree(recorded, getattr(result, name))
     ]
-    found += [Problem(row.name, name, text) for name, text in _different(row, new, _of_turns(new.turns))]
     if row.older:
-        found.append(Problem(row.name, "turns", "not recorded; rank, verdict and overlap are taken as they are"))
-    return found
+        problems.append(Problem(row.name, "turns", "not recorded; rank, verdict and overlap are taken as they are"))
+    return problems
+
+
+def _agree(recorded: Any, result: Any) -> bool:
+    """Tell whether a value is the one worked out, or was not recorded."""
+    if recorded is None or recorded is result or recorded == result:
+        return True
+    return isinstance(recorded, float) and isinstance(result, float | int) and abs(recorded - result) <= TOLERANCE
 
 
 def _of_turn(row: PredictionRow, turn: TurnRow) -> dict[str, Any]:
@@ -71,36 +87,12 @@ def _iou(row: PredictionRow, turn: TurnRow) -> float | None:
 
 
 def _of_turns(turns: Sequence[TurnRow]) -> dict[str, Any]:
-    first, last = turns[0], turns[-1]
-    copied = ("time_parse_ok", "pred_start", "pred_end", "iou_raw", "iou_r1", "answer")
-    return {
-        "orig_rank": first.rank,
-        "turn1_rank": first.policy_rank,
-        "turn1_rank_before_refine": first.rank,
-        "turn1_top1_doc_id": first.top1_doc_id,
-        "turn1_top1_is_gt": first.top1_is_gt,
-        "turn1_policy_top1_doc_id": first.policy_top1_doc_id,
-        "turn1_policy_top1_is_gt": first.policy_top1_is_gt,
-        **{f"turn1_{name}": getattr(first, name) for name in copied},
-        "final_rank": last.policy_rank,
-        "final_top1_doc_id": last.policy_top1_doc_id,
-        "final_top1_is_gt": last.policy_top1_is_gt,
-        **{f"final_{name}": getattr(last, name) for name in copied},
+    copies = {name: getattr(turns[0], field) for name, field in _COPIES_OF_FIRST.items()}
+    copies |= {name: getattr(turns[-1], field) for name, field in _COPIES_OF_LAST.items()}
+    return copies | {
         "matched_turn": next((turn.turn for turn in turns if turn.answer == "matched"), 0),
         "stop_turn": len(turns),
         "used_refine_any": any(turn.refine_applied for turn in turns),
         "refine_token_generated_turns": sum(bool(turn.refine_token_generated) for turn in turns),
         "refine_applied_turns": sum(bool(turn.refine_applied) for turn in turns),
     }
-
-
-def _different(was: Any, now: Any, names: dict[str, Any]) -> list[tuple[str, str]]:
-    found = []
-    for name in names:
-        old, new = getattr(was, name), getattr(now, name)
-        if old is None or old == new:
-            continue
-        if isinstance(old, float) and new is not None and abs(old - new) <= TOLERANCE:
-            continue
-        found.append((name, f"recorded {old}, recomputed {new}"))
-    return found

@@ -9,27 +9,93 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Any
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from vsr1.episode.trajectory import Trajectory
+from vsr1.episode.moments import recall_at_iou
 from vsr1.metrics.predictions import PredictionRow, Problem, TurnRow
 from vsr1.metrics.rescoring import differences, recomputed
-from vsr1.metrics.scores import (
-    MomentScores,
-    PublishedVerifications,
-    RetrievalScores,
-    Scores,
-    TurnScores,
-    VerificationScores,
-    mean_known,
-    moment_scores,
-    named,
-    published_verification,
-    retrieval_scores,
-    verification_scores,
-)
+from vsr1.metrics.retrieval import mean_rank, median_rank, mrr, recall_at
+from vsr1.search.record import SearchTrajectory
+
+
+class Scores(BaseModel):
+    """Frozen, with every field named; JSON uses the reference's metric names where it has one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+
+
+def named(name: str) -> Any:
+    """Declare a field that JSON calls by the reference's metric name."""
+    return Field(validation_alias=name, serialization_alias=name)
+
+
+class RetrievalScores(Scores):
+    """Ranks of the right video over all queries: recalls and MRR in 0..1, ranks from 1."""
+
+    recall_at_1: float = named("R@1")
+    recall_at_5: float = named("R@5")
+    recall_at_10: float = named("R@10")
+    recall_at_100: float = named("R@100")
+    mrr: float = named("MRR")
+    mean_rank: float | None  # of the ranked ones; None: there are none
+    median_rank: float | None
+    ranked: int  # queries with a rank, those that did not fail
+
+
+class MomentScores(Scores):
+    """VCMR: share of queries with the moment found at each overlap, and the mean overlap, in 0..1."""
+
+    iou_03: float = named("IoU@0.3@R1")
+    iou_05: float = named("IoU@0.5@R1")
+    iou_07: float = named("IoU@0.7@R1")
+    mean_iou: float = named("mIoU@R1")
+
+
+class TurnScores(Scores):
+    """Scores of the `count` queries that ran a turn."""
+
+    count: int
+    retrieval: RetrievalScores
+    moments: MomentScores
+
+
+class VerdictCounts(Scores):
+    """How often each verdict was given."""
+
+    matched: int = 0
+    not_matched: int = 0
+    unknown: int = 0
+
+
+class VerificationScores(Scores):
+    """Verdicts against the videos that were looked at; `accuracy` in 0..1 over `judged` looks."""
+
+    accuracy: float
+    judged: int
+    right_video: VerdictCounts
+    wrong_video: VerdictCounts
+    failed: int  # queries that failed before a verdict; judged, and wrong
+
+
+class PublishedVerification(Scores):
+    """The published evaluator's VER over the `count` rows with a readable verdict; shares in 0..1, None over nothing.
+
+    The verdict is compared with a flag of the row (data-eval.md §5): in turn 1 whether the right video was shown, at
+    the end whether it is first after the last refinement, which nobody looked at.
+    """
+
+    count: int
+    accuracy: float | None
+    match_precision: float | None
+    not_match_precision: float | None
+
+
+class PublishedVerifications(Scores):
+    turn1: PublishedVerification
+    final: PublishedVerification
 
 
 class EvalSummary(Scores):
@@ -63,25 +129,25 @@ class EvalSummary(Scores):
     end_reasons: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values under the reference's metric names (`R@1`, `MRR`, `IoU@0.5@R1`, …)."""
+        """Return plain values under the reference's metric names (`R@1`, `MRR`, `IoU@0.5@R1`, …)."""
         return self.model_dump(mode="json", by_alias=True)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> EvalSummary:
-        """Inverse of `to_json`. Raises pydantic's ValidationError, which names each missing or unknown field."""
+        """Read what `to_json` wrote. Raises pydantic's ValidationError, which names each missing or unknown field."""
         return cls.model_validate(row)
 
 
-def refined_rank(trajectory: Trajectory) -> int:
-    """Rank of the right video in the last ranking made: after the last turn's refinement, or before without one."""
-    last = trajectory.last
+def refined_rank(trajectory: SearchTrajectory) -> int:
+    """Return the right video's rank in the last ranking made: after the last turn's refinement, else before it."""
+    last = trajectory.last.record
     return last.gt_rank_before if last.gt_rank_after is None else last.gt_rank_after
 
 
 def summarise(
     rows: Sequence[PredictionRow], corpus_size: int | None = None, problems: list[Problem] | None = None
 ) -> EvalSummary:
-    """Evaluate prediction rows, one a query. Derived values are worked out again; what a row records is compared.
+    """Evaluate prediction rows, one a query. Derived values are worked out again, and compared with what a row records.
 
     Args:
         corpus_size: videos searched; without it, what the rows say.
@@ -93,50 +159,46 @@ def summarise(
     """
     if not rows:
         raise ValueError("summarise: no rows were given; check that the evaluation split has queries")
-    found = [problem for row in rows for problem in differences(row)]
+    faults = [problem for row in rows for problem in differences(row)]
     sizes = {row.corpus_size for row in rows if row.corpus_size is not None}
     fingerprints = sorted({row.fingerprint for row in rows if row.fingerprint})
     for name, values in (("corpus_size", sizes), ("fingerprint", fingerprints)):
         if len(values) > 1:
-            found.append(Problem("", name, f"rows of different runs are mixed: {', '.join(map(str, values))}"))
+            faults.append(Problem("", name, f"rows of different runs are mixed: {', '.join(map(str, values))}"))
     refined = [row for row in rows if row.turns and row.turns[0].refine_applied]
-    profiled = [row for row in refined if row.turns[0].profile_policy_rank_by_depth]
-    if profiled:
-        without = (row for row in refined if not row.turns[0].profile_policy_rank_by_depth)
+    unprofiled = [row for row in refined if not row.turns[0].profile_policy_rank_by_depth]
+    if len(unprofiled) < len(refined):
         field = "turns.0.profile_policy_rank_by_depth"
-        found += [Problem(row.name, field, "missing, but other rows have it") for row in without]
-    if found and problems is None:
-        raise ValueError(f"summarise: {len(found)} problems, the first: {found[0]}")
+        faults += [Problem(row.name, field, "missing, but other rows have it") for row in unprofiled]
+    if faults and problems is None:
+        raise ValueError(f"summarise: {len(faults)} problems, the first: {faults[0]}")
     if problems is not None:
-        problems += found
+        problems += faults
     return _summary([recomputed(row) for row in rows], corpus_size or max(sizes, default=None), "+".join(fingerprints))
 
 
 def _summary(rows: list[PredictionRow], corpus_size: int | None, fingerprint: str) -> EvalSummary:
     played = [row for row in rows if row.status == "ok"]
-    last = [_at(row, len(row.turns)) for row in rows]
-    most = max(max(row.max_turn or 0, len(row.turns)) for row in rows)
-    policy = {str(turn): [_at(row, turn) for row in rows] for turn in range(1, most + 1)}
-    strict = {
-        name: ran for name in policy if (ran := [_at(row, int(name)) for row in played if len(row.turns) >= int(name)])
-    }
-    matched = [turn.iou_raw or 0.0 for turn in last if turn and turn.answer == "matched" and turn.time_parse_ok]
+    last = [row.turns[-1] if row.turns else None for row in rows]
+    policy, strict = turns_after(rows), turns_run(rows)
+    matched = matched_overlaps(last)
     looks = [(row, turn) for row in rows for turn in (row.turns or (None,))]  # a failed query looked at nothing
     return EvalSummary(
         queries=len(rows),
         failed=dict(Counter(row.reason or "unknown" for row in rows if row.status == "failed").most_common()),
         corpus_size=corpus_size,
-        turns=most,
+        turns=len(policy),
         fingerprint=fingerprint,
         engine=retrieval_scores([row.turns[0].rank if row.turns else None for row in rows]),
-        refined=_refined(last),
-        refined_by_turn={name: _refined(turns) for name, turns in policy.items()},
-        refined_by_depth=_by_depth(rows),
+        refined=refined_scores(last),
+        refined_by_turn={str(number): refined_scores(turns) for number, turns in policy.items()},
+        refined_by_depth=_by_depth(policy[1]),
         moments=moment_scores(last),
-        moments_by_turn={name: moment_scores(turns) for name, turns in policy.items()},
+        moments_by_turn={str(number): moment_scores(turns) for number, turns in policy.items()},
         strict_by_turn={
-            name: TurnScores(count=len(turns), retrieval=_refined(turns), moments=moment_scores(turns))
-            for name, turns in strict.items()
+            str(number): TurnScores(count=len(turns), retrieval=refined_scores(turns), moments=moment_scores(turns))
+            for number, turns in strict.items()
+            if turns
         },
         mean_iou_matched_only=mean_known(matched),
         matched_with_time=len(matched),
@@ -158,25 +220,85 @@ def _summary(rows: list[PredictionRow], corpus_size: int | None, fingerprint: st
     )
 
 
-def _at(row: PredictionRow, turn: int) -> TurnRow | None:
-    """The turn that counts after so many turns: that one, or the last before it; None if the query failed."""
-    return row.turns[min(turn, len(row.turns)) - 1] if row.status == "ok" else None
+def _by_depth(turns: list[TurnRow | None]) -> dict[str, RetrievalScores]:
+    """Return the scores after turn 1 by latents used; a query that did not refine then has one rank at every depth."""
+    profiles = [(turn.profile_policy_rank_by_depth if turn else None) or {} for turn in turns]
+    ranks_by_depth = {
+        str(depth): [
+            profile.get(str(depth), turn.policy_rank) if turn else None
+            for turn, profile in zip(turns, profiles, strict=True)
+        ]
+        for depth in range(1, max(map(len, profiles)) + 1)
+    }
+    return {depth: retrieval_scores(ranks) for depth, ranks in ranks_by_depth.items()}
 
 
-def _refined(turns: Iterable[TurnRow | None]) -> RetrievalScores:
+def turns_after(rows: Sequence[PredictionRow]) -> dict[int, list[TurnRow | None]]:
+    """Return, after at most 1, 2, … turns, the turn that counts of each row: that one, or its last; None: it failed."""
+    most = max((max(row.max_turn or 0, len(row.turns)) for row in rows), default=0)
+    return {
+        number: [row.turns[min(number, len(row.turns)) - 1] if row.turns else None for row in rows]
+        for number in range(1, most + 1)
+    }
+
+
+def turns_run(rows: Sequence[PredictionRow]) -> dict[int, list[TurnRow]]:
+    """Return turn 1, turn 2, … of the rows that ran it, with the keys of `turns_after`."""
+    return {number: [row.turns[number - 1] for row in rows if len(row.turns) >= number] for number in turns_after(rows)}
+
+
+def retrieval_scores(ranks: Sequence[int | None]) -> RetrievalScores:
+    """Score one rank a query, None of one that failed."""
+    recalls = {f"R@{k}": recall_at(ranks, k) for k in (1, 5, 10, 100)}
+    means = {"mean_rank": mean_rank(ranks), "median_rank": median_rank(ranks), "MRR": mrr(ranks)}
+    return RetrievalScores(**recalls, **means, ranked=sum(rank is not None for rank in ranks))
+
+
+def refined_scores(turns: Iterable[TurnRow | None]) -> RetrievalScores:
+    """Score the ranks after the refinement of a turn a query."""
     return retrieval_scores([turn.policy_rank if turn else None for turn in turns])
 
 
-def _by_depth(rows: list[PredictionRow]) -> dict[str, RetrievalScores]:
-    """Ranks after turn 1 by latents used; a query that did not refine in turn 1 has one rank at every depth."""
-    turns = [_at(row, 1) for row in rows]
-    profiles = [(turn.profile_policy_rank_by_depth if turn else None) or {} for turn in turns]
-    return {
-        str(depth): retrieval_scores(
-            [
-                profile.get(str(depth), turn.policy_rank) if turn else None
-                for turn, profile in zip(turns, profiles, strict=True)
-            ]
-        )
-        for depth in range(1, max(map(len, profiles)) + 1)
-    }
+def moment_scores(turns: Iterable[TurnRow | None]) -> MomentScores:
+    """Score the moment of a turn a query."""
+    ious = [turn.iou_r1 or 0.0 if turn else 0.0 for turn in turns]
+    shares = {f"IoU@{least}@R1": recall_at_iou(ious, least) for least in (0.3, 0.5, 0.7)}
+    return MomentScores(**shares, mean_iou=fmean(ious))
+
+
+def matched_overlaps(turns: Iterable[TurnRow | None]) -> list[float]:
+    """Return the IoU of each turn that matched with a span, on whichever video."""
+    return [turn.iou_raw or 0.0 for turn in turns if turn and turn.answer == "matched" and turn.time_parse_ok]
+
+
+def verification_scores(looks: Iterable[tuple[PredictionRow, TurnRow | None]]) -> VerificationScores:
+    """Judge verdicts by the video that was looked at; None stands for a query that failed before its first verdict."""
+    counts: Counter[tuple[bool, str] | None] = Counter(
+        (turn.looked_at == row.gt_pos_doc_id, turn.answer) if turn else None for row, turn in looks
+    )
+    correct = counts[True, "matched"] + counts[False, "not_matched"]
+    right, wrong = (
+        VerdictCounts(**{name: counts[shown_right, name] for name in VerdictCounts.model_fields})
+        for shown_right in (True, False)
+    )
+    judged, failed = counts.total(), counts[None]
+    return VerificationScores(
+        accuracy=correct / judged, judged=judged, right_video=right, wrong_video=wrong, failed=failed
+    )
+
+
+def published_verification(verdicts: Iterable[tuple[str, bool | None]]) -> PublishedVerification:
+    """Judge verdicts by the flag beside each, as the published evaluator does."""
+    judged = [(verdict == "matched", bool(flag)) for verdict, flag in verdicts if verdict != "unknown"]
+    return PublishedVerification(
+        count=len(judged),
+        accuracy=mean_known(matched == flag for matched, flag in judged),
+        match_precision=mean_known(flag for matched, flag in judged if matched),
+        not_match_precision=mean_known(not flag for matched, flag in judged if not matched),
+    )
+
+
+def mean_known(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are not None, None without any."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -40,7 +40,7 @@ class PolicySizes:
 
 
 def weight_files(folder: Path, *, allow_bin: bool = False) -> list[Path]:
-    """The weight files of a checkpoint, single or sharded.
+    """Return the weight files of a checkpoint, single or sharded.
 
     Args:
         allow_bin: take `pytorch_model*.bin` where there is no safetensors file; read with `weights_only`.
@@ -50,7 +50,7 @@ def weight_files(folder: Path, *, allow_bin: bool = False) -> list[Path]:
     """
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
-    for name in ("model.safetensors", "pytorch_model.bin")[: 1 + allow_bin]:
+    for name in ("model.safetensors", "pytorch_model.bin") if allow_bin else ("model.safetensors",):
         index = folder / f"{name}.index.json"
         if index.is_file():
             shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -65,7 +65,7 @@ def weight_files(folder: Path, *, allow_bin: bool = False) -> list[Path]:
 
 
 def weight_shapes(folder: Path, *, allow_bin: bool = False) -> dict[str, tuple[int, ...]]:
-    """Shape of every stored tensor, without reading its values."""
+    """Return the shape of every stored tensor, without reading its values."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder, allow_bin=allow_bin):
         if path.suffix == ".bin":
@@ -140,7 +140,7 @@ def load_policy(
 
 
 def refine_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the refine token.
+    """Return the id of the refine token.
 
     Raises:
         CheckpointError: the tokenizer does not know it.
@@ -166,10 +166,10 @@ def save_policy(folder: Path, policy: VideoSearchPolicy, processor: Qwen3VLProce
 def write_weights(folder: Path, config: Qwen3VLConfig, state: dict[str, torch.Tensor]) -> None:
     """Store weights and configuration; a tied output table is left out, as Hugging Face does."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if config.tie_word_embeddings:
-        kept.pop("lm_head.weight", None)
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+        tensors.pop("lm_head.weight", None)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.architectures = [ARCHITECTURE]
     config.save_pretrained(folder)
 

@@ -104,8 +104,7 @@ class Embedder:
         features = encode_clips(
             self.model.visual, [clip.pixels.to(dtype) for clip in processed], [clip.grid for clip in processed]
         )
-        ids = [self.clip_ids(clip) for clip in processed]
-        rows = [Row(tokens, [], i, clip.grid) for i, (tokens, clip) in enumerate(zip(ids, processed, strict=True))]
+        rows = [Row(self.clip_ids(clip), [], (i,), (clip.grid,)) for i, clip in enumerate(processed)]
         state = prefill(self.model, rows, features, keep_cache=False)
         return torch.nn.functional.normalize(state.after_norm[:, -1].float(), dim=-1)
 

@@ -21,15 +21,15 @@ from vsr1.model.vision import Grid, VisionFeatures
 
 @dataclass
 class Row:
-    """One sequence, and which clip of the batch its prompt's video tokens show (None without video).
+    """One sequence, and which clips of the batch the video tokens of its prompt show, in their order.
 
     Video tokens that were sampled are text. `positions` are those of `rotary_positions`, for a caller that keeps them.
     """
 
     prompt: list[int]
     response: list[int]
-    clip: int | None
-    grid: Grid | None
+    clips: tuple[int, ...] = ()
+    grids: tuple[Grid, ...] = ()  # of these clips
     positions: torch.Tensor | np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -48,20 +48,35 @@ class ForwardState:
 
 
 def rotary_positions(row: Row, video_token: int, merge: int) -> torch.Tensor:
-    """Positions on the three rotary axes, int64 [3, T]; equal to the stock `get_rope_index` (tested)."""
-    prompt = np.asarray(row.prompt)
-    is_video = prompt == video_token
-    rows, cols = (row.grid[1] // merge, row.grid[2] // merge) if row.grid else (0, 0)
-    expected = row.grid[0] * rows * cols if row.grid else 0
-    if is_video.sum() != expected:
-        raise ValueError(f"a row has {is_video.sum()} video tokens, its clip's grid {row.grid} asks for {expected}")
-    within = (np.cumsum(is_video) - 1) % max(rows * cols, 1)  # place of a video token in its frame pair
-    advance = np.where(is_video, np.where(within == rows * cols - 1, max(rows, cols), 0), 1)
+    """Return positions on the three rotary axes, int64 [3, T]; equal to the stock `get_rope_index` (tested).
+
+    A word advances all three by one. A frame pair of h x w merged patches stands at one place in time, its patches at
+    their row and column from there, and advances all three by the longer side once it is over.
+
+    Raises:
+        ValueError: the prompt has more or fewer video tokens than its clips' grids ask for.
+    """
+    is_video = np.asarray(row.prompt) == video_token
+    clips = [np.zeros((3, 0), np.int64)]
+    for pairs, height, width in row.grids:
+        rows, columns = height // merge, width // merge
+        pair = np.zeros((3, rows * columns), np.int64)  # of each patch its row, its column and what it advances by
+        pair[:2] = np.indices((rows, columns)).reshape(2, -1)
+        pair[2, -1] = max(rows, columns)
+        clips.append(np.tile(pair, pairs))
+    patches = np.concatenate(clips, axis=1)
+    if is_video.sum() != patches.shape[1]:
+        raise ValueError(
+            f"a row has {is_video.sum()} video tokens, the grids {row.grids} of its clips ask for {patches.shape[1]}"
+        )
+    tokens = np.zeros((3, len(is_video)), np.int64)
+    tokens[2] = 1
+    tokens[:, is_video] = patches
+    down, across, advance = tokens
     base = np.cumsum(advance) - advance
-    down, across = (np.where(is_video, offset, 0) for offset in (within // max(cols, 1), within % max(cols, 1)))
     response = np.arange(len(row.response)) + advance.sum()
-    columns = [np.concatenate([base + offset, response]) for offset in (0, down, across)]
-    return torch.from_numpy(np.stack(columns))
+    axes = [np.concatenate([base + offset, response]) for offset in (0, down, across)]
+    return torch.from_numpy(np.stack(axes))
 
 
 def prefill(
@@ -90,15 +105,14 @@ def prefill(
         ids[i, start:] = row.prompt + row.response
         mask[i, start:] = 1
         is_prompt[i, start : start + len(row.prompt)] = True
-        known = rotary_positions(row, video_token, merge) if row.positions is None else row.positions
-        positions[:, i, start:] = known
-    is_video_array = is_prompt & (ids == video_token)
+        own = rotary_positions(row, video_token, merge) if row.positions is None else row.positions
+        positions[:, i, start:] = own
     ids, mask, positions, is_video = (
-        torch.from_numpy(array).to(device) for array in (ids, mask, positions, is_video_array)
+        torch.from_numpy(array).to(device) for array in (ids, mask, positions, is_prompt & (ids == video_token))
     )
 
     embeds = text.embed_tokens(ids)
-    shown = [features[row.clip] for row in rows if row.clip is not None] or [part.empty() for part in features[:1]]
+    shown = [features[clip] for row in rows for clip in row.clips] or [part.empty() for part in features[:1]]
     deepstack = None
     if shown:
         tokens = torch.cat([feature.tokens for feature in shown])
@@ -115,16 +129,19 @@ def roll_latents(
     state: ForwardState,
     depth: int,
     noise: torch.Tensor | None = None,
-    given: torch.Tensor | None = None,
+    actions: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Latents after the last column, which must be the refine token of every row: [B, depth, R] float32.
+    """Return the latents after the last column, which must be the refine token of every row: float32 [B, depth, R].
 
     The first comes from the state before the final norm, the others from states after it (method.md §1.4). The state
     can be rolled again.
 
     Args:
         noise: [B, depth, R], added to each latent before the next one is computed.
-        given: [B, depth, R], latents that were sampled: the result is the mean of each after those before it.
+        actions: [B, depth, R], latents that were sampled: the result is the mean of each after those before it.
+
+    Raises:
+        ValueError: the state has no cache.
     """
     if state.cache is None:
         raise ValueError("roll_latents needs prefill(..., keep_cache=True)")
@@ -135,7 +152,7 @@ def roll_latents(
     for k in range(1, depth):
         mask = functional.pad(mask, (0, 1), value=1)
         position = position + 1
-        last = latents[-1] if given is None else given[:, k - 1]
+        last = latents[-1] if actions is None else actions[:, k - 1]
         step = policy.latent_input(last)[:, None].to(state.after_norm)
         _, after = _run(policy.model.language_model, step, mask, position.expand(3, 1, -1).mT, state.cache, None, None)
         latents.append(policy.latent(after[:, -1]) + draws[k])
@@ -145,7 +162,7 @@ def roll_latents(
 def token_logprobs(
     policy: VideoSearchPolicy, state: ForwardState, rows: list[Row], temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs of every row's response, and the entropies of their distributions.
+    """Return log-probs of every row's response, and the entropies of their distributions.
 
     Only these columns meet the vocabulary, some at a time (`VocabularyHead`), so no table over all of them is held.
 
@@ -169,9 +186,9 @@ def _run(
     is_video: torch.Tensor | None,
     deepstack: list[torch.Tensor] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One pass of the language model: its states before and after the final norm."""
-    seen: list[torch.Tensor] = []
-    hook = text.norm.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    """Run the language model once; returns its states before and after the final norm."""
+    before: list[torch.Tensor] = []
+    hook = text.norm.register_forward_pre_hook(lambda _module, args: before.append(args[0]))
     try:
         after = text(
             inputs_embeds=embeds,
@@ -184,4 +201,4 @@ def _run(
         ).last_hidden_state
     finally:
         hook.remove()
-    return seen[0], after
+    return before[0], after

@@ -5,14 +5,13 @@ The folder appears whole or not at all, and follows from the two checkpoints and
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from transformers import AddedToken, AutoTokenizer, Qwen3VLConfig
 
+from vsr1.formats.atomic import replacing_folder
 from vsr1.model.checkpoint import CheckpointError, copy_processor, save_policy, weight_files, weight_shapes
 from vsr1.model.policy import HEAD_NAMES, REFINE_TOKEN, VideoSearchPolicy, init_heads
 
@@ -21,7 +20,7 @@ _WORD_TABLE = "embed_tokens.weight"
 
 
 def lacks_heads(folder: Path, *, allow_bin: bool = False) -> bool:
-    """Whether a checkpoint has none of the policy's heads; one that has some of them is broken, and loaders say so."""
+    """Tell whether a checkpoint has none of the policy's heads; one that has only some of them is broken."""
     return not any(key.startswith(HEAD_NAMES) for key in weight_shapes(folder, allow_bin=allow_bin))
 
 
@@ -32,7 +31,9 @@ def write_new_policy(base: Path, embedder: Path, target: Path, *, seed: int) -> 
     of the words. Latents are as wide as the embedder. Weights keep the base's dtype.
 
     Args:
-        base: Qwen3-VL checkpoint without heads. embedder: checkpoint of the embedder. target: a folder not there yet.
+        base: Qwen3-VL checkpoint without heads.
+        embedder: checkpoint of the embedder.
+        target: the folder to write; one that is there is replaced.
         seed: of the heads' random values.
 
     Raises:
@@ -51,13 +52,10 @@ def write_new_policy(base: Path, embedder: Path, target: Path, *, seed: int) -> 
             for part in {policy.get_input_embeddings(), policy.get_output_embeddings()}:
                 part.weight[words] = part.weight[:words].float().mean(0)
     start_heads(policy, embedder, seed=seed)
-    part = target.with_name(f".part-{target.name}")
-    if part.exists():  # of a run that was killed
-        shutil.rmtree(part)
-    copy_processor(base, part)
-    tokenizer.save_pretrained(part)
-    save_policy(part, policy)
-    os.rename(part, target)
+    with replacing_folder(target) as part:
+        copy_processor(base, part)
+        tokenizer.save_pretrained(part)
+        save_policy(part, policy)
 
 
 def start_heads(policy: VideoSearchPolicy, embedder: Path, *, seed: int) -> None:
@@ -70,7 +68,7 @@ def start_heads(policy: VideoSearchPolicy, embedder: Path, *, seed: int) -> None
 
 
 def _word_table(folder: Path) -> torch.Tensor:
-    """Embeddings of a checkpoint's words, float32 [words, E]."""
+    """Return the embeddings of a checkpoint's words, float32 [words, E]."""
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as handle:
             for key in handle.keys():  # noqa: SIM118

@@ -21,10 +21,12 @@ LOGPROB_CHUNK = 512  # tokens that meet the vocabulary at one time: 0.3 GB of fl
 
 
 def build_heads(hidden: int, latent: int, embedder: int) -> dict[str, nn.Module]:
-    """The four heads by their checkpoint names; also used by the engine's copy of the policy.
+    """Return the four heads by their checkpoint names; the engine's copy of the policy has the same.
 
     Args:
-        hidden: H. latent: R. embedder: E.
+        hidden: H.
+        latent: R.
+        embedder: E.
     """
     return {
         "refine_projector": nn.Sequential(
@@ -38,7 +40,7 @@ def build_heads(hidden: int, latent: int, embedder: int) -> dict[str, nn.Module]
 
 @torch.no_grad()
 def init_heads(policy: VideoSearchPolicy, embedding_rms: float, neutral: torch.Tensor) -> None:
-    """Start values of the heads of a policy that has none yet: soft tokens that change a query little.
+    """Set start values of the heads of a policy that has none yet: soft tokens that change a query little.
 
     A soft token starts as the embedding of a neutral word plus a latent's direction, `START_SCALE` of a word in size.
     The reference starts from zero latents under a LayerNorm of weight one, so its soft tokens jump from zero to many
@@ -68,14 +70,13 @@ def init_heads(policy: VideoSearchPolicy, embedding_rms: float, neutral: torch.T
 class VocabularyHead(nn.Linear):
     """The output table: logits of states as stock, and log-probs of chosen tokens without a table over all of them.
 
-    Both are one module call whatever the number of tokens is: under ZeRO-3 each call gathers the weight, and ranks with
-    other numbers of tokens must make the same calls.
+    Both are one module call whatever the number of tokens is (the ranks' rule, `vsr1.rl`).
     """
 
     def forward(
         self, states: torch.Tensor, targets: torch.Tensor | None = None, temperature: float = 1.0
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Logits [..., vocabulary], or with targets their log-probs and the entropies.
+        """Return logits [..., vocabulary], or with targets their log-probs and the entropies.
 
         Args:
             states: [..., H]; with targets [tokens, H].
@@ -117,21 +118,22 @@ class VideoSearchPolicy(Qwen3VLForConditionalGeneration):
         self.post_init()
 
     def latent(self, state: torch.Tensor) -> torch.Tensor:
-        """Hidden state [..., H] to latent [..., R] (method.md §1.4)."""
+        """Turn a hidden state [..., H] into a latent [..., R] (method.md §1.4)."""
         return _apply(self.refine_projector, state)
 
     def latent_input(self, latent: torch.Tensor) -> torch.Tensor:
-        """Latent [..., R] to the policy's next input embedding [..., H]."""
+        """Turn a latent [..., R] into the policy's next input embedding [..., H]."""
         return _apply(self.refine_latent_input_projector, latent)
 
     def soft_tokens(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [..., N, R] to input embeddings of the frozen embedder [..., N, E]."""
+        """Turn latents [..., N, R] into input embeddings of the frozen embedder [..., N, E]."""
         return _apply(self.refine_append_input_projector, latents)
 
     def head_parameters(self) -> list[nn.Parameter]:
+        """Return what is trained of the heads."""
         return [p for name in HEAD_NAMES if name != "refine_gate" for p in getattr(self, name).parameters()]
 
 
 def _apply(head: nn.Module, value: torch.Tensor) -> torch.Tensor:
-    """A head on an input of any dtype; the result has the head's."""
+    """Apply a head to an input of any dtype; the result has the head's."""
     return head(value.to(next(head.parameters()).dtype))

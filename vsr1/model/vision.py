@@ -28,15 +28,15 @@ class VisionFeatures:
     deepstack: list[torch.Tensor]
 
     def empty(self) -> VisionFeatures:
-        """No patch of them (n = 0), still in the graph."""
+        """Return features of no patch (n = 0) that are still in the graph."""
         return VisionFeatures(self.tokens[:0], [level[:0] for level in self.deepstack])
 
 
 def encode_clips(visual: Qwen3VLVisionModel, pixels: list[torch.Tensor], grids: list[Grid]) -> list[VisionFeatures]:
-    """Run the vision tower over clips of any sizes.
+    """Run the vision tower over clips of any sizes; every module of it is called once (the ranks' rule, `vsr1.rl`).
 
-    Every module of the tower is called once, whatever the clips are: under ZeRO-3 each call is a collective, and ranks
-    with other clips must make the same ones.
+    In names of tensors P counts the patches of all clips, those of one frame size one after another, W those of one
+    frame pair of each size, and D is the tower's width.
 
     Args:
         visual: the tower of a Qwen3-VL model.
@@ -51,23 +51,24 @@ def encode_clips(visual: Qwen3VLVisionModel, pixels: list[torch.Tensor], grids: 
         _tables(size, visual.num_grid_per_side, visual.interpolation_mode, visual.spatial_merge_size, device)
         for size in sizes
     ]
-    hidden = visual.patch_embed(torch.cat([pixels[i] for i in order]).to(device))
-    corners = visual.pos_embed(torch.cat([indices for indices, _, _ in tables]))
-    places = (corners * torch.cat([weights for _, weights, _ in tables])[:, :, None]).sum(1).to(hidden.dtype)
+    hidden_PD = visual.patch_embed(torch.cat([pixels[i] for i in order]).to(device))
+    corners_W4D = visual.pos_embed(torch.cat([indices for indices, _, _ in tables]))
+    weights_W4 = torch.cat([weights for _, weights, _ in tables])
+    places_WD = (corners_W4D * weights_W4[:, :, None]).sum(1).to(hidden_PD.dtype)
     windows = [h * w for h, w in sizes]
-    by_size = places.split(windows)
-    hidden = hidden + torch.cat([place.repeat(n, 1) for place, n in zip(by_size, frames, strict=True)])
-    cosines, sines = visual.rotary_pos_emb(hidden, torch.cat([positions for _, _, positions in tables]))
+    by_size = zip(places_WD.split(windows), frames, strict=True)
+    hidden_PD = hidden_PD + torch.cat([place.repeat(n, 1) for place, n in by_size])
+    cosines, sines = visual.rotary_pos_emb(hidden_PD, torch.cat([positions for _, _, positions in tables]))
     rotary = list(zip(cosines.split(windows), sines.split(windows), strict=True))
 
     levels = []
     for depth, block in enumerate(visual.blocks):
-        hidden = hidden + _attend(block.attn, block.norm1(hidden), frames, rotary)
-        hidden = hidden + block.mlp(block.norm2(hidden))
+        hidden_PD = hidden_PD + _attend(block.attn, block.norm1(hidden_PD), frames, rotary)
+        hidden_PD = hidden_PD + block.mlp(block.norm2(hidden_PD))
         if depth in visual.deepstack_visual_indexes:
             merger = visual.deepstack_merger_list[visual.deepstack_visual_indexes.index(depth)]
-            levels.append(merger(hidden))
-    tokens = visual.merger(hidden)
+            levels.append(merger(hidden_PD))
+    tokens = visual.merger(hidden_PD)
 
     counts = [grids[i][0] * grids[i][1] * grids[i][2] // visual.spatial_merge_unit for i in order]
     split_levels = [level.split(counts) for level in levels]
@@ -79,7 +80,7 @@ def encode_clips(visual: Qwen3VLVisionModel, pixels: list[torch.Tensor], grids: 
 
 
 def blank_clip(visual: Qwen3VLVisionModel) -> tuple[torch.Tensor, Grid]:
-    """Pixels and grid of the smallest clip, all zeros: for a pass that shows none but must run the tower."""
+    """Return pixels and grid of the smallest clip, all zeros: for a pass that shows none but must run the tower."""
     config, side = visual.config, visual.spatial_merge_size
     width = config.in_channels * config.temporal_patch_size * config.patch_size**2
     return torch.zeros(side * side, width), (1, side, side)
@@ -91,7 +92,13 @@ def _attend(
     frames: list[int],
     rotary: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> torch.Tensor:
-    """Self-attention inside each frame pair: hidden [patches of all sizes, D], pairs of a size one after another."""
+    """Attend inside each frame pair.
+
+    Args:
+        hidden: [P, D], pairs of a frame size one after another.
+        frames: pairs of each size.
+        rotary: cosines and sines of each size, [patches of a pair, head width].
+    """
     windows = [len(cosines) for cosines, _ in rotary]
     projected = attention.qkv(hidden).split([n * window for n, window in zip(frames, windows, strict=True)])
     mixed = []
@@ -109,7 +116,7 @@ def _attend(
 def _tables(
     size: tuple[int, int], side: int, mode: str, merge: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Interpolation indices, their weights and rotary positions of one frame pair of `size` patches."""
+    """Return interpolation indices, their weights and rotary positions of one frame pair of `size` patches."""
     grid = torch.tensor([[1, *size]])
     indices, weights = get_vision_interpolation_indices_and_weights(
         grid, num_grid_per_side=side, mode=mode, align_corners=True, spatial_merge_size=merge, kwargs={}

@@ -1,5 +1,4 @@
-"""Scalars of runs as the geometry of inline SVG line charts, grouped by stage; the same scalar of several runs shares
-a chart.
+"""Scalars of runs as inline SVG line charts, grouped by stage; the same scalar of several runs shares a chart.
 
 The lowest and the highest value of a line survive thinning, so a spike is always visible. Of a step that was logged
 twice (a resumed run) the later value counts.
@@ -7,108 +6,113 @@ twice (a resumed run) the later value counts.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from vsr1.report.ticks import round_ticks
 
 WIDTH, HEIGHT = 360, 190  # user units of the SVG
 LEFT, RIGHT, TOP, BOTTOM = 52, 348, 12, 156  # the plot area in them
 MOST_POINTS = 600
 Point = tuple[int, float]  # step, value
-Mark = tuple[float, float]  # x, y in user units
 
 
 @dataclass(frozen=True)
 class Line:
-    """One run's line in user units, and the values to write beside it."""
+    """One run's values, thinned, and those to write beside it."""
 
     run: int
-    points: list[Mark]
+    points: list[Point]
     lowest: Point
     highest: Point
     last: Point
-    lowest_mark: Mark
-    highest_mark: Mark
-
-    @property
-    def polyline(self) -> str:
-        return " ".join(f"{x:.1f},{y:.1f}" for x, y in self.points)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One scalar: a line each run that logged it, on one pair of axes."""
+    """One scalar: a line each run that logged it, on one pair of axes, and the ends of these."""
 
     name: str
     lines: list[Line]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
+    first: int
+    final: int
     low: float
     high: float
 
+    def at(self, point: tuple[float, float]) -> tuple[float, float]:
+        """Return where a step and a value lie, in user units; an axis of no length has its only value in the middle."""
+        step, value = point
+        across = 0.5 if self.first == self.final else (step - self.first) / (self.final - self.first)
+        up = 0.5 if self.low == self.high else (value - self.low) / (self.high - self.low)
+        return LEFT + across * (RIGHT - LEFT), BOTTOM - up * (BOTTOM - TOP)
+
+    def polyline(self, line: Line) -> str:
+        """Return the `points` of an SVG polyline."""
+        return " ".join("{:.1f},{:.1f}".format(*self.at(point)) for point in line.points)
+
+    @property
+    def x_ticks(self) -> list[tuple[float, str]]:
+        """Places in user units, and their labels."""
+        ticks = round_ticks(self.first, self.final, whole=True)
+        return [(self.at((step, self.low))[0], label) for step, label in ticks]
+
+    @property
+    def y_ticks(self) -> list[tuple[float, str]]:
+        """Places in user units, and their labels."""
+        return [(self.at((self.first, value))[1], label) for value, label in round_ticks(self.low, self.high)]
+
 
 def charts_by_stage(runs: Sequence[Iterable[dict[str, Any]]]) -> dict[str, list[Chart]]:
-    """Charts of the `read_scalars` rows of each run, stages and names in the order of their first row."""
-    series: dict[str, dict[str, dict[int, dict[int, float]]]] = {}
-    for number, scalars in enumerate(runs):
+    """Return charts of the `read_scalars` rows of each run, stages and names in the order of their first row."""
+    series: dict[tuple[str, str], dict[int, dict[int, float]]] = {}
+    for run, scalars in enumerate(runs):
         for row in scalars:
-            names = series.setdefault(row["stage"], {})
-            names.setdefault(row["name"], {}).setdefault(number, {})[row["step"]] = row["value"]
-    return {
-        stage: [
-            _chart(name, {number: sorted(values.items()) for number, values in of_runs.items()})
-            for name, of_runs in names.items()
-        ]
-        for stage, names in series.items()
-    }
+            of_runs = series.setdefault((row["stage"], row["name"]), {})
+            of_runs.setdefault(run, {})[row["step"]] = row["value"]
+    charts: dict[str, list[Chart]] = defaultdict(list)
+    for (stage, name), of_runs in series.items():
+        lines = [_line(run, sorted(values.items())) for run, values in of_runs.items()]
+        steps = [step for values in of_runs.values() for step in values]
+        low, high = min(line.lowest[1] for line in lines), max(line.highest[1] for line in lines)
+        charts[stage].append(Chart(name, lines, min(steps), max(steps), low, high))
+    return dict(charts)
+
+
+def _line(run: int, points: list[Point]) -> Line:
+    lowest, highest = (pick(points, key=lambda point: point[1]) for pick in (min, max))
+    return Line(run, thin(points, MOST_POINTS), lowest, highest, points[-1])
 
 
 def thin(points: list[Point], most: int) -> list[Point]:
-    """The lowest and highest point of each of `most` / 2 equal runs of points; all of them if there are few."""
+    """Return the lowest and highest point of each of `most` / 2 equal runs of points; all of them if there are few."""
     if len(points) <= most:
         return points
-    kept: set[Point] = {points[0], points[-1]}
+    visible: set[Point] = {points[0], points[-1]}
     buckets = most // 2
     for bucket in range(buckets):
         run = points[bucket * len(points) // buckets : (bucket + 1) * len(points) // buckets]
-        kept |= {min(run, key=lambda point: point[1]), max(run, key=lambda point: point[1])}
-    return sorted(kept)
+        visible |= {min(run, key=lambda point: point[1]), max(run, key=lambda point: point[1])}
+    return sorted(visible)
 
 
-def _chart(name: str, of_runs: dict[int, list[Point]]) -> Chart:
-    every = [point for points in of_runs.values() for point in points]
-    lowest, highest = min(value for _, value in every), max(value for _, value in every)
-    low, high = lowest, highest
-    if low == high:
-        margin = abs(low) * 0.1 or 0.5
-        low, high = low - margin, high + margin
-    first, final = min(step for step, _ in every), max(step for step, _ in every)
+def round_ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[tuple[float, str]]:
+    """Return one to about `most` multiples of 1, 2 or 5 times a power of ten inside [low, high], with their labels.
 
-    def x(step: float) -> float:
-        return (LEFT + RIGHT) / 2 if first == final else LEFT + (step - first) / (final - first) * (RIGHT - LEFT)
+    Args:
+        whole: keep to whole numbers, for step counts.
 
-    def y(value: float) -> float:
-        return BOTTOM - (value - low) / (high - low) * (BOTTOM - TOP)
-
-    def line(run: int, points: list[Point]) -> Line:
-        least, most = (pick(points, key=lambda point: point[1]) for pick in (min, max))
-        return Line(
-            run=run,
-            points=[(x(step), y(value)) for step, value in thin(points, MOST_POINTS)],
-            lowest=least,
-            highest=most,
-            last=points[-1],
-            lowest_mark=(x(least[0]), y(least[1])),
-            highest_mark=(x(most[0]), y(most[1])),
-        )
-
-    return Chart(
-        name=name,
-        lines=[line(run, points) for run, points in of_runs.items()],
-        x_ticks=[(x(step), label) for step, label in round_ticks(first, final, whole=True)],
-        y_ticks=[(y(value), label) for value, label in round_ticks(low, high)],
-        low=lowest,
-        high=highest,
-    )
+    Raises:
+        ValueError: the bounds are not finite or not in order.
+    """
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise ValueError(f"round_ticks: bounds {low} and {high} must be finite and in order")
+    raw = (high - low) / most
+    if raw == 0:  # also where the bounds are nearer than floats can divide
+        return [(low, f"{low:.6g}")]
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    if whole:
+        step = max(1.0, step)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [(index * step, f"{index * step:.6g}") for index in range(first, last + 1)]

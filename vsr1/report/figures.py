@@ -6,11 +6,12 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from vsr1.metrics.bootstrap import bootstrap_intervals
-from vsr1.report.metric_rows import DASH
+from vsr1.report.metric_rows import DASH, METRIC_ROWS, MetricRow
 from vsr1.report.rows import Row
 
 IOU_BINS = 10
@@ -20,77 +21,41 @@ _RANK_LIMITS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 100_000, 1_000_000, 
 
 
 @dataclass(frozen=True)
-class RankCell:
-    """How many queries went from one band of ranks (column) to another (row), and its shade, 0 (none) to `_SHADES`."""
-
-    count: int
-    shade: int
-    trend: str  # better | worse | same
-
-
-@dataclass(frozen=True)
 class RankMatrix:
-    """Upper ends of the bands of ranks, about threefold apart as on a logarithmic axis, and `cells[after][before]`."""
+    """Upper ends of the bands of ranks, about threefold apart as on a logarithmic axis, and `counts[after][before]`."""
 
     bands: list[str]
-    cells: list[list[RankCell]]
+    counts: list[list[int]]
+    shades: list[list[int]]  # of each count, 0 (none) to `_SHADES`
     better: int  # queries whose rank improved, within a band too
     worse: int
     same: int
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A bar of a histogram: how many queries have an IoU within [low, high), the last bin with its end."""
-
-    label: str
-    count: int
-    height: float  # of the highest bar, 0..1
-
-
-def intervals(rows: Sequence[Row], failed: int) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals over the queries of an evaluation, in 0..1, by the name that `MetricRow` asks for.
+def intervals(rows: Sequence[Row], failed: int) -> dict[MetricRow, tuple[float, float]]:
+    """Return 95 % bootstrap intervals over the queries of an evaluation, in 0..1, of the metrics that have one.
 
     Args:
         failed: further queries, which count 0 everywhere.
     """
-    played_QM = np.array(
-        [
-            [
-                row["first_rank"] == 1,
-                row["last_rank"] == 1,
-                row["iou"] >= 0.5,
-                row["iou"],
-                row["turns"][-1]["correct"],
-            ]
-            for row in rows
-        ],
-        np.float64,
-    )
-    values_QM = np.pad(played_QM, ((0, failed), (0, 0)))
-    names = ("engine R@1", "refined R@1", "IoU@0.5", "mean IoU", "verification")
-    return {
-        name: (float(low), float(high)) for name, (low, high) in zip(names, bootstrap_intervals(values_QM), strict=True)
-    }
+    metrics = {metric: metric.of_query for metric in METRIC_ROWS if metric.of_query}
+    played_QM = np.array([[of_query(row) for of_query in metrics.values()] for row in rows], np.float64)
+    ends = bootstrap_intervals(np.pad(played_QM, ((0, failed), (0, 0)))).tolist()
+    return {metric: (low, high) for metric, (low, high) in zip(metrics, ends, strict=True)}
 
 
 def rank_matrix(rows: Iterable[Row]) -> RankMatrix:
-    """Rank of the right video before (engine) and after the last refinement."""
+    """Count queries by the rank of the right video before (engine) and after the last refinement."""
     pairs = [(row["first_rank"], row["last_rank"]) for row in rows]
     worst = max(LEAST_SPAN, *(max(pair) for pair in pairs))
-    limits = [limit for limit in _RANK_LIMITS if limit < worst] + [next(x for x in _RANK_LIMITS if x >= worst)]
-    counts = Counter((bisect_left(limits, after), bisect_left(limits, before)) for before, after in pairs)
-    most = max(counts.values())
-
-    def cell(after: int, before: int) -> RankCell:
-        count = counts[after, before]
-        shade = 0 if not count else 1 + round((_SHADES - 1) * (count / most) ** 0.5)
-        return RankCell(count, shade, "better" if after < before else "worse" if after > before else "same")
-
-    bands = ["1", *(f"≤\u2009{_short(limit)}" for limit in limits[1:])]
+    limits = _RANK_LIMITS[: 1 + bisect_left(_RANK_LIMITS, worst)]
+    counts = np.zeros((len(limits), len(limits)), int)
+    for before, after in pairs:
+        counts[bisect_left(limits, after), bisect_left(limits, before)] += 1
     return RankMatrix(
-        bands=bands,
-        cells=[[cell(after, before) for before in range(len(limits))] for after in range(len(limits))],
+        bands=["1", *(f"≤\u2009{_short(limit)}" for limit in limits[1:])],
+        counts=counts.tolist(),
+        shades=((counts > 0) + np.rint((_SHADES - 1) * np.sqrt(counts / counts.max()))).astype(int).tolist(),
         better=sum(after < before for before, after in pairs),
         worse=sum(after > before for before, after in pairs),
         same=sum(after == before for before, after in pairs),
@@ -101,17 +66,14 @@ def _short(count: int) -> str:
     return str(count) if count < 1000 else f"{count // 1000}k" if count < 1_000_000 else f"{count // 1_000_000}M"
 
 
-def iou_bars(rows: Iterable[Row]) -> list[Bar]:
-    """Queries by the IoU of their moment; a first bar holds those with none at all."""
-    counts = [0] * (IOU_BINS + 1)
-    for row in rows:
-        counts[0 if row["iou"] <= 0 else 1 + min(IOU_BINS - 1, int(row["iou"] * IOU_BINS))] += 1
-    most = max(counts) or 1
-    labels = ["none", *(f"{k / IOU_BINS:.1f}{DASH}{(k + 1) / IOU_BINS:.1f}" for k in range(IOU_BINS))]
-    return [Bar(label, count, count / most) for label, count in zip(labels, counts, strict=True)]
+def iou_bars(rows: Iterable[Row]) -> list[tuple[str, int]]:
+    """Count queries by the IoU of their moment, from 0 to 1 with the upper end; a first bar holds those with none."""
+    ious = np.array([row["iou"] for row in rows])
+    counts, ends = np.histogram(ious[ious > 0], np.arange(IOU_BINS + 1) / IOU_BINS)
+    labels = [f"{low:.1f}{DASH}{high:.1f}" for low, high in pairwise(ends)]
+    return [("none", int((ious <= 0).sum())), *zip(labels, counts.tolist(), strict=True)]
 
 
 def turns_counts(rows: Iterable[Row]) -> list[tuple[int, int]]:
-    """How many queries took how many turns."""
-    counted: Counter[int] = Counter(len(row["turns"]) for row in rows)
-    return sorted(counted.items())
+    """Return numbers of turns, and how many queries took each."""
+    return sorted(Counter(len(row["turns"]) for row in rows).items())

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from vsr1.video.clips import Clip
+
 MOST_FRAMES = 12
 LONGEST_SIDE = 96  # pixels; larger frames are scaled down, smaller ones kept as they are
 ALL_BYTES = 40_000_000  # of all films of a page, before base64
@@ -33,33 +35,20 @@ class Film:
 
 
 def bytes_of_a_film(videos: int) -> int:
-    """What one of so many films may take."""
+    """Return how many bytes one of so many films may take."""
     return min(MOST_BYTES, ALL_BYTES // max(1, videos))
 
 
-def film_of(video_id: str, pixels: np.ndarray, seconds: np.ndarray, most_bytes: int = MOST_BYTES) -> Film:
-    """Up to `MOST_FRAMES` frames of a clip in the best quality that fits `most_bytes`.
-
-    Args:
-        pixels: [T, H, W, 3] uint8, RGB.
-        seconds: [T], the time of each frame.
-
-    Raises:
-        ValueError: no frames, or arrays of another shape or type; names the video.
-    """
-    if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8 or not pixels.size:
-        raise ValueError(
-            f"report: frames of video {video_id!r} are {pixels.dtype} {pixels.shape}; expected uint8 [T, H, W, 3]"
-        )
-    if seconds.shape != pixels.shape[:1]:
-        raise ValueError(f"report: video {video_id!r} has {len(pixels)} frames but times of shape {seconds.shape}")
-    length = float(seconds[-1]) + (float(np.median(np.diff(seconds))) if len(seconds) > 1 else 1.0)
-    count = min(MOST_FRAMES, len(pixels))
-    middles = (np.arange(count) + 0.5) * length / count
-    nearest = np.abs(seconds[None, :] - middles[:, None]).argmin(axis=1)
-    frames = [_scaled(pixels[index]) for index in nearest]
-    height, width = frames[0].shape[:2]
-    picture = whole = Image.fromarray(np.concatenate(frames, axis=1))
+def film_of(clip: Clip, most_bytes: int = MOST_BYTES) -> Film:
+    """Put up to `MOST_FRAMES` frames of a clip into one picture, in the best quality that fits `most_bytes`."""
+    count = min(MOST_FRAMES, len(clip.frames))
+    middles = (np.arange(count) + 0.5) * clip.seconds / count
+    nearest = np.abs(clip.timestamps[None, :] - middles[:, None]).argmin(axis=1)
+    frames = [Image.fromarray(clip.frames[index]) for index in nearest]
+    for frame in frames:
+        frame.thumbnail((LONGEST_SIDE, LONGEST_SIDE))  # a smaller one stays as it is
+    width, height = frames[0].size
+    picture = whole = Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames], axis=1))
     for quality, smaller in QUALITIES:
         if smaller > 1:
             picture = whole.resize((max(1, width // smaller) * count, max(1, height // smaller)))
@@ -67,18 +56,5 @@ def film_of(video_id: str, pixels: np.ndarray, seconds: np.ndarray, most_bytes: 
         picture.save(buffer, "WEBP", quality=quality, method=2)
         if buffer.tell() <= most_bytes:
             break
-    return Film(
-        base64.b64encode(buffer.getvalue()).decode("ascii"),
-        count,
-        picture.width // count,
-        picture.height,
-        round(length, 3),
-    )
-
-
-def _scaled(frame: np.ndarray) -> np.ndarray:
-    if max(frame.shape[:2]) <= LONGEST_SIDE:
-        return frame
-    image = Image.fromarray(frame)
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    return np.asarray(image)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Film(data, count, picture.width // count, picture.height, round(clip.seconds, 3))

@@ -18,7 +18,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -26,34 +25,36 @@ from vsr1.formats.atomic import replacing
 from vsr1.metrics.summary import EvalSummary
 from vsr1.report import curves, figures
 from vsr1.report.films import Film, bytes_of_a_film, film_of
-from vsr1.report.metric_rows import METRIC_ROWS, Cell, MetricRow, cells
+from vsr1.report.metric_rows import METRIC_ROWS, Cell, Intervals, MetricRow, cells
 from vsr1.report.rows import Row
 from vsr1.report.settings import setting_rows
+from vsr1.video.clips import Clip
 
 SCRIPTS = ("viewer_data.js", "viewer_list.js", "viewer_detail.js", "viewer.js")  # they make one script, in this order
 
-Frames = Callable[[str, str], tuple[np.ndarray, np.ndarray]]
+Frames = Callable[[str, str], Clip]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the page is told about one run.
+    """What the page shows of one run.
 
     Attributes:
         settings: its resolved configuration as nested mappings, None if it is not known.
-        scalars: rows of `runlog.read_scalars`.
-        evaluations: name ("before", "after", …) to `EvalSummary.to_json`, in the order of the columns.
+        scalars: rows of `read_scalars`.
+        evaluations: by name ("before", "after", …), in the order of the columns.
         rows: every trajectory, of evaluations and of training, see `rows.row_of`.
-        frames: video id and hash of its clip to (frames [T, H, W, 3] uint8 RGB, frame times [T] in seconds); its errors
-            pass through. None leaves films out.
+        frames: video id and content hash to a clip; its errors pass through. None leaves films out.
+        unfinished: names of evaluations that have trajectories but did not end.
     """
 
     name: str
     settings: Mapping[str, Any] | None = None
     scalars: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluations: dict[str, EvalSummary] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     frames: Frames | None = None
+    unfinished: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,18 @@ class Evaluation:
     label: str
     summary: EvalSummary
     rows: list[Row]
-    intervals: dict[str, tuple[float, float]]
+    intervals: Intervals
 
 
 def write_report(out: Path, *, title: str, runs: Sequence[Run]) -> None:
     """Write the page to `out`, whose folder is made if missing.
 
     Raises:
-        ValueError: no run, two runs of one name, or unusable frames.
-        pydantic.ValidationError: an evaluation that is not an `EvalSummary`.
+        ValueError: no run, or two runs of one name.
     """
     if not runs or len({run.name for run in runs}) < len(runs):
         raise ValueError(f"report: runs {[run.name for run in runs]}; give at least one, each with a name of its own")
-    evaluations = [
-        _evaluation(run, number, name, len(runs) > 1) for number, run in enumerate(runs) for name in run.evaluations
-    ]
+    evaluations = _evaluations(runs)
     folder = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(folder),
@@ -94,7 +92,7 @@ def write_report(out: Path, *, title: str, runs: Sequence[Run]) -> None:
         title=title,
         runs=runs,
         evaluations=evaluations,
-        groups=[(group, [(row, _cells(row, evaluations)) for row in rows]) for group, rows in _grouped_metrics()],
+        groups=groupby(((row, _cells(row, evaluations)) for row in METRIC_ROWS), key=lambda line: line[0].group),
         stages=curves.charts_by_stage([run.scalars for run in runs]),
         chart=curves,
         figures=figures,
@@ -110,60 +108,52 @@ def write_report(out: Path, *, title: str, runs: Sequence[Run]) -> None:
         file.writelines(parts)
 
 
-def _evaluation(run: Run, number: int, name: str, several: bool) -> Evaluation:
-    summary = EvalSummary.from_json(run.evaluations[name])
-    rows = [row for row in run.rows if row["source"] == name]
-    return Evaluation(
-        run=number,
-        label=f"{run.name}: {name}" if several else name,
-        summary=summary,
-        rows=rows,
-        intervals=figures.intervals(rows, sum(summary.failed.values())) if rows else {},
-    )
-
-
-def _grouped_metrics() -> Iterator[tuple[str, Iterator[MetricRow]]]:
-    return groupby(METRIC_ROWS, key=lambda row: row.group)
+def _evaluations(runs: Sequence[Run]) -> list[Evaluation]:
+    evaluations = []
+    for number, run in enumerate(runs):
+        for name, summary in run.evaluations.items():
+            rows = [row for row in run.rows if row["source"] == name]
+            intervals = figures.intervals(rows, sum(summary.failed.values())) if rows else {}
+            label = f"{run.name}: {name}" if len(runs) > 1 else name
+            evaluations.append(Evaluation(number, label, summary, rows, intervals))
+    return evaluations
 
 
 def _cells(row: MetricRow, evaluations: list[Evaluation]) -> list[Cell]:
-    """The cells of all columns; a change is told within a run only."""
-    made: list[Cell] = []
+    """Return the cells of all columns; a change is told within a run only."""
+    result: list[Cell] = []
     for _, group in groupby(evaluations, key=lambda evaluation: evaluation.run):
         of_run = list(group)
-        made += cells(row, [item.summary for item in of_run], [item.intervals for item in of_run])
-    return made
+        result += cells(row, [item.summary for item in of_run], [item.intervals for item in of_run])
+    return result
 
 
 def _data(runs: Sequence[Run]) -> tuple[str, Iterator[Film]]:
-    """The data block, and the films that it refers to by number, each made when it is asked for."""
+    """Return the data block, and the films that it refers to by number, each made when it is asked for."""
+    readers: dict[tuple[str, str], Frames] = {}  # of each clip, in the order of their numbers
     numbers: dict[tuple[str, str], int] = {}
-    readers: list[Frames] = []
     trajectories: list[Row] = []
     taken: Counter[str] = Counter()
     for number, run in enumerate(runs):
         for row in run.rows:
             name = f"{run.name}/{row['source']}/{row['step']}/{row['query_id']}/{row['sample']}"
             taken[name] += 1
-            turns = []
-            for turn in row["turns"]:
-                film = None
-                if run.frames is not None:
-                    film = numbers.setdefault((turn["video"], turn["clip"]), len(readers))
-                    if film == len(readers):
-                        readers.append(run.frames)
-                turns.append({**turn, "film": film})
             unique = name if taken[name] == 1 else f"{name}/{taken[name]}"  # a step that was done again
+            turns = [{**turn, "film": None} for turn in row["turns"]]
+            for turn in turns:
+                if run.frames is None:
+                    break
+                clip = turn["video"], turn["clip"]
+                readers.setdefault(clip, run.frames)
+                turn["film"] = numbers.setdefault(clip, len(numbers))
             trajectories.append({**row, "id": unique, "run": number, "turns": turns})
     block = {"runs": [run.name for run in runs], "trajectories": trajectories}
     packed = gzip.compress(json.dumps(block, ensure_ascii=False, separators=(",", ":")).encode(), 6, mtime=0)
     most_bytes = bytes_of_a_film(len(readers))
-    films = (
-        film_of(video, *frames(video, clip), most_bytes) for (video, clip), frames in zip(numbers, readers, strict=True)
-    )
+    films = (film_of(frames(video, clip), most_bytes) for (video, clip), frames in readers.items())
     return base64.b64encode(packed).decode("ascii"), films
 
 
 def _sha256(text: str) -> str:
-    """As a content security policy names an inline script or style."""
+    """Return the name by which a content security policy admits an inline script or style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

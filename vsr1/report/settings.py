@@ -22,12 +22,12 @@ class SettingRow:
 
     @property
     def differs(self) -> bool:
-        """Between the runs."""
+        """Tell whether the runs have different values."""
         return len(set(self.values)) > 1
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """`section.key` to the value as text, of a configuration as nested mappings."""
+    """Return a configuration of nested mappings as `section.key` to the value as text."""
     flat: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -38,20 +38,15 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def setting_rows(runs: Sequence[Mapping[str, Any] | None]) -> list[SettingRow]:
-    """The keys that are not the default in some run, in the order of the schema; None is a run without a configuration.
+    """Return the keys that are not the default in some run, in the order of the schema; None: a run without settings.
 
     Where the runs came from the same files they differ in little: `SettingRow.differs` tells which rows to look at.
     """
     defaults = _defaults()
     flat = [{} if run is None else flattened(run) for run in runs]
     order = list(dict.fromkeys([*defaults, *(key for run in flat for key in run)]))
-    rows = []
-    for key in order:
-        default = defaults.get(key, ABSENT)
-        values = tuple(run.get(key, ABSENT) for run in flat)
-        if any(value not in (default, ABSENT) for value in values):
-            rows.append(SettingRow(key, default, values))
-    return rows
+    rows = [SettingRow(key, defaults.get(key, ABSENT), tuple(run.get(key, ABSENT) for run in flat)) for key in order]
+    return [row for row in rows if set(row.values) - {row.default, ABSENT}]
 
 
 @cache

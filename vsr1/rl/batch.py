@@ -1,12 +1,15 @@
-"""What the learner trains on: replies about clips, from a dataset (Stage 1) or from the engine (Stage 2)."""
+"""What the learner trains on: replies about clips, from a dataset (Stage 1) or from the engine (Stage 2).
+
+An example names its clips and does not hold them: who trains on it reads them where they lie.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from vsr1.video.clips import Clip
+from vsr1.video.clips import ClipReference
 
 
 class LearnerError(RuntimeError):
@@ -14,55 +17,92 @@ class LearnerError(RuntimeError):
 
 
 @dataclass
-class Example:
-    """One reply about one clip, or to a text alone: then there is no clip and no video token in the prompt.
-
-    `negatives` are wrong videos for the retrieval loss, which is taken where the reply ends in the refine token and
-    there is at least one negative. What follows them is set in Stage 2 only.
-    """
+class RetrievalTarget:
+    """What the query refined after a reply should find: `positive`, rather than any of `negatives` (at least one)."""
 
     query: str
-    clip: Clip | None
-    prompt_ids: list[int]
-    response_ids: list[int]
-    refined: bool
     positive: str
     negatives: list[str]
-    behaviour_logprobs: list[float] | None = None
-    advantage: float = 0.0
-    latents: np.ndarray | None = None  # [N, R] float32 as sampled
-    noise: np.ndarray | None = None  # [N, R] float32 that was added to them, None if they are no actions
-    latent_advantage: float = 0.0
     earlier_latents: np.ndarray | None = None  # [M, R] of turns before, when refinements accumulate
+
+
+@dataclass
+class LatentActions:
+    """Latents that the engine sampled with noise, and what they earned."""
+
+    values: np.ndarray  # [N, R] float32
+    seed: int  # of the engine's request: the noise in them follows from it (`latent_noise`)
+    advantage: float
+
+
+@dataclass
+class Sampled:
+    """How the engine sampled a reply, and what it earned: Stage 2 only."""
+
+    logprobs: list[float]  # of every token of the reply
+    advantage: float
+    trained: list[bool] | None = None  # tokens that take part in the policy loss, at least one; None: all
+    latents: LatentActions | None = None
+
+
+@dataclass
+class Example:
+    """One reply to a prompt in which each of `clips` has its video tokens, in this order.
+
+    Without `target` there is no retrieval loss: the reply accepts its video, or there is nothing to compare with.
+    """
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    clips: tuple[ClipReference, ...] = ()
+    target: RetrievalTarget | None = None
+    sampled: Sampled | None = None
 
     @property
     def length(self) -> int:
         """Tokens of prompt and response."""
         return len(self.prompt_ids) + len(self.response_ids)
 
+    @property
+    def trained(self) -> list[bool]:
+        """Which tokens of the response are trained."""
+        if self.sampled is None or self.sampled.trained is None:
+            return [True] * len(self.response_ids)
+        return self.sampled.trained
+
+    @property
+    def latent_actions(self) -> LatentActions | None:
+        """Latents that are actions, if it has some."""
+        return self.sampled.latents if self.sampled else None
+
 
 @dataclass(frozen=True)
 class BatchTotals:
     """Counts over all micro-batches and ranks of a step, which the shares are taken of."""
 
-    tokens: int  # of the replies
+    tokens: int  # of the replies, those that are trained
     replies: int
     refined: int  # replies with a retrieval loss
     sampled_latents: int  # replies whose latents are actions
 
 
 def batch_totals(examples: list[Example]) -> BatchTotals:
-    """Counts over the whole batch of a step."""
+    """Count the examples of one rank, or of a whole step."""
     return BatchTotals(
-        tokens=sum(len(example.response_ids) for example in examples),
+        tokens=sum(sum(example.trained) for example in examples),
         replies=len(examples),
-        refined=sum(1 for example in examples if example.refined and example.negatives),
-        sampled_latents=sum(1 for example in examples if example.noise is not None),
+        refined=sum(example.target is not None for example in examples),
+        sampled_latents=sum(example.latent_actions is not None for example in examples),
     )
 
 
+def add_totals(parts: list[BatchTotals]) -> BatchTotals:
+    """Return the counts of all ranks together."""
+    return BatchTotals(*map(sum, zip(*map(astuple, parts), strict=True)))
+
+
 def split_over_ranks(examples: list[Example], ranks: int) -> list[list[Example]]:
-    """Parts of about equal token counts, long ones first, so that no rank waits long for another.
+    """Return parts of about equal token counts, long ones first, so that no rank waits long for another.
 
     Raises:
         ValueError: fewer examples than ranks.
@@ -73,8 +113,8 @@ def split_over_ranks(examples: list[Example], ranks: int) -> list[list[Example]]
         )
     parts: list[list[Example]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
-    for i, example in enumerate(_longest_first(examples)):
-        rank = i if i < ranks else loads.index(min(loads))
+    for example in _longest_first(examples):
+        rank = loads.index(min(loads))
         parts[rank].append(example)
         loads[rank] += example.length
     return parts
@@ -95,17 +135,12 @@ def micro_batches(examples: list[Example], tokens: int) -> list[list[Example]]:
     return passes
 
 
-def rounds(parts: list[list[Example]], tokens: int) -> int:
-    """Forward passes every rank makes in a step, the same for all so that their collectives meet."""
-    return max(len(micro_batches(part, tokens)) for part in parts)
-
-
 def _longest_first(examples: list[Example]) -> list[Example]:
     return sorted(examples, key=lambda example: -example.length)
 
 
 def annealed(done: float) -> float:
-    """Factor of the learning rates: 1 in the first half of a training, then evenly down to 0.
+    """Return the factor of the learning rates: 1 in the first half of a training, then evenly down to 0.
 
     Args:
         done: share of the training that is over, in 0..1.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -21,12 +22,14 @@ class Credit:
     latents: float
 
 
-def credits_of(trajectories: list[Trajectory], settings: ObjectiveConfig, limit: int) -> list[list[Credit]]:
-    """Advantages of every turn, by trajectory.
+def credits_of(
+    trajectories: Sequence[Trajectory[Any, Any]], settings: ObjectiveConfig, limit: int
+) -> list[list[Credit]]:
+    """Return the advantages of every turn, by trajectory; a group is the samples of one prompt id.
 
     With credit by trajectory all turns share the advantage of the whole reward. With credit by turn, tokens answer for
-    the mean reward of their turn and, discounted, of those after it, latents for the retrieval term of their turn and
-    for the turns after it; they are compared with the same turn of the other samples.
+    the mean reward of their turn and, discounted, of those after it, latents for their own reward and for the turns
+    after them; they are compared with the same turn of the other samples.
 
     Args:
         trajectories: scored, of whole groups.
@@ -36,44 +39,48 @@ def credits_of(trajectories: list[Trajectory], settings: ObjectiveConfig, limit:
         ValueError: a reward that is not finite.
     """
     penalties = [_overlong(trajectory, settings, limit) for trajectory in trajectories]
-    groups = {key: number for number, key in enumerate(dict.fromkeys(t.query_id for t in trajectories))}
-    samples = [groups[trajectory.query_id] for trajectory in trajectories]
     if settings.credit == "trajectory":
-        rewards = [
-            trajectory.reward + fmean(penalty) for trajectory, penalty in zip(trajectories, penalties, strict=True)
-        ]
-        values = _advantages(rewards, samples, settings)
-        return [[Credit(value, value)] * len(t.segments) for t, value in zip(trajectories, values, strict=True)]
-    by_turn = [
-        [reward + extra for reward, extra in zip(trajectory.turn_rewards, penalty, strict=True)]
-        for trajectory, penalty in zip(trajectories, penalties, strict=True)
-    ]
-    returns = mean_rewards_to_go(by_turn, settings.discount)
-    of_latents = [
+        rewards = [t.reward + fmean(penalty) for t, penalty in zip(trajectories, penalties, strict=True)]
+        values = _advantages(rewards, [t.id.prompt for t in trajectories], settings)
+        return [[Credit(value, value)] * len(t.turns) for t, value in zip(trajectories, values, strict=True)]
+    returns = mean_rewards_to_go(
         [
-            own + settings.discount * after
-            for own, after in zip(t.turn_retrieval_rewards, [*values[1:], 0.0], strict=True)
-        ]
-        for values, t in zip(returns, trajectories, strict=True)
-    ]
-    most = max(len(values) for values in returns)
-    keys = [group * most + turn for group, values in zip(samples, returns, strict=True) for turn in range(len(values))]
-    tokens = iter(_advantages(list(chain.from_iterable(returns)), keys, settings))
-    latents = iter(_advantages(list(chain.from_iterable(of_latents)), keys, settings))
-    return [[Credit(next(tokens), next(latents)) for _ in values] for values in returns]
+            [reward + extra for reward, extra in zip(t.turn_rewards, penalty, strict=True)]
+            for t, penalty in zip(trajectories, penalties, strict=True)
+        ],
+        settings.discount,
+    )
+    keys: list[tuple[str, int]] = []  # what each turn is compared with: the same turn of its group
+    of_tokens: list[float] = []
+    of_latents: list[float] = []
+    for trajectory, values in zip(trajectories, returns, strict=True):
+        for turn, value in enumerate(values):
+            later = values[turn + 1] if turn + 1 < len(values) else 0.0
+            keys.append((trajectory.id.prompt, turn))
+            of_tokens.append(value)
+            of_latents.append(trajectory.turn_latent_rewards[turn] + settings.discount * later)
+    tokens, latents = _advantages(of_tokens, keys, settings), _advantages(of_latents, keys, settings)
+    credits, start = [], 0
+    for values in returns:
+        end = start + len(values)
+        credits.append([Credit(*pair) for pair in zip(tokens[start:end], latents[start:end], strict=True)])
+        start = end
+    return credits
 
 
-def _advantages(rewards: list[float], groups: list[int], settings: ObjectiveConfig) -> list[float]:
-    values, numbers = torch.tensor(rewards, dtype=torch.float64), torch.tensor(groups)
+def _advantages(rewards: list[float], keys: Sequence[object], settings: ObjectiveConfig) -> list[float]:
+    """Return the advantages of rewards among those of the same key."""
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    values, groups = torch.tensor(rewards, dtype=torch.float64), torch.tensor([numbers[key] for key in keys])
     if settings.advantage == "batch":
-        return batch_advantages(values, numbers, settings.advantage_epsilon).tolist()
+        return batch_advantages(values, groups, settings.advantage_epsilon).tolist()
     divide = settings.advantage == "group"
-    return group_advantages(values, numbers, divide_by_std=divide, epsilon=settings.advantage_epsilon).tolist()
+    return group_advantages(values, groups, divide_by_std=divide, epsilon=settings.advantage_epsilon).tolist()
 
 
-def _overlong(trajectory: Trajectory, settings: ObjectiveConfig, limit: int) -> list[float]:
-    """Penalty of each turn."""
+def _overlong(trajectory: Trajectory[Any, Any], settings: ObjectiveConfig, limit: int) -> list[float]:
+    """Return the penalty of each turn."""
     if not settings.overlong_buffer:
-        return [0.0] * len(trajectory.segments)
-    lengths = [len(segment.response_token_ids) for segment in trajectory.segments]
+        return [0.0] * len(trajectory.turns)
+    lengths = [len(turn.response_token_ids) for turn in trajectory.turns]
     return [overlong_penalty(length, limit, settings.overlong_buffer) for length in lengths]

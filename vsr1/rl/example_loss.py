@@ -8,24 +8,27 @@ add the retrieval loss, whose gradient runs through the frozen embedder into the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from vsr1.engine.latent_table import latent_noise
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.embedder import Embedder
 from vsr1.model.forward import ForwardState, Row, prefill, roll_latents, token_logprobs
 from vsr1.model.policy import VideoSearchPolicy
-from vsr1.model.processor import ClipProcessor, ProcessedClip
+from vsr1.model.processor import ClipProcessor
 from vsr1.model.vision import VisionFeatures, blank_clip, encode_clips
-from vsr1.rl.batch import BatchTotals, Example
+from vsr1.rl.batch import BatchTotals, Example, LatentActions, RetrievalTarget
 from vsr1.rl.losses import retrieval_loss
 from vsr1.rl.objective import Counted, TokenBatch, latent_objective, token_objective
 from vsr1.settings.parts import AgentConfig
 from vsr1.settings.training import GrpoConfig, SftConfig
-from vsr1.video.clips import Clip
+from vsr1.video.clips import Clip, ClipReference
+
+ReadClip = Callable[[ClipReference], Clip]  # and raises where its content is not the one that is named
 
 
 @dataclass
@@ -36,16 +39,16 @@ class VideoVectors:
     rows: dict[str, int]
 
     def nearest(self, queries: torch.Tensor, count: int) -> list[list[int]]:
-        """Rows of the `count` videos of the whole split that are most similar to each of `queries` [n, E]."""
+        """Return the rows of the `count` videos of the split that are most similar to each of `queries` [n, E]."""
         if not count:
             return [[] for _ in queries]
         scores = queries.detach().to(self.matrix) @ self.matrix.T
-        found: list[list[int]] = scores.topk(min(count, len(self.matrix))).indices.tolist()
-        return found
+        rows: list[list[int]] = scores.topk(min(count, len(self.matrix))).indices.tolist()
+        return rows
 
 
 class ExampleLoss:
-    """The loss of a stage under `policy`; `reference` is what a KL term compares with."""
+    """The loss of a stage under `policy`; `reference` is what a KL term compares with, `read_clip` gives the clips."""
 
     def __init__(
         self,
@@ -56,26 +59,30 @@ class ExampleLoss:
         embedder: Embedder,
         vectors: VideoVectors,
         processor: ClipProcessor,
+        read_clip: ReadClip,
         *,
         temperature: float = 1.0,
     ) -> None:
         self.policy, self.embedder = policy, embedder
         self._stage, self._retrieval, self._agent = stage, stage.retrieval_loss, agent
         self._reference, self._vectors, self._processor = reference, vectors, processor
+        self._read_clip = read_clip
         self._end_token = int(processor.tokenizer.eos_token_id)
         self._temperature = temperature
 
     def __call__(self, examples: list[Example], totals: BatchTotals) -> tuple[torch.Tensor, Counted]:
-        """The share of the whole batch's loss that these examples have, with gradient, and what to log about it."""
-        rows, features, state = self._prefill(examples)
+        """Return the share of the whole batch's loss that these examples have, with gradient, and what to log of it."""
+        rows, features, state = self.prefill(examples)
         logprobs, entropy = token_logprobs(self.policy, state, rows, self._temperature)
+        trained = torch.tensor([flag for example in examples for flag in example.trained], device=logprobs.device)
         if isinstance(self._stage, GrpoConfig):
-            total, counted = self._policy_loss(examples, rows, features, logprobs, totals)
+            reference = self._reference_logprobs(rows, features)
+            total, counted = self._policy_loss(examples, logprobs, reference, trained, totals)
         else:
             end = self.policy.lm_head(state.after_norm[:, -1]).float().log_softmax(-1)[:, self._end_token]
             total = -(logprobs.sum() + end.sum()) / totals.tokens
             counted = {"token_loss": -float(logprobs.detach().sum()) / totals.tokens}
-        counted["entropy"] = float(entropy.detach().sum()) / totals.tokens
+        counted["entropy"] = float(entropy.detach()[trained].sum()) / totals.tokens
         for part, values in self._latent_losses(examples, state, totals):
             total = total + part
             counted |= values
@@ -83,122 +90,123 @@ class ExampleLoss:
         return total, counted
 
     def logprobs(self, examples: list[Example]) -> torch.Tensor:
-        """Log-probs of the replies of one pass, float32 [tokens of all], one example after another."""
-        rows, _, state = self._prefill(examples)
+        """Return log-probs of the replies of one pass, float32 [tokens of all], one example after another."""
+        rows, _, state = self.prefill(examples)
         return token_logprobs(self.policy, state, rows, self._temperature)[0]
+
+    def prefill(self, examples: list[Example]) -> tuple[list[Row], list[VisionFeatures], ForwardState]:
+        """Return the rows of a pass, what they show, and their states.
+
+        A pass without video runs the tower on a blank clip that no row shows (the ranks' rule, `vsr1.rl`).
+        """
+        places: dict[ClipReference, int] = {}
+        for reference in (reference for example in examples for reference in example.clips):
+            places.setdefault(reference, len(places))
+        clips = [self._processor.process(self._read_clip(reference), self.policy.device) for reference in places]
+        rows = []
+        for example in examples:
+            shown = tuple(places[reference] for reference in example.clips)
+            grids = tuple(clips[place].grid for place in shown)
+            rows.append(Row(example.prompt_ids, example.response_ids, shown, grids))
+        visual = self.policy.model.visual
+        inputs = [(clip.pixels, clip.grid) for clip in clips] or [blank_clip(visual)]
+        with torch.set_grad_enabled(any(parameter.requires_grad for parameter in visual.parameters())):
+            pixels = [pixels.to(self.policy.dtype) for pixels, _ in inputs]
+            features = encode_clips(visual, pixels, [grid for _, grid in inputs])
+        return rows, features, prefill(self.policy.model, rows, features, keep_cache=True)
+
+    def _reference_logprobs(self, rows: list[Row], features: list[VisionFeatures]) -> torch.Tensor | None:
+        """Return log-probs under the reference, None without one; its vision tower is the policy's, which is frozen."""
+        if self._reference is None:
+            return None
+        with torch.no_grad():
+            state = prefill(self._reference.model, rows, features, keep_cache=False)
+            return token_logprobs(self._reference, state, rows, self._temperature)[0]
 
     def _policy_loss(
         self,
         examples: list[Example],
-        rows: list[Row],
-        features: list[VisionFeatures],
         logprobs: torch.Tensor,
+        reference: torch.Tensor | None,
+        trained: torch.Tensor,
         totals: BatchTotals,
     ) -> tuple[torch.Tensor, Counted]:
+        """Return the policy loss of the tokens that are `trained`, bool [tokens], as are log-probs and reference."""
         assert isinstance(self._stage, GrpoConfig)
-        lengths = [len(e.response_ids) for e in examples]
-        advantages = torch.tensor([e.advantage for e in examples]).repeat_interleave(torch.tensor(lengths))
-        behaviour = torch.tensor([p for e in examples for p in e.behaviour_logprobs or []])
-        reference = None
-        if self._reference is not None:
-            with torch.no_grad():  # the vision tower is frozen in this stage, so its features are the reference's too
-                state = prefill(self._reference.model, rows, features, keep_cache=False)
-                reference, _ = token_logprobs(self._reference, state, rows, self._temperature)
-        batch = TokenBatch(logprobs, behaviour.to(logprobs), reference, advantages.to(logprobs), lengths)
+        sampled = [example.sampled for example in examples if example.sampled]
+        lengths = [sum(example.trained) for example in examples]
+        behaviour = torch.tensor([logprob for one in sampled for logprob in one.logprobs]).to(logprobs)
+        advantages = torch.tensor([one.advantage for one in sampled]).repeat_interleave(torch.tensor(lengths))
+        batch = TokenBatch(
+            logprobs[trained],
+            behaviour[trained],
+            None if reference is None else reference[trained],
+            advantages.to(logprobs),
+            lengths,
+        )
         return token_objective(batch, self._stage.objective, totals, self._agent.max_new_tokens)
 
     def _latent_losses(
         self, examples: list[Example], state: ForwardState, totals: BatchTotals
     ) -> Iterator[tuple[torch.Tensor, Counted]]:
-        """Losses that reach the heads. Every row of the pass is rolled, so that all ranks touch the same weights."""
+        """Yield the losses that reach the heads; every row of the pass is rolled (the ranks' rule, `vsr1.rl`)."""
         depth, device = self._agent.depth, state.after_norm.device
-        actions = self._stage.latents if isinstance(self._stage, GrpoConfig) else None
-        noise = None
-        if depth and actions and actions.sigma:
-            shape = (len(examples), depth, self.policy.config.refine_dim)
-            sampled = [i for i, e in enumerate(examples) if e.noise is not None]
-            given, noise = torch.zeros(shape), torch.zeros(shape)
-            for i in sampled:
-                given[i], noise[i] = torch.tensor(examples[i].latents), torch.tensor(examples[i].noise)
-            given, noise = given.to(device), noise.to(device)
-        if noise is not None and actions and actions.weight:
-            means = roll_latents(self.policy, state, depth, given=given)
-            advantages = torch.tensor([e.latent_advantage for e in examples], device=device)
-            if sampled:
-                yield latent_objective(
-                    given[sampled], means[sampled], noise[sampled], advantages[sampled], actions, totals
-                )
-            else:
-                yield 0 * means.sum(), {}
+        settings = self._stage.latents if isinstance(self._stage, GrpoConfig) else None
+        draws = None
+        if depth and settings and settings.sigma:
+            actions = {i: one for i, example in enumerate(examples) if (one := example.latent_actions)}
+            sampled = torch.zeros(len(examples), depth, self.policy.config.refine_dim)
+            noise = torch.zeros_like(sampled)
+            for i, action in actions.items():
+                sampled[i], noise[i] = torch.tensor(action.values), _noise(action)
+            sampled, noise = sampled.to(device), noise.to(device)
+            draws = settings.sigma * noise
+            if settings.weight:
+                means = roll_latents(self.policy, state, depth, actions=sampled)
+                if rows := list(actions):
+                    advantages = torch.tensor([action.advantage for action in actions.values()], device=device)
+                    yield latent_objective(sampled[rows], means[rows], noise[rows], advantages, settings, totals)
+                else:
+                    yield 0 * means.sum(), {}
         if depth and self._retrieval.weight > 0:
-            draws = actions.sigma * noise if actions and noise is not None else None
             latents = roll_latents(self.policy, state, depth, draws)
-            wanted = [i for i, example in enumerate(examples) if example.refined and example.negatives]
-            if not wanted:
-                nothing = {"retrieval_loss": 0.0, "latents/norm": 0.0} if totals.refined else {}  # as on other ranks
-                yield 0 * self.policy.soft_tokens(latents).sum(), nothing
+            targets = {i: example.target for i, example in enumerate(examples) if example.target}
+            if not targets:
+                yield 0 * self.policy.soft_tokens(latents).sum(), {}
                 return
-            retrieval = self._retrieval_losses(examples, wanted, latents).sum() / totals.refined
-            norms = latents.detach()[wanted].norm(dim=-1)
+            refined = latents[list(targets)]
+            loss = self.retrieval_losses(list(targets.values()), refined).sum() / totals.refined
+            norms = refined.detach().norm(dim=-1).mean(dim=-1)
             yield (
-                self._retrieval.weight * retrieval,
-                {
-                    "retrieval_loss": float(retrieval.detach()),
-                    "latents/norm": float(norms.mean(dim=-1).sum()) / totals.refined,
-                },
+                self._retrieval.weight * loss,
+                {"retrieval_loss": float(loss.detach()), "latents/norm": float(norms.sum()) / totals.refined},
             )
 
-    def _retrieval_losses(self, examples: list[Example], wanted: list[int], latents: torch.Tensor) -> torch.Tensor:
-        before = [np.zeros((0, latents.shape[-1])) if (e := examples[i].earlier_latents) is None else e for i in wanted]
-        counts = [len(part) + latents.shape[1] for part in before]
-        joined = [torch.cat([torch.tensor(b).to(latents), latents[i]]) for b, i in zip(before, wanted, strict=True)]
-        soft = self.policy.soft_tokens(torch.cat(joined)).split(counts)  # in one call, as on every other rank
-        queries = self.embedder.query_vectors([examples[i].query for i in wanted], list(soft))
-        nearest = self._vectors.nearest(queries, self._retrieval.mined)
+    def retrieval_losses(self, targets: list[RetrievalTarget], latents: torch.Tensor) -> torch.Tensor:
+        """Return the losses [n] of queries refined by `latents` [n, N, R], each against its target."""
+        queries = []
+        for target, own in zip(targets, latents, strict=True):
+            earlier = target.earlier_latents
+            queries.append(own if earlier is None else torch.cat([torch.tensor(earlier).to(own), own]))
+        soft = self.policy.soft_tokens(torch.cat(queries)).split([len(query) for query in queries])  # the ranks' rule
+        vectors = self.embedder.query_vectors([target.query for target in targets], list(soft))
+        nearest = self._vectors.nearest(vectors, self._retrieval.mined)
         losses = []
-        for query, i, mined in zip(queries, wanted, nearest, strict=True):
-            named = [examples[i].positive, *examples[i].negatives[: self._retrieval.negatives]]
-            rows = [*(self._vectors.rows[video] for video in named), *mined]
-            vectors = self._vectors.matrix[list(dict.fromkeys(rows))].to(query)  # the right video first, each once
-            losses.append(retrieval_loss(query, vectors[0], vectors[1:], self._retrieval.temperature))
+        for vector, target, mined in zip(vectors, targets, nearest, strict=True):
+            rows = [*(self._vectors.rows[video] for video in [target.positive, *target.negatives]), *mined]
+            videos = self._vectors.matrix[list(dict.fromkeys(rows))].to(vector)  # the right one first, each once
+            losses.append(retrieval_loss(vector, videos[0], videos[1:], self._retrieval.temperature))
         return torch.stack(losses)
-
-    def _prefill(self, examples: list[Example]) -> tuple[list[Row], list[VisionFeatures], ForwardState]:
-        """Rows of a pass, what they show, and their states.
-
-        A pass without video runs the tower on a blank clip that no row shows: all ranks must call the same modules, in
-        the same order forward and backward, or ZeRO-3 waits for ever.
-        """
-        clips, index = _distinct([example.clip for example in examples], self._processor, self.policy.device)
-        rows = [
-            Row(e.prompt_ids, e.response_ids, at, None if at is None else clips[at].grid)
-            for e, at in zip(examples, index, strict=True)
-        ]
-        features = self._features(clips)
-        return rows, features, prefill(self.policy.model, rows, features, keep_cache=True)
-
-    def _features(self, clips: list[ProcessedClip]) -> list[VisionFeatures]:
-        visual = self.policy.model.visual
-        shown = [(clip.pixels, clip.grid) for clip in clips] or [blank_clip(visual)]
-        with torch.set_grad_enabled(any(parameter.requires_grad for parameter in visual.parameters())):
-            return encode_clips(visual, [p.to(self.policy.dtype) for p, _ in shown], [grid for _, grid in shown])
 
 
 def load_vectors(folder: DatasetFolder, split: str) -> VideoVectors:
-    """Corpus vectors for the retrieval loss."""
+    """Return the corpus vectors for the retrieval loss."""
     matrix = torch.from_numpy(np.load(folder.video_embeddings(split), allow_pickle=False))
     rows = json.loads(folder.docid2row(split).read_text(encoding="utf-8"))
     return VideoVectors(torch.nn.functional.normalize(matrix, dim=-1), rows)
 
 
-def _distinct(
-    clips: list[Clip | None], processor: ClipProcessor, device: torch.device
-) -> tuple[list[ProcessedClip], list[int | None]]:
-    """Process each clip of a batch once; returns them and which one each row shows, None without video."""
-    order: dict[str, int] = {}
-    processed: list[ProcessedClip] = []
-    for clip in clips:
-        if clip is not None and clip.content_hash not in order:
-            order[clip.content_hash] = len(processed)
-            processed.append(processor.process(clip, device))
-    return processed, [None if clip is None else order[clip.content_hash] for clip in clips]
+def _noise(action: LatentActions) -> torch.Tensor:
+    """Return the noise that the engine added to the latents, in units of sigma, float32 [N, R]."""
+    depth, width = action.values.shape
+    return torch.stack([latent_noise(action.seed, step, width) for step in range(depth)])

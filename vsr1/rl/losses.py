@@ -20,7 +20,7 @@ PolicyLoss = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def clipped_policy_loss(
     logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float
 ) -> PolicyLoss:
-    """The clipped surrogate of each token, and which bound cut its gradient (arguments: see the module).
+    """Return the clipped surrogate of each token, and which bound cut its gradient (arguments: see the module).
 
     The lower bound cuts where the advantage is negative, the upper one where it is positive. Any shape will do.
     Source: PPO; bounds that differ are DAPO's clip-higher.
@@ -39,7 +39,7 @@ def sequence_policy_loss(
     clip_low: float,
     clip_high: float,
 ) -> PolicyLoss:
-    """As `clipped_policy_loss`, but the ratio of a sequence is the geometric mean over its tokens.
+    """Return the same as `clipped_policy_loss`, with the geometric mean over a sequence's tokens as its ratio.
 
     A token's loss has the value of its sequence's, and the gradient of its own log probability only. Their mean over
     the sequence is the sequence's clipped loss with its gradient, and a token that is weighted down (see
@@ -60,7 +60,7 @@ def sequence_policy_loss(
 def cispo_loss(
     logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float
 ) -> PolicyLoss:
-    """REINFORCE with a clipped importance weight that has no gradient, and which bound the weight met.
+    """Return REINFORCE with a clipped importance weight that has no gradient, and which bound the weight met.
 
     No token loses its gradient here: a bound that took effect changed its size.
     Source: CISPO. A `clip_low` of 1 leaves the weight without a lower bound.
@@ -95,7 +95,7 @@ def kl_estimate(logprobs: torch.Tensor, reference: torch.Tensor, estimator: Lite
 def mismatch_weights(
     learner: torch.Tensor, engine: torch.Tensor, how: Literal["truncate", "mask"], low: float, high: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Importance weights for tokens whose engine computes other log probabilities than the learner.
+    """Return importance weights for tokens whose engine computes other log probabilities than the learner.
 
     `truncate` bounds the weight from above only (truncated importance sampling; `low` is not used); `mask` drops a
     token whose weight lies outside [low, high] (the masked form, as in IcePop). No gradient flows.
@@ -124,7 +124,7 @@ def token_weights(
     sequences: int,
     limit: int,
 ) -> torch.Tensor:
-    """Weight of each token of a micro-batch, float32 [sum(lengths)]; they add up over micro-batches and ranks.
+    """Return the weight of each token of a micro-batch, float32 [sum(lengths)]; they add up over batches and ranks.
 
     The sum of weight times loss over the whole batch is, with `token_mean`, the mean over its tokens (DAPO); with
     `sequence_mean`, the mean over sequences of their token means (GRPO as published); with `constant`, the sum over
@@ -147,7 +147,7 @@ def token_weights(
 
 
 def latent_logratio(latents: torch.Tensor, means: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Log density ratio of sampled latents, present policy against behaviour policy, a dimension, [B, N].
+    """Return the log density ratio of sampled latents, present policy to behaviour policy, a dimension, [B, N].
 
     The latents were drawn as behaviour_mean + sigma * noise, and both policies are N(mean, sigma² I). The ratio is
     averaged over the R dimensions, a geometric mean as GSPO takes it over tokens: means that differ by a tenth of sigma
@@ -170,10 +170,12 @@ def latent_logratio(latents: torch.Tensor, means: torch.Tensor, noise: torch.Ten
 def retrieval_loss(
     query: torch.Tensor, positive: torch.Tensor, negatives: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """InfoNCE of one refined query against its right video (method.md §3.2); a scalar.
+    """Return the InfoNCE of one refined query against its right video (method.md §3.2), a scalar.
 
     Args:
-        query: unit vector [E]. positive: unit vector [E]. negatives: unit vectors [n, E], n >= 1.
+        query: unit vector [E].
+        positive: unit vector [E].
+        negatives: unit vectors [n, E], n >= 1.
     """
     scores = torch.cat([positive[None], negatives]) @ query / temperature
     return functional.cross_entropy(scores[None], torch.zeros(1, dtype=torch.long, device=scores.device))

@@ -1,7 +1,7 @@
 """The policy objective of a micro-batch: from log-probs and advantages to one number and what to log about it.
 
-Everything is a share of the whole batch, so that micro-batches and ranks add up: names that end in `_max` excepted,
-every logged value is a sum over them. Which settings make which published algorithm is in docs/training.md.
+Everything is a share of the whole batch, so that micro-batches and ranks add up (`merged`). Which settings make which
+published algorithm is in docs/training.md.
 """
 
 from __future__ import annotations
@@ -26,6 +26,22 @@ from vsr1.settings.training import LatentActionConfig, ObjectiveConfig
 Counted = dict[str, float]
 
 
+def merged(parts: list[Counted]) -> Counted:
+    """Return what micro-batches or ranks have counted, together and sorted; a name may be missing in some of them.
+
+    Values are summed; names that end in `_max` take the largest, and so does the gradient norm, which is that of the
+    whole batch already.
+    """
+    values: dict[str, list[float]] = {}
+    for part in parts:
+        for name, value in part.items():
+            values.setdefault(name, []).append(value)
+    return {
+        name: max(values[name]) if name.endswith("_max") or name == "grad_norm" else sum(values[name])
+        for name in sorted(values)
+    }
+
+
 @dataclass(frozen=True)
 class TokenBatch:
     """The replies of one micro-batch, one after the other; all float32 [tokens]."""
@@ -40,7 +56,7 @@ class TokenBatch:
 def token_objective(
     batch: TokenBatch, settings: ObjectiveConfig, totals: BatchTotals, limit: int
 ) -> tuple[torch.Tensor, Counted]:
-    """Share of the policy loss, its KL term included.
+    """Return the share of the policy loss, its KL term included.
 
     With one optimiser step a batch the learner's own policy is the one that the ratio starts from; how far the engine
     was from it is a matter of weights, unless `mismatch` says to take it into the ratio.
@@ -85,10 +101,11 @@ def latent_objective(
     settings: LatentActionConfig,
     totals: BatchTotals,
 ) -> tuple[torch.Tensor, Counted]:
-    """Share of the policy loss of sampled latents, weighted; each latent is an action of its reply.
+    """Return the share of the policy loss of sampled latents, weighted; each latent is an action of its reply.
 
     Args:
-        latents: as sampled, [B, N, R]. means: of the policy being trained at those latents, with gradient, [B, N, R].
+        latents: as sampled, [B, N, R].
+        means: of the policy being trained at those latents, with gradient, [B, N, R].
         noise: standard normal, latents = behaviour's means + sigma * noise, [B, N, R].
         advantages: of the replies, [B].
     """
@@ -113,8 +130,5 @@ def _policy_loss(batch: TokenBatch, old: torch.Tensor, settings: ObjectiveConfig
         case "cispo":
             return cispo_loss(batch.logprobs, old, batch.advantages, low, high)
         case "gspo":
-            device = batch.logprobs.device
-            sequences = torch.arange(len(batch.lengths), device=device).repeat_interleave(
-                torch.tensor(batch.lengths, device=device)
-            )
+            sequences = torch.repeat_interleave(torch.tensor(batch.lengths, device=batch.logprobs.device))
             return sequence_policy_loss(batch.logprobs, old, batch.advantages, sequences, low, high)

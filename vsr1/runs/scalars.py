@@ -1,7 +1,8 @@
 """The scalars of a run, written twice: for TensorBoard and as JSON lines that the report reads.
 
 A call to `log` writes all of its values or, if one of them is not finite, none and raises. Lines are appended and
-flushed at once, so a killed run keeps what it logged; an unterminated last line is cut off when the run is resumed.
+flushed at once, so a killed run keeps what it logged; the torn last line that it may leave is not read, and cut off
+when the run is resumed.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from vsr1.formats.atomic import cut_torn_line
+
+SCALARS = "scalars.jsonl"  # in the run's folder
 _FIELDS = {"stage", "step", "name", "value", "time"}
 
 
@@ -29,8 +32,8 @@ class RunLog:
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "scalars.jsonl"
-        _cut_unterminated_line(path)
+        path = folder / SCALARS
+        cut_torn_line(path)
         self._clock = clock
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(log_dir=str(folder / "tensorboard"))
@@ -59,38 +62,43 @@ class RunLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
-def read_scalars(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `scalars.jsonl` in the order written: `stage`, `step`, `name`, `value`, `time` (seconds since 1970).
+class ScalarTail:
+    """Reads a `scalars.jsonl` as it grows, each row once; a line is read when it is whole."""
 
-    A resumed run may hold a step twice; the later row is the valid one.
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset, self._lines = path, 0, 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the rows that came since the last call; errors as `read_scalars`."""
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            *lines, torn = file.read().split(b"\n")
+            self._offset = file.tell() - len(torn)
+        rows = []
+        for line in lines:
+            self._lines += 1
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                place = f"{self._path}:{self._lines}"
+                raise ValueError(f"{place}: not a JSON line ({error}); delete the line to go on") from error
+            if not isinstance(row, dict) or set(row) != _FIELDS:
+                raise ValueError(f"{self._path}:{self._lines}: expected an object with the keys {sorted(_FIELDS)}")
+            rows.append(row)
+        return rows
+
+
+def read_scalars(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a `scalars.jsonl` as written: `stage`, `step`, `name`, `value`, `time` (seconds since 1970).
+
+    A resumed run may hold a step twice; the later row is the valid one. The torn last line of a killed run is left out.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a line that is not such a row, with its number.
     """
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not a JSON line ({error}); delete the line to go on") from error
-            if not isinstance(row, dict) or set(row) != _FIELDS:
-                raise ValueError(f"{path}:{number}: expected an object with the keys {sorted(_FIELDS)}")
-            rows.append(row)
-    return rows
-
-
-def _cut_unterminated_line(path: Path) -> None:
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as lines:
-            lines.truncate(content.rfind(b"\n") + 1)
+    return ScalarTail(path).read()

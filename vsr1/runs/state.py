@@ -1,18 +1,18 @@
 """Folders that a stopped stage goes on from: `<root>/step-<n>`, whole or not there, with the settings that made it.
 
-A state is written under another name and renamed when all ranks have ended, so a killed run leaves no half state under
-a name that is read. The last `KEEP` are kept.
+A state gets its name when all ranks have written their part of it. The last `KEEP` stay.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vsr1.formats.atomic import write_json
+from vsr1.formats.atomic import part_folder, replacing_folder, write_json
 
 KEEP = 2
 SETTINGS = "settings.json"
@@ -29,16 +29,20 @@ class StateFolder:
         self.root = root
 
     def newest(self) -> tuple[int, Path] | None:
-        """Steps taken and folder of the newest complete state, or None when there is none."""
+        """Return steps taken and folder of the newest state, None when there is none."""
         return max(self._complete(), default=None)
 
-    def check(self, folder: Path, settings: dict[str, Any]) -> None:
+    def check(self, folder: Path, settings: dict[str, Any], renamed: Mapping[str, str]) -> None:
         """Compare the settings of a run, a JSON value, with those that made a state.
+
+        Args:
+            renamed: new dotted key by old one, of settings that an older state has under the old one.
 
         Raises:
             StateError: they differ; every difference is in the message.
         """
         saved = _flat(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+        saved = {renamed.get(key, key): value for key, value in saved.items()}
         wanted = _flat(settings)
         differing = [
             f"{key} was {saved.get(key, 'not set')!r}, is {wanted.get(key, 'not set')!r}"
@@ -52,33 +56,31 @@ class StateFolder:
             )
 
     def part(self, step: int) -> Path:
-        """Where the state after `step` steps is written, between `begin` and `publish`."""
-        return self.root / f".part-step-{step}"
+        """Return where all ranks write the state after `step` steps, while one of them has `saving` open."""
+        return part_folder(self._place(step))
 
-    def begin(self, step: int) -> None:
-        """Make that folder, empty."""
-        part = self.part(step)
-        if part.exists():  # of a run that was killed
-            shutil.rmtree(part)
-        part.mkdir(parents=True)
+    @contextmanager
+    def saving(self, step: int, settings: dict[str, Any]) -> Iterator[Path]:
+        """Yield that folder, empty; it is a state when the block ends without an error, and all but `KEEP` are removed.
 
-    def publish(self, step: int, settings: dict[str, Any]) -> None:
-        """Name that folder a complete state, and remove all but the last `KEEP`."""
-        part = self.part(step)
-        write_json(part / SETTINGS, settings)
-        target = self.root / f"step-{step}"
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(part, target)
+        Args:
+            settings: a JSON value, for `check`.
+        """
+        with replacing_folder(self._place(step)) as part:
+            yield part
+            write_json(part / SETTINGS, settings)
         for _, folder in sorted(self._complete())[:-KEEP]:
             shutil.rmtree(folder)
+
+    def _place(self, step: int) -> Path:
+        return self.root / f"step-{step}"
 
     def _complete(self) -> list[tuple[int, Path]]:
         return [(int(folder.name.removeprefix("step-")), folder) for folder in self.root.glob("step-*")]
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Leaves of a JSON value by dotted key."""
+    """Return the leaves of a JSON value by dotted key."""
     if not isinstance(value, dict):
         return {key: value}
     return {k: leaf for name, part in value.items() for k, leaf in _flat(part, f"{key}.{name}".lstrip(".")).items()}

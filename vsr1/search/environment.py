@@ -10,38 +10,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vsr1.episode.environment import Observation, PolicyReply
-from vsr1.episode.trajectory import Segment, Span, Trajectory
+from vsr1.episode.environment import Observation, PolicyReply, turn_of
 from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.search.events import Judged, Observe, Refined, Retrieved, TurnStarted, unobserved
-from vsr1.search.parse import last_element, parse_reply
-from vsr1.search.prompts import agent_prompt, turn_prompt
+from vsr1.search.parse import ACCEPTS, Judgement, last_element, parse_reply
+from vsr1.search.prompts import agent_prompt, turn_parts
+from vsr1.search.record import EndReason, SearchTask, SearchTrajectory, SearchTurn
+from vsr1.search.targets import negatives_of
 from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import Clip
 
 Search = Callable[[SearchRequest], Awaitable[SearchResult]]
 LoadClip = Callable[[str], Awaitable[Clip]]
-
-
-@dataclass
-class SearchTask:
-    """One sample of one query, with what is known about its answer: nothing, when serving."""
-
-    query_id: str
-    query: str
-    gt_video: str = ""
-    gt_span: Span = (0.0, 0.0)  # seconds
-    gt_duration: float = 0.0  # seconds
-    negatives: list[str] = field(default_factory=list)  # wrong videos whose scores the reward compares
-    sample: int = 0
-    seed: int = 0
-    first_video: str | None = None  # shown in turn 1 instead of what the search finds
-    exclude: list[str] = field(default_factory=list)  # videos that are never shown
-    ends_when_lost: bool = False  # with the rejection of the right video, if that is not shown again
 
 
 @dataclass(frozen=True)
@@ -57,6 +41,8 @@ class SearchSettings:
 
 
 class SearchEnvironment:
+    latents_unless = ACCEPTS
+
     def __init__(
         self,
         task: SearchTask,
@@ -71,77 +57,57 @@ class SearchEnvironment:
         self._soft: list[np.ndarray] = []  # of the turns so far, [N, E] each
         self._shown: list[str] = []
         self._version: str | None = None  # of the corpus, the same from the first search to the last
-        self._trajectory = Trajectory(
-            task.query_id, task.query, task.gt_video, task.gt_span, task.gt_duration, task.sample, task.seed
-        )
+        self._trajectory = SearchTrajectory(task)
 
     async def reset(self) -> Observation | None:
-        self._found = await self._retrieve(SearchRequest(query=self._task.query))
+        self._result = await self._retrieve(SearchRequest(query=self._task.query))
         return await self._show(self._task.first_video)
 
     async def step(self, reply: PolicyReply) -> Observation | None:
-        shown = self._clip.video_id
-        parsed = parse_reply(reply.text, seconds_shown(self._clip, self._task.gt_video, self._task.gt_duration))
-        accepted = parsed.verdict == "matched"
+        judgement = parse_reply(reply.text, seconds_shown(self._clip, self._task))
+        accepted = judgement.verdict == "matched"
         if self._agent.exclude_rejected and not accepted:
-            self._rejected.append(shown)
-        rewrite = None
-        if self._agent.refinement == "text" and not accepted:
-            rewrite = (last_element(reply.text, "query") or "").strip() or None
-        request = None if accepted else self._refined(reply, rewrite)
-        turn = len(self._trajectory.segments) + 1
-        said_after = time.monotonic() - self._shown_at
-        self._observe(Judged(turn, shown, parsed.verdict, parsed.span, parsed.think or "", said_after))
+            self._rejected.append(self._clip.video_id)
+        self._tell(judgement)
+        rewrite = self._rewrite(reply.text) if not accepted else None
+        request = None if accepted else self._refined_request(reply, rewrite)
         after = None if request is None else await self._retrieve(request)
         if after is not None:
-            self._observe(Refined(turn, self._found.retrieved, after.retrieved))
-        right = self._task.gt_video
-        negatives = [video for video in dict.fromkeys([*self._task.negatives, shown]) if video != self._task.gt_video]
-        self._trajectory.segments.append(
-            Segment(
-                turn=turn,
-                video_id=shown,
-                clip_hash=self._clip.content_hash,
-                prompt_token_ids=reply.prompt_token_ids,
-                response_token_ids=reply.token_ids,
-                response_logprobs=reply.logprobs,
-                text=reply.text,
-                finish_reason=reply.finish_reason,
-                verdict=parsed.verdict,
-                span=parsed.span,
-                latents=reply.latents if request else None,
-                noise=reply.noise if request else None,
-                retrieved=self._found.retrieved,
-                gt_rank_before=self._rank(self._found),
-                gt_rank_after=self._rank(after) if after else None,
-                index_version=self._found.index_version,
-                weight_version=reply.weight_version,
-                seconds=time.monotonic() - self._shown_at,
-                gt_score_before=self._found.scores[right] if right else None,
-                gt_score_after=after.scores[right] if after and right else None,
-                negative_scores_before=[self._found.scores[video] for video in negatives],
-                negative_scores_after=[after.scores[video] for video in negatives] if after else None,
-                rewrite=rewrite,
-                ranks_by_depth=await self._ranks_by_depth(request, after) if request and after else None,
-                retrieved_after=after.retrieved if after else None,
-            )
-        )
+            self._observe(Refined(self._number, self._result.retrieved, after.retrieved))
+        ranks = await self._ranks_by_depth(request, after) if request and after else None
+        self._record(reply, judgement, rewrite, after, ranks)
         if accepted:
             return self._end("matched")
         if after is None:
             return self._end("no_refinement")
-        if self._task.ends_when_lost and right in self._rejected:
+        if self._task.ends_when_lost and self._task.gt_video in self._rejected:
             return self._end("lost")
-        self._found = after
-        if len(self._trajectory.segments) == self._agent.max_turns:
+        self._result = after
+        if len(self._trajectory.turns) == self._agent.max_turns:
             return self._end("max_turns")
         return await self._show()
 
-    def trajectory(self) -> Trajectory:
+    def trajectory(self) -> SearchTrajectory:
         return self._trajectory
 
-    def _refined(self, reply: PolicyReply, rewrite: str | None) -> SearchRequest | None:
-        """The next search, None if the reply holds nothing to refine the query with."""
+    @property
+    def _number(self) -> int:
+        """The turn that is being played, from 1."""
+        return len(self._trajectory.turns) + 1
+
+    def _tell(self, judgement: Judgement) -> None:
+        seconds = time.monotonic() - self._shown_at
+        shown = self._clip.video_id
+        self._observe(Judged(self._number, shown, judgement.verdict, judgement.span, judgement.think or "", seconds))
+
+    def _rewrite(self, text: str) -> str | None:
+        """Return the query in new words, where refinement is by text and the reply has some."""
+        if self._agent.refinement != "text":
+            return None
+        return (last_element(text, "query") or "").strip() or None
+
+    def _refined_request(self, reply: PolicyReply, rewrite: str | None) -> SearchRequest | None:
+        """Return the next search, None if the reply holds nothing to refine the query with."""
         match self._agent.refinement:
             case "none":
                 return SearchRequest(query=self._task.query)
@@ -154,6 +120,43 @@ class SearchEnvironment:
                     self._soft.clear()
                 self._soft.append(reply.soft_tokens)
                 return SearchRequest(query=self._task.query, soft_tokens=np.concatenate(self._soft))
+
+    def _record(
+        self,
+        reply: PolicyReply,
+        judgement: Judgement,
+        rewrite: str | None,
+        after: SearchResult | None,
+        ranks_by_depth: list[int] | None,
+    ) -> None:
+        """Add the turn to the trajectory.
+
+        Args:
+            after: of the search with the refined query, None without one.
+        """
+        before, right, shown = self._result, self._task.gt_video, self._clip.video_id
+        negatives = negatives_of(right, shown, self._task.negatives)
+        has_latents = after is not None and reply.latents is not None
+        record = SearchTurn(
+            video_id=shown,
+            verdict=judgement.verdict,
+            span=judgement.span,
+            retrieved=before.retrieved,
+            gt_rank_before=self._rank(before),
+            gt_rank_after=self._rank(after) if after else None,
+            index_version=before.index_version,
+            refined=has_latents or rewrite is not None,
+            gt_score_before=before.scores[right] if right else None,
+            gt_score_after=after.scores[right] if after and right else None,
+            negative_scores_before=[before.scores[video] for video in negatives],
+            negative_scores_after=[after.scores[video] for video in negatives] if after else None,
+            rewrite=rewrite,
+            retrieved_after=after.retrieved if after else None,
+            ranks_by_depth=ranks_by_depth,
+        )
+        seconds = time.monotonic() - self._shown_at
+        turn = turn_of(reply, self._number, [self._clip], record, seconds=seconds, keep_latents=has_latents)
+        self._trajectory.turns.append(turn)
 
     async def _retrieve(self, request: SearchRequest) -> SearchResult:
         first = [self._task.first_video] if self._task.first_video else []
@@ -173,7 +176,7 @@ class SearchEnvironment:
         return replace(result, scores=dict(result.retrieved) | result.scores)
 
     async def _ranks_by_depth(self, request: SearchRequest, after: SearchResult) -> list[int] | None:
-        """Rank of the right video with the first 1, 2, ... latents of this refinement; the last is that of `after`."""
+        """Return the ranks of the right video with the first 1, 2, ... latents; the last is that of `after`."""
         if request.soft_tokens is None or not self._settings.rank_by_depth:
             return None
         latents = len(self._soft[-1])
@@ -184,35 +187,34 @@ class SearchEnvironment:
         return [self._rank(result) for result in [*results, after]]
 
     async def _show(self, video: str | None = None) -> Observation | None:
-        turn = len(self._trajectory.segments) + 1
-        self._observe(Retrieved(turn, self._found.retrieved, self._found.index_version))
+        self._observe(Retrieved(self._number, self._result.retrieved, self._result.index_version))
         if video is None:
-            if not self._found.retrieved:
+            if not self._result.retrieved:
                 return self._end("corpus_exhausted")
-            video = self._found.retrieved[0][0]
+            video = self._result.retrieved[0][0]
         self._clip = await self._load_clip(video)
         self._shown.append(self._clip.video_id)
         self._shown_at = time.monotonic()
-        self._observe(TurnStarted(turn, video))
-        return Observation(turn_prompt(self._task.query, self._settings.system_prompt), self._clip)
+        self._observe(TurnStarted(self._number, video))
+        before, after = turn_parts(self._task.query, self._settings.system_prompt)
+        return Observation([before, self._clip, after])
 
     def _rank(self, result: SearchResult) -> int:
-        """Of the right video, 0 where there is none."""
+        """Return the rank of the right video, 0 where there is none."""
         if not self._task.gt_video:
             return 0
         if result.rank_of is None:
             raise ValueError("the retrieval service left out the rank it was asked for")
         return result.rank_of
 
-    def _end(self, reason: str) -> Observation | None:
-        """No observation follows."""
+    def _end(self, reason: EndReason) -> Observation | None:
+        """End the episode: no observation follows."""
         self._trajectory.end_reason = reason
         return None
 
 
-def seconds_shown(clip: Clip, gt_video: str, gt_duration: float) -> float:
-    """Length of the shown video in seconds; of a wrong one, up to a frame interval past its last frame."""
-    if clip.video_id == gt_video:
-        return gt_duration
-    times = clip.timestamps
-    return float(times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1))
+def seconds_shown(clip: Clip, task: SearchTask) -> float:
+    """Return the length of the shown video in seconds; that of the right one is its annotation's."""
+    if clip.video_id == task.gt_video:
+        return task.gt_duration
+    return clip.seconds

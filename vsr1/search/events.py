@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vsr1.episode.trajectory import Span, Verdict
-
-Ranking = list[tuple[str, float]]  # video and score, best first
+from vsr1.episode.moments import Span
+from vsr1.search.record import Ranking, Verdict
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Read a reply of the policy: any text gives a `Reply`, never an exception.
+"""Read a reply of the policy: any text gives a `Judgement`, never an exception.
 
 One rule for every tag, in training and in evaluation alike: the last complete element decides. (The reference reads the
 last one in RL and the first one in its evaluation, method.md §2.4 and §4.4.) An element is complete when it is opened
@@ -11,16 +11,21 @@ import math
 import re
 from dataclasses import dataclass
 
-from vsr1.episode.trajectory import Span, Verdict
+from vsr1.episode.moments import Span
+from vsr1.search.record import Verdict
 
 _MATCHED = {"matched", "match"}
 _NOT_MATCHED = {"not_matched", "notmatch", "not-matched", "mismatch"}
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
+# Matches the text of a reply exactly where `read_verdict` says "matched", for programs that know no grammar.
+ACCEPTS = r"(?s)<answer>\s*(?i:match(?:ed)?)\s*</answer>(?!.*<answer>(?:(?!</?answer>).)*</answer>)"
+
+
 @dataclass(frozen=True)
-class Reply:
-    """What one reply says."""
+class Judgement:
+    """What one reply says of the video it was shown."""
 
     think: str | None  # stripped; None without a complete element
     verdict: Verdict
@@ -29,7 +34,7 @@ class Reply:
     has_end: bool
 
 
-def parse_reply(text: str, duration: float) -> Reply:
+def parse_reply(text: str, duration: float) -> Judgement:
     """Read reasoning, verdict and span (grammar of method.md §2.3).
 
     The answer is lower-cased and its spaces become `_` before it is compared; anything unknown is `unknown`. A time is
@@ -46,7 +51,7 @@ def parse_reply(text: str, duration: float) -> Reply:
         raise ValueError(f"parse_reply: duration {duration} s must be finite and not negative; check the clip")
     think = last_element(text, "think")
     start, end = last_element(text, "start"), last_element(text, "end")
-    return Reply(
+    return Judgement(
         think=None if think is None else think.strip(),
         verdict=read_verdict(text),
         span=_span(start, end, duration),

@@ -40,13 +40,15 @@ def user_text(query: str) -> str:
     return f'Query: "{query}"\nRetrieved video: '
 
 
+def turn_parts(query: str, system: str) -> tuple[str, str]:
+    """Return what stands before and after the clip in the prompt of a turn, in chat markup."""
+    before = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user_text(query)}"
+    return before, "<|im_end|>\n<|im_start|>assistant\n"
+
+
 def turn_prompt(query: str, system: str) -> str:
-    """The whole prompt of a turn in chat markup, with one placeholder where the clip goes."""
-    return (
-        f"<|im_start|>system\n{system}<|im_end|>\n"
-        f"<|im_start|>user\n{user_text(query)}{VIDEO_PLACEHOLDER}<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
+    """Return the whole prompt of a turn, with one placeholder where the clip goes."""
+    return VIDEO_PLACEHOLDER.join(turn_parts(query, system))
 
 
 def format_seconds(seconds: float) -> str:

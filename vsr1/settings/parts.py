@@ -21,6 +21,7 @@ class EngineConfig(Section):
     max_model_len: int = Field(1024, ge=128)
     max_num_seqs: int = Field(32, ge=1)
     latent_slots: int = Field(64, ge=1, description="requests that may hold latents at one time")
+    videos_per_prompt: int = Field(8, ge=1, description="most videos of one prompt; others are refused")
     max_num_batched_tokens: int | None = Field(None, ge=1, description="prompt tokens of a step; empty: vLLM's choice")
     chunked_prefill: bool | None = Field(
         None,
@@ -53,7 +54,7 @@ class AgentConfig(Section):
     refinement: Literal["latents", "text", "none"] = Field(
         "latents", description="after a rejection: latents, the query in new words, or the next video of the ranking"
     )
-    latents: int = Field(8, ge=1, le=8, description="of one refinement, where it is by latents")
+    latents: int = Field(8, ge=1, le=8, description="latents of one refinement, where it is by latents")
     latents_of_turns: Literal["replace", "accumulate"] = Field(
         "replace", description="a refinement takes the place of the one before, or joins it"
     )
@@ -74,12 +75,18 @@ class AgentConfig(Section):
 
 
 class RolloutConfig(Section):
+    """The engines that play episodes, and how they get weights."""
+
     workers: int = Field(1, ge=1)
     transfer: Literal["file", "nccl", "ipc"] = Field(
-        "file", description="how new weights come: nccl between GPUs, ipc on the learner's own GPU, file on CPU"
+        "file", description="how weights travel: nccl between GPUs, ipc on the learner's own GPU, file on CPU"
     )
     verify_push: bool = Field(True, description="compare every pushed tensor with the learner's")
     temperature: float = Field(1.0, ge=0)
+    max_episodes: int | None = Field(
+        None, ge=1, description="episodes that a worker plays at one time; empty: twice engine.max_num_seqs"
+    )
+    deadline_s: float = Field(900.0, gt=0, description="after which an episode is cancelled and counts as failed")
     engine: EngineConfig = EngineConfig()
 
 
@@ -92,10 +99,12 @@ class RetrievalConfig(Section):
     index_params: str = Field("", description="search parameters of that index, as in nprobe=16")
     top_k: int = Field(10, ge=1)
     max_batch: int = Field(256, ge=1)
-    deadline_s: float = Field(60.0, gt=0, description="after which a search fails with what it waited for")
-    shard_timeout_s: float = Field(30.0, gt=0, description="after which a replica that does not answer counts as down")
+    deadline_s: float = Field(60.0, gt=0, description="seconds until a search fails with what it waited for")
+    shard_timeout_s: float = Field(
+        30.0, gt=0, description="seconds until a replica that does not answer counts as down"
+    )
     keep_versions: int = Field(2, ge=1, description="versions of the corpus that can be searched, the current included")
-    keep_s: float = Field(0.0, ge=0, description="and older ones for so long after they were replaced")
+    keep_s: float = Field(0.0, ge=0, description="seconds that older versions can be searched after they were replaced")
 
 
 class ActorResources(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -28,12 +28,16 @@ class LearnerConfig(Section):
     )
 
 
+Negatives = Annotated[
+    int, Field(ge=1, description="wrong videos compared with, those nearest to the query in words; and the one shown")
+]
+
+
 class RetrievalLossConfig(Section):
     """InfoNCE of the refined query against the right video and its negatives."""
 
     weight: float = Field(0.3, ge=0)
     temperature: float = Field(0.1, gt=0)
-    negatives: int = Field(24, ge=1, description="wrong videos: the one shown, then the nearest to the query in words")
     mined: int = Field(0, ge=0, description="videos nearest to the refined query itself, also negatives")
 
 
@@ -42,6 +46,7 @@ class SftConfig(Section):
 
     learner: LearnerConfig = LearnerConfig()
     retrieval_loss: RetrievalLossConfig = RetrievalLossConfig()
+    negatives: Negatives = 24
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(16, ge=1, description="examples in one optimiser step, over all ranks")
     max_steps: int | None = Field(None, ge=1)
@@ -105,6 +110,7 @@ class GrpoConfig(Section):
 
     learner: LearnerConfig = LearnerConfig(learning_rate=2e-5)
     retrieval_loss: RetrievalLossConfig = RetrievalLossConfig(weight=0.1)
+    negatives: Negatives = 24
     objective: ObjectiveConfig = ObjectiveConfig()
     latents: LatentActionConfig = LatentActionConfig()
     train_heads: bool = True

@@ -1,4 +1,4 @@
-"""Writes a toy corpus in the layout of a real one: MP4 files and annotations; the same seed gives the same corpus."""
+"""Write a toy corpus in the layout of a real one: MP4 files and annotations; the same seed gives the same corpus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.render import encode_mp4
-from vsr1.toy.world import Example, ToyWorldError, describe, further_queries, make_corpus
+from vsr1.toy.world import Example, Film, ToyWorldError, describe, further_queries, make_corpus
 
 WRITERS = 2  # films drawn and encoded at one time; more threads wait for the interpreter's lock
 
@@ -30,9 +30,12 @@ def write_toy_corpus(
 
     Args:
         out: dataset folder; must be empty or absent.
-        train: videos in the training split. test: in the test split. val: in the validation split, which 0 leaves out.
+        train: videos in the training split.
+        test: videos in the test split.
+        seed: of the films and their sentences.
+        progress: gets the number of videos that are written, and of all.
+        val: videos in the validation split, which 0 leaves out.
         queries: of each training film, all about the same moment; the other films have one.
-        progress: called with videos done and videos in all.
 
     Raises:
         ToyWorldError: the folder is not empty, a split of fewer than two videos, or more queries than there are.
@@ -41,7 +44,7 @@ def write_toy_corpus(
         raise ToyWorldError(f"{out} is not empty; choose a new folder or delete it first")
     sizes = {"train": train, "test": test} | ({"val": val} if val else {})
     corpora = {split: make_corpus(split, videos, seed) for split, videos in sizes.items()}
-    folder, done, ids = DatasetFolder(out), 0, count(1)
+    folder, written, ids = DatasetFolder(out), 0, count(1)
     numbered = {split: [_annotation(example, next(ids)) for example in examples] for split, examples in corpora.items()}
     for example in corpora["train"]:  # after all others, whose ids do not depend on how many there are
         for query in further_queries(example, queries - 1, seed):
@@ -52,11 +55,11 @@ def write_toy_corpus(
         paths = [folder.raw_videos(split) / f"{film.video_id}.mp4" for film in films]
         with ThreadPoolExecutor(WRITERS) as pool:
             for _ in pool.map(encode_mp4, films, paths):
-                done += 1
+                written += 1
                 if progress:
-                    progress(done, sum(sizes.values()))
+                    progress(written, sum(sizes.values()))
         write_lines(folder.annotations(split), numbered[split])
-        write_lines(folder.events(split), [_events(e) for e in examples])
+        write_lines(folder.events(split), [_events(example.film, example.first) for example in examples])
 
 
 def _annotation(example: Example, desc_id: int) -> dict[str, object]:
@@ -71,7 +74,6 @@ def _annotation(example: Example, desc_id: int) -> dict[str, object]:
     }
 
 
-def _events(example: Example) -> dict[str, object]:
-    film = example.film
+def _events(film: Film, first: int) -> dict[str, object]:
     events = [asdict(event) for event in film.events]
-    return {"video": film.video_id, "duration": float(film.duration), "first": example.first, "events": events}
+    return {"video": film.video_id, "duration": float(film.duration), "first": first, "events": events}

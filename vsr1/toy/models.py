@@ -27,8 +27,8 @@ PATCH, MERGE = 16, 2
 
 
 def toy_config(tokenizer: PreTrainedTokenizerBase, refine_dim: int = HIDDEN) -> Qwen3VLConfig:
-    """A Qwen3-VL configuration with about 3 million parameters over this tokenizer's vocabulary."""
-    config = Qwen3VLConfig(
+    """Return a Qwen3-VL configuration with about 3 million parameters over this tokenizer's vocabulary."""
+    return Qwen3VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": HIDDEN,
@@ -65,14 +65,13 @@ def toy_config(tokenizer: PreTrainedTokenizerBase, refine_dim: int = HIDDEN) -> 
         vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
         eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
         pad_token_id=tokenizer.convert_tokens_to_ids(END_OF_TEXT),
+        refine_dim=refine_dim,
+        refine_embedder_dim=HIDDEN,
     )
-    config.refine_dim = refine_dim
-    config.refine_embedder_dim = HIDDEN
-    return config
 
 
 def config_2b(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLConfig:
-    """The sizes of Qwen3-VL-2B over any tokenizer; for benchmarks with random weights."""
+    """Return a configuration with the sizes of Qwen3-VL-2B over any tokenizer; for benchmarks with random weights."""
     config = toy_config(tokenizer, refine_dim=2048)
     text = config.text_config
     text.vocab_size, text.hidden_size, text.intermediate_size, text.num_hidden_layers = 151_936, 2048, 6144, 28
@@ -88,7 +87,7 @@ def config_2b(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLConfig:
 
 
 def toy_processor(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLProcessor:
-    """Processor files; the pixel limits leave 64 by 64 frames as they are, up to 64 of them."""
+    """Return the processor; its pixel limits leave 64 by 64 frames as they are, up to 64 of them."""
     sizes = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
     half = [0.5, 0.5, 0.5]
     limits = {"shortest_edge": 2 * 32 * 32, "longest_edge": 64 * 64 * 64}
@@ -101,19 +100,21 @@ def toy_processor(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLProcessor:
 
 
 def new_policy(base: Tokenizer, seed: int) -> tuple[VideoSearchPolicy, Qwen3VLProcessor]:
+    """Make a policy of random weights and its processor."""
     tokenizer = policy_tokenizer(base)
     torch.manual_seed(seed)
     return VideoSearchPolicy(toy_config(tokenizer)), toy_processor(tokenizer)
 
 
 def new_embedder(base: Tokenizer, seed: int) -> tuple[Qwen3VLModel, Qwen3VLProcessor]:
+    """Make an embedder of random weights and its processor."""
     tokenizer = embedder_tokenizer(base)
     torch.manual_seed(seed)
     return Qwen3VLModel(toy_config(tokenizer)), toy_processor(tokenizer)
 
 
 def write_random_models(folder: Path, base: Tokenizer, seed: int = 0) -> tuple[Path, Path]:
-    """Untrained policy and embedder folders, for tests.
+    """Write untrained policy and embedder folders, for tests.
 
     Returns:
         the policy's folder and the embedder's.

@@ -1,4 +1,4 @@
-"""Draws toy films and encodes them as H.264; the same film always gives the same frames."""
+"""Draw toy films and encode them as H.264; the same film always gives the same frames."""
 
 from __future__ import annotations
 
@@ -24,18 +24,16 @@ _GRID = np.arange(SIDE, dtype=np.float32)
 
 
 def render(film: Film, times: np.ndarray) -> np.ndarray:
-    """Frames at `times` (seconds [T]): uint8 [T, 64, 64, 3]."""
+    """Draw the frames at `times` (seconds [T]): uint8 [T, 64, 64, 3]."""
     rng = np.random.default_rng(film.seed)
     places = SIDE / 2 + rng.uniform(-START_SPREAD, START_SPREAD, (len(film.events), 2))
-    frames = np.full((len(times), SIDE, SIDE, 3), BACKGROUND, np.float32)
+    frames = np.full((len(times), SIDE, SIDE, 3), BACKGROUND, np.uint8)
     for event, place in zip(film.events, places, strict=True):
-        last = event is film.events[-1]
-        inside = np.flatnonzero((times >= event.start) & ((times < event.end) | last))
+        inside = np.flatnonzero((times >= event.start) & ((times < event.end) | (event is film.events[-1])))
         if len(inside):
             mask = _mask(event, place, (times[inside] - event.start).astype(np.float32))
-            colour = np.array(_COLOURS[event.colour], np.float32)
-            frames[inside] = np.where(mask[..., None], colour, frames[inside])
-    return np.clip(frames, 0, 255).astype(np.uint8)
+            frames[inside] = np.where(mask[..., None], np.array(_COLOURS[event.colour], np.uint8), frames[inside])
+    return frames
 
 
 def encode_mp4(film: Film, path: Path) -> None:
@@ -54,7 +52,7 @@ def encode_mp4(film: Film, path: Path) -> None:
 
 
 def _mask(event: Event, place: np.ndarray, elapsed: np.ndarray) -> np.ndarray:
-    """Pixels of the shape, bool [T, 64, 64]; the screen wraps around."""
+    """Return the pixels of the shape, bool [T, 64, 64]; the screen wraps around."""
     x, y = np.full_like(elapsed, place[0]), np.full_like(elapsed, place[1])
     radius = np.full_like(elapsed, RADIUS)
     if event.motion in ("left", "right"):
@@ -67,10 +65,10 @@ def _mask(event: Event, place: np.ndarray, elapsed: np.ndarray) -> np.ndarray:
     dx = ((_GRID[None] - x[:, None] + half) % SIDE - half)[:, None, :]
     dy = ((_GRID[None] - y[:, None] + half) % SIDE - half)[:, :, None]
     r = radius[:, None, None]
+    squared = dx**2 + dy**2
     if event.shape == "circle":
-        return dx**2 + dy**2 < r**2
+        return squared < r**2
     if event.shape == "ring":
-        squared = dx**2 + dy**2
         return (squared < r**2) & (squared > (0.55 * r) ** 2)
     if event.shape == "square":
         return np.maximum(np.abs(dx), np.abs(dy)) < 0.88 * r

@@ -37,7 +37,7 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary_texts(seed: int, count: int = 3000) -> Iterator[str]:
-    """Texts in the language of the world, prompts and replies, to train a tokenizer on."""
+    """Yield texts in the language of the world, prompts and replies, to train a tokenizer on."""
     rng = np.random.default_rng(seed)
     for example in make_corpus("vocabulary", count, seed):
         events = list(example.film.events)
@@ -49,14 +49,11 @@ def vocabulary_texts(seed: int, count: int = 3000) -> Iterator[str]:
 
 
 def train_tokenizer(texts: Iterable[str], size: int = 700) -> Tokenizer:
-    """A byte-level BPE with at most `size` tokens, special ones included; the same texts give the same tokenizer."""
+    """Train a byte-level BPE of at most `size` tokens, special ones included; the same texts give the same one."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(_WORDS, "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(_WORDS, "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size - len(_TAGS) - 1,
@@ -70,12 +67,12 @@ def train_tokenizer(texts: Iterable[str], size: int = 700) -> Tokenizer:
 
 
 def policy_tokenizer(base: Tokenizer) -> PreTrainedTokenizerFast:
-    """The policy's tokenizer: the base plus the refine token."""
+    """Make the policy's tokenizer: the base plus the refine token."""
     return _wrap(Tokenizer.from_str(base.to_str()), extra=[REFINE_TOKEN])
 
 
 def embedder_tokenizer(base: Tokenizer) -> PreTrainedTokenizerFast:
-    """The embedder's tokenizer: ends every text with the end-of-text token, as Qwen's embedding tokenizers do."""
+    """Make the embedder's tokenizer: it ends every text with the end-of-text token, as Qwen's for embedding do."""
     copy = Tokenizer.from_str(base.to_str())
     end = copy.token_to_id(END_OF_TEXT)
     copy.post_processor = processors.TemplateProcessing(single=f"$A {END_OF_TEXT}", special_tokens=[(END_OF_TEXT, end)])

@@ -7,7 +7,6 @@ Some looks and some sentence forms appear in no split that is trained on.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from vsr1.formats.atomic import read_lines
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
@@ -54,7 +55,7 @@ class ToyWorldError(ValueError):
 
 @dataclass(frozen=True)
 class Event:
-    """One shape doing one thing from `start` to `end`, whole seconds."""
+    """One shape that does one thing from `start` to `end`, whole seconds."""
 
     start: int
     end: int
@@ -96,12 +97,12 @@ class Example:
 
 
 def describe(event: Event) -> str:
-    """A few words, as in a trace."""
+    """Name an event in a few words, as in a trace."""
     return f"{event.colour} {event.shape} {_DOING[event.motion]}"
 
 
 def caption(example: Example, rng: np.random.Generator) -> str:
-    """A caption, as search engines are trained on: the queried events and perhaps others, always in their order.
+    """Write a caption as search engines are trained on: the queried events and perhaps others, always in their order.
 
     Now and then an attribute is left out. No caption names a later event first, as many queries do.
     """
@@ -114,13 +115,13 @@ def caption(example: Example, rng: np.random.Generator) -> str:
 
 
 def is_unseen(look: Look) -> bool:
-    """Whether no training split shows this look: one motion for each colour and shape, so a fifth of all looks."""
+    """Say whether no training split shows this look: one motion for each colour and shape, so a fifth of all looks."""
     colour, shape, motion = look
     return (COLOURS.index(colour) + SHAPES.index(shape) + MOTIONS.index(motion)) % len(MOTIONS) == 0
 
 
 def make_corpus(split: str, videos: int, seed: int) -> list[Example]:
-    """Films with one query each, a base film and its confusers in turn.
+    """Make films with one query each, a base film and its confusers in turn.
 
     No two films show the same events, and no film but its own shows what a query names: every query has one answer.
 
@@ -128,14 +129,12 @@ def make_corpus(split: str, videos: int, seed: int) -> list[Example]:
         ToyWorldError: fewer than two videos, or more than there are different queries for.
     """
     if videos < 2:
-        raise ToyWorldError(
-            f"a corpus of {videos} video(s) has nothing to search; ask for at least 2 in split {split!r}"
-        )
+        raise ToyWorldError(f"split {split!r} of {videos} video(s) has nothing to search; ask for at least 2")
     rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
     has_unseen = split in UNSEEN_SPLITS
     looks = [look for look in product(COLOURS, SHAPES, MOTIONS) if has_unseen or not is_unseen(look)]
-    sentences = tuple(sentence for sentence, is_new in _SENTENCES if is_new == has_unseen)
-    seen: set[tuple[Look, ...]] = set()
+    sentences = [sentence for sentence, is_new in _SENTENCES if is_new == has_unseen]
+    stories: set[tuple[Look, ...]] = set()  # of the films so far
     shown: set[tuple[Look, Look]] = set()  # by some film, one event after the other
     queried: set[tuple[Look, Look]] = set()
     examples: list[Example] = []
@@ -148,27 +147,28 @@ def make_corpus(split: str, videos: int, seed: int) -> list[Example]:
         first = int(rng.integers(len(film.events) - 1)) if base is None else base.first
         pairs = list(pairwise(events))
         ambiguous = pairs[first] in shown or pairs.count(pairs[first]) > 1 or queried.intersection(pairs)
-        if events in seen or ambiguous or any(a == b for a, b in pairs) or not set(events) <= set(looks):
+        if events in stories or ambiguous or any(a == b for a, b in pairs) or not set(events) <= set(looks):
             refused += 1
             if refused > MOST_REFUSED:
                 raise ToyWorldError(f"no new film after {number} of {videos} in split {split!r}; ask for fewer videos")
             continue
         refused = 0
-        seen.add(events)
+        stories.add(events)
         shown.update(pairs)
         queried.add(pairs[first])
         film = replace(film, video_id=f"{split}_{number:04d}")
-        examples.append(Example(film, _query(film.events[first : first + 2], sentences, rng), first))
+        sentence = sentences[int(rng.integers(len(sentences)))]
+        examples.append(Example(film, _sentence(film.events[first : first + 2], sentence), first))
     return examples
 
 
 def sentences_about(pair: tuple[Event, Event]) -> list[str]:
-    """Every way that a training split may name two consecutive events."""
+    """Return every way in which a training split may name two consecutive events."""
     return [_sentence(pair, sentence) for sentence, is_new in _SENTENCES if not is_new]
 
 
 def further_queries(example: Example, count: int, seed: int) -> list[str]:
-    """Other sentences about the film's moment, of a training split's forms; the same seed gives the same.
+    """Return other sentences about the film's moment, of a training split's forms; the same seed gives the same.
 
     Raises:
         ToyWorldError: there are not so many.
@@ -181,18 +181,20 @@ def further_queries(example: Example, count: int, seed: int) -> list[str]:
 
 
 def reasoning(events: Sequence[Event], queried: tuple[Event, Event], matched: bool) -> str:
-    """The text inside `<think>`.
+    """Write the text inside `<think>`.
 
     Args:
-        events: of the shown film. queried: the two that the query names. matched: whether the film shows them in a row.
+        events: of the shown film.
+        queried: the two that the query names.
+        matched: whether the film shows them in a row.
     """
-    seen = ", ".join(f"{event.start} {describe(event)}" for event in events)
+    story = ", ".join(f"{event.start} {describe(event)}" for event in events)
     wanted = f"{describe(queried[0])} then {describe(queried[1])}"
-    return f"{seen}. wanted {wanted}. {'found' if matched else 'not found'}."
+    return f"{story}. wanted {wanted}. {'found' if matched else 'not found'}."
 
 
 def find_queried(events: Sequence[Event], queried: tuple[Event, Event]) -> tuple[float, float] | None:
-    """Start and end in seconds of two consecutive events that look like the queried ones, None if there are none."""
+    """Return start and end in seconds of two consecutive events that look like the queried ones, None without any."""
     for first, second in pairwise(events):
         if (first.look, second.look) == (queried[0].look, queried[1].look):
             return float(first.start), float(second.end)
@@ -200,12 +202,8 @@ def find_queried(events: Sequence[Event], queried: tuple[Event, Event]) -> tuple
 
 
 def load_events(path: Path) -> dict[str, tuple[list[Event], int]]:
-    """Per video its events and which one its own query names first."""
-    known = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        known[row["video"]] = ([Event(**event) for event in row["events"]], row["first"])
-    return known
+    """Read for each video its events and which one its own query names first."""
+    return {row["video"]: ([Event(**event) for event in row["events"]], row["first"]) for row in read_lines(path)}
 
 
 def _film(looks: list[Look], rng: np.random.Generator) -> Film:
@@ -230,18 +228,10 @@ def _confuser(base: Example, rng: np.random.Generator) -> Film:
     return Film("", base.film.duration, tuple(events), int(rng.integers(2**31)))
 
 
-def _query(pair: tuple[Event, ...], sentences: tuple[str, ...], rng: np.random.Generator) -> str:
-    return _sentence(pair, sentences[int(rng.integers(len(sentences)))])
-
-
 def _coarsely(event: Event, rng: np.random.Generator) -> str:
-    kept = rng.random(3) >= COARSENESS
+    named = rng.random(3) >= COARSENESS
     doing = _DOING if rng.random() < 0.5 else _LONG_DOING
-    words = [
-        event.colour if kept[0] else "",
-        event.shape if kept[1] else "shape",
-        doing[event.motion] if kept[2] else "",
-    ]
+    words = np.where(named, (event.colour, event.shape, doing[event.motion]), ("", "shape", ""))
     return " ".join(word for word in words if word)
 
 

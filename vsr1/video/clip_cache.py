@@ -21,7 +21,7 @@ class ClipCache(Generic[Value]):
         return len(self._entries)
 
     def get(self, video_id: str) -> Value | None:
-        """The value, now the last to be evicted; None if it is not held."""
+        """Return the value, now the last to be evicted; None if it is not held."""
         if video_id not in self._entries:
             return None
         self._entries.move_to_end(video_id)

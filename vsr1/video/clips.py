@@ -84,15 +84,41 @@ class Clip:
         return cls(video_id, frames, timestamps, frames_digest(frames, timestamps))
 
     @property
+    def seconds(self) -> float:
+        """Return the length of the video in seconds, as far as the frames tell: a mean interval past the last one."""
+        first, last = self.timestamps[[0, -1]]
+        return float(last + (last - first) / max(len(self.timestamps) - 1, 1))
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes of frames and timestamps."""
         return int(self.frames.nbytes + self.timestamps.nbytes)
 
     @property
-    def seconds(self) -> float:
-        """Return the length of the video in seconds, as far as the frames tell: a mean interval past the last one."""
-        first, last = self.timestamps[[0, -1]]
-        return float(last + (last - first) / max(len(self.timestamps) - 1, 1))
+    def reference(self) -> ClipReference:
+        """What names it where it is not at hand."""
+        return ClipReference(self.video_id, self.content_hash)
+
+
+@dataclass(frozen=True)
+class ClipReference:
+    """Names a clip by its video and content, for one who reads it elsewhere."""
+
+    video_id: str
+    content_hash: str
+
+    def check(self, clip: Clip) -> Clip:
+        """Return the clip that was read.
+
+        Raises:
+            ClipError: its content is not the one that was named.
+        """
+        if clip.content_hash != self.content_hash:
+            raise ClipError(
+                f"clip {self.video_id!r} changed since it was shown: its content hash was {self.content_hash}, is "
+                f"{clip.content_hash}; rebuild the dataset and start the run again, or restore the clip's file"
+            )
+        return clip
 
 
 def make_clip(folder: Path, video_id: str, source: Path, data: DataConfig) -> ClipMeta:

@@ -1,6 +1,6 @@
 """Clips as H.264 in Matroska: about a tenth of the bytes of raw frames, close to them but not equal.
 
-The frames lose a little (`python -m bench clips` measures how much); what is stored always decodes to the same bytes,
+The frames lose a little (docs/performance.md says how much); what is stored always decodes to the same bytes,
 on any machine and with any number of cores: H.264 decoding is exact, and the colour conversion is the bit-exact one.
 There is one intra frame and forward prediction only, full colour resolution (4:4:4), so that odd sizes need no padding.
 """

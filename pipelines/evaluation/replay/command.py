@@ -1,8 +1,11 @@
-"""Which trajectories of a file are replayed, with which configuration, and what is said about them."""
+"""Which trajectories of a file are replayed, with which configuration, and what is said about them.
+
+What is in memory at one time is a step of a training, or a trajectory of an evaluation, never a whole file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -11,19 +14,24 @@ from typing import Any
 from rich.table import Table
 
 from actors.rollout import Sampling
+from pipelines.evaluation.evaluate import agents_of
 from pipelines.evaluation.replay.differences import Finding, finding, same_sequence
 from pipelines.evaluation.replay.sources import Sources
 from pipelines.evaluation.replay.stages import Stages, Step, Tolerances
+from pipelines.stage.connection import connect
+from pipelines.stage.workers import complete, workers
 from vsr1.config import Config
-from vsr1.episode.trajectory import Trajectory
+from vsr1.episode.sample import SampleId
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
-from vsr1.runs.trajectories import LoggedTrajectory, read_log
+from vsr1.runs.trajectories import read_log
+from vsr1.search.record import SearchTrajectory
 from vsr1.settings.parts import AgentConfig
 
 # The learner in float32 is within 1e-3 of the engine; what bfloat16 adds is rough, for both round.
 TOLERANCES = {"float32": Tolerances(1e-4, 1e-3), "bfloat16": Tolerances(2e-2, 0.25)}
 MOST_LISTED = 20
 _STYLES = {"ok": "green", "differs": "bold red", "not checked": "yellow"}
+Replies = list[tuple[str, list[int]]]  # of each turn the video shown and the tokens of the reply
 
 
 class ReplayError(ValueError):
@@ -32,6 +40,8 @@ class ReplayError(ValueError):
 
 @dataclass(frozen=True)
 class Replayed:
+    """What a replay found about one trajectory, by stage."""
+
     query: str
     sample: int
     step: int
@@ -40,23 +50,26 @@ class Replayed:
     @property
     def first(self) -> Finding | None:
         """The first stage that differs."""
-        return next((found for found in self.findings if found.status == "differs"), None)
+        return next((item for item in self.findings if item.status == "differs"), None)
 
     @property
     def name(self) -> str:
+        """The trajectory as messages call it."""
         return f"query {self.query}, sample {self.sample}" + (f", step {self.step}" if self.step else "")
 
     def to_json(self) -> dict[str, Any]:
-        own = {"query": self.query, "sample": self.sample, "step": self.step}
-        return {**own, "first": self.first and self.first.stage, "stages": [asdict(found) for found in self.findings]}
+        """Return plain values."""
+        values = asdict(self)
+        return {**values, "first": self.first and self.first.stage, "stages": values.pop("findings")}
 
     def table(self) -> Table:
+        """Return a row a stage, for the terminal."""
         table = Table(title=self.name)
         for heading in ("stage", "", "what"):
             table.add_column(heading, overflow="fold")
-        for found in self.findings:
-            style = _STYLES[found.status]
-            table.add_row(found.stage, f"[{style}]{found.status}[/]", found.detail.replace("[", r"\["))
+        for item in self.findings:
+            style = _STYLES[item.status]
+            table.add_row(item.stage, f"[{style}]{item.status}[/]", item.detail.replace("[", r"\["))
         return table
 
 
@@ -84,84 +97,76 @@ def replay(
     is_training = file.name == TRAINING_LOG
     if rerun and is_training:
         raise ReplayError(f"{file} holds sampled rollouts; --rerun plays greedy ones again, those of an evaluation")
-    steps = last_steps(list(read_log(file)))
-    wanted = [
-        (logged, steps[number])
-        for number in sorted(steps)
-        for logged in steps[number]
-        if query in (None, logged.trajectory.query_id)
-        and sample in (None, logged.trajectory.sample)
-        and step in (None, number)
-    ]
-    if not wanted:
-        raise ReplayError(f"no trajectory of {file} fits; {_there_is(steps)}")
     agent = _agent_of(file, config)
     sources = Sources(config, agent, file.parent, is_training=is_training)
     stages = Stages(sources, tolerances or TOLERANCES[config.model.dtype])
-    found = [stages.findings(logged, of_step) for logged, of_step in wanted]
+    results: list[Replayed] = []
+    recorded: dict[str, Replies] = {}  # by query id
+    others: list[str] = []
+    for members in steps_of(file) if is_training else ((logged,) for logged in read_log(file)):
+        for logged in members:
+            result = Replayed(logged.trajectory.task.query_id, logged.trajectory.id.sample, logged.step, [])
+            if query in (None, result.query) and sample in (None, result.sample) and step in (None, result.step):
+                result.findings.extend(stages.findings(logged, members))
+                results.append(result)
+                if rerun:
+                    recorded[result.query] = _replies(logged.trajectory)
+            else:
+                others.append(result.name)
+    if not results:
+        listed = others if len(others) <= MOST_LISTED else [*others[:MOST_LISTED], f"and {len(others)} in all"]
+        raise ReplayError(f"no trajectory of {file} fits; there is: {'; '.join(listed) or 'none'}")
     if rerun:
-        trajectories = [logged.trajectory for logged, _ in wanted]
-        played = _played_again(config, agent, sources, trajectories)
-        for one, new, findings in zip(trajectories, played, found, strict=True):
-            findings.append(finding("rerun", _same_tokens, one, new))
-    return [
-        Replayed(logged.trajectory.query_id, logged.trajectory.sample, logged.step, findings)
-        for (logged, _), findings in zip(wanted, found, strict=True)
-    ]
+        reruns = dict(_reruns(config, agent, sources, recorded))
+        for result in results:
+            result.findings.append(reruns[result.query])
+    return sorted(results, key=lambda result: result.step)
 
 
-def last_steps(logged: Sequence[LoggedTrajectory]) -> dict[int, Step]:
-    """Trajectories by step. A file that several runs wrote holds a step more than once: the last one counts."""
-    steps: dict[int, Step] = {}
-    for number, members in groupby(logged, key=lambda member: member.step):
-        block: dict[tuple[str, int, int], LoggedTrajectory] = {}
-        for member in members:
-            key = member.trajectory.query_id, member.trajectory.sample, member.trajectory.seed
-            if key in block:  # one step, twice in a row
-                block = {}
-            block[key] = member
-        steps[number] = tuple(block.values())
-    return steps
+def steps_of(file: Path) -> Iterator[Step]:
+    """Yield the trajectories of each step of a training, in the order of the file.
 
-
-def _there_is(steps: dict[int, Step]) -> str:
-    lines = []
-    for number, members in steps.items():
-        samples: dict[str, list[int]] = {}
-        for member in members:
-            samples.setdefault(member.trajectory.query_id, []).append(member.trajectory.sample)
-        told = _first_of([f"{query} ({', '.join(map(str, of_query))})" for query, of_query in samples.items()])
-        lines.append(f"step {number}: {'; '.join(told)}")
-    return "there is, with samples in brackets: " + " | ".join(_first_of(lines))
-
-
-def _first_of(items: list[str]) -> list[str]:
-    return items if len(items) <= MOST_LISTED else [*items[:MOST_LISTED], f"and {len(items) - MOST_LISTED} more"]
+    A file that several runs wrote holds a step more than once: the last one counts.
+    """
+    starts: dict[int, int] = {}  # by step, the row with which its last run begins
+    step, seen = None, set[tuple[SampleId, int]]()
+    for number, logged in enumerate(read_log(file)):
+        key = logged.trajectory.id, logged.trajectory.turns[0].seed
+        if logged.step != step or key in seen:
+            step, seen = logged.step, set()
+            starts[logged.step] = number
+        seen.add(key)
+    rows = (logged for number, logged in enumerate(read_log(file)) if number >= starts[logged.step])
+    for _, members in groupby(rows, key=lambda logged: logged.step):
+        yield tuple(members)
 
 
 def _agent_of(file: Path, config: Config) -> AgentConfig:
-    """The agent that played: one of `eval.agents` if the file's name ends in its name."""
+    """Return the agent that played: one of `eval.agents` if the file's name ends in its name."""
     label = file.name.removesuffix(EVALUATION_LOG)
-    changes = next((changes for name, changes in config.eval.agents.items() if label.endswith(f"-{name}")), {})
-    return AgentConfig.model_validate(config.agent.model_dump() | changes)
+    agents = agents_of(config)
+    return next((agent for name, agent in agents.items() if name and label.endswith(f"-{name}")), agents[""])
 
 
-def _played_again(
-    config: Config, agent: AgentConfig, sources: Sources, trajectories: list[Trajectory]
-) -> list[Trajectory]:
-    """The same tasks through the production services, greedy."""
-    from pipelines.stage.workers import complete, connect, services
+def _replies(trajectory: SearchTrajectory) -> Replies:
+    return [(turn.record.video_id, turn.response_token_ids) for turn in trajectory.turns]
 
-    tasks = [sources.task(one.query_id) for one in trajectories]
+
+def _reruns(
+    config: Config, agent: AgentConfig, sources: Sources, recorded: dict[str, Replies]
+) -> Iterator[tuple[str, Finding]]:
+    """Play queries again through the production workers, greedy; yield query ids and what the new replies say."""
+    tasks = [sources.task(query) for query in recorded]
     connect(config)
-    with services(config, sources.split) as world:
-        played, _ = complete(list(world.rollout(sources.split, tasks, agent, Sampling(sources.top_k))))
-    by_query = {one.query_id: one for one in played}
-    return [by_query[one.query_id] for one in trajectories]
+    with workers(config, sources.split) as others:
+        for outcome in others.play(sources.split, tasks, agent, Sampling(sources.top_k)):
+            [trajectory], _ = complete([outcome])
+            query = trajectory.task.query_id
+            yield query, finding("rerun", _same_replies, recorded[query], _replies(trajectory))
 
 
-def _same_tokens(one: Trajectory, again: Trajectory) -> str:
-    for old, new in zip(one.segments, again.segments, strict=False):
-        same_sequence(f"turn {old.turn}, reply", old.response_token_ids, new.response_token_ids)
-    same_sequence("videos shown", [s.video_id for s in one.segments], [s.video_id for s in again.segments])
-    return f"{len(one.segments)} turns with identical tokens"
+def _same_replies(recorded: Replies, result: Replies) -> str:
+    for turn, ((_, old), (_, new)) in enumerate(zip(recorded, result, strict=False), start=1):
+        same_sequence(f"turn {turn}, reply", old, new)
+    same_sequence("videos shown", [video for video, _ in recorded], [video for video, _ in result])
+    return f"{len(recorded)} turns with identical tokens"

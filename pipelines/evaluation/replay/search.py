@@ -7,19 +7,30 @@ approximate. Refined queries are made of the recorded latents, through the head 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import numpy as np
 import torch
 
 from pipelines.evaluation.replay.differences import Differs, NotChecked, same, same_numbers, same_rank, same_ranking
 from pipelines.evaluation.replay.sources import Sources
-from vsr1.engine.engine import Reply
-from vsr1.episode.trajectory import Segment, Trajectory
+from vsr1.episode.trajectory import Turn
 from vsr1.retrieval.corpus import Corpus
 from vsr1.retrieval.plan import plan_search
 from vsr1.retrieval.request import QueryEmbedder, RetrievalError, SearchRequest, SearchResult
 from vsr1.search.environment import SearchEnvironment, SearchSettings
+from vsr1.search.record import SearchTrajectory, SearchTurn
 from vsr1.video.clips import Clip
+
+
+class RecordedReply:
+    """The reply of a recorded turn, as the environment takes it."""
+
+    def __init__(self, turn: Turn[SearchTurn], soft_tokens: np.ndarray | None) -> None:
+        self.prompt_token_ids, self.token_ids = turn.prompt_token_ids, turn.response_token_ids
+        self.logprobs, self.text, self.finish_reason = turn.response_logprobs, turn.text, turn.finish_reason
+        self.latents, self.soft_tokens = turn.latents.get("query"), soft_tokens
+        self.seed, self.weight_version = turn.seed, turn.weight_version
 
 
 class LocalSearch:
@@ -53,64 +64,66 @@ class LocalSearch:
         )
 
 
-def check_searches(sources: Sources, one: Trajectory, tolerance: float) -> str:
-    """Rankings, ranks and scores of all searches, the video that each led to, and how the episode ended."""
-    search = LocalSearch(sources.corpus(one.segments[0].index_version), sources.embedder)
+def check_searches(sources: Sources, trajectory: SearchTrajectory, tolerance: float) -> str:
+    """Check rankings, ranks and scores of all searches, the video that each led to, and how the episode ended."""
+    turns = trajectory.turns
+    search = LocalSearch(sources.corpus(turns[0].record.index_version), sources.embedder)
     unknown = ""
     try:
-        replies = [_reply(sources, segment) for segment in one.segments]
+        replies = [RecordedReply(turn, _soft_tokens(sources, turn)) for turn in turns]
     except NotChecked as reason:  # the first search needs no weights
-        unknown, replies = str(reason), [_reply(sources, one.segments[0], with_latents=False)]
-    again, shown = asyncio.run(_play(sources, one, search, replies))
-    apart = [0.0]
-    for number, (old, new) in enumerate(zip(one.segments, again.segments, strict=False)):
-        turn, scores = f"turn {old.turn}", search.scores[number]
-        apart += same_ranking(f"{turn}, retrieved", old.retrieved, new.retrieved, scores, tolerance).tolist()
-        if old.video_id not in scores or abs(scores[old.video_id] - scores[shown[number]]) > tolerance:
-            same(f"{turn}, video shown", old.video_id, shown[number])
-        apart += _same_search(old, new, "before", scores, one.gt_video, tolerance)
+        unknown, replies = str(reason), [RecordedReply(turns[0], None)]
+    result, shown = asyncio.run(_play(sources, trajectory, search, replies))
+    distances = [0.0]
+    for number, (old, new) in enumerate(zip(turns, result.turns, strict=False)):
+        where, scores, video = f"turn {old.number}", search.scores[number], old.record.video_id
+        ranking = same_ranking(f"{where}, retrieved", old.record.retrieved, new.record.retrieved, scores, tolerance)
+        distances += ranking.tolist()
+        if video not in scores or abs(scores[video] - scores[shown[number]]) > tolerance:
+            same(f"{where}, video shown", video, shown[number])
+        same_search = partial(_same_search, old, new, trajectory.task.gt_video, tolerance)
+        distances += same_search("before", scores)
         if not unknown:
-            after = search.scores[number + 1] if new.gt_rank_after is not None else {}
-            apart += _same_search(old, new, "after", after, one.gt_video, tolerance)
+            distances += same_search("after", search.scores[number + 1] if new.record.gt_rank_after else {})
     if unknown:
         raise NotChecked(f"the first search agrees; of the others {unknown}")
-    same("turns", len(one.segments), len(again.segments))
-    same("end of the episode", one.end_reason, again.end_reason)
-    return f"{len(search.scores)} searches, scores differ by {max(apart):.1e} at most"
+    same("turns", len(turns), len(result.turns))
+    same("end of the episode", trajectory.end_reason, result.end_reason)
+    return f"{len(search.scores)} searches, scores differ by {max(distances):.1e} at most"
 
 
 def _same_search(
-    old: Segment, new: Segment, when: str, scores: dict[str, float], right: str, tolerance: float
+    old: Turn[SearchTurn], new: Turn[SearchTurn], right: str, tolerance: float, when: str, scores: dict[str, float]
 ) -> list[float]:
-    """Rank and scores before or after a turn's refinement; distances of the scores."""
-    where = f"turn {old.turn}, {when} the refinement"
+    """Compare rank and scores before or after a turn's refinement; return the distances of the scores."""
+    where = f"turn {old.number}, {when} the refinement"
     ranks, rights, wrongs = (
-        (getattr(old, f"{name}_{when}"), getattr(new, f"{name}_{when}"))
+        (getattr(old.record, f"{name}_{when}"), getattr(new.record, f"{name}_{when}"))
         for name in ("gt_rank", "gt_score", "negative_scores")
     )
     same(f"{where}: searched", ranks[0] is not None, ranks[1] is not None)
     if ranks[0] is None:
         return []
-    apart = same_numbers(f"{where}, score of the right video", [rights[0]], [rights[1]], tolerance).tolist()
-    apart += same_numbers(f"{where}, scores of the negatives", wrongs[0], wrongs[1], tolerance).tolist()
+    distances = same_numbers(f"{where}, score of the right video", [rights[0]], [rights[1]], tolerance).tolist()
+    distances += same_numbers(f"{where}, scores of the negatives", wrongs[0], wrongs[1], tolerance).tolist()
     same_rank(f"{where}, rank of the right video", ranks[0], scores, right, tolerance)
-    return apart
+    return distances
 
 
 async def _play(
-    sources: Sources, one: Trajectory, search: LocalSearch, replies: list[Reply]
-) -> tuple[Trajectory, list[str]]:
-    """The episode again, and the video that each search would have shown."""
+    sources: Sources, trajectory: SearchTrajectory, search: LocalSearch, replies: list[RecordedReply]
+) -> tuple[SearchTrajectory, list[str]]:
+    """Return the episode again, and the video that each search would have shown."""
     shown: list[str] = []
 
     async def load_clip(video: str) -> Clip:
-        if len(shown) == len(one.segments):
+        if len(shown) == len(trajectory.turns):
             raise Differs(f"the episode goes on after its last turn, {len(shown)}")
         shown.append(video)
-        return sources.clip(one.segments[len(shown) - 1])
+        return sources.clip(trajectory.turns[len(shown) - 1].clips[0])
 
     settings = SearchSettings.of(sources.agent, sources.top_k)
-    environment = SearchEnvironment(sources.task(one.query_id), settings, search, load_clip)
+    environment = SearchEnvironment(sources.task(trajectory.task.query_id), settings, search, load_clip)
     try:
         observation = await environment.reset()
         for reply in replies:
@@ -121,21 +134,10 @@ async def _play(
     return environment.trajectory(), shown
 
 
-def _reply(sources: Sources, segment: Segment, *, with_latents: bool = True) -> Reply:
-    """The recorded reply, with the soft tokens that its latents make."""
-    soft = None
-    if segment.latents is not None and with_latents:
-        policy = sources.loss(segment.weight_version).policy
-        with torch.no_grad():
-            soft = policy.soft_tokens(torch.from_numpy(segment.latents)).float().numpy()
-    return Reply(
-        prompt_token_ids=segment.prompt_token_ids,
-        token_ids=segment.response_token_ids,
-        logprobs=segment.response_logprobs,
-        text=segment.text,
-        finish_reason=segment.finish_reason,
-        latents=segment.latents,
-        soft_tokens=soft,
-        noise=segment.noise,
-        weight_version=segment.weight_version,
-    )
+def _soft_tokens(sources: Sources, turn: Turn[SearchTurn]) -> np.ndarray | None:
+    """Return what the recorded latents make of the query [N, E], under the weights that sampled them."""
+    if "query" not in turn.latents:
+        return None
+    latents = np.array(turn.latents["query"], np.float32)
+    with torch.no_grad():
+        return sources.loss(turn.weight_version).policy.soft_tokens(torch.from_numpy(latents)).float().numpy()

@@ -5,15 +5,12 @@ A source that is gone raises `NotChecked` with its name; nothing else takes its 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-
-import torch
 
 from pipelines.evaluation.replay.differences import NotChecked
 from pipelines.stage.tasks import evaluation_queries, training_tasks
 from vsr1.config import Config
-from vsr1.episode.trajectory import Segment
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.checkpoint import load_policy
 from vsr1.model.embedder import Embedder
@@ -21,16 +18,17 @@ from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
 from vsr1.retrieval.corpus import Corpus, open_corpus
 from vsr1.retrieval.request import RetrievalError
-from vsr1.rl.example_loss import ExampleLoss, VideoVectors
-from vsr1.search.environment import SearchTask
+from vsr1.rl.example_loss import ExampleLoss, load_vectors
+from vsr1.runs.scalars import read_scalars
+from vsr1.search.record import SearchTask
 from vsr1.settings.parts import AgentConfig
-from vsr1.video.clips import Clip, ClipError, ClipFolder
+from vsr1.video.clips import Clip, ClipError, ClipFolder, ClipReference
 
 GREEDY_TEMPERATURE = 1.0  # the engine reports log-probs of plain logits when it decodes greedily
 
 
 class Sources:
-    """Of one run; the last weights, corpus and clips that were asked for are kept.
+    """What one run was made of; the last weights, corpus and clips that were asked for stay in memory.
 
     Args:
         config: of the run.
@@ -44,43 +42,59 @@ class Sources:
         self.split = "train" if is_training else config.eval.split
         self._data = DatasetFolder(config.data.root)
         tasks = training_tasks(config) if is_training else [q.task for q in evaluation_queries(config, self.split)]
-        self._tasks: dict[str, SearchTask] = {task.query_id: task for task in tasks}
+        self._tasks = {task.query_id: task for task in tasks}
         self.top_k = config.retrieval.top_k if is_training else config.eval.top_k
-        self.processor = ClipProcessor(config.model.policy)
-        self.embedder = Embedder.load(config.model.embedder)
         self._read = lru_cache(64)(ClipFolder(self._data.clips(self.split), config.data.timestamps).read)
         self.corpus = lru_cache(1)(self._load_corpus)
+        self.scalars = lru_cache(1)(self._load_scalars)
         self._loss_from = lru_cache(1)(self._load_loss)
 
+    @cached_property
+    def processor(self) -> ClipProcessor:
+        """What makes prompts and clips into the policy's input."""
+        return ClipProcessor(self.config.model.policy)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """What makes queries into vectors."""
+        return Embedder.load(self.config.model.embedder)
+
     def task(self, query_id: str) -> SearchTask:
+        """Return what an episode of a query was about."""
         if query_id not in self._tasks:
             raise NotChecked(f"{self._data.root} holds no query {query_id!r} of split {self.split!r}")
         return self._tasks[query_id]
 
-    def clip_hash(self, segment: Segment) -> str:
-        """Of the clip as it is now."""
+    def content_hash(self, video: str) -> str:
+        """Return the hash of a video's clip as it is now."""
         try:
-            return self._read(segment.video_id).content_hash
+            return self._read(video).content_hash
         except ClipError as error:
             raise NotChecked(str(error)) from error
 
-    def clip(self, segment: Segment) -> Clip:
-        """The clip that was shown."""
-        if self.clip_hash(segment) != segment.clip_hash:
-            raise NotChecked(f"the clip of turn {segment.turn}, {segment.video_id}, is not the one that was shown")
-        return self._read(segment.video_id)
+    def clip(self, reference: ClipReference) -> Clip:
+        """Return the clip that was shown."""
+        if self.content_hash(reference.video_id) != reference.content_hash:
+            raise NotChecked(f"the clip of {reference.video_id} is not the one that was shown")
+        return self._read(reference.video_id)
 
     def loss(self, version: int) -> ExampleLoss:
-        """The loss of Stage 2 under the weights of a version; all weights of an evaluation are `model.policy`."""
+        """Return the loss of Stage 2 under the weights of a version; in an evaluation all are `model.policy`."""
         if not self.is_training or version == 0:
             return self._loss_from(self.config.model.policy)
-        kept = self.folder / "checkpoints" / f"step-{version}"
-        if not kept.is_dir():
+        checkpoint = self.folder / "checkpoints" / f"step-{version}"
+        if not checkpoint.is_dir():
             raise NotChecked(f"the weights of version {version} were not kept (grpo.save_every)")
-        return self._loss_from(kept)
+        return self._loss_from(checkpoint)
+
+    def _load_scalars(self, step: int) -> dict[str, float]:
+        """Return what the run logged of a step of Stage 2; of a step that was done twice, the later values."""
+        path = self.folder / "scalars.jsonl"
+        rows = read_scalars(path) if path.is_file() else []
+        return {row["name"]: row["value"] for row in rows if (row["stage"], row["step"]) == ("grpo", step)}
 
     def _load_corpus(self, version: str) -> Corpus:
-        """The corpus of the split, if it is that of a version."""
+        """Return the corpus of the split, if it is that of a version."""
         try:
             corpus = open_corpus(self._data, self.split)
         except RetrievalError as error:
@@ -92,16 +106,15 @@ class Sources:
     def _load_loss(self, policy: Path) -> ExampleLoss:
         config = self.config
         is_compared = self.is_training and config.grpo.objective.kl != "none"
-        corpus = open_corpus(self._data, self.split)
-        rows = {video: row for row, video in enumerate(corpus.catalogue.video_ids)}
         return ExampleLoss(
             config.grpo,
             self.agent,
             self._load_policy(policy),
             self._load_policy(config.model.policy) if is_compared else None,
             self.embedder,
-            VideoVectors(torch.from_numpy(corpus.vectors), rows),
+            load_vectors(self._data, self.split),
             self.processor,
+            self.clip,
             temperature=config.rollout.temperature if self.is_training else GREEDY_TEMPERATURE,
         )
 

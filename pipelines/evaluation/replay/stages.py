@@ -6,8 +6,10 @@ own stage and in those that depend on it, not in all that follow. The functions 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -23,19 +25,19 @@ from pipelines.evaluation.replay.differences import (
 )
 from pipelines.evaluation.replay.search import check_searches
 from pipelines.evaluation.replay.sources import Sources
-from pipelines.train.examples import is_trained, turn_example
-from vsr1.episode.trajectory import Trajectory
-from vsr1.rewards.score import scored
-from vsr1.rewards.terms import RewardError
+from vsr1.episode.rewards import RewardError, scored
 from vsr1.rl.batch import Example, batch_totals, micro_batches
 from vsr1.rl.credit import Credit, credits_of
-from vsr1.runs.scalars import read_scalars
 from vsr1.runs.trajectories import LoggedTrajectory
 from vsr1.search.environment import seconds_shown
+from vsr1.search.examples import is_trained, turn_example
 from vsr1.search.parse import last_element, parse_reply
 from vsr1.search.prompts import agent_prompt, turn_prompt
+from vsr1.search.record import SearchTrajectory
+from vsr1.search.rewards import SearchRewards
 
 EXACT = 1e-9  # the same sums of the same float64 numbers
+SAME_MEAN = 1e-6  # of rewards that were added up in another order
 NO_CREDIT = Credit(0.0, 0.0)
 Step = tuple[LoggedTrajectory, ...]  # all trajectories of a step
 
@@ -49,81 +51,97 @@ class Tolerances:
 
 
 class Stages:
+    """The checks of one run."""
+
     def __init__(self, sources: Sources, tolerances: Tolerances) -> None:
         self._sources, self._tolerances = sources, tolerances
         self._step_shares = lru_cache(1)(self._compute_step_shares)
 
     def findings(self, logged: LoggedTrajectory, step: Step) -> list[Finding]:
-        """One a stage.
+        """Return one finding a stage.
 
         Args:
             step: all trajectories of the same step, `logged` among them.
         """
-        one = logged.trajectory
+        trajectory = logged.trajectory
         return [
-            finding("clip", self._clips, one),
-            finding("prompt", self._prompts, one),
-            finding("parse", self._replies, one),
-            finding("retrieval", check_searches, self._sources, one, self._tolerances.score),
-            finding("rewards", self._rewards, one),
+            finding("clip", self._clips, trajectory),
+            finding("prompt", self._prompts, trajectory),
+            finding("parse", self._replies, trajectory),
+            finding("retrieval", check_searches, self._sources, trajectory, self._tolerances.score),
+            finding("rewards", self._rewards, trajectory),
             finding("advantage", self._advantages, logged, step),
-            finding("logprobs", self._logprobs, one),
+            finding("logprobs", self._logprobs, trajectory),
             finding("grpo", self._loss, logged, step),
         ]
 
-    def _clips(self, one: Trajectory) -> str:
-        for segment in one.segments:
-            found = self._sources.clip_hash(segment)
-            same(f"turn {segment.turn}, content of clip {segment.video_id}", segment.clip_hash, found)
-        return f"{len(one.segments)} clips"
+    def _clips(self, trajectory: SearchTrajectory) -> str:
+        for turn in trajectory.turns:
+            [clip] = turn.clips
+            what = f"turn {turn.number}, content of clip {clip.video_id}"
+            same(what, clip.content_hash, self._sources.content_hash(clip.video_id))
+        return f"{len(trajectory.turns)} clips"
 
-    def _prompts(self, one: Trajectory) -> str:
-        processor = self._sources.processor
-        prompt = turn_prompt(one.query, agent_prompt(self._sources.agent))
-        for segment in one.segments:
-            found = processor.prompt_ids(prompt, self._sources.clip(segment))
-            same_sequence(f"turn {segment.turn}, prompt tokens", segment.prompt_token_ids, found)
-        return f"{sum(len(segment.prompt_token_ids) for segment in one.segments)} tokens"
+    def _prompts(self, trajectory: SearchTrajectory) -> str:
+        prompt = turn_prompt(trajectory.task.query, agent_prompt(self._sources.agent))
+        for turn in trajectory.turns:
+            tokens = self._sources.processor.prompt_ids(prompt, self._sources.clip(turn.clips[0]))
+            same_sequence(f"turn {turn.number}, prompt tokens", turn.prompt_token_ids, tokens)
+        return f"{sum(len(turn.prompt_token_ids) for turn in trajectory.turns)} tokens"
 
-    def _replies(self, one: Trajectory) -> str:
-        tokenizer = self._sources.processor.tokenizer
-        for segment in one.segments:
-            turn = f"turn {segment.turn}"
-            text = tokenizer.decode(segment.response_token_ids, skip_special_tokens=False)
-            same_sequence(f"{turn}, text of the reply's tokens", segment.text, text)
-            seconds = seconds_shown(self._sources.clip(segment), one.gt_video, one.gt_duration)
-            reply = parse_reply(segment.text, seconds)
-            same(f"{turn}, verdict", segment.verdict, reply.verdict)
-            same(f"{turn}, span", segment.span, reply.span)
+    def _replies(self, trajectory: SearchTrajectory) -> str:
+        for turn in trajectory.turns:
+            where, record = f"turn {turn.number}", turn.record
+            text = self._sources.processor.tokenizer.decode(turn.response_token_ids, skip_special_tokens=False)
+            same_sequence(f"{where}, text of the reply's tokens", turn.text, text)
+            reply = parse_reply(turn.text, seconds_shown(self._sources.clip(turn.clips[0]), trajectory.task))
+            same(f"{where}, verdict", record.verdict, reply.verdict)
+            same(f"{where}, span", record.span, reply.span)
             if self._sources.agent.refinement == "text":
-                rewrite = (last_element(segment.text, "query") or "").strip() or None
-                same(f"{turn}, rewrite", segment.rewrite, rewrite)
-        return f"{sum(len(segment.response_token_ids) for segment in one.segments)} tokens"
+                rewrite = (last_element(turn.text, "query") or "").strip() or None
+                same(f"{where}, rewrite", record.rewrite, None if record.verdict == "matched" else rewrite)
+        return f"{sum(len(turn.response_token_ids) for turn in trajectory.turns)} tokens"
 
-    def _rewards(self, one: Trajectory) -> str:
+    def _rewards(self, trajectory: SearchTrajectory) -> str:
         try:
-            again = scored(one, self._sources.config.rewards)
+            result = scored(trajectory, SearchRewards(self._sources.config.rewards))
         except RewardError as error:
             raise Differs(f"there is no reward: {error}") from error
-        same("names of the terms", list(one.terms), list(again.terms))
-        for name, value in one.terms.items():
-            same_numbers(f"term {name}", [value], [again.terms[name]], EXACT)
-        same_numbers("rewards of the turns", one.turn_rewards, again.turn_rewards, EXACT)
-        retrieval = "retrieval rewards of the turns"
-        same_numbers(retrieval, one.turn_retrieval_rewards, again.turn_retrieval_rewards, EXACT)
-        same_numbers("reward", [one.reward], [again.reward], EXACT)
-        return f"reward {one.reward:.4f}"
+        same("names of the terms", list(trajectory.terms), list(result.terms))
+        for name, value in trajectory.terms.items():
+            same_numbers(f"term {name}", [value], [result.terms[name]], EXACT)
+        same_numbers("rewards of the turns", trajectory.turn_rewards, result.turn_rewards, EXACT)
+        latents = "rewards of the turns' latents"
+        same_numbers(latents, trajectory.turn_latent_rewards, result.turn_latent_rewards, EXACT)
+        same_numbers("reward", [trajectory.reward], [result.reward], EXACT)
+        return f"reward {trajectory.reward:.4f}"
 
     def _advantages(self, logged: LoggedTrajectory, step: Step) -> str:
-        config = self._sources.config
-        recorded = self._credits(logged)
+        config, recorded = self._sources.config, self._credits(logged)
         trajectories = [member.trajectory for member in step]
-        again = credits_of(trajectories, config.grpo.objective, config.agent.max_new_tokens)[step.index(logged)]
-        for name in ("tokens", "latents"):
-            found = [getattr(credit, name) for credit in again]
-            same_numbers(f"advantages of {name}, by turn", [getattr(c, name) for c in recorded], found, EXACT)
-        group = sum(member.trajectory.query_id == logged.trajectory.query_id for member in step)
+        result = credits_of(trajectories, config.grpo.objective, config.agent.max_new_tokens)[step.index(logged)]
+        try:
+            for name in ("tokens", "latents"):
+                old, new = ([getattr(credit, name) for credit in credits] for credits in (recorded, result))
+                same_numbers(f"advantages of {name}, by turn", old, new, EXACT)
+        except Differs:
+            self._check_whole(step)
+            raise
+        group = sum(trajectory.id.prompt == logged.trajectory.id.prompt for trajectory in trajectories)
         return f"{recorded[0].tokens:+.4f} in turn 1, in a group of {group}"
+
+    def _check_whole(self, step: Step) -> None:
+        """Raise `NotChecked` unless all trajectories of a step are here: a run that was killed writing them lacks some.
+
+        Their mean reward tells, which the run logs too.
+        """
+        number, mean = step[0].step, fmean(member.trajectory.reward for member in step)
+        logged = self._sources.scalars(number).get("reward/total", math.nan)
+        if not abs(mean - logged) <= SAME_MEAN:
+            raise NotChecked(
+                f"the {len(step)} trajectories here are not known to be all of step {number}: their mean reward is "
+                f"{mean:.6g}, the run logged {logged:.6g}"
+            )
 
     def _credits(self, logged: LoggedTrajectory) -> list[Credit]:
         if not self._sources.is_training:
@@ -132,49 +150,49 @@ class Stages:
             raise NotChecked("the file records no advantages")
         return logged.credits
 
-    def _logprobs(self, one: Trajectory) -> str:
-        apart = []
-        for number, segment in enumerate(one.segments):
-            loss = self._sources.loss(segment.weight_version)
+    def _logprobs(self, trajectory: SearchTrajectory) -> str:
+        distances = []
+        for place, turn in enumerate(trajectory.turns):
+            loss = self._sources.loss(turn.weight_version)
             with torch.no_grad():
-                found = loss.logprobs([self._example(one, number, NO_CREDIT)]).tolist()
-            what = f"turn {segment.turn}, log-probs"
-            apart.append(same_numbers(what, segment.response_logprobs, found, self._tolerances.logprob))
-        gaps = np.concatenate(apart)
-        return f"{len(gaps)} tokens, differ by {gaps.max():.1e} at most, {gaps.mean():.1e} in the mean"
+                result = loss.logprobs([self._example(trajectory, place, NO_CREDIT)]).tolist()
+            what = f"turn {turn.number}, log-probs"
+            distances.append(same_numbers(what, turn.response_logprobs, result, self._tolerances.logprob))
+        every = np.concatenate(distances)
+        return f"{len(every)} tokens, differ by {every.max():.1e} at most, {every.mean():.1e} in the mean"
 
-    def _example(self, one: Trajectory, number: int, credit: Credit) -> Example:
-        segment = one.segments[number]
-        clip = self._sources.clip(segment)
-        grid = self._sources.processor.grid(clip)
-        due = grid[0] * grid[1] * grid[2] // self._sources.processor.merge**2
-        if segment.prompt_token_ids.count(self._sources.processor.video_token) != due:
-            raise NotChecked(f"the recorded prompt of turn {segment.turn} does not fit its clip")
-        return turn_example(one, number, credit, clip, self._sources.config)
+    def _example(self, trajectory: SearchTrajectory, place: int, credit: Credit) -> Example:
+        """Return what the learner trains on of a turn, `place` counted from 0."""
+        turn, processor = trajectory.turns[place], self._sources.processor
+        clip = self._sources.clip(turn.clips[0])
+        frames, height, width = processor.grid(clip)
+        due = frames * height * width // processor.merge**2
+        if turn.prompt_token_ids.count(processor.video_token) != due:
+            raise NotChecked(f"the recorded prompt of turn {turn.number} does not fit its clip")
+        return turn_example(trajectory, place, credit, self._sources.config.grpo, self._sources.agent)
 
     def _loss(self, logged: LoggedTrajectory, step: Step) -> str:
         self._credits(logged)
-        path = self._sources.folder / "scalars.jsonl"
-        if not path.is_file():
-            raise NotChecked(f"{path} is missing, and with it the loss of step {logged.step}")
-        rows = [row for row in read_scalars(path) if (row["stage"], row["step"]) == ("grpo", logged.step)]
-        recorded = [row["value"] for row in rows if row["name"] == "loss"]
-        if not recorded:
-            raise NotChecked(f"{path} holds no loss of step {logged.step}")
+        recorded = self._sources.scalars(logged.step).get("loss")
+        if recorded is None:
+            raise NotChecked(f"scalars.jsonl holds no loss of step {logged.step}")
+        task = logged.trajectory.task
+        if not task.negatives and self._sources.task(task.query_id).negatives:
+            raise NotChecked("the file, of version 0.1, does not record the negatives that the loss compares with")
+        self._check_whole(step)
         shares = self._step_shares(step)
-        total = sum(shares)
-        same_numbers(f"loss of step {logged.step}", recorded[-1:], [total], self._tolerances.logprob)
-        own = shares[step.index(logged)]
-        return f"loss of step {logged.step}: {total:.6f}, recorded {recorded[-1]:.6f}; share of this one {own:+.6f}"
+        total, own = sum(shares), shares[step.index(logged)]
+        same_numbers(f"loss of step {logged.step}", [recorded], [total], self._tolerances.logprob)
+        return f"loss of step {logged.step}: {total:.6f}, recorded {recorded:.6f}; share of this one {own:+.6f}"
 
     def _compute_step_shares(self, step: Step) -> list[float]:
-        """What each trajectory has of the step's loss, under the weights that the step began with."""
+        """Return what each trajectory has of the step's loss, under the weights that the step began with."""
         loss, config = self._sources.loss(step[0].step - 1), self._sources.config
         parts = [
             [
-                self._example(member.trajectory, number, credit)
-                for number, credit in enumerate(self._credits(member))
-                if is_trained(member.trajectory.segments[number], config)
+                self._example(member.trajectory, place, credit)
+                for place, credit in enumerate(self._credits(member))
+                if is_trained(member.trajectory.turns[place], config.grpo)
             ]
             for member in step
         ]

@@ -1,6 +1,7 @@
 """The agents: replicas that hold an engine each, and play the searches.
 
-A search ends with the weights it began with: new ones are loaded when the replica's searches are over.
+A search ends with the weights it began with: new ones are loaded when the replica's searches are over, by a gate for
+whole searches in front of the engine's own for requests.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.rollout import start_engine
 from pipelines.serve.agents.searching import OnText, Searching
-from pipelines.serve.agents.weights import Turnstile, Weights
+from pipelines.serve.agents.weights import Weights
+from pipelines.serve.gateway.events import Event
 from pipelines.serve.gateway.schema import SearchBody
-from pipelines.serve.gateway.stream import Event
 from pipelines.serve.library.library import node_id
 from vsr1.config import Config
-from vsr1.episode.environment import Observation
+from vsr1.engine.gate import Gate
+from vsr1.episode.environment import Prompt
 from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import Clip
@@ -35,7 +37,7 @@ class AgentReplica:
     def __init__(self, config: Config, name: str, library: Any) -> None:
         self._config, self._name, self._library = config, name, library
         self._parts: dict[str, tuple[Any, Any]] = {}  # of each corpus
-        self._turnstile = Turnstile()
+        self._gate = Gate()
         self._engine: PolicyEngine | None = None
         self._weights: Weights | None = None
 
@@ -47,7 +49,8 @@ class AgentReplica:
 
         Raises:
             CheckpointError: the checkpoint is no policy, or does not fit the engine that runs.
-            PushError: the weights did not arrive whole. After either Serve replaces the replica.
+            PushError: the weights did not arrive whole; searches are refused from then on. After either Serve replaces
+                the replica.
         """
         from vsr1.model.manifest import record_files
         from vsr1.model.replacement import replacing_files
@@ -59,19 +62,19 @@ class AgentReplica:
         else:
             files = await asyncio.to_thread(replacing_files, weights.checkpoint, self._weights.checkpoint)
             manifest = await asyncio.to_thread(record_files, files, self._config.model.dtype)
-            async with self._turnstile.change():
-                paths = tuple(str(file) for file in files)
-                await self._engine.push_weights("receive_file", paths, weights.version, manifest)
+            async with self._gate.shut():
+                paths = [str(file) for file in files]
+                await self._engine.push_weights("file", paths, weights.version, manifest)
         self._weights = weights
 
     async def check_health(self) -> None:
-        """Raises what ended the engine, so that Serve replaces this replica."""
+        """Raise what ended the engine, so that Serve replaces this replica."""
         if self._engine is not None:
             await self._engine.check_health()
 
     async def search(self, search_id: str, body: SearchBody, corpus: str) -> AsyncIterator[Event]:
-        """Events of one search, see `Searching`."""
-        async with self._turnstile.search():
+        """Yield the events of one search, see `Searching`."""
+        async with self._gate.enter():
             names = (search_id, corpus, self._name)
             version = self._ready().weight_version
             searching = Searching(body, self._config.agent, names, version, self._config.serve.request_limit_s)
@@ -87,15 +90,14 @@ class AgentReplica:
                 await events.aclose()
 
     async def _parts_of(self, corpus: str) -> tuple[Any, Any]:
-        """Retrieval service and clip store."""
+        """Return the corpus's retrieval service and its clip store."""
         if corpus not in self._parts:
             self._parts = await self._library.parts.remote(node_id())
         return self._parts[corpus]
 
-    async def _reply(self, observation: Observation, turn: int, agent: AgentConfig, on_text: OnText) -> Reply:
+    async def _reply(self, prompt: Prompt, turn: int, agent: AgentConfig, on_text: OnText) -> Reply:
         return await self._ready().generate(
-            observation.prompt,
-            observation.clip,
+            prompt,
             max_tokens=agent.max_new_tokens,
             latents=agent.depth,
             temperature=0.0,
@@ -110,8 +112,8 @@ class AgentReplica:
 
 
 async def _search(retrieval: Any, request: SearchRequest) -> SearchResult:
-    found: SearchResult = await retrieval.search.remote(request)
-    return found
+    result: SearchResult = await retrieval.search.remote(request)
+    return result
 
 
 async def _clip(clips: Any, video_id: str) -> Clip:

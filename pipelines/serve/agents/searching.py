@@ -1,6 +1,6 @@
 """One search of the served agent: the episode of training and evaluation, told as events while it runs.
 
-Every search ends in exactly one `done` or `error` event, whatever happens to the engine or a shard.
+Every search ends in one `done`, or raises what ended it; the gateway makes that an `error` event.
 """
 
 from __future__ import annotations
@@ -8,34 +8,30 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from functools import partial
+from typing import Any
 
-from pipelines.serve.gateway.schema import (
-    Found,
-    Moment,
-    SearchAnswer,
-    SearchBody,
-    TurnTrace,
-    Usage,
-    deep_link,
-    thumbnail_url,
-)
-from pipelines.serve.gateway.stream import Event
-from vsr1.episode.environment import Observation, run_episode
-from vsr1.episode.trajectory import Trajectory
-from vsr1.search.environment import LoadClip, Search, SearchEnvironment, SearchSettings, SearchTask
-from vsr1.search.events import Judged, Ranking, Refined, Retrieved, SearchEvent, TurnStarted
+from pipelines.serve.gateway.events import Event, EventLog
+from pipelines.serve.gateway.schema import Moment, SearchAnswer, SearchBody, TurnTrace, Usage, moment_of
+from vsr1.episode.environment import PolicyReply, Prompt, run_episode
+from vsr1.episode.sample import SampleId
+from vsr1.episode.trajectory import Turn
+from vsr1.search.environment import LoadClip, Search, SearchEnvironment, SearchSettings
+from vsr1.search.events import Judged, Refined, Retrieved, SearchEvent, TurnStarted
+from vsr1.search.parse import last_element
+from vsr1.search.record import Ranking, SearchTask, SearchTrajectory, SearchTurn, latents_of
 from vsr1.settings.parts import AgentConfig
 
-if TYPE_CHECKING:
-    from vsr1.engine.engine import Reply
-
 OnText = Callable[[str], None]
-ReplyTo = Callable[[Observation, int, AgentConfig, OnText], Awaitable["Reply"]]
+ReplyTo = Callable[[Prompt, int, AgentConfig, OnText], Awaitable[PolicyReply]]
 
 
 class Searching:
     """State of one search; iterate over `events` once.
+
+    A turn has at most 4 events and one for each token of its reply, so a search has at most
+    `max_turns * (agent.max_new_tokens + 6) + 2`, in which no ranking is longer than `top_k`.
 
     Args:
         agent: as it was trained; the body may change its turns.
@@ -50,9 +46,7 @@ class Searching:
         self._body, self._weight_version, self._limit_s = body, weight_version, limit_s
         self._agent = agent.model_copy(update={"max_turns": body.max_turns or agent.max_turns})
         self._id, self._corpus, self._model = names
-        self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._turns: list[TurnTrace] = []
-        self._replies: list[Reply] = []
+        self._log = EventLog()
         self._began = time.monotonic()
 
     async def events(self, search: Search, load_clip: LoadClip, reply_to: ReplyTo) -> AsyncGenerator[Event, None]:
@@ -60,99 +54,104 @@ class Searching:
 
         A reader that stops early cancels the episode, which frees its place in the engine.
         """
-        task = SearchTask(self._id, self._body.query, exclude=self._body.exclude_ids)
+        task = SearchTask(SampleId(self._id), self._id, self._body.query, exclude=self._body.exclude_ids)
         settings = SearchSettings.of(self._agent, self._body.top_k)
         environment = SearchEnvironment(task, settings, search, load_clip, self._observe)
 
-        async def reply(observation: Observation, turn: int) -> Reply:
-            found = await reply_to(observation, turn, self._agent, lambda text: self._told(turn, text))
-            self._replies.append(found)
-            return found
+        async def reply(prompt: Prompt, turn: int) -> PolicyReply:
+            on_text = partial(self._tell, "reasoning.delta", turn)
+            return await reply_to(prompt, turn, self._agent, lambda text: on_text(text=text))
 
-        async def play() -> Trajectory | None:
-            try:
-                async with asyncio.timeout(self._limit_s):
-                    return await run_episode(environment, reply)
-            except TimeoutError:
-                return None
-            finally:
-                self._queue.put_nowait(None)
+        async def play() -> None:
+            with closing(self._log):
+                try:
+                    async with asyncio.timeout(self._limit_s):
+                        await run_episode(environment, reply)
+                    is_whole = True
+                except TimeoutError:
+                    is_whole = False
+                self._end(environment.trajectory(), is_whole)
 
         episode = asyncio.create_task(play())
         try:
-            while (event := await self._queue.get()) is not None:
+            async for _, event in self._log.read():
                 yield event
-            played = await episode
+            await episode
         finally:
             episode.cancel()
-        for event in self._ending(played):
-            yield event
 
-    def _ending(self, played: Trajectory | None) -> list[Event]:
-        last = played.last if played and played.segments else None
-        moments = []
-        if last and last.verdict == "matched" and last.span is not None:
-            score = dict(last.retrieved)[last.video_id]
-            if self._body.threshold is None or score >= self._body.threshold:
-                moments.append(self._moment(last.video_id, *last.span, score))
+    def _end(self, trajectory: SearchTrajectory, is_whole: bool) -> None:
+        """Tell the moments and the whole answer."""
+        turns, rankings = trajectory.turns, [e for e in self._log.events if e["type"] == "retrieved"]
+        moments = self._moments(turns[-1].record) if turns and is_whole else []
         answer = SearchAnswer(
             id=self._id,
-            status="partial" if played is None else "matched" if moments else "not_found",
+            status="matched" if moments else "not_found" if is_whole else "partial",
             query=self._body.query,
             corpus=self._corpus,
             moments=moments,
-            turns=self._turns,
+            turns=[*map(_finished, turns), *self._unfinished(len(turns) + 1)],
             usage=Usage(
-                prompt_tokens=sum(len(reply.prompt_token_ids) for reply in self._replies),
-                text_tokens=sum(len(reply.token_ids) for reply in self._replies),
-                latent_tokens=sum(0 if reply.latents is None else len(reply.latents) for reply in self._replies),
+                prompt_tokens=sum(len(turn.prompt_token_ids) for turn in turns),
+                text_tokens=sum(len(turn.response_token_ids) for turn in turns),
+                latent_tokens=sum(map(latents_of, turns)),
                 seconds=time.monotonic() - self._began,
             ),
             model=self._model,
             weight_version=self._weight_version,
-            index_version=last.index_version if last else None,
+            index_version=rankings[0]["index_version"] if rankings else None,
         )
-        told = [{"type": "moment", **moment.model_dump()} for moment in moments]
-        return [*told, {"type": "done", "result": answer.model_dump()}]
+        for moment in moments:
+            self._log.add({"type": "moment", **moment.model_dump()})
+        self._log.add({"type": "done", "result": answer.model_dump()})
 
-    def _moment(self, video_id: str, start: float, end: float, score: float) -> Moment:
-        return Moment(
-            video_id=video_id,
-            start=start,
-            end=end,
-            score=score,
-            thumbnail_url=thumbnail_url(self._corpus, video_id, (start + end) / 2),
-            deep_link=deep_link(self._body.query, self._corpus, video_id, start, end),
-        )
+    def _moments(self, last: SearchTurn) -> list[Moment]:
+        score = dict(last.retrieved)[last.video_id]
+        is_enough = self._body.threshold is None or score >= self._body.threshold
+        if last.verdict != "matched" or last.span is None or not is_enough:
+            return []
+        return [moment_of(self._body.query, self._corpus, last.video_id, last.span, score)]
 
-    def _told(self, turn: int, text: str) -> None:
-        self._queue.put_nowait({"type": "reasoning.delta", "turn": turn, "text": text})
+    def _unfinished(self, turn: int) -> list[TurnTrace]:
+        """Return what is known of a turn that is in no trajectory yet, if it began."""
+        events = {event["type"]: event for event in self._log.events if event["turn"] == turn}
+        if "turn.started" not in events:
+            return []
+        return [_trace(turn, events["turn.started"]["video_id"], events["retrieved"]["videos"])]
 
     def _observe(self, event: SearchEvent) -> None:
         match event:
             case Retrieved(turn, ranking, version):
-                self._turns.append(TurnTrace(turn=turn, retrieved=_found(ranking)))
-                self._put("retrieved", turn, videos=_plain(ranking), index_version=version)
+                self._tell("retrieved", turn, videos=_rows(ranking), index_version=version)
             case TurnStarted(turn, video):
-                trace = self._turns[-1]
-                trace.video_id = video
-                trace.rank = next((i for i, found in enumerate(trace.retrieved, 1) if found.video_id == video), None)
-                self._put("turn.started", turn, video_id=video)
-            case Judged(turn, video, verdict, span, think, seconds):
-                trace = self._turns[-1]
-                trace.verdict, trace.reasoning, trace.seconds = verdict, think, seconds
-                self._put("verdict", turn, video_id=video, verdict=verdict, span=span, seconds=seconds)
+                self._tell("turn.started", turn, video_id=video)
+            case Judged(turn, video, verdict, span, _, seconds):
+                self._tell("verdict", turn, video_id=video, verdict=verdict, span=span, seconds=seconds)
             case Refined(turn, before, after):
-                self._turns[-1].refined = _found(after)
-                self._put("refined", turn, before=_plain(before), after=_plain(after))
+                self._tell("refined", turn, before=_rows(before), after=_rows(after))
 
-    def _put(self, kind: str, turn: int, **values: Any) -> None:
-        self._queue.put_nowait({"type": kind, "turn": turn, **values})
-
-
-def _found(ranking: Ranking) -> list[Found]:
-    return [Found(video_id=video, score=score) for video, score in ranking]
+    def _tell(self, kind: str, turn: int, **values: Any) -> None:
+        self._log.add({"type": kind, "turn": turn, **values})
 
 
-def _plain(ranking: Ranking) -> list[dict[str, Any]]:
-    return [found.model_dump() for found in _found(ranking)]
+def _finished(turn: Turn[SearchTurn]) -> TurnTrace:
+    record = turn.record
+    return _trace(
+        turn.number,
+        record.video_id,
+        _rows(record.retrieved),
+        verdict=record.verdict,
+        reasoning=(last_element(turn.text, "think") or "").strip(),
+        refined=None if record.retrieved_after is None else _rows(record.retrieved_after),
+        seconds=turn.seconds,
+    )
+
+
+def _trace(turn: int, video_id: str, ranking: list[dict[str, Any]], **more: Any) -> TurnTrace:
+    ids = [row["video_id"] for row in ranking]
+    rank = ids.index(video_id) + 1 if video_id in ids else None
+    return TurnTrace.model_validate({"turn": turn, "retrieved": ranking, "video_id": video_id, "rank": rank, **more})
+
+
+def _rows(ranking: Ranking) -> list[dict[str, Any]]:
+    return [{"video_id": video, "score": score} for video, score in ranking]

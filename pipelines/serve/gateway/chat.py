@@ -13,28 +13,23 @@ from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import StreamingResponse
 from openai.types import Model
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.serve.gateway.faults import ADMITTED, OF_SEARCH, errors, json_only, openai_error
-from pipelines.serve.gateway.replica import gateway
+from pipelines.serve.gateway.answers import ADMITTED, OF_SEARCH, errors, json_only, openai_error
+from pipelines.serve.gateway.events import server_sent
+from pipelines.serve.gateway.faults import ApiError
+from pipelines.serve.gateway.gateway import Admitted, Served
 from pipelines.serve.gateway.runs import SearchRun
 from pipelines.serve.gateway.schema import QUERY, SearchAnswer, SearchBody, SearchOptions, Whole
-from pipelines.serve.gateway.stream import ApiError
 
 router = APIRouter()
 REFUSED = ("tools", "functions", "logprobs", "audio", "prediction", "web_search_options")  # would change the answer
-
-
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "the answer, or with `stream` its chunks", "content": {"text/event-stream": {}}},
-    **errors(
-        "model_not_found", *OF_SEARCH, also=dict.fromkeys(("unknown_video", "invalid_request", "query_too_long"), 400)
-    ),
+    **errors("model_not_found", "query_too_long", *OF_SEARCH, also={"unknown_video": 422}, unprocessable=400),
 }
-del ANSWERS[422]  # 400 here
 
 
 class Part(BaseModel):
@@ -77,23 +72,23 @@ class ChatBody(SearchOptions):
     n: Annotated[Whole, Field(ge=1, le=1)] | None = None
 
     def search(self) -> SearchBody:
-        """The search that the last message of the user asks for.
+        """Return the search that the last message of the user asks for.
 
         Raises:
-            ApiError: there is none, or something that a search has not is wanted.
+            ApiError: there is none, or something is wanted that a search does not give.
         """
-        told = [message.text for message in self.messages if message.role == "user"]
-        wanted = [name for name in REFUSED if (self.model_extra or {}).get(name)]
-        if not told or wanted:
-            raise ApiError(
-                422, "invalid_request", _unsupported(wanted) if wanted else "messages: none has the role user"
-            )
+        queries = [message.text for message in self.messages if message.role == "user"]
+        for name in REFUSED:
+            if (self.model_extra or {}).get(name):
+                raise ApiError("invalid_request", f"{name}: a search does not support it; leave it out")
+        if not queries:
+            raise ApiError("invalid_request", "messages: none has the role user")
         try:
             options = {name: getattr(self, name) for name in SearchOptions.model_fields}
-            return SearchBody(query=told[-1], model=self.model, **options)
+            return SearchBody(query=queries[-1], model=self.model, **options)
         except ValidationError as error:
             fault = error.errors(include_input=False)[0]["msg"]
-            raise ApiError(422, "invalid_request", f"the last message of the user: {fault}") from None
+            raise ApiError("invalid_request", f"the last message of the user: {fault}") from None
 
 
 class ChatAnswer(ChatCompletion):
@@ -108,50 +103,45 @@ class Models(BaseModel):
 
 
 @router.get("/v1/models", responses=errors(*ADMITTED))
-async def models(request: Request) -> Models:
-    """What may be named as `model`."""
-    served = gateway()
-    with served.admitted(request):
-        return Models(data=[Model(id=name, object="model", created=0, owned_by="vsr1") for name in served.models])
+async def models(gateway: Admitted) -> Models:
+    """Return what may be named as `model`."""
+    return Models(data=[Model(id=name, object="model", created=0, owned_by="vsr1") for name in gateway.models])
 
 
-@router.post(
-    "/v1/chat/completions",
-    response_model=ChatAnswer,
-    responses=ANSWERS,
-    dependencies=[Depends(json_only)],
-)
-async def complete(body: ChatBody, request: Request) -> Any:
-    """OpenAI's chat completion as a search. A reader that goes away cancels it."""
-    served = gateway()
-    served.key_of(request)
-    if body.model not in served.models:
-        there = ", ".join(served.models)
-        raise ApiError(404, "model_not_found", f"model {body.model!r} is not served; there is {there}")
-    run = await served.begin(body.search(), request)
+@router.post("/v1/chat/completions", response_model=ChatAnswer, responses=ANSWERS, dependencies=[Depends(json_only)])
+async def complete(body: ChatBody, request: Request, gateway: Served) -> Any:
+    """Answer a chat by a search. A reader that goes away cancels it."""
+    gateway.key_of(request)
+    if body.model not in gateway.models:
+        there = ", ".join(gateway.models)
+        raise ApiError("model_not_found", f"model {body.model!r} is not served; there is {there}")
+    run = await gateway.begin(body.search(), request)
+    site = str(request.base_url).rstrip("/")
     if body.stream:
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        return StreamingResponse(_chunks(run, body.model, _site(request), usage), media_type="text/event-stream")
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return server_sent(_chunks(run, body.model, site, usage))
     result = await run.result()
-    message = {"role": "assistant", "content": sentence(result, _site(request)), "refusal": None}
+    message = {"role": "assistant", "content": sentence(result, site), "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     return _frame(run, "chat.completion", body.model) | {"choices": [choice], "usage": _usage(result), "search": result}
 
 
 def sentence(result: dict[str, Any], site: str) -> str:
-    """What a person reads: the video, the seconds and the link, or that there is nothing."""
-    for found in result["moments"]:
+    """Return what a person reads: the video, the seconds and the link, or that there is nothing."""
+    for moment in result["moments"]:
         return (
-            f"Found in video {found['video_id']}, from {found['start']:.1f} s to {found['end']:.1f} s: "
-            f"{site}{found['deep_link']}"
+            f"Found in video {moment['video_id']}, from {moment['start']:.1f} s to {moment['end']:.1f} s: "
+            f"{site}{moment['deep_link']}"
         )
     return {"not_found": "No video matches."}.get(result["status"], "The time limit ended the search without a match.")
 
 
 async def _chunks(run: SearchRun, model: str, site: str, usage: bool) -> AsyncIterator[str]:
+    frame = _frame(run, "chat.completion.chunk", model)
+
     def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return _data(_frame(run, "chat.completion.chunk", model) | {"choices": [choice], **more})
+        return _json(frame | {"choices": [choice], **more})
 
     yield chunk({"role": "assistant", "content": ""})
     async with aclosing(run.read()) as events:
@@ -162,11 +152,10 @@ async def _chunks(run: SearchRun, model: str, site: str, usage: bool) -> AsyncIt
                 yield chunk({"content": sentence(event["result"], site)})
                 yield chunk({}, "stop", search=event["result"])
                 if usage:
-                    last = {"choices": [], "usage": _usage(event["result"])}
-                    yield _data(_frame(run, "chat.completion.chunk", model) | last)
+                    yield _json(frame | {"choices": [], "usage": _usage(event["result"])})
     if run.failure:
-        yield _data(openai_error(run.failure))
-    yield "data: [DONE]\n\n"
+        yield _json(openai_error(run.failure))
+    yield "[DONE]"
 
 
 def _frame(run: SearchRun, kind: str, model: str) -> dict[str, Any]:
@@ -175,19 +164,9 @@ def _frame(run: SearchRun, kind: str, model: str) -> dict[str, Any]:
 
 def _usage(result: dict[str, Any]) -> dict[str, int]:
     used = result["usage"]
-    told = used["text_tokens"] + used["latent_tokens"]
-    return {
-        "prompt_tokens": used["prompt_tokens"], "completion_tokens": told, "total_tokens": used["prompt_tokens"] + told,
-    }  # fmt: skip
+    prompt, completion = used["prompt_tokens"], used["text_tokens"] + used["latent_tokens"]
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _data(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-def _site(request: Request) -> str:
-    return str(request.base_url).rstrip("/")
-
-
-def _unsupported(wanted: list[str]) -> str:
-    return f"{wanted[0]}: a search does not support it; leave it out"
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
-from starlette.exceptions import HTTPException
-from starlette.routing import Match
-
-from pipelines.serve.gateway.schema import ErrorAnswer
-from pipelines.serve.gateway.stream import ApiError
-
-CODES: dict[str, tuple[int, str]] = {  # status, and a message as an example
+CODES: dict[str, tuple[int, str]] = {  # HTTP status, and the message where the place that refuses has no better one
     "unreadable_body": (400, "There was an error parsing the body"),
     "unknown_key": (401, "send a valid API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`"),
     "paths_are_off": (403, "no paths are taken here: serve.upload.path_root is not set; upload the file"),
@@ -58,88 +49,23 @@ CODES: dict[str, tuple[int, str]] = {  # status, and a message as an example
     "not_ready": (503, "no agent runs of small; wait for it"),
     "search_timeout": (503, "a shard of the index did not answer in time"),
 }
-_OF_STATUS = {
-    400: "unreadable_body",
-    404: "unknown_route",
-    405: "wrong_method",
-    408: "slow_body",
-    413: "body_too_large",
-}
-OPENAI_ROUTES = ("/v1/chat/completions", "/v1/models")  # their clients want a shape of their own
-ALWAYS = ("headers_too_large", "internal_error")
-ADMITTED = ("unknown_key", "rate_limited", *ALWAYS)
-WITH_BODY = ("unreadable_body", "slow_body", "body_too_large", "wrong_content_type", "invalid_request", *ADMITTED)
-OF_SEARCH = ("unknown_corpus", "unknown_model", "busy", "agent_failed", "search_timeout", "stopping", *WITH_BODY)
 
 
-def errors(*codes: str, also: dict[str, int] | None = None) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that answers with these codes.
+class ApiError(Exception):
+    """A refusal: a code of `CODES` with its status and message, or with others where they are given."""
 
-    Args:
-        also: codes with another status than that of `CODES`.
-    """
-    found: dict[int | str, dict[str, Any]] = {}
-    for code, status in [*((code, CODES[code][0]) for code in codes), *(also or {}).items()]:
-        answer = found.setdefault(status, {"model": ErrorAnswer, "content": {"application/json": {"examples": {}}}})
-        example = {"error": {"code": code, "message": CODES[code][1]}}
-        answer["content"]["application/json"]["examples"][code] = {"value": example}
-        answer["description"] = ", ".join(f"`{name}`" for name in answer["content"]["application/json"]["examples"])
-    return found
+    def __init__(self, code: str, message: str = "", retry_after_s: int = 0, status: int = 0) -> None:
+        super().__init__(message or CODES[code][1])
+        self.code, self.retry_after_s, self.status = code, retry_after_s, status or CODES[code][0]
 
+    def __reduce__(self) -> tuple[type[ApiError], tuple[str, str, int, int]]:
+        return ApiError, (self.code, str(self), self.retry_after_s, self.status)
 
-def handle_faults(app: FastAPI) -> None:
-    """Give every refusal, the framework's own included, the one shape."""
-    app.add_exception_handler(ApiError, _api_error)  # type: ignore[arg-type]
-    app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
-    app.add_exception_handler(HTTPException, _framework)  # type: ignore[arg-type]
-    app.add_exception_handler(Exception, _internal)
+    def body(self) -> dict[str, Any]:
+        """Return the body of the answer."""
+        return {"error": {"code": self.code, "message": str(self)}}
 
 
-async def json_only(request: Request) -> None:
-    """Dependency of routes that take JSON. Raises ApiError for another content type."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, "wrong_content_type", CODES["wrong_content_type"][1])
-
-
-async def _api_error(request: Request, error: ApiError) -> Response:
-    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
-    return answer(request.url.path, error, headers)
-
-
-async def _invalid(request: Request, error: RequestValidationError) -> Response:
-    faults = "; ".join(f"{'.'.join(map(str, item['loc'][1:])) or 'body'}: {item['msg']}" for item in error.errors())
-    return answer(request.url.path, ApiError(422, "invalid_request", faults))
-
-
-async def _framework(request: Request, error: HTTPException) -> Response:
-    code, where = _OF_STATUS.get(error.status_code, "invalid_request"), f"{request.method} {request.url.path[:200]}"
-    told = {
-        "unknown_route": f"{where}: no such route; /openapi.json lists them",
-        "wrong_method": f"{where}: not with this method; the Allow header names those that go",
-    }
-    headers = dict(error.headers or {})
-    if code == "wrong_method":  # Starlette names the methods of the path's first route only
-        routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-        headers["Allow"] = ", ".join(sorted({method for route in routes for method in route.methods}))
-    return answer(request.url.path, ApiError(error.status_code, code, told.get(code, str(error.detail))), headers)
-
-
-async def _internal(request: Request, error: Exception) -> Response:
-    return answer(request.url.path, ApiError(500, "internal_error", CODES["internal_error"][1]))
-
-
-def answer(path: str, error: ApiError, headers: dict[str, str] | None = None) -> Response:
-    """The error as this path's clients expect it; a body that was refused unread ends the connection."""
-    if error.status in (408, 413, 431):
-        headers = (headers or {}) | {"Connection": "close"}
-    if path not in OPENAI_ROUTES:
-        return JSONResponse(error.body(), error.status, headers)
-    return JSONResponse(openai_error(error), 400 if error.status == 422 else error.status, headers)
-
-
-def openai_error(error: ApiError) -> dict[str, Any]:
-    """The error in the shape of the OpenAI API."""
-    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(error.status)
-    kind = kind or ("server_error" if error.status >= 500 else "invalid_request_error")
-    return {"error": {"message": str(error), "type": kind, "param": None, "code": error.code}}
+def reason(error: BaseException) -> str:
+    """Return the message of an error without the wrapping of Ray, if it comes from another process."""
+    return str(getattr(error, "cause", error))

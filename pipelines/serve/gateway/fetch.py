@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 
 import httpx2
 
-from pipelines.serve.gateway.stream import ApiError
+from pipelines.serve.gateway.faults import ApiError
 
 MOST_REDIRECTS = 5
 PORTS = {"http": 80, "https": 443}
@@ -23,14 +23,14 @@ LEADING_ELSEWHERE = [ipaddress.ip_network(net) for net in ("192.0.0.0/24", "64:f
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet."""
+    """Return whether an IP address is one of the public internet."""
     ip = ipaddress.ip_address(address)
     outside = any(ip.version == net.version and ip in net for net in LEADING_ELSEWHERE)
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or outside)
 
 
 async def fetch(url: str, transport: httpx2.AsyncBaseTransport | None = None) -> AsyncGenerator[bytes, None]:
-    """The content of a URL, piece by piece.
+    """Yield the content of a URL, piece by piece.
 
     Args:
         transport: stands in for the network in tests.
@@ -60,7 +60,7 @@ async def fetch(url: str, transport: httpx2.AsyncBaseTransport | None = None) ->
 
 
 async def _request(client: httpx2.AsyncClient, url: str) -> httpx2.Request:
-    """A request to a checked address of the URL's host, which still gets the host's name."""
+    """Return a request to a checked address of the URL's host, which still gets the host's name."""
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:
@@ -69,10 +69,10 @@ async def _request(client: httpx2.AsyncClient, url: str) -> httpx2.Request:
         raise _refused(url, "only http and https, without a user name, are fetched")
     port = parsed.port or PORTS[parsed.scheme]
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(parsed.host, port, type=socket.SOCK_STREAM)
+        entries = await asyncio.get_running_loop().getaddrinfo(parsed.host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise _failed(url, f"has a host that is not found ({error})") from error
-    addresses = [str(entry[4][0]).partition("%")[0] for entry in found]
+    addresses = [str(entry[4][0]).partition("%")[0] for entry in entries]
     if not addresses or not all(is_public(address) for address in addresses):
         raise _refused(url, "its host is not on the public internet; upload the file instead")
     headers = {"Host": parsed.netloc.decode("ascii"), "Accept-Encoding": "identity"}
@@ -81,8 +81,8 @@ async def _request(client: httpx2.AsyncClient, url: str) -> httpx2.Request:
 
 
 def _refused(url: str, reason: str) -> ApiError:
-    return ApiError(422, "url_refused", f"{url!r} is not fetched: {reason}")
+    return ApiError("url_refused", f"{url!r} is not fetched: {reason}")
 
 
 def _failed(url: str, reason: str) -> ApiError:
-    return ApiError(422, "fetch_failed", f"{url!r} {reason}; upload the file instead")
+    return ApiError("fetch_failed", f"{url!r} {reason}; upload the file instead")

@@ -1,7 +1,7 @@
 """API keys and what each may ask for: hashes in a file, a bucket of requests a minute, and so many at one time.
 
 A key has 256 random bits, so its plain sha256 cannot be turned back. Without a file of keys everybody is let in under
-one name. Time comes from outside, so that limits can be tested.
+one name.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from pipelines.serve.gateway.faults import ApiError
 from vsr1.formats.atomic import write_json
 
 PREFIX = "vsr1_"  # so that a leaked key can be recognised
@@ -40,7 +43,7 @@ _FILE = TypeAdapter(list[ApiKey])
 
 
 def read_keys(path: Path) -> dict[str, ApiKey]:
-    """Keys of a file by hash.
+    """Read the keys of a file, by hash.
 
     Raises:
         KeyFileError: no such file, not a list of keys, or two of one name.
@@ -74,13 +77,13 @@ def add_key(path: Path, name: str, per_minute: int, at_once: int) -> str:
 
 
 def secret_of(headers: Mapping[str, str]) -> str:
-    """What a request sends as its key, "" without one."""
+    """Return what a request sends as its key, "" without one."""
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     return bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
 
 
-def known(keys: dict[str, ApiKey], secret: str) -> ApiKey | None:
-    """The key of a secret. How long it takes tells about hashes only, of which nobody can choose the digits."""
+def key_of(keys: dict[str, ApiKey], secret: str) -> ApiKey | None:
+    """Look up the key of a secret. How long it takes tells of hashes only, of which nobody can choose the digits."""
     return keys.get(_hash(secret))
 
 
@@ -92,31 +95,42 @@ class _Use:
 
 
 class Limiter:
-    """Counts requests by key name."""
+    """Counts requests by the names of their keys; `clock` gives seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._uses: dict[str, _Use] = {}
 
-    def begin(self, key: ApiKey, now: float, holds: bool = True) -> int:
-        """Start a request at `now` seconds: 0, or after how many whole seconds to try again.
+    @contextmanager
+    def within(self, key: ApiKey | None, holds: bool = True) -> Iterator[None]:
+        """Be around what a key asks for; what comes without a key is not limited.
 
         Args:
-            holds: it counts among what runs, until `end`.
+            holds: it counts among what the key runs at one time.
+
+        Raises:
+            ApiError: 429 `rate_limited` at the limits of the key, with the seconds after which to try again.
         """
+        if key is None:
+            yield
+            return
+        now = self._clock()
         use = self._uses.setdefault(key.name, _Use(key.per_minute, now))
         use.allowance = min(key.per_minute, use.allowance + (now - use.since) * key.per_minute / 60)
         use.since = now
-        if holds and use.running >= key.at_once:
-            return 1
-        if use.allowance < 1:
-            return max(1, math.ceil((1 - use.allowance) * 60 / key.per_minute))
+        is_full = holds and use.running >= key.at_once
+        if is_full or use.allowance < 1:
+            wait = 1 if is_full else max(1, math.ceil((1 - use.allowance) * 60 / key.per_minute))
+            raise ApiError("rate_limited", f"the limits of key {key.name!r} are reached", wait)
         use.allowance -= 1
-        use.running += holds
-        return 0
-
-    def end(self, key: ApiKey) -> None:
-        """A request that `begin` let in is over."""
-        self._uses[key.name].running -= 1
+        if not holds:
+            yield
+            return
+        use.running += 1
+        try:
+            yield
+        finally:
+            use.running -= 1
 
 
 def _hash(secret: str) -> str:

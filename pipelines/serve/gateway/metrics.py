@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.types import Message, Receive, Scope, Send
+from prometheus_fastapi_instrumentator import Instrumentator
+from prometheus_fastapi_instrumentator.metrics import Info
 
-from pipelines.serve.gateway.replica import Middleware
-from pipelines.serve.gateway.stream import ApiError, Event
+from pipelines.serve.gateway.events import Event
+from pipelines.serve.gateway.faults import ApiError
 
 REGISTRY = CollectorRegistry()
 REQUESTS = Counter("vsr1_requests", "Requests that were answered.", ["method", "route", "status"], registry=REGISTRY)
@@ -33,48 +33,33 @@ router = APIRouter()
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics() -> Response:
-    """Counts of this gateway, in the text format of Prometheus."""
+    """Return the counts of this gateway, in the text format of Prometheus."""
     return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
 
-class Counted(Middleware):
-    """Counts every request by its route, which is that of the description, never the path itself."""
+def count_requests(app: FastAPI) -> None:
+    """Count every request of an application by its route, which is that of the description, never the path itself."""
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status, began = 500, time.monotonic()
+    def count(info: Info) -> None:
+        route = getattr(info.request.scope.get("route"), "path", "none")
+        method = info.method if info.method in METHODS else "other"
+        REQUESTS.labels(method, route, info.modified_status).inc()
+        SECONDS.labels(route).observe(info.modified_duration)
 
-        async def told(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, told)
-        finally:
-            route = getattr(scope.get("route"), "path", "none")
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            REQUESTS.labels(method, route, status).inc()
-            SECONDS.labels(route).observe(time.monotonic() - began)
+    Instrumentator(should_group_status_codes=False).add(count).instrument(app)
 
 
 @contextmanager
 def searching() -> Iterator[Callable[[], None]]:
-    """Around a search: it waits until the function that is given is called for the first time, then it runs."""
-    state = "waiting"
-    RUNNING.labels(state).inc()
+    """Be around a search, which waits until the function that this gives is called, and runs from then on."""
+    with ExitStack() as state:
+        state.enter_context(RUNNING.labels("waiting").track_inprogress())
 
-    def seen() -> None:
-        nonlocal state
-        if state == "waiting":
-            RUNNING.labels(state).dec()
-            state = "running"
-            RUNNING.labels(state).inc()
+        def runs() -> None:
+            state.close()
+            state.enter_context(RUNNING.labels("running").track_inprogress())
 
-    try:
-        yield seen
-    finally:
-        RUNNING.labels(state).dec()
+        yield runs
 
 
 def searched(last: Event, failure: ApiError | None) -> None:

@@ -11,18 +11,19 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 from pipelines.serve.gateway import metrics
-from pipelines.serve.gateway.faults import CODES
-from pipelines.serve.gateway.stream import ApiError, Event
+from pipelines.serve.gateway.events import Event, EventLog
+from pipelines.serve.gateway.faults import ApiError
 from vsr1.settings.serving import ServeConfig
 
 LEAST_GRACE_S = 1.0  # for the first reader to come
 
 
-class SearchRun:
-    """One search; cancelled when `grace_s` passes without a reader.
+class SearchRun(EventLog):
+    """One search and its events; cancelled when `grace_s` passes without a reader.
 
     Attributes:
         owner: name of the key that began it.
@@ -31,30 +32,32 @@ class SearchRun:
     """
 
     def __init__(self, search_id: str, owner: str | None, grace_s: float) -> None:
-        self.id, self.owner, self._grace_s = search_id, owner, grace_s
-        self.began = int(time.time())
-        self.events: list[Event] = []
+        super().__init__()
+        self.id, self.owner, self.began, self._grace_s = search_id, owner, int(time.time()), grace_s
         self.failure: ApiError | None = None
-        self.over = False
-        self.cancelled = False
-        self._changed = asyncio.Condition()
-        self._readers = 0
+        self.cancelled, self._readers = False, 0
         self._lonely: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self, events: AsyncGenerator[Event, None], ended: Callable[[SearchRun], None]) -> None:
+        """Play a search that tells these events; `ended` is called behind the last."""
         # Serve cancels all that a request began when its reader goes away; in a context of its own the search stays.
         self._task = asyncio.create_task(self._play(events, ended), context=Context())
 
     async def first(self) -> None:
-        """Wait for the first event. Raises its ApiError if that is a refusal."""
-        await self._until(1)
-        if self.failure and len(self.events) == 1:
-            raise self.failure
+        """Wait for the first event. Raise its ApiError if that is a refusal."""
+        await anext(super().read())
+        if refusal := self.refusal:
+            raise refusal
         self._wait_for_reader(max(self._grace_s, LEAST_GRACE_S))
 
+    @property
+    def refusal(self) -> ApiError | None:
+        """Return what it ended in before it began, None if it began."""
+        return self.failure if len(self.events) == 1 else None
+
     async def result(self) -> dict[str, Any]:
-        """The whole answer. A caller that goes away cancels the search. Raises the ApiError that it ended in."""
+        """Return the whole answer. A caller that goes away cancels the search. Raise the ApiError that it ended in."""
         try:
             async for _ in self.read():
                 continue
@@ -66,15 +69,13 @@ class SearchRun:
         return result
 
     async def read(self, after: int = 0) -> AsyncGenerator[tuple[int, Event], None]:
-        """Events with their numbers, from the one behind `after` to the end of the search."""
+        """Yield events as `EventLog.read`, as one of the readers that keep the search going."""
         self._readers += 1
         if self._lonely:
             self._lonely.cancel()
         try:
-            while not (self.over and after == len(self.events)):
-                await self._until(after + 1)
-                yield after + 1, self.events[after]
-                after += 1
+            async for numbered in super().read(after):
+                yield numbered
         finally:
             self._readers -= 1
             if not self._readers:
@@ -90,55 +91,52 @@ class SearchRun:
         if not self.over:
             self._lonely = asyncio.get_running_loop().call_later(seconds, self.cancel)
 
-    async def _until(self, count: int) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: len(self.events) >= count)
-
     async def _play(self, events: AsyncGenerator[Event, None], ended: Callable[[SearchRun], None]) -> None:
         try:
-            with metrics.searching() as seen:
+            with metrics.searching() as runs:
                 async with aclosing(events):
                     async for event in events:
-                        seen()
-                        await self._add(event)
-                        if self.over:
+                        if not self.events:
+                            runs()
+                        self.add(event)
+                        if event["type"] == "done":
+                            self.close()
                             break
         except ApiError as error:
             self.failure = error
         finally:
             if not self.over:
-                code = "search_gone" if self.cancelled else "internal_error"
-                self.failure = self.failure or ApiError(CODES[code][0], code, CODES[code][1])
-                await self._add(self.failure.event())
+                self.failure = self.failure or ApiError("search_gone" if self.cancelled else "internal_error")
+                self.add({"type": "error", **self.failure.body()["error"]})
+                self.close()
             metrics.searched(self.events[-1], self.failure)
             ended(self)
-
-    async def _add(self, event: Event) -> None:
-        self.events.append(event)
-        self.over = event["type"] in ("done", "error")
-        async with self._changed:
-            self._changed.notify_all()
 
 
 class SearchRuns:
     """All searches of a gateway, for `serve.resume_keep_s` after their end, and `serve.resume_keep` at most."""
 
     def __init__(self, settings: ServeConfig) -> None:
-        self._settings = settings
-        self._runs: dict[str, SearchRun] = {}
-        self._ended: list[str] = []  # oldest first
+        self._settings, self._stopping = settings, False
+        self._running: dict[str, SearchRun] = {}
+        self._ended: dict[str, SearchRun] = {}  # oldest first
 
     async def begin(
         self, search_id: str, owner: str | None, events: AsyncGenerator[Event, None], resumable: bool
     ) -> SearchRun:
         """Start a search and wait for its first event. A caller that goes away while it waits cancels it.
 
+        Args:
+            resumable: it goes on for `serve.resume_grace_s` without a reader.
+
         Raises:
             ApiError: it was refused.
         """
+        if self._stopping:
+            raise ApiError("stopping", retry_after_s=60)
         run = SearchRun(search_id, owner, self._settings.resume_grace_s if resumable else 0.0)
-        self._runs[run.id] = run
-        run.start(events, self._keep if resumable else self._forget)
+        self._running[run.id] = run
+        run.start(events, partial(self._end, resumable))
         try:
             await run.first()
         except asyncio.CancelledError:
@@ -146,31 +144,29 @@ class SearchRuns:
             raise
         return run
 
+    async def drain(self) -> None:
+        """Take no new searches, and return when those that were let in are over."""
+        self._stopping = True
+        while self._running:
+            await asyncio.sleep(0.1)
+
     def get(self, search_id: str, owner: str | None) -> SearchRun:
-        """A search of this owner.
+        """Return a search of this owner.
 
         Raises:
             ApiError: there is none (a search of somebody else counts as none), or it was cancelled.
         """
-        run = self._runs.get(search_id)
-        code = "unknown_search" if run is None or run.owner != owner else "search_gone" if run.cancelled else ""
-        if run is None or code:
-            raise ApiError(CODES[code][0], code, CODES[code][1])
+        run = self._running.get(search_id) or self._ended.get(search_id)
+        if run is None or run.owner != owner:
+            raise ApiError("unknown_search")
+        if run.cancelled:
+            raise ApiError("search_gone")
         return run
 
-    def _keep(self, run: SearchRun) -> None:
-        if run.failure and len(run.events) == 1:  # it was refused, and nobody knows its id
-            self._forget(run)
-            return
-        self._ended.append(run.id)
-        asyncio.get_running_loop().call_later(self._settings.resume_keep_s, self._drop, run.id)
-        while len(self._ended) > self._settings.resume_keep:
-            self._drop(self._ended[0])
-
-    def _drop(self, search_id: str) -> None:
-        if search_id in self._ended:
-            self._ended.remove(search_id)
-            del self._runs[search_id]
-
-    def _forget(self, run: SearchRun) -> None:
-        del self._runs[run.id]
+    def _end(self, resumable: bool, run: SearchRun) -> None:
+        del self._running[run.id]
+        if resumable and not run.refusal:  # of one that was refused nobody knows the id
+            self._ended[run.id] = run
+            asyncio.get_running_loop().call_later(self._settings.resume_keep_s, self._ended.pop, run.id, None)
+            while len(self._ended) > self._settings.resume_keep:
+                del self._ended[next(iter(self._ended))]

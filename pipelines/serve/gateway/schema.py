@@ -24,7 +24,7 @@ Whole = Annotated[int, BeforeValidator(_whole)]  # JSON has one kind of number: 
 
 
 def example(**values: Any) -> ConfigDict:
-    """Settings of a body: no field of another name or type, and an example in the description."""
+    """Return the settings of a body: no field of another name or type, and an example in the description."""
     return ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [values]})
 
 
@@ -48,7 +48,7 @@ class SearchBody(SearchOptions):
     stream: bool = Field(False, description="server-sent events instead of one answer")
 
 
-class Found(BaseModel):
+class RankedVideo(BaseModel):
     video_id: str
     score: float
 
@@ -66,12 +66,12 @@ class Moment(BaseModel):
 
 class TurnTrace(BaseModel):
     turn: int
-    retrieved: list[Found]
+    retrieved: list[RankedVideo]
     video_id: str | None = Field(None, description="the video that was looked at")
     rank: int | None = Field(None, description="its place in `retrieved`")
     verdict: Literal["matched", "not_matched", "unknown"] | None = None
     reasoning: str = ""
-    refined: list[Found] | None = Field(None, description="the ranking after the query was refined")
+    refined: list[RankedVideo] | None = Field(None, description="the ranking after the query was refined")
     seconds: float = 0.0
 
 
@@ -152,11 +152,16 @@ class Health(BaseModel):
     models: dict[str, int] = Field({}, description="of each model the number of its agents")
 
 
-def thumbnail_url(corpus: str, video_id: str, seconds: float) -> str:
-    """Of the frame nearest to a second of a video."""
-    return f"/v1/videos/{quote(video_id, safe='')}/thumbnail?{urlencode({'t': f'{seconds:.2f}', 'corpus': corpus})}"
-
-
-def deep_link(query: str, corpus: str, video_id: str, start: float, end: float) -> str:
-    """Of the page at a moment, in seconds. All is behind the `#`, so that no server's log has the query."""
-    return f"/#{urlencode({'q': query, 'corpus': corpus, 'v': video_id, 't': f'{start:.2f}-{end:.2f}'})}"
+def moment_of(query: str, corpus: str, video_id: str, span: tuple[float, float], score: float) -> Moment:
+    """Return a moment with its addresses. All of its link is behind the `#`, so that no server's log has the query."""
+    (start, end), path = span, f"/v1/videos/{quote(video_id, safe='')}/thumbnail"
+    middle = {"t": f"{(start + end) / 2:.2f}", "corpus": corpus}
+    link = {"q": query, "corpus": corpus, "v": video_id, "t": f"{start:.2f}-{end:.2f}"}
+    return Moment(
+        video_id=video_id,
+        start=start,
+        end=end,
+        score=score,
+        thumbnail_url=f"{path}?{urlencode(middle)}",
+        deep_link=f"/#{urlencode(link)}",
+    )

@@ -11,11 +11,11 @@ import json
 import os
 import resource
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vsr1.retrieval.added import SOURCE, Fault
+from pipelines.serve.gateway.faults import ApiError
+from vsr1.retrieval.added import SOURCE
 from vsr1.settings.data import DataConfig
 from vsr1.settings.serving import UploadConfig
 from vsr1.video.check import RefusedVideoError, VideoLimits, check_video
@@ -23,74 +23,62 @@ from vsr1.video.clips import make_clip, write_meta
 from vsr1.video.decode import VideoError
 from vsr1.video.excerpt import write_excerpt
 
+OUT_OF_MEMORY = (b"MemoryError", b"Cannot allocate memory")  # how Python and the system say it
 WALL_SECONDS_A_CPU_SECOND = 4  # the machine does other things too
 
 
-class SandboxError(RuntimeError):
-    """Work that failed; `fault` says why."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.message)
-        self.fault = fault
-
-
 async def check(source: Path, limits: UploadConfig) -> str:
-    """As `check_video`; raises `SandboxError`."""
-    return str(await _run(limits, {"check": str(source), "limits": asdict(_limits(limits))}))
+    """Return the media type of a file, see `check_video`; raise ApiError for one that is refused."""
+    most = (limits.max_pixels, limits.max_frames, limits.max_seconds)
+    return str(await _run(limits, {"check": str(source), "limits": most}))
 
 
 async def decode(folder: Path, video_id: str, data: DataConfig, limits: UploadConfig) -> None:
-    """Make the clip of `folder/source` and its `meta.jsonl` in the folder; raises `SandboxError`."""
+    """Make the clip of `folder/source` and its `meta.jsonl` in the folder; raise ApiError as `check`."""
     await _run(limits, {"decode": str(folder), "video_id": video_id, "data": data.model_dump(mode="json")})
 
 
 async def cut(source: Path, target: Path, span: tuple[float, float], limits: UploadConfig) -> None:
-    """As `write_excerpt`; raises `SandboxError`."""
+    """Write a part of a video, see `write_excerpt`; raise ApiError as `check`."""
     await _run(limits, {"cut": str(source), "target": str(target), "span": span})
-
-
-def _limits(limits: UploadConfig) -> VideoLimits:
-    return VideoLimits(limits.max_pixels, limits.max_frames, limits.max_seconds)
 
 
 async def _run(limits: UploadConfig, job: dict[str, Any]) -> Any:
     # One thread of BLAS, or it reserves address space for every core of a large machine.
-    own = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    limited = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **limited}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", __name__,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=own,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment,
     )  # fmt: skip
     bounds = {"cpu_s": int(limits.cpu_s), "memory": int(limits.memory_gib * 2**30)}
+    too_much = ApiError(
+        "decode_limit",
+        f"decoding the video takes more than serve.upload.cpu_s={limits.cpu_s:g} or "
+        f"serve.upload.memory_gib={limits.memory_gib:g}; encode it smaller or shorter, or raise them",
+    )
     try:
         async with asyncio.timeout(limits.cpu_s * WALL_SECONDS_A_CPU_SECOND):
-            written, said = await process.communicate(json.dumps(job | bounds).encode())
+            output, errors = await process.communicate(json.dumps(job | bounds).encode())
     except TimeoutError:
-        raise SandboxError(_too_much(limits)) from None
+        raise too_much from None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if process.returncode:
-        if process.returncode > 0 and b"MemoryError" not in said:
-            raise RuntimeError(f"a process that works on videos failed: {said.decode(errors='replace')[-2000:]}")
-        raise SandboxError(_too_much(limits))
-    answer = json.loads(written)
-    if "fault" in answer:
-        raise SandboxError(Fault.model_validate(answer["fault"]))
-    return answer["done"]
-
-
-def _too_much(limits: UploadConfig) -> Fault:
-    return Fault(
-        code="decode_limit",
-        message=f"decoding the video takes more than serve.upload.cpu_s={limits.cpu_s:g} or "
-        f"serve.upload.memory_gib={limits.memory_gib:g}; encode it smaller or shorter, or raise them",
-    )
+        if process.returncode > 0 and not any(words in errors for words in OUT_OF_MEMORY):
+            raise RuntimeError(f"a process that works on videos failed: {errors.decode(errors='replace')[-2000:]}")
+        raise too_much
+    answer = json.loads(output)
+    if "code" in answer:
+        raise ApiError(answer["code"], answer["message"])
+    return answer["result"]
 
 
 def _work(job: dict[str, Any]) -> Any:
     if "check" in job:
-        return check_video(Path(job["check"]), VideoLimits(**job["limits"]))
+        return check_video(Path(job["check"]), VideoLimits(*job["limits"]))
     if "cut" in job:
         return write_excerpt(Path(job["cut"]), Path(job["target"]), *job["span"])
     folder = Path(job["decode"])
@@ -105,15 +93,15 @@ def _main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_s"], job["cpu_s"]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        answer: dict[str, Any] = {"done": _work(job)}
+        answer: dict[str, Any] = {"result": _work(job)}
     except RefusedVideoError as error:
         if isinstance(error.__cause__ and error.__cause__.__cause__, MemoryError):
             raise MemoryError from error
-        answer = {"fault": {"code": error.code, "message": str(error)}}
+        answer = {"code": error.code, "message": str(error)}
     except VideoError as error:
         if isinstance(error.__cause__, MemoryError):
             raise MemoryError from error
-        answer = {"fault": {"code": "not_a_video", "message": error.reason}}
+        answer = {"code": "not_a_video", "message": error.reason}
     json.dump(answer, sys.stdout)
 
 

@@ -15,6 +15,7 @@ from pipelines.serve.deploy import start_agent
 from vsr1.retrieval.added import SOURCE, AddedVideo
 from vsr1.video.clips import ClipFolder
 
+from .scripted import application
 from .served import BINARY, NEW, VIDEOS, WHOLE, Served, refused
 
 
@@ -239,7 +240,7 @@ def test_what_was_added_and_deleted_outlives_a_restart(served: Served, tmp_path:
     (received / SOURCE).write_bytes(film(tmp_path / "film", seed=4))
     served.added.accept(received, AddedVideo(video_id="late", sha256="0" * 64, media_type="video/mp4"))
     (served.added.receiving / "half").mkdir()
-    start_agent(served.config, "127.0.0.1", int(served.url.rpartition(":")[2]))
+    start_agent(served.config, "127.0.0.1", int(served.url.rpartition(":")[2]), application)
     assert served.wait("late")["status"] == "ready"
     assert not served.added.receiving.exists()
     assert served.ask("DELETE", "/v1/videos/late").status_code == 204

@@ -16,8 +16,8 @@ from .options import CONFIG, REPOSITORY, SMALL
 def run(
     tmp_path_factory: pytest.TempPathFactory, toy_data: Path, own_head: Callable[[], AbstractContextManager[Any]]
 ) -> Config:
-    """A run folder in which Stage 1, Stage 2 and its evaluation have ended, each stage a job as in the README, with the
-    last policy."""
+    """A run folder in which Stage 1, Stage 2 and its evaluation have ended, each stage a job as in the README that has
+    left what it printed in `<stage>.job`; with the last policy."""
     folder = tmp_path_factory.mktemp("run")
     models = [f"model.{name}={REPOSITORY / 'checkpoints/toy' / name}" for name in ("policy", "embedder")]
     options = [*SMALL, *models, f"run_dir={folder}", f"data.root={toy_data}"]
@@ -29,5 +29,6 @@ def run(
             assert [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith(f"{stage} step")] == [
                 f"{stage} step 1/2", f"{stage} step 2/2"
             ]  # fmt: skip
+            (folder / f"{stage}.job").write_text(done.stdout)
             options.append(f"model.policy={folder / 'checkpoints' / stage}")
     return load_config(CONFIG, options)

@@ -66,7 +66,7 @@ def tampered(folder: Path, tmp_path: Path) -> Callable[..., Replayed]:
     """Replays the first trajectory of step 2 after a change of its row."""
 
     def replayed(change: Callable[[Row], None]) -> Replayed:
-        for name in ("config.grpo.yaml", "scalars.jsonl"):
+        for name in ("config.grpo.yaml", "scalars.jsonl", "train_trajectories.latents"):
             copyfile(folder / name, tmp_path / name)
         (tmp_path / "checkpoints").symlink_to(folder / "checkpoints")
         rows = [json.loads(line) for line in (folder / TRAINING_LOG).read_text().splitlines()]
@@ -81,15 +81,15 @@ def tampered(folder: Path, tmp_path: Path) -> Callable[..., Replayed]:
 
 
 def _token(row: Row) -> None:
-    row["segments"][0]["response_token_ids"][1] += 1
+    row["turns"][0]["response_token_ids"][1] += 1
 
 
 def _score(row: Row) -> None:
-    row["segments"][0]["retrieved"][1][1] += 0.01
+    row["turns"][0]["record"]["retrieved"][1][1] += 0.01
 
 
 def _rank(row: Row) -> None:
-    row["segments"][0]["gt_rank_before"] += 1
+    row["turns"][0]["record"]["gt_rank_before"] += 1
 
 
 def _reward(row: Row) -> None:
@@ -101,22 +101,22 @@ def _advantage(row: Row) -> None:
 
 
 def _logprob(row: Row) -> None:
-    row["segments"][0]["response_logprobs"][2] -= 0.125
+    row["turns"][0]["response_logprobs"][2] -= 0.125
 
 
 def _prompt(row: Row) -> None:
-    row["segments"][0]["prompt_token_ids"][3] += 1
+    row["turns"][0]["prompt_token_ids"][0] += 1
 
 
 def _clip(row: Row) -> None:
-    row["segments"][0]["clip_hash"] = "0" * 64
+    row["turns"][0]["clips"][0][1] = "0" * 64
 
 
 @pytest.mark.parametrize(
     ("change", "stage", "says"),
     [
         (_clip, "clip", "turn 1, content of clip"),
-        (_prompt, "prompt", "turn 1, prompt tokens, place 3: recorded"),
+        (_prompt, "prompt", "turn 1, prompt tokens, place 0: recorded"),
         (_token, "parse", "turn 1, text of the reply's tokens, place"),
         (_score, "retrieval", "turn 1, retrieved, scores of the videos: differs by 0.01 at most"),
         (_rank, "retrieval", "rank of the right video"),
@@ -162,6 +162,21 @@ def test_weights_that_were_not_kept_are_named(folder: Path, tampered: Callable[.
     assert _statuses(one)["advantage"] == "ok"
 
 
+def test_trajectories_of_a_step_that_was_killed_are_not_called_wrong(folder: Path, tmp_path: Path) -> None:
+    """Of the last step the file has two samples of a group of three, and a piece of the third."""
+    for name in ("config.grpo.yaml", "scalars.jsonl", "train_trajectories.latents"):
+        copyfile(folder / name, tmp_path / name)
+    (tmp_path / "checkpoints").symlink_to(folder / "checkpoints")
+    lines = (folder / TRAINING_LOG).read_text().splitlines(keepends=True)
+    log = tmp_path / TRAINING_LOG
+    log.write_text("".join(lines[:8]) + lines[8][:200])
+    done = replay(log, _config(log), step=2)
+    assert [(one.sample, one.first) for one in done] == [(0, None), (1, None)]
+    for one in done:
+        assert _statuses(one)["grpo"] == "not checked"
+        assert "2 trajectories here are not known to be all of step 2" in one.findings[-1].detail
+
+
 def test_a_rerun_gives_identical_tokens(folder: Path) -> None:
     log = folder / "after.trajectories.jsonl"
     for one in replay(log, _config(log), rerun=True):
@@ -171,7 +186,7 @@ def test_a_rerun_gives_identical_tokens(folder: Path) -> None:
 def test_what_is_not_there_is_answered_with_what_there_is(folder: Path) -> None:
     log = folder / "after.trajectories.jsonl"
     query = json.loads(log.read_text().splitlines()[0])["query_id"]
-    with pytest.raises(ReplayError, match=rf"no trajectory of .* fits; there is.*step 0: {query} \(0\); "):
+    with pytest.raises(ReplayError, match=rf"no trajectory of .* fits; there is: query {query}, sample 0; "):
         replay(log, _config(log), query="nobody asked")
     with pytest.raises(ReplayError, match="--rerun plays greedy ones again"):
         replay(folder / TRAINING_LOG, _config(folder / TRAINING_LOG), rerun=True)
@@ -183,6 +198,7 @@ def test_the_command_says_it_with_its_exit_code(folder: Path, tmp_path: Path) ->
     rows = [json.loads(line) for line in (folder / "after.trajectories.jsonl").read_text().splitlines()]
     _reward(rows[1])
     (tmp_path / "after.trajectories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    copyfile(folder / "after.trajectories.latents", tmp_path / "after.trajectories.latents")
     copyfile(folder / "config.after.yaml", tmp_path / "config.yaml")
     command = [sys.executable, "-m", "pipelines", "replay", str(tmp_path / "after.trajectories.jsonl"), "--json"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)

@@ -2,21 +2,27 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 import ray
 from safetensors.torch import load_file
 
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.machine.placement import PlanError
 from pipelines.train import grpo, sft
 from vsr1.config import Config, load_config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.policy import HEAD_NAMES
 from vsr1.runs.scalars import read_scalars
+from vsr1.settings.parts import ActorResources
 
 from .options import CONFIG, REPOSITORY, SMALL
 
@@ -62,6 +68,18 @@ def test_the_learner_agrees_with_the_engine_before_and_after_the_push(run: Confi
     assert ("sft", 2, "token_loss") in scalars and ("sft", 2, "retrieval_loss") in scalars
     assert {name for stage, _, name in scalars if stage == "grpo"} >= {"reward/total", "mismatch/mean", "seconds/push"}
     assert list((run.run_dir / "tensorboard").glob("*tfevents*"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "own"),
+    [("sft", r"sft step [12]/2: |checkpoint: "), ("grpo", r"grpo step [12]/2: |after step 1/1: |checkpoint: ")],
+)
+def test_a_good_run_prints_its_own_lines_only(run: Config, stage: str, own: str) -> None:
+    """The log of a job holds both of its streams; `ray job submit` prints lines of its own before and after it."""
+    _, _, log = (run.run_dir / f"{stage}.job").read_text().partition("Running entrypoint for job ")
+    lines = [line for line in takewhile(lambda line: " cli.py:" not in line, log.splitlines()[1:]) if line]
+    assert len(lines) >= 3 and [line for line in lines if not re.match(own, line)] == []
+    assert "ray._private.worker: " in (run.run_dir / "logs" / "driver.log").read_text()
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -121,6 +139,15 @@ def test_without_vllm_there_is_no_other_engine(run: Config, tmp_path: Path) -> N
     assert done.returncode != 0
     assert "vllm" in done.stdout + done.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("stage", [sft.train, grpo.train, evaluate])
+def test_a_stage_that_does_not_fit_is_refused_before_it_waits(run: Config, tmp_path: Path, stage: Callable) -> None:
+    large = {role: ActorResources(gpus=9) for role in ("learner", "rollout")}
+    cluster = run.cluster.model_copy(update=large)
+    with pytest.raises(PlanError, match="needs 9 GPUs, the largest node of this machine has 0: lower cluster"):
+        stage(run.model_copy(update={"cluster": cluster, "run_dir": tmp_path}))
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -1,61 +1,47 @@
-"""A toy service on a real Ray Serve, as its tests see it."""
+"""The served agent with real engines, as its tests see it: two models, two corpora."""
 
 import json
-import socket
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
-from vsr1.episode.trajectory import Trajectory
+from vsr1.config import Config
+from vsr1.search.record import SearchTrajectory
 
 REPOSITORY = Path(__file__).parents[3]
-QUERIES = 24  # of `toy_data`
-ORIGIN = "https://friend.example"  # whose scripts may ask
-LIMITS = {"body_limit_kib": 64, "body_limit_s": 2.0, "resume_grace_s": 1.0, "cors_origins": [ORIGIN]}
+CORPUS, SMALL = "toy", "small"
+AT_ONCE = 16
+Answer = tuple[int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Served:
+    """A running service.
+
+    Attributes:
+        evaluated: by the first model, on the same corpus.
+        other: checkpoint of the second model.
+        traces: by model, then by query, what it answers when nothing else runs.
+    """
+
     url: str
-    evaluated: list[Trajectory]  # by the same policy, on the same corpus
+    config: Config
+    evaluated: list[SearchTrajectory]
+    queries: list[str]
+    other: Path
+    traces: dict[str, dict[str, Any]]
 
-    key: str
-    slow_key: str  # one request a minute
-    other_key: str
-
-    def search(self, **body: Any) -> tuple[int, dict[str, Any]]:
-        answer = httpx2.post(f"{self.url}/v1/search", json=body, timeout=120, headers={"X-API-Key": self.key})
+    def search(self, query: str, **body: Any) -> Answer:
+        asked = {"corpus": CORPUS, "query": query} | body
+        answer = httpx2.post(f"{self.url}/v1/search", json=asked, timeout=120)
         return answer.status_code, answer.json()
 
-    def events(self, **body: Any) -> list[dict[str, Any]]:
-        with httpx2.stream(
-            "POST",
-            f"{self.url}/v1/search",
-            json=body | {"stream": True},
-            timeout=120,
-            headers={"Authorization": f"Bearer {self.key}"},
-        ) as answer:
-            assert answer.headers["content-type"].startswith("text/event-stream")
+    def events(self, query: str, **body: Any) -> list[dict[str, Any]]:
+        asked = {"corpus": CORPUS, "query": query, "stream": True} | body
+        with httpx2.stream("POST", f"{self.url}/v1/search", json=asked, timeout=120) as answer:
             return [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
 
-    def metric(self, name: str) -> dict[str, float]:
-        """Values of a metric by its labels."""
-        lines = httpx2.get(f"{self.url}/metrics", timeout=60).text.splitlines()
-        found = [line.rsplit(" ", 1) for line in lines if line.startswith(name)]
-        return {labels.removeprefix(name): float(value) for labels, value in found}
-
-    def until_idle(self) -> None:
-        deadline = time.monotonic() + 20
-        while any(self.metric("vsr1_searches_now").values()):
-            assert time.monotonic() < deadline, "a search nobody reads goes on"
-            time.sleep(0.2)
-
-    def raw(self, request: str) -> socket.socket:
-        """A connection on which this was sent as it is."""
-        host, port = self.url.removeprefix("http://").split(":")
-        connection = socket.create_connection((host, int(port)), timeout=30)
-        connection.sendall(request.encode())
-        return connection
+    def ready(self) -> bool:
+        return httpx2.get(f"{self.url}/readyz", timeout=60).status_code == 200

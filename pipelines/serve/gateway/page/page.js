@@ -34,11 +34,11 @@ function offer() {
 
 function ranking(title, videos, before) {
   const list = make("ol");
-  videos.slice(0, 5).forEach((found, rank) => {
-    const was = before ? before.findIndex((other) => other.video_id === found.video_id) : rank;
+  videos.slice(0, 5).forEach((video, rank) => {
+    const was = before ? before.findIndex((other) => other.video_id === video.video_id) : rank;
     const moved = was < 0 || was > rank ? "up" : was < rank ? "down" : "";
     const arrow = moved && make("span", { role: "img", ariaLabel: `, moved ${moved}` }, moved === "up" ? " ↑" : " ↓");
-    list.append(make("li", { className: moved }, `${found.video_id} ${found.score.toFixed(3)}`, arrow));
+    list.append(make("li", { className: moved }, `${video.video_id} ${video.score.toFixed(3)}`, arrow));
   });
   return make("div", {}, make("strong", {}, title), list);
 }

@@ -9,8 +9,8 @@ let next = null, looked = 0;
 
 async function showVideos(after = "") {
   const corpus = find("corpus").value, look = ++looked;
-  const asked = new URLSearchParams({ corpus, after, limit: TILES });
-  const page = await (await ask(`v1/videos?${asked}`)).json();
+  const query = new URLSearchParams({ corpus, after, limit: TILES });
+  const page = await (await ask(`v1/videos?${query}`)).json();
   if (look !== looked) return; // another page was asked for meanwhile
   const tiles = page.videos.map((video) => tile(corpus, video));
   if (after) find("videos").append(...tiles);
@@ -23,10 +23,10 @@ async function showVideos(after = "") {
 function tile(corpus, { video_id, status, error }) {
   const box = make("li", { className: "card" });
   box.dataset.video = video_id;
-  const gone = button("Delete", () => remove(corpus, video_id).catch(fail), { ariaLabel: `Delete ${video_id}` });
+  const trash = button("Delete", () => remove(corpus, video_id).catch(fail), { ariaLabel: `Delete ${video_id}` });
   if (status !== "ready") {
-    const told = error ? `failed: ${error.message}` : status;
-    box.append(make("strong", {}, video_id), make("p", {}, told), gone);
+    const state = error ? `failed: ${error.message}` : status;
+    box.append(make("strong", {}, video_id), make("p", {}, state), trash);
     return box;
   }
   const image = make("img", { alt: "" });
@@ -36,7 +36,7 @@ function tile(corpus, { video_id, status, error }) {
     find("answer").querySelector("h2").focus();
   }, { className: "open" });
   open.append(make("span", {}, video_id));
-  box.append(open, gone);
+  box.append(open, trash);
   return box;
 }
 

@@ -33,13 +33,13 @@ export function headers() {
 
 // The error that an answer's body tells of; a proxy's may not be ours.
 export function refusal(status, body) {
-  let told = {};
+  let error = {};
   try {
-    told = JSON.parse(body).error;
+    error = JSON.parse(body).error;
   } catch {
-    told.message = `the server answered with status ${status}`;
+    error.message = `the server answered with status ${status}`;
   }
-  return Object.assign(new Error(told.message), { status, code: told.code });
+  return Object.assign(new Error(error.message), { status, code: error.code });
 }
 
 export async function ask(address, options = {}) {

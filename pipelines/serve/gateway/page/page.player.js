@@ -75,8 +75,8 @@ class Player {
 
   exports() {
     const { corpus, video_id, query } = this.moment, { start, end } = this;
-    const given = { ...(query && { q: query }), corpus, v: video_id, t: `${start.toFixed(2)}-${end.toFixed(2)}` };
-    const link = new URL(`#${new URLSearchParams(given)}`, location).href;
+    const hash = { ...(query && { q: query }), corpus, v: video_id, t: `${start.toFixed(2)}-${end.toFixed(2)}` };
+    const link = new URL(`#${new URLSearchParams(hash)}`, location).href;
     const copy = () => navigator.clipboard.writeText(link).then(() => say("link copied"), () => say(link));
     const clip = async () => {
       say("cutting the clip");
@@ -107,8 +107,8 @@ class Player {
   async load() {
     const address = place(this.moment.corpus, this.moment.video_id, "/file");
     this.video.addEventListener("error", async () => {
-      const asked = ask(address, { headers: { Range: "bytes=0-0" } }); // why: the player does not say
-      this.showFrames(await asked.then(() => "This browser cannot play the file.", (error) => error.message));
+      const answer = ask(address, { headers: { Range: "bytes=0-0" } }); // why: the player does not say
+      this.showFrames(await answer.then(() => "This browser cannot play the file.", (error) => error.message));
     });
     try {
       this.video.src = Object.keys(headers()).length ? await this.copy(address) : address;

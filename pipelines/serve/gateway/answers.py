@@ -1,0 +1,125 @@
+"""How refusals look over HTTP, those of the framework included, and how the description of the API lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from pipelines.serve.gateway.faults import CODES, ApiError, reason
+from pipelines.serve.gateway.schema import ErrorAnswer
+from vsr1.retrieval.request import RetrievalError
+from vsr1.video.clips import ClipError
+
+_OF_STATUS = {
+    400: "unreadable_body",
+    404: "unknown_route",
+    405: "wrong_method",
+    408: "slow_body",
+    413: "body_too_large",
+}
+OPENAI_ROUTES = ("/v1/chat/completions", "/v1/models")  # their clients want a shape of their own
+ALWAYS = ("headers_too_large", "internal_error")
+ADMITTED = ("unknown_key", "rate_limited", *ALWAYS)
+WITH_BODY = ("unreadable_body", "slow_body", "body_too_large", "wrong_content_type", "invalid_request", *ADMITTED)
+OF_SEARCH = ("unknown_corpus", "unknown_model", "busy", "agent_failed", "search_timeout", "stopping", *WITH_BODY)
+
+
+def errors(
+    *codes: str, also: dict[str, int] | None = None, unprocessable: int = 422, gives: Iterable[str] = ()
+) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that refuses with these codes.
+
+    Args:
+        also: codes with another status than that of `CODES`.
+        unprocessable: the route's status for what is 422 elsewhere.
+        gives: media types of its answer, where that is no JSON.
+    """
+    responses: dict[int | str, dict[str, Any]] = {200: {"content": {kind: {} for kind in gives}}} if gives else {}
+    for code, status in [*((code, CODES[code][0]) for code in codes), *(also or {}).items()]:
+        content: dict[str, Any] = {"application/json": {"examples": {}}}
+        place = unprocessable if status == 422 else status
+        response = responses.setdefault(place, {"model": ErrorAnswer, "content": content})
+        examples = response["content"]["application/json"]["examples"]
+        examples[code] = {"value": {"error": {"code": code, "message": CODES[code][1]}}}
+        response["description"] = ", ".join(f"`{name}`" for name in examples)
+    return responses
+
+
+def handle_faults(app: FastAPI) -> None:
+    """Give every refusal, the framework's own and those of the library included, the one shape."""
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(ClipError, _no_clip)
+    app.add_exception_handler(RetrievalError, _no_retrieval)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _framework)
+    app.add_exception_handler(Exception, _internal)
+
+
+async def json_only(request: Request) -> None:
+    """Raise ApiError 415 for a body that is not JSON by its content type; a dependency of routes."""
+    if media_type(request) != "application/json":
+        raise ApiError("wrong_content_type")
+
+
+def media_type(request: Request) -> str:
+    """Return the content type of a request's body without its parameters, "" where there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _api_error(request: Request, error: Any) -> Response:
+    refusal: ApiError = getattr(error, "cause", error)  # as it was raised, without Ray's wrapping
+    headers = {"Retry-After": str(refusal.retry_after_s)} if refusal.retry_after_s else None
+    return answer(request.url.path, refusal, headers)
+
+
+async def _no_clip(request: Request, error: Any) -> Response:  # its own message has folders of this machine
+    return answer(request.url.path, ApiError("unknown_video", "the corpus has no such video that can be read"))
+
+
+async def _no_retrieval(request: Request, error: Any) -> Response:
+    return answer(request.url.path, ApiError("retrieval_failed", reason(error)))
+
+
+async def _invalid(request: Request, error: Any) -> Response:
+    faults = "; ".join(f"{'.'.join(map(str, item['loc'][1:])) or 'body'}: {item['msg']}" for item in error.errors())
+    return answer(request.url.path, ApiError("invalid_request", faults))
+
+
+async def _framework(request: Request, error: Any) -> Response:
+    code, where = _OF_STATUS.get(error.status_code, "invalid_request"), f"{request.method} {request.url.path[:200]}"
+    messages = {
+        "unknown_route": f"{where}: no such route; /openapi.json lists them",
+        "wrong_method": f"{where}: not with this method; the Allow header names those that go",
+    }
+    headers = dict(error.headers or {})
+    if code == "wrong_method":  # Starlette names the methods of the path's first route only
+        routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        headers["Allow"] = ", ".join(sorted({method for route in routes for method in route.methods}))
+    refusal = ApiError(code, messages.get(code, str(error.detail)), status=error.status_code)
+    return answer(request.url.path, refusal, headers)
+
+
+async def _internal(request: Request, error: Any) -> Response:
+    return answer(request.url.path, ApiError("internal_error"))
+
+
+def answer(path: str, error: ApiError, headers: dict[str, str] | None = None) -> Response:
+    """Return the error as this path's clients expect it; a body that was refused unread ends the connection."""
+    if error.status in (408, 413, 431):
+        headers = (headers or {}) | {"Connection": "close"}
+    if path not in OPENAI_ROUTES:
+        return JSONResponse(error.body(), error.status, headers)
+    return JSONResponse(openai_error(error), 400 if error.status == 422 else error.status, headers)
+
+
+def openai_error(error: ApiError) -> dict[str, Any]:
+    """Return the error in the shape of the OpenAI API."""
+    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(error.status)
+    kind = kind or ("server_error" if error.status >= 500 else "invalid_request_error")
+    return {"error": {"message": str(error), "type": kind, "param": None, "code": error.code}}

@@ -1,0 +1,98 @@
+"""The gateway as an HTTP application of Ray Serve: its routes, what surrounds them, the page, and its readiness."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Literal
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import Response
+from ray import serve
+from starlette.middleware.cors import CORSMiddleware
+
+from pipelines.serve.gateway import chat, metrics, retrieve, searches, videos
+from pipelines.serve.gateway.answers import ADMITTED, ALWAYS, errors, handle_faults
+from pipelines.serve.gateway.faults import ApiError
+from pipelines.serve.gateway.gateway import Admitted, Gateway, Served
+from pipelines.serve.gateway.guard import Guard
+from pipelines.serve.gateway.schema import Corpus, Health
+from pipelines.serve.running import running_agents
+
+status, page = APIRouter(), APIRouter()
+PAGE = {path.name: path.read_bytes() for path in (Path(__file__).parent / "page").iterdir()}
+PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob:; media-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+}
+
+
+@page.get("/v1/corpora", responses=errors(*ADMITTED))
+async def corpora(gateway: Admitted) -> list[Corpus]:
+    """Return what can be searched."""
+    rows, examples = await gateway.library.describe.remote(), await gateway.library.examples.remote()
+    return [
+        Corpus(name=name, videos=row["videos"], index_version=row["index_version"], examples=examples[name])
+        for name, row in rows.items()
+    ]
+
+
+@page.get("/", include_in_schema=False)
+async def index() -> Response:
+    return Response(PAGE["index.html"], media_type="text/html", headers=PAGE_HEADERS)
+
+
+@page.get("/page.{part}", include_in_schema=False)
+async def page_part(part: Literal["css", "js", "parts.js", "player.js", "library.js"]) -> Response:
+    kind = "text/css" if part == "css" else "text/javascript"
+    return Response(PAGE[f"page.{part}"], media_type=kind, headers={"Cache-Control": "no-cache"})
+
+
+@status.get("/healthz", responses=errors(*ALWAYS))
+async def healthz() -> Health:
+    """Say that the gateway is there."""
+    return Health(status="ok")
+
+
+@status.get("/readyz", responses=errors("not_ready", *ALWAYS))
+async def readyz(gateway: Served) -> Health:
+    """Say that the corpora can be searched, and every model has an agent."""
+    agents = await asyncio.to_thread(running_agents, serve.get_replica_context().app_name)
+    if missing := [name for name in gateway.models if not agents.get(name)]:
+        raise ApiError("not_ready", f"no agent runs of {', '.join(missing)}; wait for it", retry_after_s=5)
+    return Health(status="ok", detail=await gateway.library.describe.remote(), models=agents)
+
+
+def build_app(gateway: Gateway) -> FastAPI:
+    """Return the application that answers for a gateway; without agents it retrieves and does no more."""
+    app = FastAPI(
+        title="vsr1", description="Search a corpus of videos for one moment.", docs_url="/docs", redoc_url=None
+    )
+    app.state.gateway = gateway
+    handle_faults(app)
+    app.add_middleware(Guard, settings=gateway.settings)
+    if origins := gateway.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "X-API-Key", "Content-Type", "Last-Event-ID"],
+            expose_headers=["X-Search-Id", "Retry-After"],
+        )
+    metrics.count_requests(app)  # around all others
+    of_agents = (searches.router, chat.router, videos.router, page) if gateway.models else ()
+    for router in (*of_agents, status, metrics.router, retrieve.router):
+        app.include_router(router)
+    return app
+
+
+@serve.deployment(name="gateway", max_ongoing_requests=1024)
+@serve.ingress()
+class HttpGateway(Gateway):
+    """The gateway behind HTTP."""
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_app(self)

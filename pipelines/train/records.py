@@ -1,0 +1,80 @@
+"""What Stage 1 trains on: a row a record, the order of the rows, and the example that a row becomes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.rl.batch import Example, RetrievalTarget
+from vsr1.search.prompts import turn_prompt, with_rewrite
+from vsr1.search.targets import negatives_of
+from vsr1.video.clips import Clip
+
+if TYPE_CHECKING:  # slow to import, and all of Ray Train's processes import this module
+    from vsr1.model.processor import ClipProcessor
+
+
+def record_rows(folder: DatasetFolder, *, with_rewrites: bool) -> list[dict[str, Any]]:
+    """Return of each record the query, the video shown, the reply, the right video and the nearest wrong ones.
+
+    Args:
+        with_rewrites: replies that reject their video give the query in new words.
+
+    Raises:
+        FileNotFoundError: a file of the dataset is missing.
+    """
+    if not folder.sft_records().is_file():
+        raise FileNotFoundError(f"{folder.sft_records()} is missing; build the dataset first with `vsr1 data build`")
+    if with_rewrites and not folder.rewrites().is_file():
+        raise FileNotFoundError(
+            f"{folder.rewrites()} is missing: agent.refinement=text learns from one text a query id; for the toy "
+            "corpus `python -m bench toy rewrites` writes them"
+        )
+    records, nearest = (json.loads(path.read_text("utf-8")) for path in (folder.sft_records(), folder.hard_negatives()))
+    rewrites = json.loads(folder.rewrites().read_text("utf-8")) if with_rewrites else {}
+    rows = []
+    for record in records:
+        meta, reply = record["meta"], record["messages"][-1]["content"]
+        shown, right = meta["video_id"], meta["query_pos_video_id"]
+        if with_rewrites and shown != right:
+            reply = with_rewrite(reply, rewrites[record["qid"]])
+        rows.append(
+            {
+                "query": record["query"],
+                "video_id": shown,
+                "reply": reply,
+                "positive": right,
+                "negatives": nearest.get(record["qid"], []),
+            }
+        )
+    return rows
+
+
+def rows_in_order(rows: list[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
+    """Yield rows without end, each epoch in an order of its own: a function of the seed alone."""
+    order = random.Random(seed)
+    while True:
+        yield from order.sample(rows, len(rows))
+
+
+def rows_of_rank(
+    ordered: list[dict[str, Any]], rank: int, ranks: int, per_rank: int, done: int
+) -> list[dict[str, Any]]:
+    """Return a rank's rows after `done` steps: a step takes `per_rank` rows for each rank, one rank after another."""
+    batches = range(done * ranks + rank, len(ordered) // per_rank, ranks)
+    return [row for batch in batches for row in ordered[batch * per_rank : (batch + 1) * per_rank]]
+
+
+def record_example(row: dict[str, Any], clip: Clip, processor: ClipProcessor, system: str, negatives: int) -> Example:
+    """Return the example of a row, whose clip has been read; a reply that accepts its video has no target."""
+    query, right, shown = row["query"], row["positive"], row["video_id"]
+    wrong = negatives_of(right, shown, row["negatives"][:negatives])
+    return Example(
+        prompt_ids=processor.prompt_ids(turn_prompt(query, system), clip),
+        response_ids=processor.tokenizer.encode(row["reply"], add_special_tokens=False),
+        clips=(clip.reference,),
+        target=RetrievalTarget(query, right, wrong) if shown != right and wrong else None,
+    )

@@ -1,0 +1,131 @@
+"""The pump between driver, rollout workers and reward workers, with actors that do as they are told."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+
+from actors.rollout import Sampling
+from pipelines.stage.pump import Occupancy, Outcome, RolloutPump
+from vsr1.episode.sample import FailedSample, SampleId
+from vsr1.search.record import SearchTask, SearchTrajectory
+from vsr1.settings.parts import AgentConfig
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@ray.remote(num_cpus=0)
+class Rollout:
+    """Plays for as many seconds as the query says; `fail`, `hang` and `die` do that."""
+
+    def __init__(self) -> None:
+        self.now = self.most = self.played = 0
+
+    async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> SearchTrajectory:
+        self.now += 1
+        self.played += 1
+        self.most = max(self.most, self.now)
+        try:
+            if task.query == "fail":
+                raise ValueError("no such video")
+            if task.query == "die":
+                ray.actor.exit_actor()
+            await asyncio.sleep(3600 if task.query == "hang" else float(task.query))
+        finally:
+            self.now -= 1
+        return SearchTrajectory(task)
+
+    async def counts(self) -> tuple[int, int]:
+        return self.most, self.played
+
+
+@ray.remote(num_cpus=0)
+class Rewards:
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def score(self, trajectories: list[SearchTrajectory]) -> list[Outcome]:
+        self.batches.append(len(trajectories))
+        time.sleep(0.02)
+        return [FailedSample(t.id, "RewardError", "no reward") if t.id.sample == 13 else t for t in trajectories]
+
+    def counts(self) -> list[int]:
+        return self.batches
+
+
+def tasks(*queries: str) -> list[SearchTask]:
+    return [SearchTask(SampleId("p", sample), "q", query) for sample, query in enumerate(queries)]
+
+
+@pytest.fixture
+def parts() -> Iterator[tuple[list[Any], list[Any]]]:
+    rollouts, rewards = [Rollout.remote() for _ in range(2)], [Rewards.remote()]
+    ray.get([actor.counts.remote() for actor in [*rollouts, *rewards]])  # all have started
+    yield rollouts, rewards
+    for actor in [*rollouts, *rewards]:
+        ray.kill(actor)
+
+
+def play(
+    parts: Any, queries: list[str], at_once: int = 4, deadline_s: float = 60.0
+) -> tuple[list[Outcome], list[Occupancy]]:
+    watched: list[Occupancy] = []
+    pump = RolloutPump(*parts, at_once=at_once, deadline_s=deadline_s)
+    outcomes = pump.play("train", tasks(*queries), AgentConfig(), Sampling(10), watched.append)
+    return list(outcomes), watched
+
+
+def test_every_task_leaves_once_and_no_worker_has_more_than_its_share(parts: Any) -> None:
+    outcomes, watched = play(parts, ["0.05"] * 40)
+    assert sorted(outcome.id.sample for outcome in outcomes) == list(range(40))
+    counts = ray.get([worker.counts.remote() for worker in parts[0]])
+    assert [most for most, _ in counts] == [4, 4]
+    assert sum(played for _, played in counts) == 40
+    assert max(now.episodes for now in watched) == 8
+    assert watched[-1].finished < 40 == len(outcomes)
+
+
+def test_a_slow_episode_does_not_hold_up_the_tasks_behind_it(parts: Any) -> None:
+    began = time.monotonic()
+    outcomes, _ = play(parts, ["2", *["0.01"] * 60], at_once=2)
+    assert time.monotonic() - began < 20
+    assert outcomes[-1].id.sample == 0  # its worker went on with the others
+    first, second = ray.get([worker.counts.remote() for worker in parts[0]])
+    assert first[1] > 1 and second[1] > 1
+
+
+def test_what_finishes_together_is_scored_together_and_a_missing_reward_is_a_failure(parts: Any) -> None:
+    outcomes, _ = play(parts, ["0.1"] * 24, at_once=12)
+    batches = ray.get(parts[1][0].counts.remote())
+    assert sum(batches) == 24 and len(batches) < 24
+    [failure] = [outcome for outcome in outcomes if isinstance(outcome, FailedSample)]
+    assert (failure.id.sample, failure.reason, failure.message) == (13, "RewardError", "no reward")
+
+
+def test_a_failed_episode_is_named_and_the_others_go_on(parts: Any) -> None:
+    outcomes, _ = play(parts, ["0.01", "fail", "0.01"])
+    [failure] = [outcome for outcome in outcomes if isinstance(outcome, FailedSample)]
+    assert (failure.id, failure.reason, failure.message) == (SampleId("p", 1), "ValueError", "no such video")
+    assert len(outcomes) == 3
+
+
+def test_an_episode_that_never_ends_fails_at_its_deadline_and_its_place_is_free_again(parts: Any) -> None:
+    outcomes, _ = play(parts, ["hang", *["0.01"] * 6], at_once=1, deadline_s=3.0)
+    [failure] = [outcome for outcome in outcomes if isinstance(outcome, FailedSample)]
+    assert (failure.id.sample, failure.reason) == (0, "DeadlineError")
+    assert "3 s (rollout.deadline_s) on rollout worker" in failure.message
+    assert len(outcomes) == 7
+    later, _ = play(parts, ["0.01"] * 4, at_once=1, deadline_s=3.0)
+    assert not any(isinstance(outcome, FailedSample) for outcome in later)
+
+
+def test_a_dead_worker_ends_the_play_with_rays_error(parts: Any) -> None:
+    with pytest.raises(ray.exceptions.RayActorError):
+        play(parts, ["0.01", "die", "0.01"])
+
+
+def test_nothing_to_play_is_nothing(parts: Any) -> None:
+    assert play(parts, []) == ([], [])

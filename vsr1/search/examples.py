@@ -1,0 +1,69 @@
+"""Training examples out of scored trajectories: one a turn, with the engine's own tokens and latents."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vsr1.episode.trajectory import Turn
+from vsr1.rl.batch import Example, LatentActions, RetrievalTarget, Sampled
+from vsr1.rl.credit import Credit
+from vsr1.search.record import SearchTrajectory, SearchTurn
+from vsr1.search.targets import negatives_of
+from vsr1.settings.parts import AgentConfig
+from vsr1.settings.training import GrpoConfig
+from vsr1.video.clips import ClipReference
+
+
+def clips_of(trajectory: SearchTrajectory) -> list[ClipReference]:
+    """Return what names the clips that a trajectory was shown."""
+    return [clip for turn in trajectory.turns for clip in turn.clips]
+
+
+def trained_examples(
+    trajectories: list[SearchTrajectory], credits: list[list[Credit]], stage: GrpoConfig, agent: AgentConfig
+) -> list[Example]:
+    """Return one example a turn; replies cut at the limit stay out if `train_truncated` says so.
+
+    Args:
+        credits: of the turns of each trajectory.
+    """
+    return [
+        turn_example(trajectory, place, credit, stage, agent)
+        for trajectory, turns in zip(trajectories, credits, strict=True)
+        for place, (turn, credit) in enumerate(zip(trajectory.turns, turns, strict=True))
+        if is_trained(turn, stage)
+    ]
+
+
+def is_trained(turn: Turn[SearchTurn], stage: GrpoConfig) -> bool:
+    """Tell whether a turn takes part in the losses."""
+    return turn.finish_reason != "length" or stage.objective.train_truncated
+
+
+def turn_example(
+    trajectory: SearchTrajectory, place: int, credit: Credit, stage: GrpoConfig, agent: AgentConfig
+) -> Example:
+    """Return the example of a turn, `place` counted from 0."""
+    task, turn = trajectory.task, trajectory.turns[place]
+    latents = turn.latents.get("query")
+    target = actions = None
+    negatives = negatives_of(task.gt_video, turn.record.video_id, task.negatives)
+    if latents is not None and negatives:
+        target = RetrievalTarget(task.query, task.gt_video, negatives, _earlier(trajectory, place, agent))
+    if latents is not None and stage.latents.sigma:
+        actions = LatentActions(latents, turn.seed, credit.latents)
+    return Example(
+        prompt_ids=turn.prompt_token_ids,
+        response_ids=turn.response_token_ids,
+        clips=tuple(turn.clips),
+        target=target,
+        sampled=Sampled(turn.response_logprobs, credit.tokens, turn.trained, actions),
+    )
+
+
+def _earlier(trajectory: SearchTrajectory, place: int, agent: AgentConfig) -> np.ndarray | None:
+    """Return the latents of the turns before, None where they do not stay in the query."""
+    if agent.latents_of_turns == "replace":
+        return None
+    before = [turn.latents["query"] for turn in trajectory.turns[:place] if "query" in turn.latents]
+    return np.concatenate(before) if before else None
