@@ -31,7 +31,7 @@ from vsr1.video.clips import META, ClipMeta
 
 @dataclass
 class SplitSteps:
-    """What follows the clips of a split."""
+    """Plans what follows the clips of a split."""
 
     folder: DatasetFolder
     manifest: Manifest  # of the videos that gave a clip
@@ -104,12 +104,9 @@ class SplitSteps:
         """Return the steps of the training records in order; that of reasoning runs again while pairs lack it."""
         folder, manifest, data = self.folder, self.manifest, self.config.data
         pool, reasoning = folder.top1_pool(), folder.reasoning()
-        shown = folder.events(TRAIN) if data.teacher.kind == "rules" else folder.clips(TRAIN) / META
+        seen = folder.events(TRAIN) if data.teacher.kind == "rules" else folder.clips(TRAIN) / META
         described = [*self._ranked, folder.annotations(TRAIN), folder.corpus(TRAIN)]
         system = system_prompt(self.config.agent.system_prompt)
-
-        def make_pool() -> Files:
-            return {pool: pool_rows(folder, manifest, self.rankings)}
 
         def make_negatives() -> Files:
             return {folder.hard_negatives(): hard_negatives(manifest, self.rankings, data.hard_negatives)}
@@ -127,10 +124,10 @@ class SplitSteps:
             return {folder.sft_records(): sft_records(read_lines(reasoning), read_lines(pool), system)}
 
         return [
-            self._step("top1_pool", make_pool, described),
+            self._step("top1_pool", lambda: {pool: pool_rows(folder, manifest, self.rankings)}, described),
             self._step("hard_negatives", make_negatives, self._ranked, count=data.hard_negatives),
             self._step("grpo_records", make_grpo, described, negatives=data.grpo_negatives, system=system),
-            self._step("reasoning", reason, [pool, shown], teacher=teacher_settings(data.teacher)),
+            self._step("reasoning", reason, [pool, seen], teacher=teacher_settings(data.teacher)),
             self._step("sft_records", make_sft, [reasoning, pool], system=system),
         ]
 

@@ -112,11 +112,13 @@ class StepLog:
                 report.status = "built"
                 self._announce(f"{step.split}: {step.name}")
                 fingerprint = self._fingerprint(step)
-                made = step.make()
-                files, facts = made if isinstance(made, tuple) else (made, {"rows": len(next(iter(made.values())))})
-                for path, content in files.items():
-                    if content is not None:
-                        _write(path, content)
+                result = step.make()
+                files, facts = (
+                    result if isinstance(result, tuple) else (result, {"rows": len(next(iter(result.values())))})
+                )
+                for path, value in files.items():
+                    if value is not None:
+                        _write(path, value)
                 outputs = {path.relative_to(self._root).as_posix(): self._digest(path) for path in files}
                 write_json(self._record(step), {"fingerprint": fingerprint, "outputs": outputs, "facts": facts})
             report.rows = facts["rows"]

@@ -70,15 +70,9 @@ def _answer(client: openai.OpenAI, task: Task, clips: ClipFolder, teacher: Teach
 
 def _reply(client: openai.OpenAI, pair_id: str, messages: Any, teacher: TeacherConfig, seed: int) -> Answer:
     """Send one request; a failed one has no finish reason."""
+    sampling: dict[str, Any] = teacher.model_dump(include={"max_tokens", "temperature", "top_p"}) | {"seed": seed}
     try:
-        completion = client.chat.completions.create(
-            model=str(teacher.model),
-            messages=messages,
-            max_tokens=teacher.max_tokens,
-            temperature=teacher.temperature,
-            top_p=teacher.top_p,
-            seed=seed,
-        )
+        completion = client.chat.completions.create(model=str(teacher.model), messages=messages, **sampling)
     except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
         # The body is left out: servers quote the key in it.
         raise BuildError(
