@@ -34,7 +34,7 @@ __all__ = ["BuildError", "BuildReport", "build_dataset", "ensure_dataset"]
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What was built; seconds are wall-clock time of the whole stage.
+    """Says what was built; seconds are wall-clock time of the whole stage.
 
     Attributes:
         recall: by split, the share of queries whose top-1 by the frozen engine is right; none if it is only searched.
@@ -109,19 +109,19 @@ def build_dataset(
         clips = [SplitClips(folder, load_manifest(folder, split, data), data) for split in data.splits]
         if TRAIN in data.splits and not data.search_only:
             check_teacher(folder, data.teacher)
-        for made in clips:
-            with log.reported(made.split, "clips") as report:
-                made.make(announce, workers)
-                report.rows, report.status = len(made.clips), "built" if made.is_changed else "kept"
-        splits = [SplitSteps(folder, made.left, made.clips, config, embedder, announce) for made in clips]
-        pairs = [pair for split in splits for pair in split.embeddings()]
+        for of_split in clips:
+            with log.reported(of_split.split, "clips") as report:
+                of_split.make(announce, workers)
+                report.rows, report.status = len(of_split.clips), "built" if of_split.is_changed else "kept"
+        splits = [SplitSteps(folder, each.left, each.clips, config, embedder, announce) for each in clips]
+        ranked = [] if data.search_only else splits
+        pairs = [split.query_vectors() for split in ranked] + [split.video_vectors() for split in splits]
         with log.reported("all", "embedding") as report:  # from one pool of actors, because a checkpoint loads long
             batches = [batch for step, batches in pairs if log.current(step) is None for batch in batches]
             embed(folder, batches, config, embedder["weights"], announce, workers, embedder_class)
             report.rows, report.status = sum(len(batch.items) for batch in batches), "built" if batches else "kept"
         for step in [*[step for step, _ in pairs], *[split.index() for split in splits]]:
             log.run(step)
-        ranked = [] if data.search_only else splits
         recall = {split.manifest.split: log.run(split.recall())["recall_at_1"] for split in ranked}
         steps = [step for split in ranked if split.manifest.split == TRAIN for step in split.records()]
         records = {step.name: log.run(step) for step in steps}

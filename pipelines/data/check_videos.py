@@ -51,8 +51,8 @@ class VideosCheck:
             *(f"{self.split}: {name}: more than one file: {', '.join(paths)}" for name, paths in self.twice.items()),
             *(f"{self.split}: {name}: {reason}" for name, reason in self.undecodable.items()),
             *(
-                f"{self.split}: {name}: annotated as {annotated:.1f} s, the file has {found:.1f} s"
-                for name, (annotated, found) in self.mismatched.items()
+                f"{self.split}: {name}: annotated as {annotated:.1f} s, the file has {stated:.1f} s"
+                for name, (annotated, stated) in self.mismatched.items()
             ),
         ]
 
@@ -115,5 +115,5 @@ def _probe(path: Path) -> float | str | None:
         return error.reason
 
 
-def _differ(annotated: float, found: float) -> bool:
-    return abs(annotated - found) > max(TOLERANCE_SECONDS, TOLERANCE_SHARE * annotated)
+def _differ(annotated: float, stated: float) -> bool:
+    return abs(annotated - stated) > max(TOLERANCE_SECONDS, TOLERANCE_SHARE * annotated)

@@ -94,11 +94,9 @@ def pool_rows(folder: DatasetFolder, manifest: Manifest, rankings: list[Ranking]
     for index, (annotation, ranking) in enumerate(zip(manifest.annotations, rankings, strict=True)):
         top1_is_right = ranking.top1.video_id == annotation.video
         other = ranking.wrong(1)[0] if top1_is_right else ranking.truth
-        for shown, name in (
-            (ranking.top1, ranking.top1.video_id),
-            (other, other.video_id if top1_is_right else "gt"),
-        ):
-            row = _pool_row(folder, manifest, annotation, shown)
+        other_name = other.video_id if top1_is_right else "gt"
+        for hit, name in ((ranking.top1, ranking.top1.video_id), (other, other_name)):
+            row = _pool_row(folder, manifest, annotation, hit)
             pool.append({"pair_id": f"{annotation.qid}::{name}", "query_index": index} | row)
     return pool
 
@@ -196,20 +194,20 @@ def grpo_records(
     return written, stats
 
 
-def _pool_row(folder: DatasetFolder, manifest: Manifest, annotation: Annotation, shown: Hit) -> dict[str, Any]:
+def _pool_row(folder: DatasetFolder, manifest: Manifest, annotation: Annotation, hit: Hit) -> dict[str, Any]:
     query = query_row(annotation)
-    video, truth = manifest.videos[shown.video_id], manifest.videos[annotation.video]
+    video, truth = manifest.videos[hit.video_id], manifest.videos[annotation.video]
     start, end = annotation.time
     return {
         "qid": query["qid"],
         "query": query["query"],
         "query_pos_doc_id": query["pos_doc_id"],
         "fig_score": query["fig_score"],
-        "top1_doc_id": shown.video_id,
-        "top1_score": shown.score,
-        "top1_rank": shown.rank,
-        "gold_label": "match" if shown.video_id == annotation.video else "not_match",
-        "top1_video_id": shown.video_id,
+        "top1_doc_id": hit.video_id,
+        "top1_score": hit.score,
+        "top1_rank": hit.rank,
+        "gold_label": "match" if hit.video_id == annotation.video else "not_match",
+        "top1_video_id": hit.video_id,
         "top1_video_path": video_path(folder, manifest.split, video),
         "top1_start": 0.0,
         "top1_end": video.duration,

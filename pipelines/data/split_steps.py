@@ -31,7 +31,7 @@ from vsr1.video.clips import META, ClipMeta
 
 @dataclass
 class SplitSteps:
-    """What follows the clips of a split."""
+    """Plans what follows the clips of a split."""
 
     folder: DatasetFolder
     manifest: Manifest  # of the videos that gave a clip
@@ -40,41 +40,39 @@ class SplitSteps:
     embedder: dict[str, Any]  # as `embedder_key` gives it
     announce: Announce
 
-    def embeddings(self) -> list[tuple[Step, list[Batch]]]:
-        """Return the steps of query and video vectors, each with batches that must be embedded before it runs."""
-        folder, split, data, clips = self.folder, self.manifest.split, self.config.data, self.clips
-        queries = [query_row(annotation) for annotation in self.manifest.annotations]
+    def query_vectors(self) -> tuple[Step, list[Batch]]:
+        """Return the step of the query vectors, and the batches that must be embedded before it runs."""
+        folder, split = self.folder, self.manifest.split
+        rows = [query_row(annotation) for annotation in self.manifest.annotations]
+        batches = self._batches("query", [Item(row["query"], row["query"], 0) for row in rows])
+
+        def make() -> Files:
+            written = (folder.query_meta(split), folder.queries(split))
+            return {folder.query_embeddings(split): joined(batches), **dict.fromkeys(written, rows)}
+
+        names = [batch.part.name for batch in batches]
+        return self._step("query_embedding", make, parts=names, queries=lines_sha256(rows)), batches
+
+    def video_vectors(self) -> tuple[Step, list[Batch]]:
+        """Return the step of the video vectors, and the batches that must be embedded before it runs."""
+        folder, split, clips, timestamps = self.folder, self.manifest.split, self.clips, self.config.data.timestamps
         corpus = [self._corpus_row(video) for video in self.manifest.videos.values()]
-        texts = [Item(row["query"], row["query"], 0) for row in queries]
-        films = [Item(v, clip_key(clips[v], data.timestamps), clips[v]["clip"].size) for v in self.manifest.videos]
-        text_batches, film_batches = self._batches("query", texts), self._batches("video", films)
+        items = [Item(v, clip_key(clips[v], timestamps), clips[v]["clip"].size) for v in self.manifest.videos]
+        batches = self._batches("video", items)
 
-        def make_queries() -> Files:
-            vectors = joined(text_batches)
-            return {
-                folder.query_embeddings(split): vectors,
-                folder.query_meta(split): queries,
-                folder.queries(split): queries,
-            }
-
-        def make_videos() -> Files:
-            vectors = joined(film_batches)
-            made_with = {"embedder": self.embedder["weights"], "num_rows": len(vectors), "embed_dim": vectors.shape[1]}
+        def make() -> Files:
+            vectors = joined(batches)
+            settings = {"embedder": self.embedder["weights"], "num_rows": len(vectors), "embed_dim": vectors.shape[1]}
             return {
                 folder.video_embeddings(split): vectors,
                 folder.corpus(split): corpus,
                 folder.docid2row(split): {row["doc_id"]: number for number, row in enumerate(corpus)},
                 folder.video_meta(split): [row | {"info": _info(clips[row["doc_id"]]["meta"])} for row in corpus],
-                folder.embedding_settings(split): made_with | {"timestamps": data.timestamps},
+                folder.embedding_settings(split): settings | {"timestamps": timestamps},
             }
 
-        def step(name: str, make: Callable[[], Files], batches: list[Batch], **rows: Any) -> tuple[Step, list[Batch]]:
-            options: dict[str, Any] = {kind: lines_sha256(of_kind) for kind, of_kind in rows.items()}
-            return self._step(name, make, parts=[batch.part.name for batch in batches], **options), batches
-
-        films_too = step("video_embedding", make_videos, film_batches, corpus=corpus)
-        texts_first = step("query_embedding", make_queries, text_batches, queries=queries)
-        return [films_too] if data.search_only else [texts_first, films_too]
+        names = [batch.part.name for batch in batches]
+        return self._step("video_embedding", make, parts=names, corpus=lines_sha256(corpus)), batches
 
     def index(self) -> Step:
         """Return the step of the FAISS index."""
@@ -86,8 +84,8 @@ class SplitSteps:
             index = faiss.IndexFlatIP(videos.shape[1])
             index.add(videos)
             place = folder.index(split)
-            for path in [*place.parent.glob("index-*"), place.with_name(CURRENT)]:  # the same again, of older versions
-                path.unlink(missing_ok=True)
+            for path in [*place.parent.glob("index-*"), place.with_name(CURRENT)]:
+                path.unlink(missing_ok=True)  # of an older version, which kept the vectors once more
             content = faiss.serialize_index(index).tobytes()  # FAISS itself names no cause of a failed write
             return {folder.id_map(split): list(self.manifest.videos), place: content}
 
@@ -106,12 +104,9 @@ class SplitSteps:
         """Return the steps of the training records in order; that of reasoning runs again while pairs lack it."""
         folder, manifest, data = self.folder, self.manifest, self.config.data
         pool, reasoning = folder.top1_pool(), folder.reasoning()
-        shown = folder.events(TRAIN) if data.teacher.kind == "rules" else folder.clips(TRAIN) / META
+        seen = folder.events(TRAIN) if data.teacher.kind == "rules" else folder.clips(TRAIN) / META
         described = [*self._ranked, folder.annotations(TRAIN), folder.corpus(TRAIN)]
         system = system_prompt(self.config.agent.system_prompt)
-
-        def make_pool() -> Files:
-            return {pool: pool_rows(folder, manifest, self.rankings)}
 
         def make_negatives() -> Files:
             return {folder.hard_negatives(): hard_negatives(manifest, self.rankings, data.hard_negatives)}
@@ -129,10 +124,10 @@ class SplitSteps:
             return {folder.sft_records(): sft_records(read_lines(reasoning), read_lines(pool), system)}
 
         return [
-            self._step("top1_pool", make_pool, described),
+            self._step("top1_pool", lambda: {pool: pool_rows(folder, manifest, self.rankings)}, described),
             self._step("hard_negatives", make_negatives, self._ranked, count=data.hard_negatives),
             self._step("grpo_records", make_grpo, described, negatives=data.grpo_negatives, system=system),
-            self._step("reasoning", reason, [pool, shown], teacher=teacher_settings(data.teacher)),
+            self._step("reasoning", reason, [pool, seen], teacher=teacher_settings(data.teacher)),
             self._step("sft_records", make_sft, [reasoning, pool], system=system),
         ]
 

@@ -25,9 +25,7 @@ from vsr1.formats.atomic import replacing, write_json, write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256, value_sha256
 
-Files = dict[
-    Path, Any
-]  # what is written where, by the ending: rows, a JSON value, an array, or bytes; None: it is there
+Files = dict[Path, Any]  # what goes where, by the ending: rows, a JSON value, an array or bytes; None: it is there
 Facts = dict[str, Any]  # what a step says of its result, JSON; `rows` is the number of rows it wrote
 UNANSWERED = "unanswered"  # a fact: rows that a step asked for in vain; above 0, the next build asks again
 
@@ -114,10 +112,13 @@ class StepLog:
                 report.status = "built"
                 self._announce(f"{step.split}: {step.name}")
                 fingerprint = self._fingerprint(step)
-                made = step.make()
-                files, facts = made if isinstance(made, tuple) else (made, {"rows": len(next(iter(made.values())))})
-                for path, content in files.items():
-                    _write(path, content)
+                result = step.make()
+                files, facts = (
+                    result if isinstance(result, tuple) else (result, {"rows": len(next(iter(result.values())))})
+                )
+                for path, value in files.items():
+                    if value is not None:
+                        _write(path, value)
                 outputs = {path.relative_to(self._root).as_posix(): self._digest(path) for path in files}
                 write_json(self._record(step), {"fingerprint": fingerprint, "outputs": outputs, "facts": facts})
             report.rows = facts["rows"]
@@ -151,14 +152,13 @@ class StepLog:
 
 
 def _write(path: Path, content: Any) -> None:
-    if isinstance(content, np.ndarray):
-        with replacing(path) as part, part.open("wb") as file:
-            np.lib.format.write_array(file, content, allow_pickle=False)
-    elif isinstance(content, bytes):
+    if path.suffix == ".jsonl":
+        write_lines(path, content)
+    elif path.suffix == ".json":
+        write_json(path, content)
+    else:
         with replacing(path) as part:
-            part.write_bytes(content)
-    elif content is not None:
-        (write_lines if path.suffix == ".jsonl" else write_json)(path, content)
+            np.save(part, content, allow_pickle=False) if path.suffix == ".npy" else part.write_bytes(content)
 
 
 def read_journal(path: Path, key: str) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ import ray.data
 from vsr1.settings.data import DataConfig
 
 VIDEOS_A_TASK = 8  # at most
-READER_CPUS = 0.5  # of all readers together; the embedders need the rest
+READING_CPUS = 0.5  # of all readers together; the embedders need the rest
 
 Columns = dict[str, Any]
 Maker = tuple[
@@ -47,7 +47,7 @@ class RayWorkers:
             reader[0],
             fn_constructor_kwargs=reader[1],
             compute=ray.data.ActorPoolStrategy(size=readers),
-            num_cpus=READER_CPUS / readers,
+            num_cpus=READING_CPUS / readers,
         )
         vectors = batches.map(
             embedder[0],

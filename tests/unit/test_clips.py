@@ -178,6 +178,12 @@ def test_the_hash_follows_pixels_times_and_shape_but_not_the_id() -> None:
     assert Clip.make("a", frames.reshape(2, 6, 4, 3), times).content_hash != first
 
 
+@pytest.mark.parametrize(("times", "seconds"), [([0.0, 2.0, 4.0, 6.0], 8.0), ([0.0, 3.0], 6.0), ([0.0, 0.0], 0.0)])
+def test_a_clip_lasts_a_mean_interval_past_its_last_frame(times: list[float], seconds: float) -> None:
+    frames = np.zeros((len(times), 4, 4, 3), np.uint8)
+    assert Clip.make("a", frames, np.array(times)).seconds == seconds
+
+
 @pytest.mark.parametrize("times", [[0.0, float("nan")], [1.0, 0.0]])
 def test_times_must_rise(times: list[float]) -> None:
     with pytest.raises(ClipError, match="finite and rising"):

@@ -98,10 +98,8 @@ def read_annotations(path: Path, beyond_duration: Literal["error", "keep"] = "er
 
 def _completed(line: _Line, number: int) -> Annotation:
     """Return a line with what it leaves out; `number` is its row, from 0."""
-    values = {name: getattr(line, name) for name in Annotation.model_fields}
-    absent = Annotation.model_fields.keys() - line.model_fields_set
-    standing_in = {"desc_id": number, "cog_desc": line.fig_desc}
-    return Annotation(**values | {name: value for name, value in standing_in.items() if name in absent})
+    absent = {"desc_id": number, "cog_desc": line.fig_desc}
+    return Annotation(**{**line.model_dump(), **absent} | line.model_dump(include=line.model_fields_set))
 
 
 def _field(location: tuple[int | str, ...]) -> str:

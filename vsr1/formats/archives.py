@@ -226,12 +226,12 @@ def _check_hashes(shard: Shard) -> None:
         return
     whole = hashlib.sha256()
     for piece in shard.pieces:
-        own = hashlib.sha256()
+        digest = hashlib.sha256()
         with piece.path.open("rb") as handle:
             while block := handle.read(BLOCK):
-                own.update(block)
+                digest.update(block)
                 whole.update(block)
-        _compare(shard, piece.path.name, own.hexdigest(), piece.sha256)
+        _compare(shard, piece.path.name, digest.hexdigest(), piece.sha256)
     _compare(shard, shard.name, whole.hexdigest(), shard.sha256)
 
 

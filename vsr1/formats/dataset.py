@@ -19,18 +19,18 @@ class DatasetFolder:
 
     @property
     def build_state(self) -> Path:
-        """Folder of what a build has done, see `pipelines/data/steps.py`."""
+        """Return the folder of what a build has done, see `pipelines/data/steps.py`."""
         return self.root / ".vsr1" / "build"
 
     def raw_videos(self, split: str) -> Path:
-        """Folder of `<video id>.<extension>` source files."""
+        """Return the folder of `<video id>.<extension>` source files."""
         return self.root / "raw_videos" / split
 
     def annotations(self, split: str) -> Path:
         return self.root / "raw_annotation" / f"{split}.jsonl"
 
     def events(self, split: str) -> Path:
-        """Toy corpus only: what is shown when, for the rule-based reasoning traces."""
+        """Return the file of what is shown when, for the rule-based reasoning traces; toy corpus only."""
         return self.root / "raw_annotation" / f"{split}.events.jsonl"
 
     def corpus(self, split: str) -> Path:
@@ -40,19 +40,19 @@ class DatasetFolder:
         return self.root / split / f"{split}_queries.jsonl"
 
     def clips(self, split: str) -> Path:
-        """Folder of `<video id>.npy`, `meta.jsonl` and `failed_videos.jsonl`."""
+        """Return the folder of `<video id>.npy`, `meta.jsonl` and `failed_videos.jsonl`."""
         return self.root / split / "video_npy_with_meta"
 
     def clips_journal(self, split: str) -> Path:
-        """What each clip was built from, see `pipelines/data/clips.py`."""
+        """Return the journal of what each clip was built from, see `pipelines/data/clips.py`."""
         return self.build_state / f"{split}.clips.rows.jsonl"
 
     def failed_videos(self, split: str) -> Path:
-        """One row a video that gave no clip, empty if there is none."""
+        """Return the file with a row for each video that gave no clip, empty if there is none."""
         return self.clips(split) / "failed_videos.jsonl"
 
     def added(self, split: str) -> Path:
-        """Folder of the videos that a server added to the split, see `vsr1/retrieval/added.py`."""
+        """Return the folder of the videos that a server added to the split, see `vsr1/retrieval/added.py`."""
         return self.root / "added" / split
 
     def query_embeddings(self, split: str) -> Path:
@@ -89,18 +89,18 @@ class DatasetFolder:
         return self.root / "sft_data" / "top1_reasoning_grounding.train.jsonl"
 
     def reasoning_failures(self) -> Path:
-        """One row a pair that got no reasoning, empty if there is none."""
+        """Return the file with a row for each pair that got no reasoning, empty if there is none."""
         return self.root / "sft_data" / "reasoning_failures.train.jsonl"
 
     def reasoning_journal(self) -> Path:
-        """Finished answers of teacher models, in the order in which they were finished."""
+        """Return the journal of answers of teacher models, in the order in which they were finished."""
         return self.build_state / "reasoning.jsonl"
 
     def sft_records(self) -> Path:
         return self.root / "sft_data" / "train_oneturn.json"
 
     def rewrites(self) -> Path:
-        """Refinement in new words only: of each training query id a text that finds its video better."""
+        """Return the file of refinements in new words: of each training query id a text that finds its video better."""
         return self.root / "sft_data" / "rewrites.train.json"
 
     def grpo_records(self) -> Path:

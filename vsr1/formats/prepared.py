@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, ValidationError
 
 from vsr1.formats.archives import Piece, Shard, ShardError, in_place, members, read_marker, unpack, write_marker
 
@@ -49,7 +49,7 @@ class _Part(_Stated):
 
 class _Shard(_Stated):
     name: Below
-    parts: list[Below | _Part] = []
+    parts: list[Annotated[_Part, BeforeValidator(lambda part: {"path": part} if isinstance(part, str) else part)]] = []
 
 
 class _Manifest(BaseModel):
@@ -142,11 +142,9 @@ def unpack_dataset(source: Path, root: Path, workers: int, progress: Callable[[s
 
 
 def _shard(source: Path, entry: _Shard) -> Shard:
-    parts = [part if isinstance(part, _Part) else _Part(path=part) for part in entry.parts]
-    pieces = [Piece(source / part.path, part.size, part.sha256) for part in parts]
-    return Shard(
-        entry.name, tuple(pieces or [Piece(source / "shards" / entry.name)]), size=entry.size, sha256=entry.sha256
-    )
+    pieces = [Piece(source / part.path, part.size, part.sha256) for part in entry.parts]
+    whole = Piece(source / "shards" / entry.name)
+    return Shard(entry.name, tuple(pieces or [whole]), size=entry.size, sha256=entry.sha256)
 
 
 def _state(shard: Shard, root: Path) -> Literal["kept", "trusted"] | None:
@@ -154,11 +152,11 @@ def _state(shard: Shard, root: Path) -> Literal["kept", "trusted"] | None:
     marker = read_marker(shard, root)
     if marker is None:
         return None
-    gone = not all(piece.path.is_file() for piece in shard.pieces)
+    is_gone = not all(piece.path.is_file() for piece in shard.pieces)
     if marker:
-        same = gone or marker["stored_bytes"] == shard.stored_bytes()
+        same = is_gone or marker["stored_bytes"] == shard.stored_bytes()
         return "kept" if same and in_place(marker["files"], root) else None
-    if gone:
+    if is_gone:
         return "trusted"
     try:
         files = members(shard)

@@ -35,7 +35,7 @@ State = Literal["incoming", "videos", "deleted"]
 
 
 class Fault(BaseModel):
-    """Why a video did not come in."""
+    """Says why a video did not come in."""
 
     code: str
     message: str
@@ -249,11 +249,11 @@ def _read(file: Path) -> AddedVideo:
 def _forget(folder: Path) -> None:
     """Remove a folder, in one step as far as others see."""
     if folder.is_dir():
-        gone = folder.with_name(f".{folder.name}.gone")
-        if gone.exists():
-            shutil.rmtree(gone)
-        os.rename(folder, gone)
-        shutil.rmtree(gone)
+        hidden = folder.with_name(f".{folder.name}.gone")
+        if hidden.exists():
+            shutil.rmtree(hidden)
+        os.rename(folder, hidden)
+        shutil.rmtree(hidden)
 
 
 def _move(folder: Path, place: Path) -> None:

@@ -136,7 +136,7 @@ class Shard:
         vectors = self._checked(queries.vectors)
         bounds = self._error_bound * np.linalg.norm(vectors, axis=1)
         excluded = self._excluded(queries.exclude)
-        due = np.minimum(queries.k, len(self) - np.array([len(gone) for gone in excluded]))
+        due = np.minimum(queries.k, len(self) - np.array([len(rows) for rows in excluded]))
         rows: list[np.ndarray] = [np.empty(0, np.int64)] * len(vectors)
         scores: list[np.ndarray] = [np.empty(0, np.float32)] * len(vectors)
         width = {i: self._width(count + len(excluded[i]) + MARGIN) for i, count in enumerate(due.tolist()) if count}

@@ -81,16 +81,16 @@ class ReplicaSet(Generic[Client]):
         """
         loop = asyncio.get_running_loop()
         running: dict[asyncio.Task[Answer], tuple[_Replica[Client], float]] = {}
-        asked: set[int] = set()
+        tried: set[int] = set()
         try:
             while True:
                 begun = [since for _, since in running.values()]
                 hedge_at = begun[0] + self._hedge_after() if len(running) == 1 else loop.time()
-                free = [r for r in self._replicas if not r.down and id(r) not in asked]
+                free = [r for r in self._replicas if not r.down and id(r) not in tried]
                 if free and len(running) < 2 and loop.time() >= hedge_at:
                     replica = min(free, key=lambda r: r.calls)
                     self.hedged += bool(running)
-                    asked.add(id(replica))
+                    tried.add(id(replica))
                     replica.calls += 1
                     running[loop.create_task(ask(replica.client))] = replica, loop.time()
                     continue
@@ -98,8 +98,8 @@ class ReplicaSet(Generic[Client]):
                     raise self.unavailable()
                 due = min(begun) + self._timeout_s
                 wait_s = min(due, hedge_at) - loop.time() if free and len(running) == 1 else due - loop.time()
-                done, _ = await asyncio.wait(running, timeout=max(0.0, wait_s), return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                ended, _ = await asyncio.wait(running, timeout=max(0.0, wait_s), return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
                     replica, since = running.pop(task)
                     replica.calls -= 1
                     error = task.exception()

@@ -34,14 +34,14 @@ class QueryEmbedder(Protocol):
     fingerprint: str
 
     def embed_queries(self, queries: list[str], soft_tokens: list[np.ndarray | None] | None = None) -> np.ndarray:
-        """Unit vectors, float32 [n, dim], of n texts with optional soft tokens, float32 [N, dim] each."""
+        """Return unit vectors, float32 [n, dim], of n texts with optional soft tokens, float32 [N, dim] each."""
 
 
 class ClipEmbedder(QueryEmbedder, Protocol):
     """What adding videos needs too."""
 
     def embed_clips(self, clips: list[Clip]) -> np.ndarray:
-        """Unit vectors, float32 [n, dim], of n clips."""
+        """Return unit vectors, float32 [n, dim], of n clips."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class SearchResult:
 
 
 def vector_problem(vector: np.ndarray, dim: int) -> str | None:
-    """Why a vector has no direction to search in, None if it has one."""
+    """Return why a vector has no direction to search in, None if it has one."""
     if vector.shape != (dim,):
         return f"has shape {vector.shape}, not ({dim},)"
     if not np.isfinite(vector).all():

@@ -35,12 +35,9 @@ def ask_server(tasks: list[Task], clips: ClipFolder, teacher: TeacherConfig) -> 
     """
     # The client insists on a key; servers without one ignore it.
     key = teacher.key_file.read_text(encoding="utf-8").strip() if teacher.key_file else "none"
-    with (
-        openai.OpenAI(
-            base_url=teacher.url, api_key=key, timeout=teacher.timeout_s, max_retries=teacher.retries
-        ) as client,
-        ThreadPoolExecutor(teacher.concurrency) as threads,
-    ):
+    patience: dict[str, Any] = {"timeout": teacher.timeout_s, "max_retries": teacher.retries}
+    server = openai.OpenAI(base_url=teacher.url, api_key=key, **patience)
+    with server as client, ThreadPoolExecutor(teacher.concurrency) as threads:
         requests = [threads.submit(_answer, client, task, clips, teacher) for task in tasks]
         try:
             for request in as_completed(requests):
@@ -73,15 +70,9 @@ def _answer(client: openai.OpenAI, task: Task, clips: ClipFolder, teacher: Teach
 
 def _reply(client: openai.OpenAI, pair_id: str, messages: Any, teacher: TeacherConfig, seed: int) -> Answer:
     """Send one request; a failed one has no finish reason."""
+    sampling: dict[str, Any] = teacher.model_dump(include={"max_tokens", "temperature", "top_p"}) | {"seed": seed}
     try:
-        completion = client.chat.completions.create(
-            model=str(teacher.model),
-            messages=messages,
-            max_tokens=teacher.max_tokens,
-            temperature=teacher.temperature,
-            top_p=teacher.top_p,
-            seed=seed,
-        )
+        completion = client.chat.completions.create(model=str(teacher.model), messages=messages, **sampling)
     except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
         # The body is left out: servers quote the key in it.
         raise BuildError(

@@ -108,9 +108,9 @@ def teacher_settings(teacher: TeacherConfig) -> list[Any]:
 def _tasks(pool: list[dict[str, Any]], clips: ClipFolder, config: Config) -> list[Task]:
     """Return what to ask about each pair, with a fingerprint over everything that its answer depends on."""
     settings = teacher_settings(config.data.teacher)
-    shown = sorted({pair["top1_video_id"] for pair in pool})
+    names = sorted({pair["top1_video_id"] for pair in pool})
     with ThreadPoolExecutor(config.data.decode_workers) as readers:
-        hashes = dict(zip(shown, readers.map(lambda name: clips.read(name).content_hash, shown), strict=True))
+        hashes = dict(zip(names, readers.map(lambda name: clips.read(name).content_hash, names), strict=True))
     tasks = []
     for pair in pool:
         span = (pair["gt_start"], pair["gt_end"]) if pair["gold_label"] == "match" else None
@@ -135,7 +135,15 @@ def _answers(
     announce(f"teacher: {len(pending)} pairs to reason about, {len(answers)} kept")
     if not pending:
         return answers
-    replies = _ask(list(pending.values()), clips, config)
+    replies: Generator[Answer, None, None]
+    if config.data.teacher.kind == "vllm":
+        from pipelines.data.teacher.vllm import ask_engines
+
+        replies = ask_engines(list(pending.values()), clips, config.data.teacher, config.model.device)
+    else:
+        from pipelines.data.teacher.openai import ask_server
+
+        replies = ask_server(list(pending.values()), clips, config.data.teacher)
     with open_journal(journal) as add, closing(replies):
         for number, answer in enumerate(replies, start=1):
             pair_id = answer["pair_id"]
@@ -145,14 +153,3 @@ def _answers(
             if number % 100 == 0:
                 announce(f"teacher: {number} of {len(pending)} pairs answered")
     return answers
-
-
-def _ask(tasks: list[Task], clips: ClipFolder, config: Config) -> Generator[Answer, None, None]:
-    if config.data.teacher.kind == "vllm":
-        from pipelines.data.teacher.vllm import ask_engines
-
-        yield from ask_engines(tasks, clips, config.data.teacher, config.model.device)
-    else:
-        from pipelines.data.teacher.openai import ask_server
-
-        yield from ask_server(tasks, clips, config.data.teacher)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
+from typing import Any
 
 import ray.data
 
@@ -36,13 +37,9 @@ class TeacherActor:
             pending = [i for i in range(len(tasks)) if i not in answers or answers[i]["error"]]
             if not pending:
                 break
-            replies = self._engine.generate(
-                [prompts[i] for i in pending],
-                max_tokens=self._teacher.max_tokens,
-                temperature=self._teacher.temperature,
-                top_p=self._teacher.top_p,
-                seed=self._teacher.seed + attempt,
-            )
+            sampling: dict[str, Any] = self._teacher.model_dump(include={"max_tokens", "temperature", "top_p"})
+            seed = self._teacher.seed + attempt
+            replies = self._engine.generate([prompts[i] for i in pending], seed=seed, **sampling)
             for i, reply in zip(pending, replies, strict=True):
                 answers[i] = judged(tasks[i].pair_id, reply.text, reply.finish_reason, reply.thinking)
         return {"answers": json.dumps([answers[i] for i in range(len(tasks))])}
