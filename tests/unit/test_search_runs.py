@@ -101,7 +101,7 @@ def test_a_search_belongs_to_its_key_and_is_kept_for_a_while() -> None:
             stub = Stub()
             stub.put(*deltas(1), DONE)
             await (await begin(runs, stub, name)).result()
-        for name, owner in (("a", "tests"), ("b", "others"), ("b", None), ("nowhere", "tests")):
+        for name, owner in (("a", "tests"), ("b", "others"), ("b", ""), ("nowhere", "tests")):
             with pytest.raises(ApiError) as unknown:
                 runs.get(name, owner)
             assert (unknown.value.status, unknown.value.code) == (404, "unknown_search")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -16,7 +15,7 @@ from pipelines.serve.gateway.events import Event
 from pipelines.serve.gateway.faults import ApiError, reason
 from pipelines.serve.gateway.handles import LibraryHandle
 from pipelines.serve.gateway.intake import Intake
-from pipelines.serve.gateway.keys import ApiKey, Limiter, key_of, read_keys, secret_of
+from pipelines.serve.gateway.keys import NOBODY_S, ApiKey, Limiter, key_of, read_keys, secret_of
 from pipelines.serve.gateway.runs import SearchRun, SearchRuns
 from pipelines.serve.gateway.schema import CorpusName, SearchBody
 from vsr1.episode.environment import PromptError
@@ -36,7 +35,7 @@ class Gateway:
         self._agents = {name: handle.options(stream=True) for name, handle in agents.items()}
         self.models = list(agents)  # that a request may name
         self._keys = read_keys(settings.key_file) if settings.key_file else None
-        self._limiter = Limiter()
+        self.limiter = Limiter()
         self._runs = SearchRuns(settings)
 
     async def drain(self) -> None:
@@ -50,9 +49,7 @@ class Gateway:
             ApiError: it was refused.
         """
         key, search_id = self.key_of(request), uuid4().hex
-        return await self._runs.begin(
-            search_id, key.name if key else None, self._events(search_id, body, key), resumable
-        )
+        return await self._runs.begin(search_id, key.name, self._events(search_id, body, key), resumable)
 
     def run(self, search_id: str, request: Request) -> SearchRun:
         """Return a search of this request's key. Reading it counts as a request, but not among those that run.
@@ -61,26 +58,20 @@ class Gateway:
             ApiError: the key has no such search.
         """
         key = self.key_of(request)
-        with self._limiter.within(key, holds=False):
-            return self._runs.get(search_id, key.name if key else None)
+        with self.limiter.within(key, holds=False):
+            return self._runs.get(search_id, key.name)
 
-    def key_of(self, request: Request) -> ApiKey | None:
-        """Return the key of a request, None where there is no file of keys.
+    def key_of(self, request: Request) -> ApiKey:
+        """Return the key of a request, `NOBODY_S` where there is no file of keys.
 
         Raises:
             ApiError: it has none that is known.
         """
         if self._keys is None:
-            return None
+            return NOBODY_S
         if key := key_of(self._keys, secret_of(request.headers)):
             return key
         raise ApiError("unknown_key")
-
-    @contextmanager
-    def admitted(self, request: Request) -> Iterator[None]:
-        """Be around a request that its key's limits let in; everybody is let in without a file of keys."""
-        with self._limiter.within(self.key_of(request)):
-            yield
 
     def corpus(self, name: str | None) -> str:
         """Return the corpus of a request, which may leave it out where there is only one.
@@ -95,8 +86,8 @@ class Gateway:
             raise ApiError("unknown_corpus", f"corpus {name!r} is not served; there are {', '.join(names)}")
         return str(name)
 
-    async def _events(self, search_id: str, body: SearchBody, key: ApiKey | None) -> AsyncGenerator[Event, None]:
-        with self._limiter.within(key):
+    async def _events(self, search_id: str, body: SearchBody, key: ApiKey) -> AsyncGenerator[Event, None]:
+        with self.limiter.within(key):
             model = body.model or self.models[0]
             if model not in self.models:
                 raise ApiError("unknown_model", f"model {model!r} is not served; there are {', '.join(self.models)}")
@@ -131,7 +122,7 @@ Served = Annotated[Gateway, Depends(gateway_of)]
 
 async def admit(request: Request, gateway: Served) -> AsyncIterator[Gateway]:
     """Give the gateway, and count the request among those of its key until it is answered."""
-    with gateway.admitted(request):
+    with gateway.limiter.within(gateway.key_of(request)):
         yield gateway
 
 

@@ -31,7 +31,7 @@ class SearchRun(EventLog):
         began: Unix time in seconds.
     """
 
-    def __init__(self, search_id: str, owner: str | None, grace_s: float) -> None:
+    def __init__(self, search_id: str, owner: str, grace_s: float) -> None:
         super().__init__()
         self.id, self.owner, self.began, self._grace_s = search_id, owner, int(time.time()), grace_s
         self.failure: ApiError | None = None
@@ -122,7 +122,7 @@ class SearchRuns:
         self._ended: dict[str, SearchRun] = {}  # oldest first
 
     async def begin(
-        self, search_id: str, owner: str | None, events: AsyncGenerator[Event, None], resumable: bool
+        self, search_id: str, owner: str, events: AsyncGenerator[Event, None], resumable: bool
     ) -> SearchRun:
         """Start a search and wait for its first event. A caller that goes away while it waits cancels it.
 
@@ -150,7 +150,7 @@ class SearchRuns:
         while self._running:
             await asyncio.sleep(0.1)
 
-    def get(self, search_id: str, owner: str | None) -> SearchRun:
+    def get(self, search_id: str, owner: str) -> SearchRun:
         """Return a search of this owner.
 
         Raises:
