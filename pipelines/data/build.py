@@ -62,11 +62,10 @@ class BuildReport:
             left_out = f", {reasoned['left_out']} pairs left out" if reasoned["left_out"] else ""
             parts.append(f"{sft['rows']} SFT and {grpo['rows']} GRPO records{left_out}")
         kept = sum(step.status == "kept" for step in self.steps)
-        decoding, embedding = (
-            sum(step.seconds for step in self.steps if step.name == name) for name in ("clips", "embedding")
-        )
-        seconds = f"decoding {decoding:.1f} s, embedding {embedding:.1f} s"
-        return "; ".join([*parts, f"{len(self.steps) - kept} steps built, {kept} kept", seconds])
+        seconds = {name: sum(s.seconds for s in self.steps if s.name == name) for name in ("clips", "embedding")}
+        parts.append(f"{len(self.steps) - kept} steps built, {kept} kept")
+        parts.append(f"decoding {seconds['clips']:.1f} s, embedding {seconds['embedding']:.1f} s")
+        return "; ".join(parts)
 
     def table(self) -> Table:
         """Return a table with one row a step."""

@@ -29,9 +29,8 @@ class FolderCheck:
     """What one split has, with 0 for a file that is not there, and its faults."""
 
     def __init__(self, folder: DatasetFolder, split: str) -> None:
-        self.split = split
+        self.split, self._folder = split, folder
         self.faults: list[str] = []
-        self._folder = folder
         self.queries = self._read(folder.annotations(split), _lines)
         self.video_vectors = self._read(folder.video_embeddings(split), _rows)
         docids: dict[str, int] = self._read(folder.docid2row(split), _json) or {}
@@ -108,10 +107,8 @@ def check_folder(folder: DatasetFolder, splits: list[str], announce: Announce) -
         wanted = (folder.hard_negatives(), folder.sft_records(), folder.grpo_records())
         faults += [f"{path.relative_to(folder.root)} does not exist" for path in wanted if not path.is_file()]
     if faults:
-        raise IncompleteError(
-            f"{folder.root} is not complete; fetch what is missing, or name the splits to check with --split\n  "
-            + "\n  ".join(faults)
-        )
+        remedy = "fetch what is missing, or name the splits to check with --split"
+        raise IncompleteError("\n  ".join([f"{folder.root} is not complete; {remedy}", *faults]))
 
 
 def _clip_fault(clips: Path, video_id: str, row: ClipMeta) -> str | None:

@@ -18,6 +18,7 @@ from vsr1.formats.annotations import Annotation, read_annotations
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.data import DataConfig
 
+Row = dict[str, Any]  # of a file of JSON lines
 Announce = Callable[[str], None]  # takes a line that says how far a build is
 VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 
@@ -118,7 +119,7 @@ def portable(folder: DatasetFolder, path: Path) -> str:
     return path.relative_to(folder.root).as_posix() if path.is_relative_to(folder.root) else path.as_posix()
 
 
-def query_row(annotation: Annotation) -> dict[str, Any]:
+def query_row(annotation: Annotation) -> Row:
     """Return one query (data-eval.md §1.2)."""
     return {
         "qid": annotation.qid,

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pipelines.data.manifest import BuildError, Manifest, Video, query_row, video_path
+from pipelines.data.manifest import BuildError, Manifest, Row, query_row, video_path
 from vsr1.formats.annotations import Annotation
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.search.prompts import assistant_text, format_seconds, user_text
@@ -38,11 +37,12 @@ class Hit:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """One query: its best videos, best first, and the right one wherever it stands.
+    """Ranks the videos for one query: the best ones, best first, and the right one wherever it stands.
 
     Held as rows int32 [k] of `ids` and scores float32 [k], because a corpus has many queries.
     """
 
+    annotation: Annotation
     ids: list[str]
     rows: np.ndarray
     scores: np.ndarray
@@ -81,18 +81,19 @@ def rank_videos(manifest: Manifest, queries: np.ndarray, videos: np.ndarray, dep
             truth = rows[annotation.video]
             place = int(np.flatnonzero(order == truth)[0])
             best = order[: depth + 1].copy()  # a slice would hold the whole row
-            rankings.append(Ranking(ids, best, scores[best], Hit(annotation.video, float(scores[truth]), place + 1)))
+            right = Hit(annotation.video, float(scores[truth]), place + 1)
+            rankings.append(Ranking(annotation, ids, best, scores[best], right))
     return rankings
 
 
-def pool_rows(folder: DatasetFolder, manifest: Manifest, rankings: list[Ranking]) -> list[dict[str, Any]]:
+def pool_rows(folder: DatasetFolder, manifest: Manifest, rankings: list[Ranking]) -> list[Row]:
     """Return two shown videos a query, one right and one wrong: its top-1, and for balance the other kind.
 
     Where the top-1 is wrong, the right video is added as pair `<qid>::gt`; where it is right, the best wrong one is.
     """
     pool = []
-    for index, (annotation, ranking) in enumerate(zip(manifest.annotations, rankings, strict=True)):
-        top1_is_right = ranking.top1.video_id == annotation.video
+    for index, ranking in enumerate(rankings):
+        annotation, top1_is_right = ranking.annotation, ranking.top1.video_id == ranking.truth.video_id
         other = ranking.wrong(1)[0] if top1_is_right else ranking.truth
         other_name = other.video_id if top1_is_right else "gt"
         for hit, name in ((ranking.top1, ranking.top1.video_id), (other, other_name)):
@@ -101,9 +102,7 @@ def pool_rows(folder: DatasetFolder, manifest: Manifest, rankings: list[Ranking]
     return pool
 
 
-def reasoned_rows(
-    pool: list[dict[str, Any]], events: dict[str, list[Event]], events_file: Path
-) -> tuple[list[dict[str, Any]], int]:
+def reasoned_rows(pool: list[Row], events: dict[str, list[Event]], events_file: Path) -> tuple[list[Row], int]:
     """Return pool rows with the rule-based teacher's reasoning, and how many pairs were left out.
 
     A wrong video that shows the queried events too has no true label: that pair is left out and counted.
@@ -129,7 +128,7 @@ def reasoned_rows(
     return rows, ambiguous
 
 
-def reasoned_row(pair: dict[str, Any], words: str, think: str = "") -> dict[str, Any]:
+def reasoned_row(pair: Row, words: str, think: str = "") -> Row:
     """Return a row of the pool with a teacher's reasoning, under the published names."""
     return pair | {
         "model_label": pair["gold_label"],
@@ -145,32 +144,24 @@ def reasoned_row(pair: dict[str, Any], words: str, think: str = "") -> dict[str,
     }
 
 
-def sft_records(reasoned: list[dict[str, Any]], pool: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:
+def sft_records(reasoned: list[Row], pool: list[Row], system: str) -> list[Row]:
     """Return one conversation a reasoned pair, in order; `pool` names each query's top-1, of left out pairs too."""
     top1 = {row["query_index"]: row["top1_video_id"] for row in pool if row["top1_rank"] == 1}
     return [_sft_record(row, system, top1[row["query_index"]]) for row in reasoned]
 
 
-def hard_negatives(manifest: Manifest, rankings: list[Ranking], count: int) -> dict[str, list[str]]:
+def hard_negatives(rankings: list[Ranking], count: int) -> dict[str, list[str]]:
     """Return per query the nearest wrong videos, best first."""
-    return {
-        annotation.qid: [hit.video_id for hit in ranking.wrong(count)]
-        for annotation, ranking in zip(manifest.annotations, rankings, strict=True)
-    }
+    return {ranking.annotation.qid: [hit.video_id for hit in ranking.wrong(count)] for ranking in rankings}
 
 
-def grpo_records(
-    manifest: Manifest, rankings: list[Ranking], system: str, negatives: int
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def grpo_records(manifest: Manifest, rankings: list[Ranking], system: str, negatives: int) -> tuple[list[Row], Row]:
     """Return a row a query with its top-1, then missed queries again with the right video until both labels are equal.
 
     Returns:
         the rows and the content of `stats.minimal_top1.json`.
     """
-    rows = [
-        _grpo_record(annotation, ranking, system, manifest.videos[annotation.video], negatives)
-        for annotation, ranking in zip(manifest.annotations, rankings, strict=True)
-    ]
+    rows = [_grpo_record(manifest, ranking, system, negatives) for ranking in rankings]
     missed = [row for row in rows if row["label"] == "not_matched"]
     hits = len(rows) - len(missed)
     order = list(missed)
@@ -194,7 +185,7 @@ def grpo_records(
     return written, stats
 
 
-def _pool_row(folder: DatasetFolder, manifest: Manifest, annotation: Annotation, hit: Hit) -> dict[str, Any]:
+def _pool_row(folder: DatasetFolder, manifest: Manifest, annotation: Annotation, hit: Hit) -> Row:
     query = query_row(annotation)
     video, truth = manifest.videos[hit.video_id], manifest.videos[annotation.video]
     start, end = annotation.time
@@ -220,7 +211,7 @@ def _pool_row(folder: DatasetFolder, manifest: Manifest, annotation: Annotation,
     }
 
 
-def _queried(pair: dict[str, Any], events: Sequence[Event], events_file: Path) -> tuple[Event, Event]:
+def _queried(pair: Row, events: Sequence[Event], events_file: Path) -> tuple[Event, Event]:
     for first, second in pairwise(events):
         if (first.start, second.end) == (pair["gt_start"], pair["gt_end"]):
             return first, second
@@ -230,7 +221,7 @@ def _queried(pair: dict[str, Any], events: Sequence[Event], events_file: Path) -
     )
 
 
-def _sft_record(row: dict[str, Any], system: str, top1: str) -> dict[str, Any]:
+def _sft_record(row: Row, system: str, top1: str) -> Row:
     matched = row["gold_label"] == "match"
     span = (row["gt_start"], row["gt_end"]) if matched else None
     return {
@@ -256,9 +247,9 @@ def _sft_record(row: dict[str, Any], system: str, top1: str) -> dict[str, Any]:
     }
 
 
-def _grpo_record(annotation: Annotation, ranking: Ranking, system: str, truth: Video, negatives: int) -> dict[str, Any]:
+def _grpo_record(manifest: Manifest, ranking: Ranking, system: str, negatives: int) -> Row:
+    annotation, wrong = ranking.annotation, ranking.wrong(negatives)
     matched = ranking.top1.video_id == annotation.video
-    wrong = ranking.wrong(negatives)
     return {
         "qid": annotation.qid,
         "problem": f"{system}\n\nQuery:\n{annotation.fig_desc}",
@@ -271,7 +262,7 @@ def _grpo_record(annotation: Annotation, ranking: Ranking, system: str, truth: V
         "query": annotation.fig_desc,
         "gt_video": annotation.video,
         "gt_time": list(annotation.time),
-        "gt_duration": truth.duration,
+        "gt_duration": manifest.videos[annotation.video].duration,
         "retrieved_video": ranking.top1.video_id,
         "label": "matched" if matched else "not_matched",
         "hard_negative_ids": [hit.video_id for hit in wrong],
@@ -281,7 +272,7 @@ def _grpo_record(annotation: Annotation, ranking: Ranking, system: str, truth: V
     }
 
 
-def _with_right_video(row: dict[str, Any]) -> dict[str, Any]:
+def _with_right_video(row: Row) -> Row:
     return row | {
         "path": f"{row['gt_video']}.npy",
         "solution": _matched_solution(row["gt_time"]),

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipelines.data.clips import ClipRow, clip_key
 from pipelines.data.embed import Batch, Item, Kind, cut_items, joined
-from pipelines.data.manifest import Announce, Manifest, Video, query_row, video_path
+from pipelines.data.manifest import Announce, Manifest, Row, Video, query_row, video_path
 from pipelines.data.records import Ranking, grpo_records, hard_negatives, pool_rows, rank_videos, sft_records
 from pipelines.data.steps import UNANSWERED, Facts, Files, Step
 from pipelines.data.teacher.reasoning import teacher_settings, write_reasoning
@@ -109,7 +109,7 @@ class SplitSteps:
         system = system_prompt(self.config.agent.system_prompt)
 
         def make_negatives() -> Files:
-            return {folder.hard_negatives(): hard_negatives(manifest, self.rankings, data.hard_negatives)}
+            return {folder.hard_negatives(): hard_negatives(self.rankings, data.hard_negatives)}
 
         def make_grpo() -> Files:
             rows, stats = grpo_records(manifest, self.rankings, system, data.grpo_negatives)
@@ -159,7 +159,7 @@ class SplitSteps:
             batches.append(Batch(split, kind, [item.name for item in cut], part))
         return batches
 
-    def _corpus_row(self, video: Video) -> dict[str, Any]:
+    def _corpus_row(self, video: Video) -> Row:
         """Return the whole video as one document (data-eval.md §1.2), as long as it is annotated, or else decoded."""
         seconds = video.duration or self.clips[video.video_id]["meta"]["source_duration_sec"]
         return {

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipelines.data.manifest import Announce, BuildError
+from pipelines.data.manifest import Announce, BuildError, Row
 from vsr1.formats.atomic import replacing, write_json, write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256, value_sha256
@@ -112,10 +112,8 @@ class StepLog:
                 report.status = "built"
                 self._announce(f"{step.split}: {step.name}")
                 fingerprint = self._fingerprint(step)
-                result = step.make()
-                files, facts = (
-                    result if isinstance(result, tuple) else (result, {"rows": len(next(iter(result.values())))})
-                )
+                out = step.make()
+                files, facts = out if isinstance(out, tuple) else (out, {"rows": len(next(iter(out.values())))})
                 for path, value in files.items():
                     if value is not None:
                         _write(path, value)
@@ -161,13 +159,13 @@ def _write(path: Path, content: Any) -> None:
             np.save(part, content, allow_pickle=False) if path.suffix == ".npy" else part.write_bytes(content)
 
 
-def read_journal(path: Path, key: str) -> dict[str, dict[str, Any]]:
+def read_journal(path: Path, key: str) -> dict[str, Row]:
     """Read rows of finished work by their `key`, of several the last; a line that a kill cut off is passed over.
 
     Raises:
         BuildError: a line that is no such row.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
@@ -179,14 +177,14 @@ def read_journal(path: Path, key: str) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def open_journal(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+def open_journal(path: Path) -> Iterator[Callable[[Row], None]]:
     """Give a function that adds a row to a journal and keeps it at once; first a line that was cut off is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
 
-        def add(row: dict[str, Any]) -> None:
+        def add(row: Row) -> None:
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             file.flush()
 

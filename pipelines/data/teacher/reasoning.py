@@ -8,13 +8,12 @@ kept: the next build asks again.
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.data.manifest import Announce, BuildError, check_failures
+from pipelines.data.manifest import Announce, BuildError, Row, check_failures
 from pipelines.data.records import reasoned_row, reasoned_rows
 from pipelines.data.steps import open_journal, read_journal
 from pipelines.data.teacher.prompts import MATCH_PROMPT, WRONG_PROMPT, Answer, Task, teacher_prompt
@@ -31,7 +30,7 @@ from vsr1.video.clips import ClipFolder
 class TeacherOutcome:
     """`rows` in pool order; `failed` maps a pair's id to the reason; `ambiguous` pairs have no true label."""
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     failed: dict[str, str]
     ambiguous: int
 
@@ -55,9 +54,7 @@ def check_teacher(folder: DatasetFolder, teacher: TeacherConfig) -> None:
         raise BuildError(f"data.teacher.key_file={key} {problem}; put the API key there")
 
 
-def write_reasoning(
-    folder: DatasetFolder, pool: list[dict[str, Any]], config: Config, announce: Announce
-) -> TeacherOutcome:
+def write_reasoning(folder: DatasetFolder, pool: list[Row], config: Config, announce: Announce) -> TeacherOutcome:
     """Have every pair of the pool reasoned about, and write `sft_data/`'s reasoning and failures files.
 
     Ray must be running for `data.teacher.kind=vllm`.
@@ -69,7 +66,7 @@ def write_reasoning(
     """
     teacher = config.data.teacher
     check_teacher(folder, teacher)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     failures, ambiguous = [], 0
     if teacher.kind == "rules":
         events = {video_id: shown for video_id, (shown, _) in load_events(folder.events(TRAIN)).items()}
@@ -100,12 +97,11 @@ def teacher_settings(teacher: TeacherConfig) -> list[Any]:
     """Return what decides a teacher's words beside pair and prompts; not where it is, nor how patient we are."""
     if teacher.kind == "rules":
         return [teacher.kind]
-    prompts = [MATCH_PROMPT, WRONG_PROMPT]
     sampling = [teacher.max_tokens, teacher.temperature, teacher.top_p, teacher.seed]
-    return [teacher.kind, str(teacher.folder), teacher.model, teacher.dtype, *sampling, *prompts]
+    return [teacher.kind, str(teacher.folder), teacher.model, teacher.dtype, *sampling, MATCH_PROMPT, WRONG_PROMPT]
 
 
-def _tasks(pool: list[dict[str, Any]], clips: ClipFolder, config: Config) -> list[Task]:
+def _tasks(pool: list[Row], clips: ClipFolder, config: Config) -> list[Task]:
     """Return what to ask about each pair, with a fingerprint over everything that its answer depends on."""
     settings = teacher_settings(config.data.teacher)
     names = sorted({pair["top1_video_id"] for pair in pool})
@@ -135,7 +131,6 @@ def _answers(
     announce(f"teacher: {len(pending)} pairs to reason about, {len(answers)} kept")
     if not pending:
         return answers
-    replies: Generator[Answer, None, None]
     if config.data.teacher.kind == "vllm":
         from pipelines.data.teacher.vllm import ask_engines
 

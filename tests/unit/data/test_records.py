@@ -135,11 +135,11 @@ def test_events_that_do_not_fit_are_named() -> None:
 
 
 def test_negatives_are_the_nearest_wrong_videos() -> None:
-    split, rankings = two_hits_and_a_miss()
-    assert hard_negatives(split, rankings, 2) == {
+    _, rankings = two_hits_and_a_miss()
+    assert hard_negatives(rankings, 2) == {
         "10_fig": ["v3", "v2"], "11_fig": ["v2", "v3"], "12_fig": ["v0", "v1"],
     }  # fmt: skip
-    assert hard_negatives(split, rankings, 50)["12_fig"] == ["v0", "v1", "v3"]
+    assert hard_negatives(rankings, 50)["12_fig"] == ["v0", "v1", "v3"]
 
 
 def test_grpo_rows_are_balanced_with_the_right_video() -> None:
