@@ -21,10 +21,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray gives its workers the niceness 15: with another test busy beside them they would hardly run at all.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's own spelling)
 
-SLOWEST = (  # a minute or more each
-    "run", "test_service_models", "service", "library", "test_learner_ranks", "test_engine_latents", "test_sft_resume",
-    "test_data_steps", "test_evaluation", "test_data_build", "test_service_deploy", "test_engine_parity", "test_bench",
-    "test_learner", "test_teacher_engine", "test_retriever", "test_retrieval_actors",
+SLOWEST = (  # half a minute or more each
+    "run", "service", "library", "test_service_deploy", "test_learner_ranks", "test_learner", "test_sft_resume",
+    "test_bench", "test_engine_latents", "test_evaluation", "test_engine_parity", "test_data_build",
+    "test_teacher_engine", "test_retrieval_actors", "test_push", "test_selftest", "test_clip_stores",
 )  # fmt: skip
 
 

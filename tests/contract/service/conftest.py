@@ -35,7 +35,7 @@ def served(
             f"serve.corpora.{SMALL}.root={toy_data}", f"serve.corpora.{SMALL}.split=val",
             "serve.model=first", f"serve.models.second={other}", "eval.top_k=5",
             f"serve.searches_a_replica={AT_ONCE}", f"serve.waiting_searches={AT_ONCE}",
-            "cluster.rollout.memory_gib=1",  # Ray offers what is free when it starts
+            "retrieval.shards=1", "cluster.rollout.memory_gib=1",  # Ray offers what is free when it starts
         ]  # fmt: skip
         config = load_config(REPOSITORY / "configs" / "toy.yaml", settings)
         write_other(config.model.policy, other)
