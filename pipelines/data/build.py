@@ -92,8 +92,6 @@ def build_dataset(
             Finished steps, and finished clips, batches and rows of the one that stopped, are kept.
     """
     data, announce = config.data, progress or (lambda line: None)
-    if not data.splits:
-        raise BuildError("data.splits is empty; name at least one split, as in data.splits=[train,test]")
     workers = workers or RayWorkers(data, config.model.device)
     folder = DatasetFolder(data.root.resolve())
     log = StepLog(folder, announce)
@@ -116,10 +114,10 @@ def build_dataset(
             batches = [batch for step, batches in pairs if log.current(step) is None for batch in batches]
             count, refused = embed(folder, batches, config, embedder["weights"], announce, workers, embedder_class)
             report.rows, report.status = sum(len(batch.items) for batch in batches), "built" if count else "kept"
-        for of_split, steps in zip(clips, splits, strict=True):
+        for of_split, planned in zip(clips, splits, strict=True):
             if of_videos := {name: reason for (split, name), reason in refused.items() if split == of_split.split}:
                 of_split.refuse({name: Failure("embed", reason) for name, reason in of_videos.items()})
-                steps.manifest = of_split.left
+                planned.manifest = of_split.left
         pairs = [pair for split in splits for pair in split.vectors(data.search_only)]
         for step in [*[step for step, _ in pairs], *[split.index() for split in splits]]:
             log.run(step)

@@ -277,6 +277,8 @@ def make_clip_row(text: str, *, root: Path, clips: Path, data: DataConfig, progr
     row: dict[str, Any] = {"video_id": name, "sampling": _sampling(data), "source": None}
     try:
         with work_on(Path(path)):
+            if Path(path).exists() and not Path(path).is_file():
+                raise VideoError(Path(path), "is no regular file", "read")  # to read a pipe would take for ever
             row["source"] = FileState.of(Path(path))
             with reporting(progress, name) as report:
                 meta = make_clip(clips, name, Path(path), data, report)

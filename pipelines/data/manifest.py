@@ -117,7 +117,7 @@ def find_videos(folder: DatasetFolder, split: str, data: DataConfig) -> Manifest
     files = video_files(place)
     if data.search_only:
         if not files:
-            raise BuildError(f"{place} has no video files (.mp4, .mkv, .webm or what else FFmpeg reads); set data.videos")
+            raise BuildError(f"{place} has no video files (.mp4, .mkv and what else FFmpeg reads); set data.videos")
         named = _named_once(place, files)
         videos = {name: Video(name, named[name], 0.0) for name in sorted(named)}
         return Manifest(split, videos, [], place, files)

@@ -58,7 +58,7 @@ def test_moment_detr_files(rows: list[PredictionRow], tmp_path: Path) -> None:
         "qid": "7_fig", "query": "a ring", "vid": "b", "pred_relevant_windows": [[10, 16, 0.5]],
     }  # fmt: skip
     found = read_moment_detr(predictions)
-    assert found == {"7_fig": [(10, 16)], "8_fig": [(12, 20)], "9_fig": [(0, 0)]}
+    assert found == {"7_fig": [(10, 16, 0.5)], "8_fig": [(12, 20, 1)], "9_fig": [(0, 0, 0)]}
     scores = moment_detr_scores(found, read_moment_detr_truth(truth))
     assert scores["MR-mIoU"] == pytest.approx(100 * (0.6 + 0.8) / 3, abs=0.005)
     assert (scores["MR-R1"]["0.5"], scores["MR-R1"]["0.8"], scores["MR-R1"]["0.85"]) == (66.67, 33.33, 0)

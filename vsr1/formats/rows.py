@@ -45,7 +45,7 @@ def json_rows(path: Path, refusal: type[ValueError]) -> Iterator[tuple[str, byte
     if first[:1] == b"[":
         yield from _entries(path, content, refusal)
     elif any(line.lstrip()[:1] == b"{" for line in lines):
-        if first == b"{":
+        if first == b"{" and len(content.split()) > 1:
             kind = "one JSON object over several lines" if _is_json(content) else "JSON over several lines"
             raise refusal(f"{path} is {kind}, not one object a line; write each row on a line of its own, or one list")
         yield from ((f"line {number}", line) for number, line in enumerate(lines, start=1) if line.strip())

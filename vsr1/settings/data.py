@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -48,7 +48,7 @@ class DataConfig(Section):
 
     root: AbsolutePath = Path("runs/data")
     splits: tuple[str, ...] = Field(
-        ("train", "test"), description="if left out: those that data.annotations names, or test with data.search_only"
+        (), description="empty: those that data.annotations names, test with data.search_only, else train and test"
     )
     videos: AbsolutePath | None = Field(
         None,
@@ -93,14 +93,12 @@ class DataConfig(Section):
     )
     teacher: TeacherConfig = TeacherConfig()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _splits_follow_the_annotations(cls, section: Any) -> Any:
-        if not isinstance(section, dict) or "splits" in section:
-            return section
-        if section.get("search_only"):
-            return section | {"splits": ("test",)}
-        return section | {"splits": tuple(section["annotations"])} if section.get("annotations") else section
+    @model_validator(mode="after")
+    def _splits_follow_the_annotations(self) -> DataConfig:
+        if not self.splits:
+            named = tuple(self.annotations) or (("test",) if self.search_only else ("train", "test"))
+            self.__dict__["splits"] = named  # an assignment would validate once more
+        return self
 
     @model_validator(mode="after")
     def _search_only_has_no_annotations(self) -> DataConfig:

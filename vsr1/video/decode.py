@@ -231,9 +231,7 @@ def stated_lengths(container: InputContainer, stream: VideoStream) -> tuple[Frac
     if container.format.name.split(",")[0] not in STATING:
         return None, None
     pictures = stream.duration * stream.time_base if stream.duration is not None and stream.time_base else None
-    if container.duration is None:
-        return pictures, None
-    return pictures, Fraction(container.duration + (container.start_time or 0), av.time_base)
+    return pictures, None if container.duration is None else Fraction(container.duration, av.time_base)
 
 
 def zero_of(container: InputContainer, stream: VideoStream, first: Fraction) -> Fraction:
@@ -349,14 +347,14 @@ def upright(frame: VideoFrame) -> np.ndarray:
 
 def shown_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
     """Return width and height at which a player shows a frame, with square pixels: the shorter side is stretched."""
-    aspect, matrix = stream.sample_aspect_ratio or Fraction(1), _display_matrix(frame)
-    width, height = int(frame.width * max(aspect, 1)), int(frame.height / min(aspect, 1))
+    aspect, matrix = Fraction(stream.sample_aspect_ratio or 1), _display_matrix(frame)
+    width, height = int(frame.width * max(aspect, Fraction(1))), int(frame.height / min(aspect, Fraction(1)))
     is_turned = matrix is not None and abs(matrix[0][1]) > abs(matrix[0][0])
     return (height, width) if is_turned else (width, height)
 
 
 def _display_matrix(frame: VideoFrame) -> list[list[int]] | None:
-    side_data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    side_data = next((one for one in frame.side_data if one.type == SideData.DISPLAYMATRIX), None)
     return None if side_data is None else np.frombuffer(bytes(side_data), np.int32).reshape(3, 3)[:2, :2].tolist()
 
 
