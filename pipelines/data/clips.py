@@ -204,7 +204,7 @@ class SplitClips:
         for name in self.failures.keys() & self._before.keys():
             if "clip" not in self._rows[name]:
                 self._delete(self._before[name])
-        self.is_changed = after != self._before
+        self.is_changed = _made(after) != _made(self._before)
         write_lines(self._journal, (dict(row) for row in after.values()))
 
     def _failure(self, row: ClipRow) -> Failure | None:
@@ -261,6 +261,11 @@ class SplitClips:
         """Delete the clip of an earlier row, if it was not prepared elsewhere."""
         if "clip" in row and row["source"]:
             clip_file(self._place, row["video_id"], row["meta"]).unlink(missing_ok=True)
+
+
+def _made(rows: dict[str, ClipRow]) -> dict[str, dict[str, Any]]:
+    """Return rows without what was found after the clips were made."""
+    return {name: {key: value for key, value in row.items() if key != "refused"} for name, row in rows.items()}
 
 
 def make_clip_row(text: str, *, root: Path, clips: Path, data: DataConfig, progress: Path | None = None) -> str:

@@ -21,7 +21,6 @@ from typing import Literal
 import av
 import numpy as np
 from av.container import InputContainer
-from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -354,7 +353,7 @@ def shown_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
 
 
 def _display_matrix(frame: VideoFrame) -> list[list[int]] | None:
-    side_data = next((one for one in frame.side_data if one.type == SideData.DISPLAYMATRIX), None)
+    side_data = frame.side_data.get("DISPLAYMATRIX")
     return None if side_data is None else np.frombuffer(bytes(side_data), np.int32).reshape(3, 3)[:2, :2].tolist()
 
 
