@@ -87,6 +87,7 @@ class Shown:
     end: Fraction = Fraction(0)
     reach: Fraction = Fraction(0)
     fault: str = ""  # why the file cannot be read to its end
+    is_cut: bool = False  # a box of an MP4 file in fragments, whose header states no length, is not whole
 
     def add(self, begin: Fraction, seconds: Fraction) -> None:
         """Add a picture; the end of the first one is the first end."""
@@ -274,7 +275,21 @@ def read_packets(
     except av.FFmpegError as error:
         raise VideoError(path, f"cannot be read ({error.strerror}); fetch or encode it again") from error
     shown.times.sort()
+    shown.is_cut = container.format.name.startswith("mov") and not stream.frames and _ends_in_a_box(path)
     return shown
+
+
+def _ends_in_a_box(path: Path) -> bool:
+    """Return whether an MP4 file is shorter than the boxes in it, each of which begins with its bytes and its name."""
+    place, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place < size:
+            file.seek(place)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            length = int.from_bytes(head[8:], "big") if length == 1 else length or size - place
+            place += max(length, 8)
+    return place > size
 
 
 def decoded_frames(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
@@ -406,6 +421,8 @@ def _loss(stated: tuple[Fraction | None, Fraction | None], shown: Shown, packets
     span = shown.end - shown.times[0] if shown.times else Fraction(0)
     if pictures is not None and pictures - span > _tolerance(pictures):
         return f"its pictures last {float(span):.1f} s, its container says {float(pictures):.1f} s: {remedy}"
+    if packets.is_cut:
+        return f"it ends at {float(shown.end):.1f} s in the middle of a fragment: {remedy}"
     reach = max(packets.reach, shown.end)
     if last is not None and last - reach > _tolerance(last):
         return f"it ends at {float(reach):.1f} s, its container says {float(last):.1f} s: {remedy}"
