@@ -127,7 +127,7 @@ def find_videos(folder: DatasetFolder, split: str, data: DataConfig) -> Manifest
         [] if data.faulty_rows == "drop" else None,
     )
     names: dict[str, list[Path]] = {}
-    for path in files:
+    for path in _walk(place, frozenset()):
         for name in _names(place, path):
             names.setdefault(name, []).append(path)
     seconds = {row.video: row.duration for row in reversed(rows)}  # of several rows of a video the first counts
@@ -182,7 +182,11 @@ def query_row(annotation: Annotation) -> Row:
 
 def video_files(folder: Path) -> list[Path]:
     """Return the video files of a folder and its sub-folders, linked ones too; none of hidden ones or of no folder."""
-    return [path for path in _walk(folder, frozenset()) if path.suffix.lower() in VIDEO_EXTENSIONS]
+    return [path for path in _walk(folder, frozenset()) if _is_video(path)]
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_EXTENSIONS
 
 
 def id_of(name: str) -> str:
@@ -210,9 +214,12 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
 
 
 def _names(place: Path, path: Path) -> set[str]:
-    """Return what an annotation may call a file: its name or its path, with or without the ending."""
+    """Return what an annotation may call a file: its name or its path, and a video's without the ending."""
     below = path.relative_to(place)
-    return {id_of(name) for name in (path.stem, path.name, below.with_suffix("").as_posix(), below.as_posix())}
+    names = [path.name, below.as_posix()]
+    if _is_video(path):
+        names += [path.stem, below.with_suffix("").as_posix()]
+    return {id_of(name) for name in names}
 
 
 def _named_once(place: Path, files: list[Path]) -> dict[str, list[Path]]:

@@ -93,3 +93,9 @@ def test_files_of_other_evaluators_come_in_every_form_too(tmp_path: Path) -> Non
     (tmp_path / "text").write_text("7 0 1")
     with pytest.raises(PredictionError, match="neither JSON lines"):
         read_moment_detr(tmp_path / "text")
+
+
+def test_texts_of_csv_that_look_like_numbers_stay_texts(tmp_path: Path) -> None:
+    (tmp_path / "csv").write_text('video,time,duration,fig_desc,fig_desc_score,desc_id\n123,"[1, 2]",9,456,0.5,7\n')
+    [row] = read_annotations(tmp_path / "csv")
+    assert (row.video, row.time, row.fig_desc, row.fig_desc_score, row.desc_id) == ("123", (1, 2), "456", 0.5, 7)

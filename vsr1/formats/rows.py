@@ -18,6 +18,7 @@ MARKS = {
 }  # fmt: skip  # UTF-32's begins as UTF-16's does
 SHOWN = 60  # characters of a line in a message
 COLUMNS = {"video", "qid", "desc_id", "vid", "vid_name"}  # one of which a header has
+TEXTS = {"video", "vid", "vid_name", "query", "desc", "fig_desc", "cog_desc"}  # texts also where they look like numbers
 
 
 def utf8_content(path: Path) -> bytes:
@@ -79,14 +80,14 @@ def _columns(header: bytes) -> tuple[list[str], str] | None:
 
 
 def _records(content: bytes, columns: tuple[list[str], str]) -> Iterator[tuple[str, bytes]]:
-    """Yield the records of CSV; `start` and `end` become `time`, numbers and JSON are read as such, texts are not."""
+    """Yield the records of CSV; `start` and `end` become `time`, numbers and lists are read as such."""
     names, mark = columns
     reader = csv.reader(content.decode("utf-8", "replace").lstrip().splitlines(keepends=True)[1:], delimiter=mark)
     for values in reader:
         if not values:
             continue
-        row = {name: value if "desc" in name and name != "desc_id" else _value(value) for name, value in
-               zip(names, values, strict=False)}  # fmt: skip
+        pairs = zip(names, values, strict=False)
+        row = {name: value if name in TEXTS else _value(value) for name, value in pairs}
         if {"start", "end"} <= row.keys():
             row["time"] = [row.pop("start"), row.pop("end")]
         yield f"line {reader.line_num + 1}", json.dumps(row).encode()

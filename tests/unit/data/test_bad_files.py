@@ -121,7 +121,8 @@ def test_what_lies_somewhere_below_is_found(tmp_path: Path) -> None:
     (other / "back").symlink_to(videos)
     (videos / "one.mp4").write_bytes(content)
     (videos / "spare.mpg").write_bytes(content)
-    names = ["a/IMG_0001", "b/IMG_0001.MOV", "linked/IMG_0001", "one.mp4"]
+    (videos / "camera.xyz").write_bytes(content)
+    names = ["a/IMG_0001", "b/IMG_0001.MOV", "camera.xyz", "linked/IMG_0001", "one.mp4"]
     rows = [{"video": name, "fig_desc": name, "time": [1, 2], "duration": 6} for name in names]
     write_lines(tmp_path / "test.jsonl", rows)
     folder, options = (
