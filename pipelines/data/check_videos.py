@@ -18,7 +18,8 @@ from rich.table import Table
 from pipelines.data.manifest import Announce, BuildError, Manifest, Video, find_videos
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.video.decode import VideoError, differs, printable, probe_video
+from vsr1.video.container import VideoError, printable
+from vsr1.video.decode import differs, probe_video
 from vsr1.video.faults import work_on
 
 LISTED_UNUSED = 20

@@ -25,7 +25,8 @@ from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256, value_sha256
 from vsr1.settings.data import DataConfig
 from vsr1.video.clips import META, ClipMeta, clip_file, clip_storage, make_clip, read_meta, write_meta
-from vsr1.video.decode import VideoError, differs
+from vsr1.video.container import VideoError
+from vsr1.video.decode import differs
 from vsr1.video.faults import work_on
 
 

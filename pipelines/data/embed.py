@@ -26,7 +26,7 @@ from vsr1.formats.digest import file_sha256, weights_fingerprint
 from vsr1.retrieval.request import ClipEmbedder
 from vsr1.settings.parts import ModelConfig
 from vsr1.video.clips import Clip, ClipFolder
-from vsr1.video.decode import VideoError
+from vsr1.video.container import VideoError
 from vsr1.video.faults import work_on
 
 Kind = Literal["query", "video"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from vsr1.video.decode import NO_FRAME, VideoError, check_file, decoded_frames, open_video, read_packets
+from vsr1.video.container import NO_FRAME, VideoError, check_file, decoded_frames, open_video, read_packets
 from vsr1.video.faults import work_on
 
 # By the first name that FFmpeg gives a container. Playlists and lists of files are none of them: they name other files.

@@ -19,7 +19,8 @@ import numpy as np
 from vsr1.formats.atomic import replacing, write_lines
 from vsr1.settings.data import DataConfig
 from vsr1.video.compact import frames_digest, read_frames, write_frames
-from vsr1.video.decode import SampledVideo, VideoError, sample_video
+from vsr1.video.container import VideoError
+from vsr1.video.decode import SampledVideo, sample_video
 from vsr1.video.faults import work_on
 
 META = "meta.jsonl"

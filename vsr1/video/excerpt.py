@@ -15,7 +15,7 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 
-from vsr1.video.decode import NO_FRAME, VideoError, open_video, shown_size, timed_frames, upright, zero_of
+from vsr1.video.container import NO_FRAME, VideoError, open_video, shown_size, timed_frames, upright, zero_of
 from vsr1.video.faults import work_on
 
 TICKS = 90_000  # a second

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import av
 
-from vsr1.video.decode import VideoError
+from vsr1.video.container import VideoError
 
 OF_MACHINE = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
