@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 NO_FRAME = "not one frame of it decodes; the file is truncated or damaged, fetch it again"
 STATING = ("mov", "matroska", "avi", "asf", "flv")  # containers whose header holds a length; others are estimates
 PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails  # covers and previews
-LARGEST = 1 << 27  # pixels of a frame; three times a film of 16K, and what a changed header can ask for is more
+LARGEST = 1 << 27  # pixels of a frame, as many as 16K has; a damaged header can ask for more
 JITTER = Fraction(1, 4)  # second that a frame may lie before an earlier one, if it is on for so long
 
 
