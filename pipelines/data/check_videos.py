@@ -124,7 +124,7 @@ def _check_names(manifest: Manifest, named: set[Path]) -> VideosCheck:
 
 
 def _results(results: Iterator[float | str], videos: list[Video]) -> Iterator[float | str]:
-    """Yield the results of the pool; raise a `BuildError` where one of its processes dies."""
+    """Yield the results of the pool; raise a `BuildError` where the machine is at fault."""
     for video in videos:
         try:
             yield next(results)
@@ -133,6 +133,8 @@ def _results(results: Iterator[float | str], videos: list[Video]) -> Iterator[fl
                 f"a process that opened videos died, at {video.video_id!r} or one of those after it; try them alone, "
                 "and see whether memory is short"
             ) from error
+        except (OSError, MemoryError) as error:
+            raise BuildError(f"this machine cannot open videos now: {error or 'it is out of memory'}") from error
 
 
 def _probe(path: Path) -> float | str:

@@ -159,7 +159,10 @@ class SplitClips:
         if video.path:
             if not (row and source and row["sampling"] == sampling and video.path.is_file()):
                 return None
-            before, source = source, FileState.of(video.path, source)
+            try:
+                before, source = source, FileState.of(video.path, source)
+            except OSError:
+                return None  # whoever decodes it names it
             if source.sha256 != before.sha256:
                 return None
             if "error" in row:

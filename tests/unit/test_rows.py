@@ -18,6 +18,7 @@ CSV = 'video,start,end,duration,fig_desc\r\na,1.0,2.5,10.0,"Eine Tür, „blau�
 FILES = {
     "JSON lines": LINES.encode(),
     "byte order mark": b"\xef\xbb\xbf" + LINES.encode(),
+    "marks of joined files": b"\xef\xbb\xbf" + LINES.replace("\n", "\n\ufeff", 1).encode(),
     "UTF-16 with a mark": LINES.encode("utf-16"),
     "UTF-16 big endian": b"\xfe\xff" + LINES.encode("utf-16-be"),
     "UTF-16 without a mark": LINES.encode("utf-16-le"),

@@ -22,14 +22,14 @@ TEXTS = {"video", "vid", "vid_name", "query", "desc", "fig_desc", "cog_desc"}  #
 
 
 def utf8_content(path: Path) -> bytes:
-    """Return what a text file holds as UTF-8 without byte order mark; UTF-16 and UTF-32 are known by theirs."""
+    """Return what a text file holds as UTF-8, without the byte order marks of files that were joined in it."""
     content = path.read_bytes()
-    for mark, encoding in MARKS.items():
-        if content.startswith(mark):
-            return content[len(mark) :].decode(encoding, "replace").encode() if encoding != "utf-8" else content[3:]
-    if content[:2].count(0) == 1:  # UTF-16 without a mark: JSON and CSV begin with ASCII
-        return content.decode("utf-16-le" if content[1] == 0 else "utf-16-be", "replace").encode()
-    return content
+    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and content[:2].count(0) == 1:  # UTF-16 without a mark: JSON and CSV begin with ASCII
+        encoding = "utf-16-le" if content[1] == 0 else "utf-16-be"
+    if encoding != "utf-8":
+        content = content.decode(encoding, "replace").encode()
+    return content.removeprefix(codecs.BOM_UTF8).replace(b"\n" + codecs.BOM_UTF8, b"\n")
 
 
 def json_rows(path: Path, refusal: type[ValueError]) -> Iterator[tuple[str, bytes]]:
