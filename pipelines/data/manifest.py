@@ -19,6 +19,7 @@ from vsr1.formats.annotations import Annotation, FaultyRow, read_annotations
 from vsr1.formats.atomic import replacing, write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.data import DataConfig
+from vsr1.video.container import printable
 
 Row = dict[str, Any]  # of a file of JSON lines
 Announce = Callable[[str], None]  # takes a line that says how far a build is
@@ -89,14 +90,19 @@ def copy_annotations(folder: DatasetFolder, split: str, data: DataConfig) -> Non
         AnnotationError: missing or faulty annotations.
         BuildError: rows would be dropped from a file that lies in the folder.
     """
-    source, target = data.annotations.get(split), folder.annotations(split)
-    if source is None or not source.is_file():
+    target = folder.annotations(split)
+    source = data.annotations.get(split, target)
+    if not source.is_file() or (source == target and data.faulty_rows == "error"):
         return
     dropped: list[FaultyRow] = []
     rows = read_annotations(source, data.beyond_duration, dropped if data.faulty_rows == "drop" else None)
+    if source == target:
+        if dropped:
+            raise BuildError(f"{target} has {len(dropped)} faulty rows to drop; keep it elsewhere, in data.annotations")
+        return
     with source.open("rb") as content:
-        is_plain = content.read(1) == b"{"
-    if is_plain and not dropped:
+        head = content.read(2)
+    if head[:1] == b"{" and 0 not in head and not dropped:
         with replacing(target) as part:
             shutil.copyfile(source, part)
     else:
@@ -114,7 +120,8 @@ def find_videos(folder: DatasetFolder, split: str, data: DataConfig) -> Manifest
     place = data.videos or folder.raw_videos(split)
     if not place.is_dir() and (data.videos or data.search_only):
         raise BuildError(f"the folder of videos {place} does not exist; set data.videos")
-    files = video_files(place)
+    everything = list(_walk(place, frozenset()))
+    files = [path for path in everything if path.suffix.lower() in VIDEO_EXTENSIONS]
     if data.search_only:
         if not files:
             raise BuildError(f"{place} has no video files (.mp4, .mkv and what else FFmpeg reads); set data.videos")
@@ -127,7 +134,7 @@ def find_videos(folder: DatasetFolder, split: str, data: DataConfig) -> Manifest
         [] if data.faulty_rows == "drop" else None,
     )
     names: dict[str, list[Path]] = {}
-    for path in _walk(place, frozenset()):
+    for path in everything:
         for name in _names(place, path):
             names.setdefault(name, []).append(path)
     seconds = {row.video: row.duration for row in reversed(rows)}  # of several rows of a video the first counts
@@ -142,7 +149,9 @@ def load_manifest(folder: DatasetFolder, split: str, data: DataConfig) -> Manife
         AnnotationError, BuildError: as `find_videos`, or two files of one video id, or fewer than two videos.
     """
     manifest = find_videos(folder, split, data)
-    twice = [f"{v!r} ({', '.join(map(str, video.files))})" for v, video in manifest.videos.items() if video.files[1:]]
+    twice = [
+        f"{v!r} ({', '.join(map(printable, video.files))})" for v, video in manifest.videos.items() if video.files[1:]
+    ]
     if twice:
         more = f" and {len(twice) - NAMED} more" if len(twice) > NAMED else ""
         raise BuildError(
@@ -180,15 +189,6 @@ def query_row(annotation: Annotation) -> Row:
     }
 
 
-def video_files(folder: Path) -> list[Path]:
-    """Return the video files of a folder and its sub-folders, linked ones too; none of hidden ones or of no folder."""
-    return [path for path in _walk(folder, frozenset()) if _is_video(path)]
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_EXTENSIONS
-
-
 def id_of(name: str) -> str:
     """Return a video id in Unicode's composed form, because some file systems take names apart (é as e and an accent).
 
@@ -199,7 +199,9 @@ def id_of(name: str) -> str:
 
 
 def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """Yield files that are not hidden, sorted; a linked folder that leads back up is not entered again."""
+    """Yield the files of a folder and its sub-folders, sorted, but no hidden ones; linked folders too, if they do not
+    lead back up.
+    """
     real = folder.resolve()
     if real in above or not folder.is_dir():
         return
@@ -217,7 +219,7 @@ def _names(place: Path, path: Path) -> set[str]:
     """Return what an annotation may call a file: its name or its path, and a video's without the ending."""
     below = path.relative_to(place)
     names = [path.name, below.as_posix()]
-    if _is_video(path):
+    if path.suffix.lower() in VIDEO_EXTENSIONS:
         names += [path.stem, below.with_suffix("").as_posix()]
     return {id_of(name) for name in names}
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -236,8 +237,8 @@ def shown_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
 
 
 def _display_matrix(frame: VideoFrame) -> list[list[int]] | None:
-    side_data = frame.side_data.get("DISPLAYMATRIX")
-    return None if side_data is None else np.frombuffer(bytes(side_data), np.int32).reshape(3, 3)[:2, :2].tolist()
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # nine numbers in three rows; perspective and place do not count
+    return None if matrix is None else np.frombuffer(bytes(matrix), np.int32).reshape(3, 3)[:2, :2].tolist()
 
 
 def _rate(stream: VideoStream) -> Fraction:
