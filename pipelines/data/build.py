@@ -17,7 +17,7 @@ from typing import Any
 from rich.table import Table
 
 from pipelines.data.clips import Failure, SplitClips
-from pipelines.data.embed import embed, embedder_key
+from pipelines.data.embed import embed, embedder_key, forget_refusals
 from pipelines.data.manifest import Announce, BuildError, copy_annotations, load_manifest
 from pipelines.data.split_steps import SplitSteps
 from pipelines.data.steps import Facts, StepLog, StepReport
@@ -116,7 +116,11 @@ def build_dataset(
             report.rows, report.status = sum(len(batch.items) for batch in batches), "built" if count else "kept"
         for of_split, planned in zip(clips, splits, strict=True):
             if of_videos := {name: reason for (split, name), reason in refused.items() if split == of_split.split}:
-                of_split.refuse({name: Failure("embed", reason) for name, reason in of_videos.items()})
+                try:
+                    of_split.refuse({name: Failure("embed", reason) for name, reason in of_videos.items()})
+                except BuildError:
+                    forget_refusals(batches)  # whoever mends the embedder starts the build again
+                    raise
                 planned.manifest = of_split.left
         pairs = [pair for split in splits for pair in split.vectors(data.search_only)]
         for step in [*[step for step, _ in pairs], *[split.index() for split in splits]]:

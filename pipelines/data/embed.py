@@ -216,6 +216,14 @@ def _embed(
             announce(f"{count} of {len(missing)} batches embedded")
 
 
+def forget_refusals(batches: list[Batch]) -> None:
+    """Delete the parts in which a video has no vector, so that they are embedded again."""
+    for batch in batches:
+        if batch.refusals.is_file():
+            batch.part.unlink(missing_ok=True)
+            batch.refusals.unlink()
+
+
 def joined(batches: list[Batch]) -> np.ndarray:
     """Return the vectors of batches in their order, float32 [n, dim], and delete parts of others of their kind."""
     vectors = [np.load(batch.part, allow_pickle=False) for batch in batches]

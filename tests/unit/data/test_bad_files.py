@@ -69,6 +69,9 @@ def test_40_bad_files_of_200_are_named_and_160_are_built(mixed: tuple[Path, list
     assert (workers.decoded, workers.embedded) == (2, 0)  # a link and a pipe have no content to know again
     with pytest.raises(BuildError, match=r"40 of 200 videos of split 'test' gave no clip"):
         build(root / "data", embedder=Narrow, embed_batch=8, **options | {"max_failed_fraction": 0.199})
+    workers = Here()
+    assert len(build(root / "data", embed_batch=8, workers=workers, **options).splits[0].clips) == 161
+    assert workers.embedded == 1  # another embedder takes the ribbon; what was embedded is kept
 
 
 def test_the_check_names_what_it_can_without_a_traceback(mixed: tuple[Path, list[str], list[str]]) -> None:
