@@ -73,7 +73,7 @@ class SplitClips:
     Attributes:
         manifest: the split with all its videos; `left` with those that gave a clip.
         clips: rows of videos that have a clip, `failures` of the others, both sorted by video id.
-        decoded: videos that were decoded now.
+        decoded: how many of the clips were made now.
         is_changed: the journal says something else than before.
     """
 
@@ -91,6 +91,7 @@ class SplitClips:
         self._before = {name: _typed(row) for name, row in steps.read_journal(self._journal, "video_id").items()}
         self._prepared = read_meta(self._place) if (self._place / META).is_file() else {}
         self._rows: dict[str, ClipRow] = {}
+        self._new: set[str] = set()
 
     def plan(self) -> None:
         """Find what need not be decoded, and which videos have no file.
@@ -128,7 +129,7 @@ class SplitClips:
                     raise OSError(f"clip of {result['video_id']!r}: {result['stop']}")
                 add(result)
                 rows[result["video_id"]] = _typed(result)
-                self.decoded += "clip" in result
+                self._new.add(result["video_id"])
                 decoding.finished()
         self.refuse({})
 
@@ -208,6 +209,7 @@ class SplitClips:
         for name in self.failures.keys() & self._before.keys():
             if "clip" not in self._rows[name]:
                 self._delete(self._before[name])
+        self.decoded = len(self._new & self.clips.keys())
         self.is_changed = _made(after) != _made(self._before)
         write_lines(self._journal, (dict(row) for row in after.values()))
 

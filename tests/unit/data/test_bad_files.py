@@ -56,6 +56,7 @@ def test_40_bad_files_of_200_are_named_and_160_are_built(mixed: tuple[Path, list
     failures = {row["video_id"]: row for row in read_lines(folder.failed_videos("test"))}
     assert set(failures) ^ set(bad) == set()
     assert len(report.splits[0].clips) == 160
+    assert "test: 160 videos (160 decoded, 0 kept, 40 failed), 160 queries (40 dropped)" in report.line()
     assert {row["step"] for row in failures.values()} == {"find", "read", "decode", "compare", "embed"}
     assert all(row["error"] and row["source_video_path"].startswith(str(root / "videos")) for row in failures.values())
     assert "absolute aspect ratio" in failures["bad ribbon"]["error"]
