@@ -143,3 +143,14 @@ def faults(overrides: Overrides = None, config: ConfigFile = None, max_turns: Ma
     from bench.faults import bench_faults
 
     show("faults", bench_faults, read_settings(config, overrides, False), max_turns)
+
+
+@app.command()
+def fuzz(
+    files: Annotated[int, typer.Option(min=1, help="Films whose bytes are changed.")] = 5000,
+    seed: Annotated[int, typer.Option(help="The same seed changes the same bytes.")] = 0,
+) -> None:
+    """Change bytes of videos and bring them in as uploads are: each must be a clip or a failure with a name."""
+    from bench.fuzz import bench_fuzz
+
+    show("fuzz", bench_fuzz, files, seed)

@@ -104,7 +104,8 @@ def load_config(path: Path | str | Sequence[Path] | None, overrides: list[str] |
             raise ConfigError(f"override {entry!r} is not of the form section.key=value")
     try:
         tree = OmegaConf.merge(
-            OmegaConf.create(Config().model_dump(mode="json")),  # under a partly given section lie its own defaults
+            # Under a partly given section lie its own defaults; `data.splits` follows what else is given.
+            OmegaConf.create(Config().model_dump(mode="json", exclude={"data": {"splits"}})),
             *[with_new_names(_read(file), f"{file}: ") for file in paths],
             with_new_names(OmegaConf.from_dotlist(overrides or []), "overrides: "),
         )

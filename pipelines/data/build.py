@@ -10,22 +10,20 @@ or not at all.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
-from pipelines.data.clips import SplitClips
-from pipelines.data.embed import embed, embedder_key
-from pipelines.data.manifest import Announce, BuildError, load_manifest
+from pipelines.data.clips import Failure, SplitClips
+from pipelines.data.embed import embed, embedder_key, forget_refusals
+from pipelines.data.manifest import Announce, BuildError, copy_annotations, load_manifest
 from pipelines.data.split_steps import SplitSteps
 from pipelines.data.steps import Facts, StepLog, StepReport
 from pipelines.data.teacher.reasoning import check_teacher
 from pipelines.data.workers import RayWorkers
 from vsr1.config import Config
-from vsr1.formats.atomic import replacing
 from vsr1.formats.dataset import TRAIN, DatasetFolder
 from vsr1.toy.corpus import write_toy_corpus
 
@@ -94,33 +92,40 @@ def build_dataset(
             Finished steps, and finished clips, batches and rows of the one that stopped, are kept.
     """
     data, announce = config.data, progress or (lambda line: None)
-    if not data.splits:
-        raise BuildError("data.splits is empty; name at least one split, as in data.splits=[train,test]")
     workers = workers or RayWorkers(data, config.model.device)
     folder = DatasetFolder(data.root.resolve())
     log = StepLog(folder, announce)
     with log.only_build():
         embedder = embedder_key(config.model)
-        for split, source in data.annotations.items():
-            if split in data.splits and source.is_file():
-                with replacing(folder.annotations(split)) as part:
-                    shutil.copyfile(source, part)
+        for split in data.splits:
+            copy_annotations(folder, split, data)
         clips = [SplitClips(folder, load_manifest(folder, split, data), data) for split in data.splits]
         if TRAIN in data.splits and not data.search_only:
             check_teacher(folder, data.teacher)
         for of_split in clips:
+            of_split.plan()
+        for of_split in clips:
             with log.reported(of_split.split, "clips") as report:
                 of_split.make(announce, workers)
                 report.rows, report.status = len(of_split.clips), "built" if of_split.is_changed else "kept"
-        splits = [SplitSteps(folder, each.left, each.clips, config, embedder, announce) for each in clips]
-        ranked = [] if data.search_only else splits
-        pairs = [split.query_vectors() for split in ranked] + [split.video_vectors() for split in splits]
+        splits = [SplitSteps(folder, each.left, each.left, each.clips, config, embedder, announce) for each in clips]
         with log.reported("all", "embedding") as report:  # from one pool of actors, because a checkpoint loads long
+            pairs = [pair for split in splits for pair in split.vectors(data.search_only)]
             batches = [batch for step, batches in pairs if log.current(step) is None for batch in batches]
-            embed(folder, batches, config, embedder["weights"], announce, workers, embedder_class)
-            report.rows, report.status = sum(len(batch.items) for batch in batches), "built" if batches else "kept"
+            count, refused = embed(folder, batches, config, embedder["weights"], announce, workers, embedder_class)
+            report.rows, report.status = sum(len(batch.items) for batch in batches), "built" if count else "kept"
+        for of_split, planned in zip(clips, splits, strict=True):
+            if of_videos := {name: reason for (split, name), reason in refused.items() if split == of_split.split}:
+                try:
+                    of_split.refuse({name: Failure("embed", reason) for name, reason in of_videos.items()})
+                except BuildError:
+                    forget_refusals(batches)  # whoever mends the embedder starts the build again
+                    raise
+                planned.manifest = of_split.left
+        pairs = [pair for split in splits for pair in split.vectors(data.search_only)]
         for step in [*[step for step, _ in pairs], *[split.index() for split in splits]]:
             log.run(step)
+        ranked = [] if data.search_only else splits
         recall = {split.manifest.split: log.run(split.recall())["recall_at_1"] for split in ranked}
         steps = [step for split in ranked if split.manifest.split == TRAIN for step in split.records()]
         records = {step.name: log.run(step) for step in steps}

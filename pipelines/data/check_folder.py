@@ -82,7 +82,8 @@ class FolderCheck:
         if wrong:
             listing = "; ".join(f"{name}: {wrong[name]}" for name in sorted(wrong)[:NAMED])
             self.faults.append(f"{len(wrong)} of {len(rows)} clips are not usable ({listing})")
-        files = {path.stem for path in clips.iterdir() if path.suffix in (".npy", ".mkv") and path.name[0] != "."}
+        paths = (path.relative_to(clips) for path in clips.rglob("[!.]*") if path.suffix in (".npy", ".mkv"))
+        files = {path.with_suffix("").as_posix() for path in paths}
         for what, ids in (
             ("videos of the corpus have no clip", corpus - rows.keys()),
             ("clip files have no row in meta.jsonl", files - rows.keys()),

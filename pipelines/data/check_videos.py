@@ -1,33 +1,37 @@
 """Checks the source videos of a dataset before it is built: each is there once, decodes, and is as long as annotated.
 
-Only the first frame of a video is decoded, in `data.decode_workers` processes; a video that breaks later is found by
-the build.
+Every packet of a video is read and one frame decoded, in `data.decode_workers` processes; a video whose pictures break
+is found by the build.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
 from rich.table import Table
 
-from pipelines.data.manifest import Announce, Manifest, find_videos, id_of
+from pipelines.data.manifest import Announce, BuildError, Manifest, Video, find_videos
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.video.decode import VideoError, probe_video
+from vsr1.video.container import VideoError, printable
+from vsr1.video.decode import differs, probe_video
+from vsr1.video.faults import work_on
 
-TOLERANCE_SECONDS = 1.0
-TOLERANCE_SHARE = 0.02  # of the annotated duration, where that is more
+LISTED_UNUSED = 20
+PROBED_AT_ONCE = 8  # by a process
 
 
 @dataclass
 class VideosCheck:
-    """What is wrong with the videos of a split, by video id; `unused` counts files that no annotation names, of
-    any split where all share a folder.
+    """What is wrong with the videos of a split, by video id; `unused_files` are those that no annotation names, of any
+    split where all share a folder.
 
-    `mismatched` holds the annotated and the container's seconds.
+    `mismatched` holds the annotated and the file's seconds.
     """
 
     split: str
@@ -38,6 +42,7 @@ class VideosCheck:
     undecodable: dict[str, str] = field(default_factory=dict)
     mismatched: dict[str, tuple[float, float]] = field(default_factory=dict)
     unused: int = 0
+    unused_files: list[str] = field(default_factory=list)
 
     @property
     def wrong(self) -> int:
@@ -45,15 +50,23 @@ class VideosCheck:
         return len(self.missing) + len(self.twice) + len(self.undecodable) + len(self.mismatched)
 
     def lines(self) -> list[str]:
-        """Return one line a defect."""
+        """Return one line a defect, and one each for the first files that nobody names."""
+        missing = [f"{self.split}: {name}: no video file in {self.folder}" for name in self.missing]
+        if self.missing and not Path(self.folder).is_dir():
+            missing = [
+                f"{self.split}: the folder {self.folder} does not exist; put the videos there or set data.videos"
+            ]
+        more = self.unused - LISTED_UNUSED
         return [
-            *(f"{self.split}: {name}: no video file in {self.folder}" for name in self.missing),
+            *missing,
             *(f"{self.split}: {name}: more than one file: {', '.join(paths)}" for name, paths in self.twice.items()),
             *(f"{self.split}: {name}: {reason}" for name, reason in self.undecodable.items()),
             *(
-                f"{self.split}: {name}: annotated as {annotated:.1f} s, the file has {stated:.1f} s"
-                for name, (annotated, stated) in self.mismatched.items()
+                f"{self.split}: {name}: annotated as {annotated:.1f} s, the file has {seconds:.1f} s"
+                for name, (annotated, seconds) in self.mismatched.items()
             ),
+            *(f"{self.split}: {path} is unused: no annotation names it" for path in self.unused_files[:LISTED_UNUSED]),
+            *([f"{self.split}: and {more} more unused files; --json lists them all"] if more > 0 else []),
         ]
 
 
@@ -62,24 +75,25 @@ def check_videos(config: Config, progress: Announce | None = None) -> list[Video
 
     Raises:
         AnnotationError: missing or faulty annotations.
-        BuildError: a split that is only searched has no video files.
+        BuildError: a folder that does not exist, a split that is only searched has no video files, or a process that
+            opened videos died.
     """
     data = config.data
     manifests = [find_videos(DatasetFolder(data.root), split, data) for split in data.splits]
-    everywhere = {id_of(name) for manifest in manifests for name in manifest.videos}
+    everywhere = {path for manifest in manifests for video in manifest.videos.values() for path in video.files}
     # Spawned, because a fork of a process with threads can hang.
     with ProcessPoolExecutor(data.decode_workers, mp_context=get_context("spawn")) as pool:
         checks = []
         for manifest in manifests:
-            # A folder that all splits share has files of the others.
-            check = _check_names(manifest, everywhere if data.videos else {id_of(name) for name in manifest.videos})
+            check = _check_names(manifest, everywhere)
             single = [video for video in manifest.videos.values() if len(video.files) == 1]
             if progress:
                 progress(f"{manifest.split}: opening {len(single)} videos")
-            for video, probed in zip(single, pool.map(_probe, [v.files[0] for v in single], chunksize=8), strict=True):
+            results = pool.map(_probe, [video.files[0] for video in single], chunksize=PROBED_AT_ONCE)
+            for video, probed in zip(single, _results(results, single), strict=True):
                 if isinstance(probed, str):
                     check.undecodable[video.video_id] = probed
-                elif video.duration and probed is not None and _differ(video.duration, probed):
+                elif video.duration and differs(video.duration, probed):
                     check.mismatched[video.video_id] = (video.duration, probed)
             checks.append(check)
     return checks
@@ -94,26 +108,39 @@ def check_table(checks: list[VideosCheck]) -> Table:
     return table
 
 
-def _check_names(manifest: Manifest, named: set[str]) -> VideosCheck:
+def _check_names(manifest: Manifest, named: set[Path]) -> VideosCheck:
     """Return what the names of the files tell."""
-    files = {name: [str(path) for path in video.files] for name, video in manifest.videos.items()}
+    files = {name: [printable(path) for path in video.files] for name, video in manifest.videos.items()}
+    unused = [printable(path) for path in manifest.files if path not in named]
     return VideosCheck(
         manifest.split,
         str(manifest.place),
         videos=len(files),
         missing=[name for name, paths in files.items() if not paths],
         twice={name: paths for name, paths in files.items() if len(paths) > 1},
-        unused=sum(len(paths) for name, paths in manifest.files.items() if name not in named),
+        unused=len(unused),
+        unused_files=unused,
     )
 
 
-def _probe(path: Path) -> float | str | None:
-    """Return, in a process of the pool, seconds, None where none are stated, or why the video cannot be used."""
+def _results(results: Iterator[float | str], videos: list[Video]) -> Iterator[float | str]:
+    """Yield the results of the pool; raise a `BuildError` where the machine is at fault."""
+    for video in videos:
+        try:
+            yield next(results)
+        except BrokenProcessPool as error:
+            raise BuildError(
+                f"a process that opened videos died, at {video.video_id!r} or one of those after it; try them alone, "
+                "and see whether memory is short"
+            ) from error
+        except (OSError, MemoryError) as error:
+            raise BuildError(f"this machine cannot open videos now: {error or 'it is out of memory'}") from error
+
+
+def _probe(path: Path) -> float | str:
+    """Return, in a process of the pool, a video's seconds, or why it cannot be used."""
     try:
-        return probe_video(path)
+        with work_on(path):
+            return probe_video(path)
     except VideoError as error:
         return error.reason
-
-
-def _differ(annotated: float, stated: float) -> bool:
-    return abs(annotated - stated) > max(TOLERANCE_SECONDS, TOLERANCE_SHARE * annotated)

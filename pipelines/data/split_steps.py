@@ -34,21 +34,27 @@ class SplitSteps:
     """Plans what follows the clips of a split."""
 
     folder: DatasetFolder
-    manifest: Manifest  # of the videos that gave a clip
+    manifest: Manifest  # of the videos that gave a clip and have a vector
+    embedded: Manifest  # with those that were refused a vector: batches are cut from them, so that they stay the same
     clips: dict[str, ClipRow]
     config: Config
     embedder: dict[str, Any]  # as `embedder_key` gives it
     announce: Announce
 
+    def vectors(self, search_only: bool) -> list[tuple[Step, list[Batch]]]:
+        """Return the steps of all vectors, each with its batches; videos that are only searched have no queries."""
+        return [self.video_vectors()] if search_only else [self.query_vectors(), self.video_vectors()]
+
     def query_vectors(self) -> tuple[Step, list[Batch]]:
         """Return the step of the query vectors, and the batches that must be embedded before it runs."""
         folder, split = self.folder, self.manifest.split
         rows = [query_row(annotation) for annotation in self.manifest.annotations]
-        batches = self._batches("query", [Item(row["query"], row["query"], 0) for row in rows])
+        batches = self._batches("query", [Item(row.fig_desc, row.fig_desc, 0) for row in self.embedded.annotations])
 
         def make() -> Files:
+            has_video = [row.video in self.manifest.videos for row in self.embedded.annotations]
             written = (folder.query_meta(split), folder.queries(split))
-            return {folder.query_embeddings(split): joined(batches), **dict.fromkeys(written, rows)}
+            return {folder.query_embeddings(split): joined(batches)[has_video], **dict.fromkeys(written, rows)}
 
         names = [batch.part.name for batch in batches]
         return self._step("query_embedding", make, parts=names, queries=lines_sha256(rows)), batches
@@ -57,11 +63,11 @@ class SplitSteps:
         """Return the step of the video vectors, and the batches that must be embedded before it runs."""
         folder, split, clips, timestamps = self.folder, self.manifest.split, self.clips, self.config.data.timestamps
         corpus = [self._corpus_row(video) for video in self.manifest.videos.values()]
-        items = [Item(v, clip_key(clips[v], timestamps), clips[v]["clip"].size) for v in self.manifest.videos]
+        items = [Item(v, clip_key(clips[v], timestamps), clips[v]["clip"].size) for v in self.embedded.videos]
         batches = self._batches("video", items)
 
         def make() -> Files:
-            vectors = joined(batches)
+            vectors = joined(batches)[[video in self.manifest.videos for video in self.embedded.videos]]
             settings = {"embedder": self.embedder["weights"], "num_rows": len(vectors), "embed_dim": vectors.shape[1]}
             return {
                 folder.video_embeddings(split): vectors,

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipelines.data.manifest import Announce, BuildError, Row
-from vsr1.formats.atomic import replacing, write_json, write_lines
+from vsr1.formats.atomic import json_line, replacing, write_json, write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256, value_sha256
 
@@ -94,10 +94,11 @@ class StepLog:
             yield report
         except FileNotFoundError:
             raise
-        except OSError as error:
+        except (OSError, MemoryError) as error:
+            reason = str(error) or "out of memory"
             free = shutil.disk_usage(self._root).free / 2**30
             raise BuildError(
-                f"step {name!r} of split {split!r} stopped: {error}; {free:.1f} GiB are free on the disk of "
+                f"step {name!r} of split {split!r} stopped: {reason}; {free:.1f} GiB are free on the disk of "
                 f"{self._root}. Files of earlier builds are whole; mend that and start the build again, it goes on "
                 "from here"
             ) from error
@@ -185,7 +186,7 @@ def open_journal(path: Path) -> Iterator[Callable[[Row], None]]:
         file.truncate(file.read().rfind(b"\n") + 1)
 
         def add(row: Row) -> None:
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            file.write(json_line(row))
             file.flush()
 
         yield add

@@ -12,6 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray.data
+from ray.exceptions import (
+    ActorDiedError,
+    NodeDiedError,
+    ObjectStoreFullError,
+    OutOfMemoryError,
+    WorkerCrashedError,
+)
 
 from vsr1.settings.data import DataConfig
 
@@ -38,7 +45,7 @@ class RayWorkers:
             compute=ray.data.TaskPoolStrategy(size=min(blocks, self._data.decode_workers)),
             num_cpus=1,
         )
-        return (row["result"] for row in dataset.iter_rows())
+        return (row["result"] for row in _rows(dataset))
 
     def read_and_embed(self, jobs: list[Columns], reader: Maker, embedder: Maker) -> Iterator[Columns]:
         """Give each of at least one job to a reader, and what it makes of it to an embedder."""
@@ -56,4 +63,16 @@ class RayWorkers:
             num_cpus=1,
             num_gpus=self._gpus,
         )
-        return iter(vectors.iter_rows())
+        return _rows(vectors)
+
+
+def _rows(dataset: ray.data.Dataset) -> Iterator[Columns]:
+    """Yield the rows of a dataset as they are ready.
+
+    Raises:
+        OSError: a worker died, or there is too little memory.
+    """
+    try:
+        yield from dataset.iter_rows()
+    except (WorkerCrashedError, ActorDiedError, OutOfMemoryError, NodeDiedError, ObjectStoreFullError) as error:
+        raise OSError(f"a worker of Ray is gone: {str(error).strip().partition(chr(10))[0]}") from error

@@ -96,9 +96,25 @@ def test_a_video_under_a_second_gives_its_first_frame_twice(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 def test_variable_frame_rate_keeps_each_frames_own_time(tmp_path: Path, name: str) -> None:
     times = [*every(100, 10), *(1000 + 1500 * index for index in range(6))]
-    got = sample(write_video(tmp_path / name, times), fps=100.0)
+    path = write_video(tmp_path / name, times)
+    got = sample_video(path, fps=100.0, max_frames=64, max_pixels=200_704, sampling="legacy")
     assert got.indices == list(range(16))
     assert got.timestamps == pytest.approx([time / 1000 for time in times], abs=0.002)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_film_of_variable_rate_has_no_holes(tmp_path: Path, name: str) -> None:
+    """45 pictures in 9 seconds, then one at 30 and one at 59: each sample is what is on the screen at its second."""
+    times = [*every(200, 45), 30_000, 59_000]
+    got = sample(write_video(tmp_path / name, times))
+    assert len(got.indices) == int(got.duration) >= 59
+    assert max(np.diff(got.timestamps)) < 2.1
+    shown = [max(i for i, time in enumerate(times) if time <= 1000 * second + 3) for second in got.timestamps]
+    assert got.indices == shown[: len(got.indices)]
+    assert levels(got) == pytest.approx([level(index) for index in shown], abs=8)
+    assert {0, 45, 46} <= set(got.indices)
+    legacy = sample_video(tmp_path / name, fps=1.0, max_frames=64, max_pixels=200_704, sampling="legacy")
+    assert legacy.indices == list(range(47)) and max(np.diff(legacy.timestamps)) > 20
 
 
 def test_times_count_from_the_first_frame(tmp_path: Path) -> None:

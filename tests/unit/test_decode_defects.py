@@ -158,15 +158,19 @@ def test_a_stream_that_begins_between_key_frames_is_read_from_the_next(tmp_path:
 
 
 def test_a_gap_in_time_stays_one(tmp_path: Path) -> None:
-    got = sample(encode(tmp_path / "a.mkv", ticks=[*range(20), *range(2000, 2020)]))
+    path = encode(tmp_path / "a.mkv", ticks=[*range(20), *range(2000, 2020)])
+    got = sample_video(path, fps=1.0, max_frames=6, max_pixels=200_704, sampling="legacy")
     assert got.timestamps.tolist() == [0, 1.75, 3.75, 500.75, 502.75, 504.75]
+    by_time = sample(path)
+    assert by_time.indices == [0, 19, 19, 19, 19, 39]
+    assert by_time.timestamps.tolist() == pytest.approx([0, 4.75, 201.9, 302.85, 403.8, 504.75])
 
 
 def test_a_change_of_size_in_mid_stream_keeps_the_first_size(tmp_path: Path) -> None:
     parts = [encode(tmp_path / "1.ts", ticks=range(20)), encode(tmp_path / "2.ts", size=(96, 96), ticks=range(20, 40))]
     joined = tmp_path / "a.ts"
     joined.write_bytes(b"".join(part.read_bytes() for part in parts))
-    got = sample(joined)
+    got = sample_video(joined, fps=1.0, max_frames=6, max_pixels=200_704, sampling="legacy")
     assert got.frames.shape == (6, HEIGHT, WIDTH, 3)
     assert levels(got) == pytest.approx([level(index) for index in (0, 7, 15, 3, 11, 19)], abs=8)
 

@@ -11,6 +11,7 @@ from vsr1.metrics.exchange import (
     read_moment_detr_truth,
     read_tvr,
     read_tvr_truth,
+    score_exchange,
     write_submission,
     write_truth,
 )
@@ -58,7 +59,7 @@ def test_moment_detr_files(rows: list[PredictionRow], tmp_path: Path) -> None:
         "qid": "7_fig", "query": "a ring", "vid": "b", "pred_relevant_windows": [[10, 16, 0.5]],
     }  # fmt: skip
     found = read_moment_detr(predictions)
-    assert found == {"7_fig": [(10, 16)], "8_fig": [(12, 20)], "9_fig": [(0, 0)]}
+    assert found == {"7_fig": [(10, 16, 0.5)], "8_fig": [(12, 20, 1)], "9_fig": [(0, 0, 0)]}
     scores = moment_detr_scores(found, read_moment_detr_truth(truth))
     assert scores["MR-mIoU"] == pytest.approx(100 * (0.6 + 0.8) / 3, abs=0.005)
     assert (scores["MR-R1"]["0.5"], scores["MR-R1"]["0.8"], scores["MR-R1"]["0.85"]) == (66.67, 33.33, 0)
@@ -92,3 +93,19 @@ def test_faults_are_named(rows: list[PredictionRow], tmp_path: Path) -> None:
         write_truth([rows[0].model_copy(update={"gt_start": None})], "tvr", path)
     with pytest.raises(PredictionError, match="has no ranked_moments"):
         write_submission([rows[0].model_copy(update={"ranked_moments": None, "status": "ok"})], "tvr", path)
+
+
+def test_ids_as_numbers_and_as_text_are_the_same(tmp_path: Path) -> None:
+    (tmp_path / "p").write_text('{"qid": "7803", "pred_relevant_windows": [[0, 1, 0.5]]}\n')
+    (tmp_path / "t").write_text('{"qid": 7803, "relevant_windows": [[0, 1]]}\n')
+    assert score_exchange(tmp_path / "p", tmp_path / "t", "moment-detr")["MR-mIoU"] == 100.0
+    ranking = [{"desc_id": "7", "predictions": [[0, 0, 1, 0.5]]}]
+    (tmp_path / "p").write_text(json.dumps({"video2idx": {"a": 0}, "VCMR": ranking}))
+    (tmp_path / "t").write_text('{"desc_id": 7, "vid_name": "a", "ts": [0, 1]}\n')
+    assert score_exchange(tmp_path / "p", tmp_path / "t", "tvr")["VCMR"]["0.7-r1"] == 100.0
+    (tmp_path / "p").write_text(
+        '{"qid": "7803", "pred_relevant_windows": []}\n{"qid": 7803, "pred_relevant_windows": []}\n'
+    )
+    (tmp_path / "t").write_text('{"qid": 7803, "relevant_windows": [[0, 1]]}\n')
+    with pytest.raises(PredictionError, match="query 7803 is there twice"):
+        score_exchange(tmp_path / "p", tmp_path / "t", "moment-detr")

@@ -167,3 +167,28 @@ def test_queries_must_be_exactly_those_of_the_truth() -> None:
     with pytest.raises(RankedScoreError, match="a submission holds"):
         tvr_scores({"VQA": {}}, {1: RIGHT})
     assert moment_detr_scores({1: []}, {1: [(0.0, 1.0)]})["MR-mIoU"] == 0.0
+
+
+def test_moment_detr_cuts_a_list_in_its_order_and_then_sorts_by_score() -> None:
+    truth = {1: [(20.0, 30.0)], 2: [(0.0, 10.0), (100.0, 150.0)]}
+    scored = {1: [(0.0, 10.0, 0.1), (20.0, 30.0, 0.9)], 2: [(60.0, 70.0, 0.3), (100.0, 150.0, 0.8), (0.0, 10.0, 0.95)]}
+    scores = moment_detr_scores(scored, truth)
+    assert (scores["MR-mAP"]["average"], scores["MR-R1"]["0.5"]) == (100.0, 0.0)
+    in_order = moment_detr_scores(
+        {query: [window[:2] for window in windows] for query, windows in scored.items()}, truth
+    )
+    assert in_order["MR-mAP"]["average"] == pytest.approx(100 * (0.5 + 2 / 3) / 2, abs=0.01)
+    late = {1: [(0.0, 1.0, 0.0)] * 10 + [(20.0, 30.0, 1.0)], 2: scored[2]}  # the eleventh does not count
+    assert moment_detr_scores(late, truth)["MR-mAP"]["average"] == 50.0
+    tied = {1: [(0.0, 10.0, 0.5), (20.0, 30.0, 0.5)], 2: scored[2]}  # of equal scores the order counts
+    assert moment_detr_scores(tied, truth)["MR-mAP"]["average"] == 75.0
+
+
+def test_moment_detr_figures_by_length_take_only_the_true_windows_of_it() -> None:
+    truth = {1: [(0.0, 10.0)], 2: [(0.0, 10.5), (0.0, 60.0)], 3: [(5.0, 5.0)]}
+    windows = {1: [(0.0, 10.0, 1.0)], 2: [(0.0, 60.0, 1.0), (0.0, 10.5, 0.5)], 3: [(0.0, 1.0, 1.0)]}
+    scores = moment_detr_scores(windows, truth)
+    by_length = {name: scores[name]["MR-mAP"]["average"] for name in ("short", "middle", "long")}
+    assert by_length == {"short": 100.0, "middle": 50.0, "long": 100.0}
+    assert (scores["middle"]["MR-R1"]["0.5"], scores["long"]["MR-R1"]["0.95"]) == (0.0, 100.0)
+    assert {"short", "middle", "long"} & moment_detr_scores({1: windows[1]}, {1: truth[1]}).keys() == {"short"}

@@ -18,10 +18,11 @@ BLOCK_BYTES = 64 * 1024
 def replacing(target: Path) -> Iterator[Path]:
     """Yield a path to write to; it becomes `target` when the block ends without an error, and is gone otherwise.
 
-    The folder is made if it is missing. The path ends like `target`, for writers that go by the extension.
+    The folder is made if it is missing. The path has the extension of `target`, for writers that go by it, and not its
+    name, which may be as long as a name can be.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{uuid4().hex}.part-{target.name}")
+    part = target.with_name(f".{uuid4().hex}.part-{target.suffix}")
     try:
         yield part
         os.replace(part, target)
@@ -73,11 +74,19 @@ def _flush(folder: Path) -> None:
             os.close(handle)
 
 
+def json_line(row: dict[str, Any]) -> bytes:
+    """Return a row as a line of JSON in UTF-8; with a path of other bytes in it in ASCII with escapes."""
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(row).encode() + b"\n"
+
+
 def write_lines(target: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows as UTF-8 JSON lines."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    content = b"".join(map(json_line, rows))
     with replacing(target) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -51,6 +51,14 @@ class DatasetFolder:
         """Return the file with a row for each video that gave no clip, empty if there is none."""
         return self.clips(split) / "failed_videos.jsonl"
 
+    def lost_moments(self, split: str) -> Path:
+        """Return the file with a row for each moment that its video is too short for, empty if there is none."""
+        return self.clips(split) / "lost_moments.jsonl"
+
+    def dropped_rows(self, split: str) -> Path:
+        """Return the file of the annotation rows that were left out for their faults, empty if there is none."""
+        return self.root / "raw_annotation" / f"{split}.dropped.jsonl"
+
     def added(self, split: str) -> Path:
         """Return the folder of the videos that a server added to the split, see `vsr1/retrieval/added.py`."""
         return self.root / "added" / split

@@ -40,6 +40,10 @@ def weights_fingerprint(folder: Path) -> str:
     Raises:
         FileNotFoundError: the folder or its weights are missing.
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"model folder {folder} does not exist; model.policy and model.embedder name the folders of checkpoints"
+        )
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not weights:
         raise FileNotFoundError(f"model folder {folder} has no .safetensors weights")

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vsr1.episode.moments import Span
 from vsr1.formats.atomic import write_lines
+from vsr1.formats.rows import json_rows, utf8_content
 from vsr1.metrics.predictions import PredictionError, PredictionRow
-from vsr1.metrics.ranked import Moment, TrueMoment, moment_detr_scores, tvr_scores
+from vsr1.metrics.ranked import Moment, TrueMoment, Window, moment_detr_scores, tvr_scores
 
 ExchangeFormat = Literal["tvr", "moment-detr"]
 
@@ -88,8 +89,10 @@ def score_exchange(path: Path, ground_truth: Path, form: ExchangeFormat) -> dict
         RankedScoreError: the queries of the two files differ.
     """
     if form == "tvr":
-        return tvr_scores(read_tvr(path), read_tvr_truth(ground_truth))
-    return moment_detr_scores(read_moment_detr(path), read_moment_detr_truth(ground_truth))
+        submission = {task: _by_text(path, rankings) for task, rankings in read_tvr(path).items()}
+        return tvr_scores(submission, _by_text(ground_truth, read_tvr_truth(ground_truth)))
+    truth = _by_text(ground_truth, read_moment_detr_truth(ground_truth))
+    return moment_detr_scores(_by_text(path, read_moment_detr(path)), truth)
 
 
 def read_tvr(path: Path) -> dict[str, dict[QueryId, list[Moment]]]:
@@ -98,8 +101,9 @@ def read_tvr(path: Path) -> dict[str, dict[QueryId, list[Moment]]]:
     Raises:
         PredictionError: no such file, not a submission, or two rankings of one query.
     """
+    _check_exists(path)
     try:
-        submission = _TvrSubmission.model_validate_json(_content(path))
+        submission = _TvrSubmission.model_validate_json(utf8_content(path))
     except ValidationError as error:
         raise _unreadable(path, "", error) from None
     names = {number: video for video, number in submission.video2idx.items()}
@@ -117,10 +121,10 @@ def read_tvr_truth(path: Path) -> dict[QueryId, TrueMoment]:
     return _by_query(path, ((row.desc_id, TrueMoment(row.vid_name, tuple(spans))) for row, spans in rows))
 
 
-def read_moment_detr(path: Path) -> dict[QueryId, list[Span]]:
+def read_moment_detr(path: Path) -> dict[QueryId, list[Window]]:
     """Return the windows of each query of Moment-DETR predictions, in order. Raises as `read_tvr` does."""
     rows = _lines(path, _Windows)
-    return _by_query(path, ((row.qid, [_span(path, row.qid, w) for w in row.pred_relevant_windows]) for row in rows))
+    return _by_query(path, ((row.qid, [_window(path, row.qid, w) for w in row.pred_relevant_windows]) for row in rows))
 
 
 def read_moment_detr_truth(path: Path) -> dict[QueryId, list[Span]]:
@@ -179,19 +183,23 @@ def _span(path: Path, query: QueryId, entry: list[float]) -> Span:
     return entry[0], entry[1]
 
 
-def _content(path: Path) -> bytes:
+def _window(path: Path, query: QueryId, entry: list[float]) -> Window:
+    start, end = _span(path, query, entry)
+    return (start, end, entry[2]) if len(entry) > 2 else (start, end)
+
+
+def _check_exists(path: Path) -> None:
     if not path.is_file():
         raise PredictionError(f"file {path} does not exist")
-    return path.read_bytes()
 
 
 def _lines(path: Path, kind: type[RowT]) -> Iterator[RowT]:
-    for number, line in enumerate(_content(path).split(b"\n"), start=1):
-        if line.strip():
-            try:
-                yield kind.model_validate_json(line)
-            except ValidationError as error:
-                raise _unreadable(path, f" line {number}:", error) from None
+    _check_exists(path)
+    for place, text in json_rows(path, PredictionError):
+        try:
+            yield kind.model_validate_json(text)
+        except ValidationError as error:
+            raise _unreadable(path, f" {place}:", error) from None
 
 
 def _by_query(path: Path, items: Iterable[tuple[QueryId, Any]]) -> dict[QueryId, Any]:
@@ -201,6 +209,11 @@ def _by_query(path: Path, items: Iterable[tuple[QueryId, Any]]) -> dict[QueryId,
             raise PredictionError(f"{path}: query {query} is there twice; keep one")
         values[query] = value
     return values
+
+
+def _by_text(path: Path, values: dict[QueryId, Any]) -> dict[QueryId, Any]:
+    """Return values by their query ids as text: one tool writes them as numbers, another does not."""
+    return _by_query(path, ((str(query), value) for query, value in values.items()))
 
 
 def _unreadable(path: Path, place: str, error: ValidationError) -> PredictionError:

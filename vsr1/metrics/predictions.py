@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from vsr1.episode.moments import Span
+from vsr1.formats.rows import json_rows
 from vsr1.search.record import Verdict
 
 Rank = Annotated[int, Field(ge=1)]  # of the right video among all videos, 1 is best
@@ -193,9 +194,8 @@ def read_predictions(path: Path) -> tuple[list[PredictionRow], list[Problem]]:
         raise PredictionError(f"prediction file {path} does not exist; `vsr1 eval` writes one")
     rows: dict[str, tuple[int, PredictionRow]] = {}
     problems: list[Problem] = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for place, line in json_rows(path, PredictionError):
+        number = int(place.split()[1])
         try:
             row = PredictionRow.model_validate_json(line)
         except ValidationError as error:

@@ -2,7 +2,8 @@
 
 `tvr_scores` follows TVR's `standalone_eval` (VCMR, SVMR and VR), `moment_detr_scores` that of Moment-DETR (moments of
 one given video): ray-retrieval-vllm.md §3.2 and §3.3. In both the order of a list is its ranking, whatever its scores
-say. They compute in float32, here it is float64: an overlap within about 1e-7 of a threshold may fall beyond it.
+say, but in mAP of Moment-DETR: it cuts a list to its first 10 and then sorts these by score. They compute in float32,
+here it is float64: an overlap within about 1e-7 of a threshold may fall beyond it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vsr1.episode.moments import Span
 
 Query = TypeVar("Query", bound=Hashable)
 Moment = tuple[str | None, float, float]  # video (None: one that nobody knows), start and end in seconds
+Window = Span | tuple[float, float, float]  # start and end in seconds, and a score
 
 TVR_DEPTHS = (1, 5, 10, 100)
 TVR_THRESHOLDS = (0.5, 0.7)
@@ -23,6 +25,8 @@ TVR_LONGEST = 100  # entries of a list that count
 MANY_SPANS = 4  # from so many true spans on a moment has to hit two of them, as DiDeMo's annotators disagree
 DETR_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 DETR_LONGEST = 10  # windows of a list that count in mAP
+# Seconds of the true windows that count: longer than the first number, up to the second.
+DETR_LENGTHS = {"short": (0, 10), "middle": (10, 30), "long": (30, 150)}
 
 
 class RankedScoreError(ValueError):
@@ -74,13 +78,14 @@ def tvr_scores(
 
 
 def moment_detr_scores(
-    windows: Mapping[Query, Sequence[Span]], truth: Mapping[Query, Sequence[Span]]
-) -> dict[str, dict[str, float] | float]:
+    windows: Mapping[Query, Sequence[Window]], truth: Mapping[Query, Sequence[Span]]
+) -> dict[str, Any]:
     """Return `{"MR-R1": {"0.5": …}, "MR-mAP": {"0.5": …, "average": …}, "MR-mIoU": …}` in percent with two decimals.
 
     R1 and mIoU take the first window's best overlap with a true one; mAP is the interpolated precision over the first
-    `DETR_LONGEST` windows, where each true window can be found once. A query without windows scores 0 (Moment-DETR's
-    script leaves it out of mAP and cannot compute R1).
+    `DETR_LONGEST` windows, by score where they have one, where each true window can be found once. A query without
+    windows scores 0 (Moment-DETR's script leaves it out of mAP and cannot compute R1). Under "short", "middle" and
+    "long" stand the same figures over the true windows of such a length, where there are any.
 
     Raises:
         RankedScoreError: the queries are not those of the truth, or one has no true window.
@@ -89,7 +94,18 @@ def moment_detr_scores(
     for query, spans in truth.items():
         if not spans:
             raise RankedScoreError(f"query {query!r} has no true window; leave it out of the ground truth")
-    pairs = [(ranking, truth[query]) for query, ranking in windows.items()]
+    scores: dict[str, Any] = _detr_scores([(ranking, truth[query]) for query, ranking in windows.items()])
+    for name, (least, most) in DETR_LENGTHS.items():
+        pairs = [
+            (ranking, [span for span in truth[query] if least < span[1] - span[0] <= most])
+            for query, ranking in windows.items()
+        ]
+        if pairs := [(ranking, spans) for ranking, spans in pairs if spans]:
+            scores[name] = _detr_scores(pairs)
+    return scores
+
+
+def _detr_scores(pairs: Sequence[tuple[Sequence[Window], Sequence[Span]]]) -> dict[str, Any]:
     first = [max(_iou(ranking[0], span) for span in spans) if ranking else 0.0 for ranking, spans in pairs]
     precision = {
         str(least): fmean(_average_precision(ranking, spans, least) for ranking, spans in pairs)
@@ -110,18 +126,19 @@ def _hits(moment: Moment, right: TrueMoment, threshold: float) -> bool:
     return sum(_iou(moment[1:], span) >= threshold for span in right.spans) >= needed
 
 
-def _iou(a: Span, b: Span) -> float:
+def _iou(a: Window, b: Span) -> float:
     """Return the overlap by the length from the first start to the last end, as both evaluators do; 0 if that is 0."""
     intersection = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
     hull = max(a[1], b[1]) - min(a[0], b[0])
     return intersection / hull if hull != 0 else 0.0
 
 
-def _average_precision(windows: Sequence[Span], truth: Sequence[Span], threshold: float) -> float:
-    """Return the area under the interpolated precision over recall, in 0..1, of windows in the order given."""
+def _average_precision(windows: Sequence[Window], truth: Sequence[Span], threshold: float) -> float:
+    """Return the area under the interpolated precision over recall, in 0..1."""
     left = set(range(len(truth)))
     precisions: list[float] = []  # after each window that finds a true one
-    for count, window in enumerate(windows[:DETR_LONGEST], start=1):
+    ranking = sorted(windows[:DETR_LONGEST], key=lambda window: -window[2] if len(window) > 2 else 0.0)
+    for count, window in enumerate(ranking, start=1):
         best = max(left, key=lambda place: (_iou(window, truth[place]), place), default=None)
         if best is not None and _iou(window, truth[best]) >= threshold:
             left.remove(best)

@@ -47,16 +47,22 @@ class DataConfig(Section):
     """The dataset folder and how raw videos become clips."""
 
     root: AbsolutePath = Path("runs/data")
-    splits: tuple[str, ...] = ("train", "test")
+    splits: tuple[str, ...] = Field(
+        (), description="empty: those that data.annotations names, test with data.search_only, else train and test"
+    )
     videos: AbsolutePath | None = Field(
         None,
-        description="folder of source videos, sub-folders too, named <video id>.<ext>; empty: root/raw_videos/SPLIT",
+        description="folder of source videos, sub-folders and linked ones too; an id is a file's name without its "
+        "ending, or with it, or its path below the folder; empty: root/raw_videos/SPLIT",
     )
     annotations: dict[str, AbsolutePath] = Field(
         {}, description="annotation file of a split, copied to root/raw_annotation/; a split not named has it there"
     )
     search_only: bool = Field(
         False, description="videos without annotations: a corpus to search, no queries or records"
+    )
+    sampling: Literal["time", "legacy"] = Field(
+        "time", description="spread the frames over the seconds of a video, or over their numbers as published"
     )
     sample_fps: float = Field(1.0, gt=0, description="frames per second kept from a video")
     max_frames: int = Field(64, ge=2, description="most frames in a clip; a longer video is spread over them")
@@ -68,7 +74,15 @@ class DataConfig(Section):
     beyond_duration: Literal["error", "keep"] = Field(
         "error", description="moments that end after their video: refuse them, or keep them as published"
     )
-    max_failed_fraction: float = Field(0.0, ge=0, le=1, description="share of undecodable videos a build tolerates")
+    other_length: Literal["fail", "keep"] = Field(
+        "fail",
+        description="a video that is cut, or not as long as its container or annotations say: a failure, or kept with "
+        "its true length, its lost moments listed in lost_moments.jsonl",
+    )
+    faulty_rows: Literal["error", "drop"] = Field(
+        "error", description="rows of annotations with a fault: refuse the file, or list them in SPLIT.dropped.jsonl"
+    )
+    max_failed_fraction: float = Field(0.0, ge=0, le=1, description="share of videos without a clip a build tolerates")
     hard_negatives: int = Field(50, ge=1, description="nearest wrong videos kept for each training query")
     grpo_negatives: int = Field(24, ge=1)
     decode_workers: int = Field(2, ge=1)
@@ -78,6 +92,13 @@ class DataConfig(Section):
         512, ge=1, description="most MiB of frames in one batch of clips, if it is not one clip"
     )
     teacher: TeacherConfig = TeacherConfig()
+
+    @model_validator(mode="after")
+    def _splits_follow_the_annotations(self) -> DataConfig:
+        if not self.splits:
+            named = tuple(self.annotations) or (("test",) if self.search_only else ("train", "test"))
+            self.__dict__["splits"] = named  # an assignment would validate once more
+        return self
 
     @model_validator(mode="after")
     def _search_only_has_no_annotations(self) -> DataConfig:

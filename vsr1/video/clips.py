@@ -8,7 +8,7 @@ each; anything else is a `ClipError`, never a shorter clip.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
@@ -19,7 +19,9 @@ import numpy as np
 from vsr1.formats.atomic import replacing, write_lines
 from vsr1.settings.data import DataConfig
 from vsr1.video.compact import frames_digest, read_frames, write_frames
+from vsr1.video.container import VideoError
 from vsr1.video.decode import SampledVideo, sample_video
+from vsr1.video.faults import work_on
 
 META = "meta.jsonl"
 Storage = Literal["npy", "compact"]
@@ -49,6 +51,8 @@ class ClipMeta(TypedDict):
     output_npy_path: NotRequired[str]  # published rows need not say how they are stored, and mean npy
     output_compact_path: NotRequired[str]
     output_compact_sha256: NotRequired[str]  # as `read_frames` takes it
+    source_clock_start_sec: NotRequired[float]  # second of the file's own clock that is 0 here, if it is not 0
+    source_fault: NotRequired[str]  # what the file lacks of what its container says
 
 
 class ClipError(ValueError):
@@ -63,10 +67,11 @@ class Clip:
     frames: np.ndarray  # uint8 [T, H, W, 3], RGB
     timestamps: np.ndarray  # float64 [T], seconds
     content_hash: str  # sha256, 64 hexadecimal digits
+    length: float | None = None  # seconds of the video, None where nobody knows
 
     @classmethod
-    def make(cls, video_id: str, frames: np.ndarray, timestamps: np.ndarray) -> Clip:
-        """Make a clip with its hash over shape, frames and timestamps; the id is not part of it.
+    def make(cls, video_id: str, frames: np.ndarray, timestamps: np.ndarray, length: float | None = None) -> Clip:
+        """Make a clip with its hash over shape, frames and timestamps; id and length are not part of it.
 
         Raises:
             ClipError: frames are not uint8 [T, H, W, 3] with T even and above 0, or timestamps not finite, rising [T].
@@ -81,12 +86,14 @@ class Clip:
             raise ClipError(f"clip {video_id!r}: timestamps {timestamps.shape} for {len(frames)} frames")
         if not np.isfinite(timestamps).all() or (np.diff(timestamps) < 0).any():
             raise ClipError(f"clip {video_id!r}: timestamps are not finite and rising: {timestamps.tolist()}")
-        return cls(video_id, frames, timestamps, frames_digest(frames, timestamps))
+        return cls(video_id, frames, timestamps, frames_digest(frames, timestamps), length)
 
     @property
     def seconds(self) -> float:
-        """Return the length of the video in seconds, as far as the frames tell: a mean interval past the last one."""
+        """Return the length of the video in seconds; where nobody knows, a mean interval past the last frame."""
         first, last = self.timestamps[[0, -1]]
+        if self.length is not None:
+            return max(self.length, float(last))
         return float(last + (last - first) / max(len(self.timestamps) - 1, 1))
 
     @property
@@ -96,7 +103,7 @@ class Clip:
 
     @property
     def reference(self) -> ClipReference:
-        """What names it where it is not at hand."""
+        """Return what names it where it is not at hand."""
         return ClipReference(self.video_id, self.content_hash)
 
 
@@ -121,18 +128,33 @@ class ClipReference:
         return clip
 
 
-def make_clip(folder: Path, video_id: str, source: Path, data: DataConfig) -> ClipMeta:
+def make_clip(
+    folder: Path,
+    video_id: str,
+    source: Path,
+    data: DataConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> ClipMeta:
     """Sample a video file as `data` says, write its clip and return its row for `write_meta`.
 
+    Args:
+        progress: called with frames decoded and frames in all, for each.
+
     Raises:
-        VideoError: a file that gives no frames.
-        ClipError: the id cannot be a file's stem.
+        VideoError: a file that gives no frames, that lacks a part and `data.other_length` refuses it, or whose clip
+            cannot bear its name.
     """
-    sampled = sample_video(source, fps=data.sample_fps, max_frames=data.max_frames, max_pixels=data.max_pixels)
-    return write_clip(
-        folder, video_id, sampled, source=source, target_fps=data.sample_fps, max_frames=data.max_frames,
-        storage=data.clip_storage,
-    )  # fmt: skip
+    with work_on(source):
+        sampled = sample_video(
+            source, fps=data.sample_fps, max_frames=data.max_frames, max_pixels=data.max_pixels,
+            sampling=data.sampling, progress=progress,
+        )  # fmt: skip
+        if sampled.fault and data.other_length == "fail":
+            raise VideoError(source, sampled.fault, "compare")
+        return write_clip(
+            folder, video_id, sampled, source=source, target_fps=data.sample_fps, max_frames=data.max_frames,
+            storage=data.clip_storage,
+        )  # fmt: skip
 
 
 def write_clip(
@@ -152,9 +174,9 @@ def write_clip(
         storage: "npy" keeps the frames as they are, "compact" loses a little (vsr1/video/compact.py).
 
     Raises:
-        ClipError: the id cannot be a file's stem.
+        ClipError: the id cannot be a file's stem, or that of one in a sub-folder.
     """
-    if not video_id or PurePath(video_id).name != video_id:
+    if video_id in ("", ".") or PurePath(video_id).as_posix() != video_id or {"..", "/"} & {*PurePath(video_id).parts}:
         raise ClipError(f"video id {video_id!r} cannot name a file in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{video_id}{_SUFFIX[storage]}"
@@ -186,6 +208,10 @@ def write_clip(
         "extract_utc": datetime.now(UTC).isoformat(),
         "video_id": video_id,
     }
+    if sampled.clock_start:
+        row["source_clock_start_sec"] = sampled.clock_start
+    if sampled.fault:
+        row["source_fault"] = sampled.fault
     if storage == "npy":
         return row | {"output_npy_path": str(target)}
     return row | {"output_compact_path": str(target), "output_compact_sha256": digest}
@@ -199,6 +225,11 @@ def clip_storage(row: ClipMeta) -> Storage:
 def clip_file(folder: Path, video_id: str, row: ClipMeta) -> Path:
     """Return where the clip of a metadata row lies: in its folder, whatever the folder that the row names."""
     return folder / f"{video_id}{_SUFFIX[clip_storage(row)]}"
+
+
+def player_offset(row: ClipMeta) -> float:
+    """Return the seconds that a player of the source file adds to a time of the clip."""
+    return row.get("source_clock_start_sec", 0.0)
 
 
 def write_meta(folder: Path, rows: Iterable[ClipMeta]) -> None:
@@ -254,7 +285,8 @@ class ClipFolder:
                 f"clip {video_id!r}: {path} is not a whole array ({error}); delete and rebuild it"
             ) from error
         try:
-            return Clip.make(video_id, frames, self._times(row, len(frames) if frames.ndim else 0))
+            length = row["source_duration_sec"] if self.timestamps == "true_seconds" else None
+            return Clip.make(video_id, frames, self._times(row, len(frames) if frames.ndim else 0), length)
         except KeyError as error:
             raise ClipError(f"clip {video_id!r}: its row in {self.folder / META} has no {error}; rebuild it") from error
         except ClipError as error:
@@ -292,7 +324,9 @@ def read_meta(folder: Path) -> dict[str, ClipMeta]:
         try:
             row = json.loads(line)
             place = row.get("output_npy_path") or row.get("output_compact_path") or row["source_video_path"]
-            stem = PurePath(place).stem
+            stem, video_id = PurePath(place).stem, row.get("video_id", "")
+            if "/" in video_id and PurePath(place).with_suffix("").as_posix().endswith(f"/{video_id}"):
+                stem = video_id
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ClipError(f"{path} line {number} is not a clip's row ({error}); build the clips again") from error
         if row.get("status") != "skip_exists":

@@ -1,130 +1,141 @@
-"""Samples a video file: the frames asked for, each with its own true time, or a `VideoError`; never a guess.
+"""Samples a video file: the pictures that a player shows, each with its true time, or a `VideoError`; never a guess.
 
-Frame count, frame choice and size follow the published extraction (data-eval.md §1.5). Two things differ: a container
-that reports no frame count, or a wrong one, is counted by decoding, so that the sample spans the whole video; and the
-timestamps are the frames' own, so that variable frame rate is right. A file is decoded once, and a second time only
-where what decodes is not what the container or its packets had promised.
+Times count on the clock of the container: 0 is where its first stream begins, which may be sound before the pictures.
+Size and number of frames follow the published extraction (data-eval.md §1.5). Its rule by number is `legacy`; by time,
+which gives the same frames of a film of constant rate, is the other. Turned and mirrored pictures are upright, pixels
+square. Packets are read first, which is cheap, then the file is decoded once, and a second time only where what decodes
+is not what its packets had promised. What decoded is compared with what the container says.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.packet import Packet
-from av.stream import Disposition
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 from PIL import Image
 
-NO_FRAME = "not one frame of it decodes; the file is truncated or damaged, fetch it again"
+from vsr1.video.container import (
+    NO_FRAME,
+    Shown,
+    check_file,
+    decoded_frames,
+    open_video,
+    read_packets,
+    shown_size,
+    stated_lengths,
+    timed_frames,
+    upright,
+    zero_of,
+)
+from vsr1.video.container import VideoError as VideoError
 
-
-class VideoError(ValueError):
-    """A video file that gives no frames; the message names the file and the reason."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"video {path}: {reason}")
-        self.path = path
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type[VideoError], tuple[Path, str]]:
-        return VideoError, (self.path, self.reason)
+Sampling = Literal["time", "legacy"]
+TOLERANCE_SECONDS = 1.0  # that a length may differ from what is said of it
+TOLERANCE_SHARE = 0.02  # of the length that is said, where that is more
+ROUNDING = Fraction(1, 1000)  # second; Matroska has no finer clock
 
 
 @dataclass(frozen=True, eq=False)
 class SampledVideo:
     """What was taken of a video. T is even; `even_pad_applied` says that the last frame is there twice.
 
-    `indices` are the positions of the distinct frames in the decoded video and do not count the pad; they equal
-    `requested_indices` because an index is only requested of frames that decode.
-    `reported_frames` is the container's own count, 0 if it has none: where it is above `total_frames`, the file is
-    truncated, damaged or cut by an edit list.
+    `indices` are the positions of the frames in the decoded video, without the pad. A frame that is on longer than the
+    samples are apart has its position again for each, with the time of the sample.
+    `reported_frames` is the container's own count, 0 if it has none.
     """
 
     frames: np.ndarray  # uint8 [T, H, W, 3], RGB
-    timestamps: np.ndarray  # float64 [T], seconds after the first frame of the video
+    timestamps: np.ndarray  # float64 [T], seconds
     indices: list[int]
     total_frames: int
-    duration: float  # seconds
-    raw_fps: float  # frames per second, mean over the video
+    duration: float  # seconds, up to the end of the last picture
+    raw_fps: float  # frames per second, mean over the pictures
     requested_indices: list[int]
     even_pad_applied: bool
     reported_frames: int
+    clock_start: float = 0.0  # second of the file's own clock that is 0 here
+    fault: str = ""  # why there is less in the file than it says, empty if there is not
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """One decode from beginning to end."""
-
-    images: list[np.ndarray]  # uint8 [H, W, 3], the wanted frames
-    times: list[Fraction]  # seconds after the first frame, one a wanted frame
-    total_frames: int
-    duration: Fraction  # seconds, up to the end of the last frame
-
-
-def sample_video(path: Path, *, fps: float, max_frames: int, max_pixels: int) -> SampledVideo:
+def sample_video(
+    path: Path,
+    *,
+    fps: float,
+    max_frames: int,
+    max_pixels: int,
+    sampling: Sampling = "time",
+    progress: Callable[[int, int], None] | None = None,
+) -> SampledVideo:
     """Decode frames spread evenly over a whole video, its first and last frame included.
 
     Args:
         fps: frames per second of video to keep.
-        max_frames: most distinct frames; the even pad can add one to an odd limit.
+        max_frames: most frames; the even pad can add one to an odd limit.
         max_pixels: a frame with more is shrunk, bicubic, keeping its aspect.
+        sampling: spread over the seconds, or over the numbers of the frames.
+        progress: called with frames decoded and frames in all, for each.
 
     Raises:
-        VideoError: missing or empty file, not a video, no video stream, or not one frame that decodes.
+        VideoError: missing or empty file, not a video, no video stream, not one frame that decodes, or a clock that
+            goes back.
     """
     check_file(path)
     container, stream = open_video(path)
     with container:
-        reported, stated = stream.frames, _stated_seconds(stream)
-        expected = reported, stated or Fraction(0)
-        if not all(expected):
-            for count, seconds in packet_spans(path, container, stream):
-                expected = count, seconds
-    guess = frame_indices(*expected, fps, max_frames)
-    decoded = _decode(path, frozenset(guess), max_pixels)
-    duration = stated if stated and decoded.total_frames == reported else decoded.duration
-    indices = frame_indices(decoded.total_frames, duration, fps, max_frames)
-    if indices != guess:
-        decoded = _decode(path, frozenset(indices), max_pixels)
-    pad = len(indices) % 2
+        packets = read_packets(path, container, stream)
+        reported = stream.frames
+    guess, _ = _choice(packets, fps, max_frames, sampling) if packets.times else ([], [])
+    watch = (lambda count: progress(count, len(packets.times))) if progress else None
+    decoded = _decode(path, frozenset(guess), max_pixels, watch)
+    indices, times = _choice(decoded.shown, fps, max_frames, sampling)
+    if not decoded.images.keys() >= set(indices):
+        decoded = _decode(path, frozenset(indices), max_pixels, watch)
+    shown, pad = decoded.shown, len(indices) % 2
+    span = shown.end - shown.times[0]
     return SampledVideo(
-        frames=np.stack(decoded.images + decoded.images[-1:] * pad),
-        timestamps=np.array([float(t) for t in decoded.times + decoded.times[-1:] * pad], np.float64),
+        frames=np.stack([decoded.images[index] for index in indices + indices[-1:] * pad]),
+        timestamps=np.array([float(t - decoded.zero) for t in times + times[-1:] * pad], np.float64),
         indices=indices,
-        total_frames=decoded.total_frames,
-        duration=float(duration),
-        raw_fps=float(decoded.total_frames / duration),
+        total_frames=len(shown.times),
+        duration=float(shown.end - decoded.zero),
+        raw_fps=float(len(shown.times) / span) if span else 0.0,
         requested_indices=indices,
         even_pad_applied=bool(pad),
         reported_frames=reported,
+        clock_start=float(decoded.zero),
+        fault=_loss(decoded.stated, shown, packets),
     )
 
 
-def probe_video(path: Path) -> float | None:
-    """Return the seconds that the container states, None where it states none; one frame is decoded to see that it can.
+def probe_video(path: Path) -> float:
+    """Return the seconds of a video, up to the end of its last picture; all packets are read and one frame decoded.
 
     Raises:
-        VideoError: missing or empty file, not a video, no video stream, no frame that decodes, or a length of zero.
+        VideoError: missing or empty file, not a video, no video stream, no frame that decodes, a length of zero, or
+            less in the file than its container says.
     """
     check_file(path)
     container, stream = open_video(path)
     with container:
-        seconds = _stated_seconds(stream)
-        if seconds is None and container.duration is not None:
-            seconds = Fraction(container.duration, av.time_base)
+        stated, packets = stated_lengths(container, stream), read_packets(path, container, stream)
+        zero = zero_of(container, stream, packets.times[0]) if packets.times else Fraction(0)
+    container, stream = open_video(path)
+    with container:
         if next(decoded_frames(path, container, stream), None) is None:
             raise VideoError(path, NO_FRAME)
-    if seconds is not None and seconds <= 0:
-        raise VideoError(path, f"has a length of {seconds} s; fetch it again")
-    return None if seconds is None else float(seconds)
+    if fault := _loss(stated, packets, packets):
+        raise VideoError(path, fault)
+    seconds = packets.end - zero
+    if seconds <= 0:
+        raise VideoError(path, f"has a length of {float(seconds)} s; fetch it again")
+    return float(seconds)
 
 
 def frame_indices(total_frames: int, duration: Fraction | float, fps: float, max_frames: int) -> list[int]:
@@ -133,115 +144,88 @@ def frame_indices(total_frames: int, duration: Fraction | float, fps: float, max
     return [int(index) for index in np.linspace(0, total_frames - 1, count)]
 
 
-def check_file(path: Path) -> None:
-    """Raise a `VideoError` for a file that is missing or empty."""
-    if not path.is_file():
-        raise VideoError(path, "the file does not exist")
-    if path.stat().st_size == 0:
-        raise VideoError(path, "the file is empty (0 bytes); fetch it again")
+def _choice(shown: Shown, fps: float, max_frames: int, sampling: Sampling) -> tuple[list[int], list[Fraction]]:
+    """Return which frames are taken, and their seconds of the file's clock."""
+    times = shown.times
+    first, last = times[0], times[-1]
+    if sampling == "legacy":
+        indices = frame_indices(len(times), shown.end - first, fps, max_frames)
+        return indices, [times[index] for index in indices]
+    count = min(max_frames, max(1, math.floor(float(shown.end - first + ROUNDING) * fps)))
+    samples = [first + (last - first) * step / max(1, count - 1) for step in range(count)]
+    indices = [bisect_right(times, sample + ROUNDING) - 1 for sample in samples]
+    is_again = [index == before for before, index in zip([-1, *indices], indices, strict=False)]
+    return indices, [
+        sample if again else times[index] for index, sample, again in zip(indices, samples, is_again, strict=True)
+    ]
 
 
-def open_video(path: Path, formats: str | None = None) -> tuple[InputContainer, VideoStream]:
-    """Open a file: its container, which the caller closes, and its first video stream that is no picture of a cover.
+def differs(stated: float, seconds: float) -> bool:
+    """Return whether a video of so many seconds is another length than is said of it."""
+    return abs(stated - seconds) > _tolerance(stated)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """One decode from beginning to end; `zero` is the second of the file's clock that players call 0."""
+
+    images: dict[int, np.ndarray]  # uint8 [H, W, 3], the wanted frames by their position
+    shown: Shown
+    zero: Fraction
+    stated: tuple[Fraction | None, Fraction | None]  # as `stated_lengths` gives them
+
+
+def _decode(path: Path, wanted: frozenset[int], max_pixels: int, watch: Callable[[int], None] | None) -> _Decoded:
+    """Decode all frames, keep those whose position is wanted, all in the size of the first."""
+    images: dict[int, np.ndarray] = {}
+    size: tuple[int, int] | None = None
+    shown = Shown()
+    container, stream = open_video(path)
+    with container:
+        stated = stated_lengths(container, stream)
+        for begin, seconds, frame in timed_frames(path, container, stream):
+            number = len(shown.times)
+            if number in wanted:
+                size = size or _size(*shown_size(frame, stream), max_pixels)
+                image = Image.fromarray(np.ascontiguousarray(upright(frame)))
+                image = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+                images[number] = np.asarray(image)
+            shown.add(begin, seconds)
+            if watch:
+                watch(number + 1)
+        if not shown.times:
+            raise VideoError(path, NO_FRAME)
+        return _Decoded(images, shown, zero_of(container, stream, shown.times[0]), stated)
+
+
+def _loss(stated: tuple[Fraction | None, Fraction | None], shown: Shown, packets: Shown) -> str:
+    """Return what a file lacks of what its header and its packets promise, empty if it lacks nothing.
 
     Args:
-        formats: names of the container formats that may be read, with commas between; None allows all.
-
-    Raises:
-        VideoError: not a video, or no video stream.
+        stated: as `stated_lengths` gives them.
+        shown: the pictures that decode.
     """
-    try:
-        container = av.open(str(path), options={"format_whitelist": formats} if formats else {})
-    except av.FFmpegError as error:
-        raise VideoError(path, f"cannot be opened as a video ({error.strerror}); fetch or encode it again") from error
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            return container, stream
-    container.close()
-    raise VideoError(path, "has no video stream")
+    pictures, last = stated
+    remedy = f"{packets.fault or 'the file is cut or damaged; fetch it again'}"
+    span = shown.end - shown.times[0] if shown.times else Fraction(0)
+    if pictures is not None and pictures - span > _tolerance(pictures):
+        return f"its pictures last {float(span):.1f} s, its container says {float(pictures):.1f} s: {remedy}"
+    if packets.is_cut:
+        return f"it ends at {float(shown.end):.1f} s in the middle of a fragment: {remedy}"
+    reach = max(packets.reach, shown.end)
+    if last is not None and last - reach > _tolerance(last):
+        return f"it ends at {float(reach):.1f} s, its container says {float(last):.1f} s: {remedy}"
+    if packets.fault and pictures is None and last is None:
+        return packets.fault
+    for begin, end in pairwise([*shown.times, max(shown.end, packets.end)]):
+        lost = bisect_left(packets.times, end) - bisect_right(packets.times, begin)
+        if lost > 1 and end - begin > _tolerance(packets.end):
+            return f"the {lost} pictures from {float(begin):.1f} to {float(end):.1f} s do not decode; fetch it again"
+    return ""
 
 
-def _stated_seconds(stream: VideoStream) -> Fraction | None:
-    """Return the duration that the container states of a stream, None where it states none."""
-    return stream.duration * stream.time_base if stream.duration is not None and stream.time_base else None
-
-
-def packet_spans(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, Fraction]]:
-    """Yield after each packet with data the packets so far and the seconds that they span.
-
-    The last pair is what decoding will most likely give, without its cost.
-    """
-    count, first, end = 0, math.inf, -math.inf
-    for packet in _packets(path, container, stream):
-        if packet.size:
-            count += 1
-            if packet.pts is not None:
-                first, end = min(first, packet.pts), max(end, packet.pts + (packet.duration or 0))
-            yield count, Fraction(end - first) * Fraction(stream.time_base or 0) if end >= first else Fraction(0)
-
-
-def decoded_frames(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Yield every frame that decodes, in presentation order; a damaged packet gives none."""
-    for packet in _packets(path, container, stream):
-        try:
-            frames = packet.decode()
-        except av.InvalidDataError:
-            continue
-        except av.FFmpegError as error:
-            raise VideoError(path, f"cannot be decoded ({error.strerror}); encode it again") from error
-        yield from frames
-
-
-def _packets(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    """Yield the packets of a stream up to the end of the file, or to where it is damaged."""
-    try:
-        yield from container.demux(stream)
-    except av.InvalidDataError:
-        return
-    except av.FFmpegError as error:
-        raise VideoError(path, f"cannot be read ({error.strerror}); fetch or encode it again") from error
-
-
-def _decode(path: Path, wanted: frozenset[int], max_pixels: int) -> _Pass:
-    """Decode all frames, keep those whose position is wanted."""
-    images: list[np.ndarray] = []
-    times: list[Fraction] = []
-    size: tuple[int, int] | None = None
-    total, untimed, end = 0, False, Fraction(0)
-    first: Fraction | None = None
-    container, stream = open_video(path)
-    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    with container:
-        for frame in decoded_frames(path, container, stream):
-            begin = frame_seconds(frame)
-            if total and (begin is None) != untimed:
-                raise VideoError(
-                    path, f"some of its frames carry a time and some, around {total}, none; encode it again"
-                )
-            untimed = begin is None
-            begin = total / Fraction(rate) if begin is None else begin
-            first = begin if first is None else first
-            time = begin - first
-            shown = frame.duration * frame.time_base if frame.duration and frame.time_base else 1 / Fraction(rate)
-            end = max(end, time + shown)
-            if total in wanted:
-                image = Image.fromarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
-                size = size or _size(image.width, image.height, max_pixels)
-                images.append(np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)))
-                if times and time < times[-1]:
-                    raise VideoError(
-                        path, f"frame {total} lies {float(times[-1] - time)} s before an earlier one; encode it again"
-                    )
-                times.append(time)
-            total += 1
-    if not total:
-        raise VideoError(path, NO_FRAME)
-    return _Pass(images, times, total, end)
-
-
-def frame_seconds(frame: VideoFrame) -> Fraction | None:
-    """Return the second of the file's clock at which a frame is shown; None in raw streams, whose rate is constant."""
-    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+def _tolerance(stated: float | Fraction) -> float:
+    return max(TOLERANCE_SECONDS, TOLERANCE_SHARE * float(stated))
 
 
 def _size(width: int, height: int, max_pixels: int) -> tuple[int, int]:

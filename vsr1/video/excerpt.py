@@ -1,49 +1,55 @@
 """Writes a part of a video as a file of its own, from one second to another, for any player.
 
 H.264 in MP4, pictures without sound. It is encoded again, so it can begin between two key frames; the picture that is
-on when it begins is its first.
+on when it begins is its first. Seconds count as in a clip (`vsr1/video/decode.py`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import chain, count, pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import av
 import numpy as np
 from av.video.frame import VideoFrame
 
-from vsr1.video.decode import NO_FRAME, VideoError, decoded_frames, frame_seconds, open_video
+from vsr1.video.container import NO_FRAME, VideoError, open_video, shown_size, timed_frames, upright, zero_of
+from vsr1.video.faults import work_on
 
 TICKS = 90_000  # a second
 # No B-frames and no look-ahead: each picture gives its packet at once, so that its length can be set.
 _ENCODER = {"crf": "20", "preset": "veryfast", "tune": "zerolatency", "bf": "0"}
+Picture = tuple[float, VideoFrame, tuple[int, int]]  # second from which it is shown; width and height to show it in
 
 
 def write_excerpt(source: Path, target: Path, start: float, end: float) -> None:
-    """Write the pictures shown from `start` up to `end`, in seconds after the first frame of `source`.
+    """Write the pictures shown from `start` up to `end`, in seconds of the clip's clock.
 
     Raises:
         VideoError: a file that does not decode.
     """
+    with work_on(source, "cut"):
+        _write(source, target, start, end)
+
+
+def _write(source: Path, target: Path, start: float, end: float) -> None:
     pictures = _pictures(source, start, end, seek=True)
     first = next(pictures, None)
-    if first is None or first[0] > start:  # the file's index leads past the place
+    if first is None or first[0] > start:  # the file's index leads past the place, or there is no picture yet
         pictures = _pictures(source, start, end, seek=False)
         first = next(pictures, None)
     if first is None:
-        raise VideoError(source, NO_FRAME)
+        raise VideoError(source, f"shows no picture from {start:g} to {end:g} s; take another part of it")
     with av.open(str(target), "w", format="mp4") as output:
         stream = output.add_stream("libx264", rate=30, options=_ENCODER)
-        shape = _upright(first[1])
-        stream.width, stream.height = (max(2, side // 2 * 2) for side in (shape.width, shape.height))
+        stream.width, stream.height = (max(2, side // 2 * 2) for side in first[2])
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, TICKS)
-        for (time, frame), (until, _) in pairwise(chain([first], pictures, [(end, first[1])])):
-            picture = _upright(frame).reformat(width=stream.width, height=stream.height, format="yuv420p")
+        for (time, frame, _), (until, _, _) in pairwise(chain([first], pictures, [(end, *first[1:])])):
+            turned = VideoFrame.from_ndarray(np.ascontiguousarray(upright(frame)), format="rgb24")
+            picture = turned.reformat(width=stream.width, height=stream.height, format="yuv420p")
             picture.pts, picture.time_base = _ticks(time - start), Fraction(1, TICKS)
             for packet in stream.encode(picture):
                 packet.duration = _ticks(until - start) - _ticks(time - start)
@@ -51,47 +57,33 @@ def write_excerpt(source: Path, target: Path, start: float, end: float) -> None:
         output.mux(stream.encode())
 
 
-def _pictures(path: Path, start: float, end: float, *, seek: bool) -> Iterator[tuple[float, VideoFrame]]:
+def _pictures(path: Path, start: float, end: float, *, seek: bool) -> Iterator[Picture]:
     """Yield frames with the second from which each is shown; the one that is on at `start` counts from there."""
     container, stream = open_video(path)
-    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     with container:
-        frames = decoded_frames(path, container, stream)
-        opening = next(frames, None)
+        opening = next(timed_frames(path, container, stream), None)
         if opening is None:
-            return
-        begin = frame_seconds(opening)
-        if seek and begin is not None and stream.time_base:
-            container.seek(int((begin + Fraction(start)) / stream.time_base), stream=stream)
-            frames = decoded_frames(path, container, stream)
-        else:
-            frames = chain([opening], frames)
-        on: VideoFrame | None = None
-        time = -math.inf
-        for number, frame in zip(count(), frames, strict=False):
-            at, before = frame_seconds(frame), time
-            time = float(number / rate if at is None else at - (begin or 0))
-            if time < before:
-                raise VideoError(path, f"a frame at {time:g} s lies before an earlier one; encode it again")
+            raise VideoError(path, NO_FRAME)
+        zero = zero_of(container, stream, opening[0])
+    container, stream = open_video(path)
+    with container:
+        if seek and opening[2].pts is not None and stream.time_base:
+            container.seek(int((zero + Fraction(start)) / stream.time_base), stream=stream)
+        on: Picture | None = None
+        for begin, _, frame in timed_frames(path, container, stream):
+            time = float(begin - zero)
             if time >= end:
                 break
+            picture = (max(time, start), frame, shown_size(frame, stream))
             if time <= start:
-                on = frame
+                on = picture
                 continue
             if on is not None:
-                yield start, on
+                yield on
                 on = None
-            yield time, frame
+            yield picture
         if on is not None:
-            yield start, on
-
-
-def _upright(frame: VideoFrame) -> VideoFrame:
-    """Return a frame as a player shows it."""
-    if not frame.rotation:
-        return frame
-    turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-    return VideoFrame.from_ndarray(np.ascontiguousarray(turned), format="rgb24")
+            yield on
 
 
 def _ticks(seconds: float) -> int:

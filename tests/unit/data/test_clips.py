@@ -59,9 +59,14 @@ def test_bad_videos_are_named_and_tried_again_when_they_change(fresh: DatasetFol
     (raw / "train_0001.mp4").write_bytes(b"")
     (raw / "train_0002.mp4").write_bytes(b"not a video" * 100)
     (raw / "train_0003.mp4").unlink()
+    workers = Here()
+    with pytest.raises(BuildError, match=r"1 of 6 videos .* nothing is decoded yet \(train_0003: no video"):
+        build(fresh.root, workers=workers)
+    assert workers.decoded == 0
     with pytest.raises(BuildError, match=r"(?s)3 of 6 videos.*train_0001.*failed_videos\.jsonl"):
-        build(fresh.root)
+        build(fresh.root, max_failed_fraction=0.2)
     failures = read_lines(fresh.failed_videos("train"))
+    assert [row["step"] for row in failures] == ["decode", "decode", "find"]
     assert [row["video_id"] for row in failures] == ["train_0001", "train_0002", "train_0003"]
     assert "empty" in failures[0]["error"]
     assert "no video file" in failures[2]["error"]

@@ -44,7 +44,7 @@ def videos(films: list[Path], tmp_path: Path) -> Path:
 
 def test_four_keys_and_videos_elsewhere_are_enough(videos: Path, tmp_path: Path) -> None:
     source = tmp_path / "mine.jsonl"
-    asked = [{"video": name, "fig_desc": f"where is {name}?", "time": [0, 5], "duration": 30} for name in NAMES]
+    asked = [{"video": name, "fig_desc": f"where is {name}?", "time": [0, 5], "duration": 33} for name in NAMES]
     source.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in asked), encoding="utf-8")
     folder = DatasetFolder(tmp_path / "data")
     report = build(folder.root, videos=videos, annotations={"test": source})
@@ -81,8 +81,8 @@ def test_videos_alone_become_a_corpus_to_search(videos: Path, tmp_path: Path) ->
 
 
 def test_a_corpus_with_two_files_of_one_id_or_none_is_refused(videos: Path, films: list[Path], tmp_path: Path) -> None:
-    shutil.copyfile(films[0], videos / "köln.mp4")
-    with pytest.raises(BuildError, match=r"'köln' \(.*mp4, .*MP4\); keep one file of each"):
+    shutil.copyfile(films[0], videos / "part 1" / "köln.mp4")
+    with pytest.raises(BuildError, match=r"'part 1/köln' \(.*MP4, .*mp4\); keep one file of each"):
         build(tmp_path / "data", videos=videos, search_only=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(BuildError, match=r"empty has no video files \(\.mp4, .*set data\.videos"):
