@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines.serve.gateway.faults import ApiError
+from pipelines.serve.gateway.faults import FULL_DISK, ApiError
 from vsr1.retrieval.added import SOURCE
 from vsr1.settings.data import DataConfig
 from vsr1.settings.serving import UploadConfig
@@ -102,6 +102,10 @@ def _main() -> None:
         if isinstance(error.__cause__, MemoryError):
             raise MemoryError from error
         answer = {"code": "not_a_video", "message": error.reason}
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        answer = {"code": "disk_full", "message": "the disk of the server is full"}
     json.dump(answer, sys.stdout)
 
 

@@ -3,6 +3,8 @@ import { ask, button, download, fail, find, headers, make, place, say, span, str
 import { closePlayer, openPlayer } from "./page.player.js";
 import "./page.library.js";
 
+const TRIES = 6; // to come back to a stream that was cut; the server keeps its search for some seconds
+const PAUSE = 500; // milliseconds between two of them
 const state = { excluded: [], stop: null, corpora: [] };
 
 async function corpora() {
@@ -26,6 +28,7 @@ function offer() {
   const { examples = [] } = state.corpora.find((corpus) => corpus.name === find("corpus").value) || {};
   const tries = examples.map((query) => make("li", {}, button(query, () => {
     find("query").value = query;
+    find("message").focus(); // the button goes
     find("ask").requestSubmit();
   })));
   find("examples").hidden = !tries.length || Boolean(find("query").value);
@@ -67,8 +70,7 @@ const SHOW = {
     turn.video = event.video_id;
     turn.title.textContent += `: ${event.video_id}`;
     say(`turn ${turn.number}: looking at ${event.video_id}`);
-    const { duration } = await (await ask(place(corpus, event.video_id))).json();
-    turn.film.replaceChildren(strip(corpus, event.video_id, duration));
+    turn.film.replaceChildren(strip(corpus, await (await ask(place(corpus, event.video_id))).json()));
   },
   "reasoning.delta"(turn, event) {
     turn.text.textContent += event.text;
@@ -133,10 +135,7 @@ async function search() {
   say("searching");
   const turns = new Map();
   try {
-    const answer = await ask("v1/search", {
-      method: "POST", signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-    });
-    for await (const event of events(answer.body)) {
+    for await (const event of follow(body, signal)) {
       if (event.type === "error") throw new Error(event.message);
       if (event.type === "done") {
         await show(event.result);
@@ -146,9 +145,30 @@ async function search() {
       if (!turns.has(event.turn)) turns.set(event.turn, new Turn(event.turn));
       Promise.resolve(SHOW[event.type](turns.get(event.turn), event, corpus)).catch(fail);
     }
-    throw new Error("the connection broke off before the answer; search again");
   } catch (error) {
     fail(error);
+  }
+}
+
+// The events of a search to the last one, also over several connections.
+async function* follow(body, signal) {
+  const sent = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  let answer = await ask("v1/search", { ...sent, signal });
+  const search = answer.headers.get("X-Search-Id");
+  for (let last = 0, tries = 0; ; tries++) {
+    try {
+      answer ||= await ask(`v1/search/${search}/events`, { signal, headers: { "Last-Event-ID": last } });
+      for await (const { id, event } of events(answer.body)) {
+        [last, tries] = [id, 0];
+        yield event;
+      }
+    } catch (error) {
+      if (signal.aborted || error.status < 500) throw error; // the server said no
+    }
+    if (!search || tries === TRIES) throw new Error("the connection broke off before the answer; search again");
+    answer = null;
+    say("the connection broke off; coming back");
+    await new Promise((resolve) => setTimeout(resolve, PAUSE));
   }
 }
 
@@ -161,8 +181,8 @@ async function* events(stream) {
     const blocks = (rest + value).split("\n\n");
     rest = blocks.pop();
     for (const block of blocks) {
-      const data = block.split("\n").find((line) => line.startsWith("data: "));
-      if (data) yield JSON.parse(data.slice(6));
+      const fields = Object.fromEntries(block.split("\n").map((line) => line.split(/: (.*)/s)));
+      if (fields.data) yield { id: fields.id, event: JSON.parse(fields.data) };
     }
   }
 }
@@ -178,6 +198,7 @@ async function openLink() {
   state.excluded = [];
   if (video_id && start < end) {
     if (state.stop) state.stop.abort();
+    say("");
     find("turns-list").replaceChildren();
     await openPlayer({ corpus: find("corpus").value, query, video_id, start, end });
   } else if (query) await search();

@@ -30,7 +30,7 @@ function tile(corpus, { video_id, status, error }) {
     return box;
   }
   const image = make("img", { alt: "" });
-  frame(image, corpus, video_id, FIRST_FRAME).catch(() => image.classList.add("missing"));
+  frame(image, corpus, { video_id }, FIRST_FRAME).catch(() => image.classList.add("missing"));
   const open = button(image, async () => {
     await openPlayer({ corpus, video_id });
     find("answer").querySelector("h2").focus();
