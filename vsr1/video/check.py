@@ -12,7 +12,7 @@ from pathlib import Path
 from vsr1.video.decode import NO_FRAME, VideoError, check_file, decoded_frames, open_video, packet_spans
 
 # By the first name that FFmpeg gives a container. Playlists and lists of files are none of them: they name other files.
-MEDIA_TYPES = {"mov": "video/mp4", "matroska": "video/x-matroska", "webm": "video/webm", "avi": "video/x-msvideo"}
+MEDIA_TYPES = {"mov": "video/mp4", "matroska": "video/x-matroska", "avi": "video/x-msvideo"}
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 
 
@@ -44,8 +44,6 @@ def check_video(path: Path, limits: VideoLimits) -> str:
         container, stream = open_video(path, FORMATS)
         with container:
             media_type = MEDIA_TYPES[container.format.name.split(",")[0]]
-            if media_type == MEDIA_TYPES["matroska"] and _is_webm(path):
-                media_type = MEDIA_TYPES["webm"]
             if stream.width * stream.height > limits.pixels:
                 size = f"frames of {stream.width}x{stream.height} pixels"
                 raise RefusedVideoError("too_many_pixels", f"{size}; serve.upload.max_pixels={limits.pixels} are taken")
@@ -66,9 +64,3 @@ def check_video(path: Path, limits: VideoLimits) -> str:
     except VideoError as error:
         raise RefusedVideoError("not_a_video", f"the file is not a video that can be used: {error.reason}") from error
     return media_type
-
-
-def _is_webm(path: Path) -> bool:
-    """Return whether a Matroska file says that it is WebM, which browsers play: its DocType (EBML element 0x4282)."""
-    with path.open("rb") as file:
-        return b"\x42\x82\x84webm" in file.read(256)

@@ -32,7 +32,7 @@ OF_SOURCE = ("paths_are_off", "path_refused", "urls_are_off", "url_refused", "fe
 OF_NAME = ("invalid_video_id", "duplicate_video", "video_exists", "unknown_corpus", "busy", "stopping", "disk_full")
 KEPT: dict[int | str, dict[str, Any]] = {304: {"description": "it is what `If-None-Match` names"}}
 Start = Annotated[float, Query(ge=0, allow_inf_nan=False, examples=[1.0])]
-VIDEOS: dict[str, Any] = {kind: {} for kind in MEDIA_TYPES.values()}
+VIDEOS: dict[str, Any] = {kind: {} for kind in (*MEDIA_TYPES.values(), "video/webm")}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _LOCATION = {"description": "where to see how far the video is", "schema": {"type": "string"}}
 _BODY = {

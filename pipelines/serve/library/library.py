@@ -96,7 +96,8 @@ class LibraryReplica:
         video = self._state(corpus, video_id)
         if video.status == "ready":
             row, video.version = await self._row(corpus, video_id)
-            video.duration, video.first_picture_sec = row["source_duration_sec"], row.get("first_picture_sec", 0.0)
+            video.duration = row["source_duration_sec"]
+            video.first_picture_sec = row.get("first_picture_sec", row.get("source_clock_start_sec", 0.0))
         return video
 
     async def videos(self, corpus: str, after: str, limit: int) -> VideoPage:
