@@ -114,36 +114,38 @@ FOREIGN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("host", FOREIGN)
-def test_a_foreign_name_is_not_answered_where_there_are_no_keys(service: Service, host: str, tmp_path: Path) -> None:
-    for method, path in (("GET", "/v1/videos/a"), ("DELETE", "/v1/videos/a"), ("GET", "/"), ("GET", "/healthz")):
-        assert code(service.ask(method, path, headers={"Host": host})) == (421, "foreign_host")
+def test_a_foreign_name_is_not_answered_where_there_are_no_keys(service: Service, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     add_key(keys, "a", 10, 10)
-    assert Service(tmp_path, key_file=keys).ask("GET", "/healthz", headers={"Host": host}).status_code == 200
+    keyed = Service(tmp_path, key_file=keys)
+    for host in FOREIGN:
+        for method, path in (("GET", "/v1/videos/a"), ("DELETE", "/v1/videos/a"), ("GET", "/"), ("GET", "/healthz")):
+            assert code(service.ask(method, path, headers={"Host": host})) == (421, "foreign_host"), host
+        assert keyed.ask("GET", "/healthz", headers={"Host": host}).status_code == 200, host
 
 
-@pytest.mark.parametrize(
-    "host", ["127.0.0.1", "localhost:8000", "LOCALHOST.", "a.localhost", "[::1]:8000", "10.1.2.3", "films.example:80"]
-)
-def test_own_names_addresses_and_those_of_the_settings_are_answered(tmp_path: Path, host: str) -> None:
+OWN = ["127.0.0.1", "localhost:8000", "LOCALHOST.", "a.localhost", "[::1]:8000", "10.1.2.3", "films.example:80"]
+
+
+def test_own_names_addresses_and_those_of_the_settings_are_answered(tmp_path: Path) -> None:
     service = Service(tmp_path, hosts=["Films.example"])
-    assert service.ask("GET", "/healthz", headers={"Host": host}).status_code == 200
+    for host in OWN:
+        assert service.ask("GET", "/healthz", headers={"Host": host}).status_code == 200, host
 
 
-@pytest.mark.parametrize("path", ["/v1/videos", "/v1/search", "/v1/chat/completions", "/retrieve"])
-@pytest.mark.parametrize("kind", ["application/mp4", "multipart/form-data; boundary=x", "", "text/plain"])
-def test_a_refused_type_is_told_whatever_the_size(service: Service, path: str, kind: str) -> None:
-    for content in (b"x", bytes(2 << 20)):
-        answer = service.ask("POST", path, content=content, headers={"Content-Type": kind})
-        assert answer.status_code == 415 and answer.headers["connection"] == "close"
+def test_a_refused_type_is_told_whatever_the_size(service: Service) -> None:
+    for path in ("/v1/videos", "/v1/search", "/v1/chat/completions", "/retrieve"):
+        for kind in ("application/mp4", "multipart/form-data; boundary=x", "", "text/plain"):
+            for content in (b"x", bytes(2 << 20)):
+                answer = service.ask("POST", path, content=content, headers={"Content-Type": kind})
+                assert answer.status_code == 415 and answer.headers["connection"] == "close", (path, kind)
 
 
-@pytest.mark.parametrize("kind", ["video/mp4", "Video/MP4; a=b", "APPLICATION/OCTET-STREAM"])
-def test_a_media_type_has_no_case(service: Service, kind: str) -> None:
-    headers = {"Content-Type": kind}
-    answer = service.ask("POST", "/v1/videos?video_id=a", content=bytes(2 << 20), headers=headers)
-    assert (answer.status_code, answer.json()["video_id"]) == (202, "a")
+def test_a_media_type_has_no_case(service: Service) -> None:
+    for kind in ("video/mp4", "Video/MP4; a=b", "APPLICATION/OCTET-STREAM"):
+        headers = {"Content-Type": kind}
+        answer = service.ask("POST", "/v1/videos?video_id=a", content=bytes(2 << 20), headers=headers)
+        assert (answer.status_code, answer.json()["video_id"]) == (202, "a")
 
 
 def test_frames_and_films_are_kept_under_addresses_of_their_version(service: Service) -> None:
@@ -161,18 +163,17 @@ def test_frames_and_films_are_kept_under_addresses_of_their_version(service: Ser
         assert code(service.ask("GET", f"{place}&v=1")) == (404, "unknown_video")
 
 
-@pytest.mark.parametrize(
-    ("wanted", "status", "content"),
-    [
-        ("bytes=0-1", 206, bytes(range(2))),
-        ("bytes=-3", 206, bytes(range(97, 100))),
-        ("bytes=50-", 206, bytes(range(50, 100))),
-        *((ignored, 200, bytes(range(100))) for ignored in ("items=0-1", "bytes=abc", "bytes", "bytes=5-4", "x")),
-    ],
-)
-def test_ranges(service: Service, wanted: str, status: int, content: bytes) -> None:
-    answer = service.ask("GET", "/v1/videos/a/file", headers={"Range": wanted})
-    assert (answer.status_code, answer.content) == (status, content)
+def test_ranges(service: Service) -> None:
+    def part(wanted: str) -> tuple[int, bytes]:
+        answer = service.ask("GET", "/v1/videos/a/file", headers={"Range": wanted})
+        return answer.status_code, answer.content
+
+    whole = bytes(range(100))
+    assert part("bytes=0-1") == (206, whole[:2])
+    assert part("bytes=-3") == (206, whole[-3:])
+    assert part("bytes=50-") == (206, whole[50:])
+    for ignored in ("items=0-1", "bytes=abc", "bytes", "bytes=5-4", "x"):
+        assert part(ignored) == (200, whole), ignored
 
 
 def test_a_range_outside_the_file_is_refused_in_the_one_shape(service: Service) -> None:
@@ -243,7 +244,7 @@ def test_a_key_is_asked_for_as_http_says_and_described(tmp_path: Path) -> None:
     answer = service.ask("GET", "/v1/videos/a")
     assert code(answer) == (401, "unknown_key") and answer.headers["www-authenticate"] == "Bearer"
     description = service.ask("GET", "/openapi.json").json()
-    assert len(description["components"]["securitySchemes"]) == 2
+    assert description["components"]["securitySchemes"]["APIKeyHeader"]["name"] == "X-API-Key"
     assert (
         description["paths"]["/v1/search"]["post"]["security"]
         and "security" not in description["paths"]["/healthz"]["get"]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from fastapi import APIRouter, FastAPI, Security
 from fastapi.responses import Response
-from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.security import APIKeyHeader
 from ray import serve
 from starlette.middleware.cors import CORSMiddleware
 
@@ -21,8 +21,7 @@ from pipelines.serve.gateway.schema import Corpus, Health
 from pipelines.serve.running import running_agents
 
 status, page = APIRouter(), APIRouter()
-# For the description, so that /docs can send a key; `Gateway.key_of` decides.
-KEYS = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
+KEY = Security(APIKeyHeader(name="X-API-Key", auto_error=False))  # so that /docs can send one; `Gateway.key_of` decides
 PAGE = {path.name: path.read_bytes() for path in (Path(__file__).parent / "page").iterdir()}
 PAGE_HEADERS = {
     "Content-Security-Policy": (
@@ -92,7 +91,7 @@ def build_app(gateway: Gateway) -> FastAPI:
     for router in (status, metrics.router):
         app.include_router(router)
     for router in (*of_agents, retrieve.router):
-        app.include_router(router, dependencies=KEYS)
+        app.include_router(router, dependencies=[KEY])
     app.openapi()  # the description is kept, and is of GET; HEAD is the same without a body
     for route in app.routes:
         methods: set[str] = getattr(route, "methods", None) or set()
