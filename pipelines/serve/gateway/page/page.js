@@ -46,35 +46,26 @@ function ranking(title, videos, before) {
   return make("div", {}, make("strong", {}, title), list);
 }
 
-class Turn {
-  constructor(number) {
-    this.number = number;
-    this.title = make("h2", {}, `Turn ${number}`);
-    this.badge = make("span", { className: "badge", hidden: true });
-    this.film = make("div");
-    this.text = make("pre");
-    this.rankings = make("div", { className: "rankings" });
-    const details = make("details", {}, make("summary", {}, "Reasoning and ranking"), this.text, this.rankings);
-    this.card = make("li", { className: "card" }, make("div", { className: "head" }, this.title, this.badge), this.film, details);
-    find("turns-list").append(this.card);
-  }
+function newTurn(number) {
+  const title = make("h2", {}, `Turn ${number}`), badge = make("span", { className: "badge", hidden: true });
+  const film = make("div"), text = make("pre"), rankings = make("div", { className: "rankings" });
+  const details = make("details", {}, make("summary", {}, "Reasoning and ranking"), text, rankings);
+  const head = make("div", { className: "head" }, title, badge);
+  find("turns-list").append(make("li", { className: "card" }, head, film, details));
+  return { number, title, badge, film, text, rankings };
 }
 
 const worded = (verdict) => verdict.replace("_", " ");
 
 const SHOW = {
-  retrieved(turn, event) {
-    turn.rankings.append(ranking("Retrieved", event.videos));
-  },
+  retrieved: (turn, event) => turn.rankings.append(ranking("Retrieved", event.videos)),
   async "turn.started"(turn, event, corpus) {
     turn.video = event.video_id;
     turn.title.textContent += `: ${event.video_id}`;
     say(`turn ${turn.number}: looking at ${event.video_id}`);
     turn.film.replaceChildren(strip(corpus, await (await ask(place(corpus, event.video_id))).json()));
   },
-  "reasoning.delta"(turn, event) {
-    turn.text.textContent += event.text;
-  },
+  "reasoning.delta": (turn, event) => turn.text.append(event.text),
   verdict(turn, event) {
     turn.badge.hidden = false;
     turn.badge.textContent = worded(event.verdict);
@@ -122,8 +113,7 @@ async function show(result) {
 
 async function search() {
   if (state.stop) state.stop.abort();
-  state.stop = new AbortController();
-  const { signal } = state.stop;
+  const { signal } = (state.stop = new AbortController());
   const corpus = find("corpus").value;
   const body = { query: find("query").value, corpus, stream: true, exclude_ids: state.excluded };
   if (find("turns").value) body.max_turns = Number(find("turns").value);
@@ -137,12 +127,9 @@ async function search() {
   try {
     for await (const event of follow(body, signal)) {
       if (event.type === "error") throw new Error(event.message);
-      if (event.type === "done") {
-        await show(event.result);
-        return;
-      }
+      if (event.type === "done") return await show(event.result);
       if (!SHOW[event.type]) continue;
-      if (!turns.has(event.turn)) turns.set(event.turn, new Turn(event.turn));
+      if (!turns.has(event.turn)) turns.set(event.turn, newTurn(event.turn));
       Promise.resolve(SHOW[event.type](turns.get(event.turn), event, corpus)).catch(fail);
     }
   } catch (error) {

@@ -11,25 +11,16 @@ export function make(tag, attributes = {}, ...children) {
   return made;
 }
 
-export function button(text, pressed, attributes = {}) {
-  const made = make("button", { type: "button", ...attributes }, text);
-  made.addEventListener("click", pressed);
-  return made;
+export function button(text, onclick, attributes = {}) {
+  return make("button", { type: "button", onclick, ...attributes }, text);
 }
 
 // Shown, and read out by screen readers.
-export function say(text) {
-  find("message").textContent = text;
-}
+export const say = (text) => (find("message").textContent = text);
+export const fail = (error) => error.name !== "AbortError" && say(error.message);
 
-export function fail(error) {
-  if (error.name !== "AbortError") say(error.message);
-}
-
-export function headers() {
-  const key = sessionStorage.getItem("key");
-  return key ? { "X-API-Key": key } : {};
-}
+const key = () => sessionStorage.getItem("key");
+export const headers = () => (key() ? { "X-API-Key": key() } : {});
 
 // The error that an answer's body tells of; a proxy's may not be ours.
 export function refusal(status, body) {

@@ -8,7 +8,7 @@ let shown = null; // the Player in #answer
 export function closePlayer() {
   find("answer").hidden = true;
   find("answer").replaceChildren();
-  if (shown) shown.close();
+  if (shown?.blob) URL.revokeObjectURL(shown.blob);
   shown = null;
 }
 
@@ -197,10 +197,6 @@ class Player {
     if (!act || (event.key === " " && ["BUTTON", "VIDEO"].includes(event.target.tagName))) return; // they know it
     event.preventDefault();
     act();
-  }
-
-  close() {
-    if (this.blob) URL.revokeObjectURL(this.blob);
   }
 }
 
