@@ -148,9 +148,13 @@ class RetrievalServiceActor:
         """Return the vector of a clip, float32 [dim], of length 1, and the embedder's fingerprint; queries wait for it.
 
         Raises:
-            RetrievalError: the embedder gives a vector that has no direction.
+            RetrievalError: the embedder refuses the clip, or gives a vector that has no direction.
         """
-        [vector] = await self._searcher.embedded(lambda: self._embedder.embed_clips([clip]))
+        try:
+            with work_on(Path(clip.video_id), "embed"):
+                [vector] = await self._searcher.embedded(lambda: self._embedder.embed_clips([clip]))
+        except VideoError as error:
+            raise RetrievalError(f"video {clip.video_id!r} cannot be embedded: {error.reason}") from error
         if problem := vector_problem(vector, self._embedder.dim):
             raise RetrievalError(f"the embedding of video {clip.video_id!r} {problem}; check the embedder checkpoint")
         return vector.astype(np.float32), self._embedder.fingerprint

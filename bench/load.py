@@ -121,9 +121,9 @@ async def _search(client: httpx2.AsyncClient, url: str, body: dict[str, Any]) ->
             if reply.status_code != 200:
                 error = json.loads(await reply.aread())["error"]
                 return Outcome(error["code"], retry_after_s=float(reply.headers.get("retry-after", 0)))
-            async for line in reply.aiter_lines():
-                event = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
-                if event.get("type") in ("done", "error"):
+            async for message in httpx2.EventSource(reply, max_event_size=None):
+                event = json.loads(message.data)
+                if event["type"] in ("done", "error"):
                     return Outcome(event.get("code", "done"), event.get("result"))
     except httpx2.TransportError:
         return Outcome(LOST)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx2
 from rich.console import Console
 from rich.table import Table
 
 LIMIT_S = 300.0  # between two pieces of the answer; the server's own limit is shorter
+LAST_WORD_S = 2.0  # for the request that ends a search
 NOT_FOUND = 3  # exit code
 
 
@@ -24,41 +28,51 @@ def read_key(file: Path | None) -> str | None:
     return file.read_text(encoding="utf-8").strip() if file else None
 
 
-def stream_search(url: str, body: dict[str, Any], key: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the events of a search, the last of type `done`.
+async def stream_search(url: str, body: dict[str, Any], key: str | None) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the events of a search, the last of type `done`. Who stops reading before that ends the search.
 
     Raises:
         SearchError: no answer, a refusal, or an `error` event.
     """
+    headers = {"X-API-Key": key} if key else {}
     try:
-        headers = {"X-API-Key": key} if key else {}
-        streamed = body | {"stream": True}
-        with httpx2.stream("POST", f"{url}/v1/search", json=streamed, headers=headers, timeout=LIMIT_S) as answer:
+        async with (
+            httpx2.AsyncClient(base_url=url, headers=headers, timeout=LIMIT_S) as client,
+            client.stream("POST", "/v1/search", json=body | {"stream": True}) as answer,
+        ):
             if answer.status_code != 200:
-                answer.read()
+                await answer.aread()
                 raise SearchError(f"{url} answered {answer.status_code}: {_message(answer.text)}")
-            for line in answer.iter_lines():
-                if line.startswith("data: "):
-                    event = json.loads(line.removeprefix("data: "))
+            event: dict[str, Any] = {"type": ""}
+            try:
+                async for message in httpx2.EventSource(answer, max_event_size=None):
+                    event = json.loads(message.data)
                     if event["type"] == "error":
                         raise SearchError(f"{event['code']}: {event['message']}")
                     yield event
                     if event["type"] == "done":
                         return
-    except httpx2.HTTPError as error:
+            finally:
+                if event["type"] not in ("done", "error"):
+                    with anyio.move_on_after(LAST_WORD_S, shield=True), suppress(httpx2.HTTPError):
+                        await client.delete(f"/v1/search/{answer.headers['x-search-id']}")
+    except (httpx2.HTTPError, ValueError) as error:
         raise SearchError(f"{url} does not answer ({error}); is `vsr1 serve` running there?") from error
     raise SearchError(f"{url} ended the search without an answer; try again")
 
 
 def search(url: str, body: dict[str, Any], key_file: Path | None, console: Console, as_json: bool) -> int:
     """Print the answer, and return the exit code: 0 for a match, else `NOT_FOUND`."""
-    key = read_key(key_file)
-    result: dict[str, Any] = {}
-    for event in stream_search(url, body, key):
-        if event["type"] == "done":
-            result = event["result"]
-        elif event["type"] == "verdict" and not as_json:
-            console.print(f"turn {event['turn']}: {event['video_id']}: {event['verdict']}", markup=False)
+
+    async def turns() -> dict[str, Any]:
+        event: dict[str, Any] = {}
+        async with aclosing(stream_search(url, body, read_key(key_file))) as events:
+            async for event in events:
+                if event["type"] == "verdict" and not as_json:
+                    console.print(f"turn {event['turn']}: {event['video_id']}: {event['verdict']}", markup=False)
+        return event["result"]
+
+    result = asyncio.run(turns())
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=2))
     elif result["moments"]:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from pipelines.command import ConfigFile, Overrides, console, guarded, keep_console, read_settings
+from pipelines.command import ConfigFile, DryRun, Overrides, console, guarded, keep_console, read_settings
 from pipelines.machine.resources import check_packages
 from pipelines.stage.connection import keep_ray_local
+from vsr1.config import dump_config
 
 Host = Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")]
 Port = Annotated[int, typer.Option(help="Port to listen at.")]
@@ -25,17 +26,26 @@ def serve_command(
     overrides: Overrides = None,
     config: ConfigFile = None,
     corpus: Annotated[
-        list[Path] | None,
-        typer.Option(help="Dataset folder to search, known by its name; repeatable."),
+        list[str] | None,
+        typer.Option(help="Dataset folder to search, known by its name, or NAME=FOLDER; repeatable."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of each --corpus that is searched.")] = "test",
     host: Host = "127.0.0.1",
     port: Port = 8000,
+    dry_run: DryRun = False,
 ) -> None:
     """Serve a trained agent until interrupted. serve.models.NAME=CHECKPOINT adds a model."""
-    named = [f"serve.corpora.{folder.name}={{root: {folder}, split: {split}}}" for folder in corpus or []]
-    settings = read_settings(config, [f"model.policy={checkpoint}", *named, *(overrides or [])])
+    settings = read_settings(config, [f"model.policy={checkpoint}", *(overrides or [])])
     keep_ray_local(settings.cluster.address)
+    from pipelines.machine.placement import capacity
+    from pipelines.serve.checks import check_served, named_corpora, serving_plan
+
+    settings.serve.corpora = guarded(named_corpora, corpus or [], split, settings.serve.corpora)
+    if dry_run:
+        console.print(dump_config(settings), markup=False)
+        console.print(serving_plan(settings, True, guarded(capacity, settings)).render())
+        guarded(check_served, settings)
+        return
     keep_console(settings)
     from pipelines.serve.deploy import serve_agent
 
@@ -89,13 +99,14 @@ def mcp_command(
 def key_command(
     name: Annotated[str, typer.Argument(help="Name of the person or program that gets the key.")],
     file: Annotated[Path, typer.Option(help="The server's serve.key_file.")],
-    per_minute: Annotated[int, typer.Option(help="How many requests a minute are allowed.")] = 120,
-    at_once: Annotated[int, typer.Option(help="How many requests are allowed at one time.")] = 16,
+    per_minute: Annotated[int, typer.Option(help="How many searches and changes a minute are allowed.")] = 120,
+    at_once: Annotated[int, typer.Option(help="How many of them are allowed at one time.")] = 16,
+    views_per_minute: Annotated[int, typer.Option(help="How many frames, films and states a minute.")] = 2400,
 ) -> None:
     """Make an API key for `vsr1 serve`. The key is shown once; the file keeps its hash."""
     from pipelines.serve.gateway.keys import add_key
 
-    print(guarded(add_key, file, name, per_minute, at_once))
+    print(guarded(add_key, file, name, per_minute, at_once, views_per_minute))
 
 
 @commands.command("retriever")

@@ -12,6 +12,7 @@ from ray import serve
 
 from actors.corpus import resources
 from pipelines.serve.agents.agents import Agents
+from pipelines.serve.checks import check_served
 from pipelines.serve.gateway.app import HttpGateway
 from pipelines.serve.library.library import Library, Retrieval
 from pipelines.serve.running import AGENT, declare, serve_until_interrupted, start_serve
@@ -64,18 +65,33 @@ def bind(config: Config, agent: Any) -> serve.Application:
 
 
 def serve_agent(config: Config, host: str, port: int) -> None:
-    """Serve until interrupted; raise as `serve_until_interrupted` and `start_agent`."""
-
-    def drain() -> None:
-        serve.get_app_handle(APPLICATION).drain.remote().result()
-
-    serve_until_interrupted(config, host, port, "/v1/search", lambda: start_agent(config, host, port), drain)
+    """Serve until interrupted; raise as `check_served`, `serve_until_interrupted` and `start_agent`."""
+    check_served(config)
+    url = address(host, port)
+    where = [f"API: {url}/v1/search, described at {url}/docs", f"page: {url}/"]
+    serve_until_interrupted(config, port, lambda: start_agent(config, host, port, tell=_print), where, _drain)
 
 
 def serve_retriever(config: Config, split: str, host: str, port: int) -> None:
-    """Serve the search over a split of `data.root` until interrupted; raise as `serve_until_interrupted`."""
+    """Serve the search over a split of `data.root` until interrupted; raise as `serve_agent`."""
     config = retriever_config(config, split)
-    serve_until_interrupted(config, host, port, "/retrieve", lambda: start_agent(config, host, port, retrieval))
+    check_served(config, agents=False)
+    where = [f"POST {address(host, port)}/retrieve"]
+    serve_until_interrupted(config, port, lambda: start_agent(config, host, port, retrieval, _print), where, _drain)
+
+
+def address(host: str, port: int) -> str:
+    """Return where a browser on this machine finds what listens at a host, which may stand for all addresses."""
+    name = "127.0.0.1" if host == "0.0.0.0" else "[::1]" if host == "::" else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}"
+
+
+def _drain() -> None:
+    serve.get_app_handle(APPLICATION).drain.remote().result()
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
 
 
 def retriever_config(config: Config, split: str) -> Config:
@@ -90,23 +106,30 @@ def retriever_config(config: Config, split: str) -> Config:
 
 
 def start_agent(
-    config: Config, host: str, port: int, build: Callable[[Config], serve.Application] = application
+    config: Config,
+    host: str,
+    port: int,
+    build: Callable[[Config], serve.Application] = application,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Deploy on the Ray that runs, and wait until it answers.
 
     Args:
+        host: it answers under this name too.
         build: which application; Serve imports it by its name.
+        tell: gets lines on what is waited for.
 
     Raises:
         ConfigError: as `application`. ServiceError: it does not start.
     """
+    hosts = [*config.serve.hosts, host]
+    config = config.model_copy(update={"serve": config.serve.model_copy(update={"hosts": hosts})})
     build(config)
     start_serve(host, port)
-    declare(
-        {
-            "name": APPLICATION,
-            "route_prefix": "/",
-            "import_path": f"{build.__module__}:{build.__name__}",
-            "args": config.model_dump(mode="json"),
-        }
-    )
+    described = {
+        "name": APPLICATION,
+        "route_prefix": "/",
+        "import_path": f"{build.__module__}:{build.__name__}",
+        "args": config.model_dump(mode="json"),
+    }
+    declare(described, tell)

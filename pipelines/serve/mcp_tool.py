@@ -6,6 +6,7 @@ client's machine, and comes under the server's keys and limits; nothing is mount
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,7 @@ def search_tool(url: str, key_file: Path | None) -> MCPServer:
     server = MCPServer("vsr1", instructions="Finds the video and the seconds of a moment that one sentence describes.")
 
     @server.tool()
-    def search_videos(
+    async def search_videos(
         query: Annotated[str, Field(min_length=1, max_length=LONGEST_QUERY, description="what happens in the moment")],
         corpus: Annotated[str | None, Field(description="may be left out where there is only one")] = None,
         max_turns: Annotated[int | None, Field(ge=1, le=16, description="videos looked at")] = None,
@@ -39,7 +40,8 @@ def search_tool(url: str, key_file: Path | None) -> MCPServer:
         """Find one moment in a corpus of videos: the video's id, start and end in seconds, and links to see it."""
         body = {"query": query, "corpus": corpus, "max_turns": max_turns, "exclude_ids": exclude_ids or []}
         try:
-            *_, last = stream_search(url, body, key)
+            async with aclosing(stream_search(url, body, key)) as events:  # a call that is cancelled ends its search
+                last = [event async for event in events][-1]
         except SearchError as error:
             raise ToolError(str(error)) from error
         findings = Findings.model_validate({name: last["result"][name] for name in ("status", "moments")})

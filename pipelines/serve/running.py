@@ -6,11 +6,11 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from threading import Event
 from typing import Any
 
 import ray
 from ray import serve
+from ray.serve._private.common import DeploymentStatus
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
@@ -20,6 +20,7 @@ from vsr1.config import Config
 
 AGENT = "agent-"  # before the name of a model: its deployment
 POLL_S = 0.5
+TELL_S = 10.0  # from one line to the next of what is waited for
 
 
 class ServiceError(RuntimeError):
@@ -40,20 +41,30 @@ def declared() -> dict[str, dict[str, Any]]:
     return {name: app["deployed_app_config"] for name, app in _applications().items() if app["deployed_app_config"]}
 
 
-def declare(application: dict[str, Any]) -> None:
+def declare(application: dict[str, Any], tell: Callable[[str], None] = lambda line: None) -> None:
     """Deploy an application of Ray Serve's own configuration format, and wait until it is as declared.
 
     Unlike `serve.run` this changes replicas in place where only their `user_config` differs from what runs.
 
+    Args:
+        tell: gets a line now and then on what is waited for.
+
     Raises:
         ServiceError: it does not start.
     """
+    began = told_at = time.monotonic()
+    waiting: list[str] = []
     every = declared() | {application["name"]: application}
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": list(every.values())}))
     while (app := _applications()[application["name"]])["status"] != ApplicationStatus.RUNNING:
         if app["status"] in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
             faults = [f"{name}: {one['message']}" for name, one in app["deployments"].items() if one["message"]]
             raise ServiceError("; ".join([f"{application['name']} does not run: {app['message']}", *faults]))
+        missing = [name for name, one in app["deployments"].items() if one["status"] != DeploymentStatus.HEALTHY]
+        now = time.monotonic()
+        if missing != waiting or now - told_at > TELL_S:
+            tell(f"waiting for {', '.join(missing) or 'Ray Serve'} ({now - began:.0f} s)")
+            waiting, told_at = missing, now
         time.sleep(POLL_S)
 
 
@@ -75,25 +86,33 @@ def replica_pids(application: str) -> dict[str, list[int]]:
 
 
 def serve_until_interrupted(
-    config: Config, host: str, port: int, path: str, start: Callable[[], None], drain: Callable[[], None] = lambda: None
+    config: Config, port: int, start: Callable[[], None], where: list[str], drain: Callable[[], None]
 ) -> None:
-    """Join or start Ray, call `start`, say where requests go; at an interrupt or SIGTERM `drain`, and shut Serve down.
+    """Join or start Ray, call `start`, and at an interrupt or SIGTERM `drain`, and shut Serve down.
+
+    The processes that Ray starts here take no SIGTERM: it may come to all of a group or a control group, and they have
+    the searches to finish. They end with this one.
+
+    Args:
+        where: lines that are printed when it runs.
 
     Raises:
         MachineError: the port is taken.
     """
     check_port(port)
+    print("starting Ray", flush=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     connect(config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     try:
         start()
-        print(f"POST http://{host}:{port}{path}", flush=True)
-        print(f"Ray: {ray.get_runtime_context().gcs_address}", flush=True)
+        print(f"Ray: {ray.get_runtime_context().gcs_address}", *where, sep="\n", flush=True)
         with suppress(KeyboardInterrupt):
-            Event().wait()
+            while True:  # a signal that another thread gets interrupts no wait of this one
+                time.sleep(POLL_S)
+        print("stopping: what has begun is finished; a second signal ends it", flush=True)
         drain()
-        for name in serve.status().applications:  # while HTTP is still there, for what is on its way to a client
-            serve.delete(name)
     finally:
         serve.shutdown()
 

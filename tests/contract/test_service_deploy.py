@@ -117,16 +117,23 @@ def test_a_server_that_is_stopped_answers_what_it_has_begun(toy_data: Path, tmp_
     command = [BIN / "vsr1", "serve", REPOSITORY / "checkpoints/toy/policy", "--corpus", toy_data]
     settings = ["-c", REPOSITORY / "configs/toy.yaml", "cluster.rollout.memory_gib=1", "--port", str(port)]
     with log.open("w") as output:
-        server = subprocess.Popen([*command, *settings], stdout=output, stderr=subprocess.STDOUT, text=True)
+        server = subprocess.Popen(
+            [*command, *settings], stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
     try:
         wait_until_ready(url, watched=server)
         queries = [f"a {colour} {shape} moving up" for colour in COLOURS for shape in SHAPES][:RUNNING]
         with ThreadPoolExecutor(RUNNING) as pool:
             coming = [pool.submit(search, url, query) for query in queries]
             time.sleep(1.0)
-            os.kill(server.pid, signal.SIGTERM)
+            os.killpg(server.pid, signal.SIGTERM)  # as `timeout` and systemd do: Ray's processes get it too
+            time.sleep(0.5)
+            ready = httpx2.get(f"{url}/readyz", timeout=60)
+            assert (ready.status_code, ready.json()["error"]["code"]) == (503, "stopping")
             answers = [one.result() for one in coming]
         assert [answer.status_code for answer in answers] == [200] * RUNNING, log.read_text()
         assert server.wait(timeout=60) == 0, log.read_text()
+        told = log.read_text().splitlines()
+        assert told[0] == "starting Ray" and f"page: {url}/" in told and told[-1].startswith("stopping")
     finally:
         server.kill()

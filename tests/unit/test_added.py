@@ -34,13 +34,38 @@ def bring(added: AddedFolder, video_id: str, shade: int = 0) -> AddedVideo:
     return video
 
 
-@pytest.mark.parametrize("video_id", ["a", "käse 日本 #1?", "x" * 200, "a.mp4", "a..b"])
+@pytest.mark.parametrize(
+    "video_id",
+    [
+        "a", "käse 日本 #1?", "x" * 200, "a.mp4", "a..b",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937",
+        "\U0001f468\u200d\U0001f469", "9.41.00\u202fAM", "a\u00a0b", "a\u3000b", "\u05d0\u200f", "a\u00adb",
+    ],
+)  # fmt: skip
 def test_ids_in_any_script(video_id: str) -> None:
     assert video_id_problem(video_id) is None
 
 
 @pytest.mark.parametrize(
-    "video_id", ["", ".", "..", ".x", " x", "x ", "a/b", "a\\b", "a\0", "a\n", "\ud800", "ü" * 101]
+    "video_id",
+    [
+        "",
+        ".",
+        "..",
+        ".x",
+        " x",
+        "x ",
+        "a/b",
+        "a\\b",
+        "a\0",
+        "a\n",
+        "\ud800",
+        "ü" * 101,
+        "a\u202eb",
+        "a\u2066b",
+        "a\u2028b",
+        "\ufeffa",
+    ],
 )
 def test_ids_that_cannot_name_a_file(video_id: str, tmp_path: Path) -> None:
     assert video_id_problem(video_id)

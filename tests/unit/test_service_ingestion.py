@@ -8,6 +8,8 @@ import av
 import numpy as np
 import pytest
 
+from pipelines.serve.gateway.faults import ApiError
+from pipelines.serve.library import sandbox
 from pipelines.serve.library.ingest import Ingestion
 from vsr1.retrieval.added import SOURCE, LibraryClips
 from vsr1.retrieval.request import RetrievalError
@@ -76,6 +78,28 @@ def _added(corpus: CorpusConfig) -> Any:
     from vsr1.retrieval.added import AddedFolder
 
     return AddedFolder.of(corpus)
+
+
+def test_a_webm_is_told_from_other_matroska(tmp_path: Path) -> None:
+    kinds = {}
+    for form, codec in (("webm", "libvpx"), ("matroska", "libvpx"), ("mp4", "libx264")):
+        path = tmp_path / form
+        with av.open(str(path), "w", format=form) as container:
+            stream = container.add_stream(codec, rate=4)
+            stream.width = stream.height = 64
+            stream.pix_fmt = "yuv420p"
+            for shade in range(4):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), shade, np.uint8))))
+            container.mux(stream.encode())
+        kinds[form] = asyncio.run(sandbox.check(path, UploadConfig()))
+    assert kinds == {"webm": "video/webm", "matroska": "video/x-matroska", "mp4": "video/mp4"}
+
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
+    film(tmp_path / "a" / "film")
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(sandbox.cut(tmp_path / "a" / "film", Path("/dev/full"), (0.0, 1.0), UploadConfig()))
+    assert refused.value.code == "disk_full"
 
 
 def test_a_video_comes_in(tmp_path: Path) -> None:

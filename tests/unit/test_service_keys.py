@@ -54,11 +54,11 @@ class Limited:
         self.limiter = Limiter(lambda: self.now)
         self.running = ExitStack()
 
-    def wait(self, key: ApiKey, *, holds: bool = True, now: float = 0.0) -> int:
+    def wait(self, key: ApiKey, *, views: bool = False, now: float = 0.0) -> int:
         """Begin a request, which runs on, and return after how many seconds to try again, 0 if it was let in."""
         self.now = now
         try:
-            self.running.enter_context(self.limiter.within(key, holds))
+            self.running.enter_context(self.limiter.within(key, views=views))
         except ApiError as refusal:
             assert (refusal.status, refusal.code) == (429, "rate_limited") and repr(key.name) in str(refusal)
             return refusal.retry_after_s
@@ -77,7 +77,7 @@ def test_requests_a_minute_come_back_over_time() -> None:
 def test_requests_at_one_time_are_bounded_by_name() -> None:
     limited, two = Limited(), key(per_minute=1000, at_once=2)
     assert [limited.wait(two) for _ in range(3)] == [0, 0, 1]
-    assert limited.wait(two, holds=False) == 0, "reading a search counts by the minute only"
+    assert limited.wait(two, views=True) == 0, "what is looked at counts by the minute only"
     assert limited.wait(key("b")) == 0
     limited.running.close()
     assert [limited.wait(two) for _ in range(3)] == [0, 0, 1]

@@ -31,6 +31,8 @@ from vsr1.video.clips import Clip, ClipError, ClipFolder
 
 LONGEST_ID = 200  # bytes in UTF-8: a file's name may have 255, and ours have more in them than the id
 SOURCE = "source"
+NOT_PRINTED = {"Cc", "Cn", "Co", "Cs", "Zl", "Zp"}  # joiners (Cf) and every space (Zs) belong into words
+FORBIDDEN = {"/", "\\", "\ufeff", *map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))}  # those turn text around
 State = Literal["incoming", "videos", "deleted"]
 
 
@@ -59,7 +61,7 @@ def video_id_problem(video_id: str) -> str | None:
         return "is empty, begins with a dot, or begins or ends with a space"
     if len(video_id.encode("utf-8", "surrogatepass")) > LONGEST_ID:
         return f"is longer than {LONGEST_ID} bytes in UTF-8"
-    if not video_id.isprintable() or set(video_id) & set("/\\"):
+    if set(video_id) & FORBIDDEN or {unicodedata.category(character) for character in video_id} & NOT_PRINTED:
         return "has a slash or a character that cannot be printed"
     if unicodedata.normalize("NFC", video_id) != video_id:
         return "is not in Unicode's composed form (NFC)"

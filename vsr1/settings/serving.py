@@ -47,9 +47,14 @@ class ServeConfig(Section):
     waiting_searches: int = Field(64, ge=0, description="further searches that wait; beyond them the answer is 429")
     request_limit_s: float = Field(120.0, gt=0, description="after which a search ends with what it has")
     key_file: AbsolutePath | None = Field(None, description="hashes of API keys; empty lets everybody in")
+    hosts: list[str] = Field(
+        [], description="names under which it answers without keys, beside localhost, this machine's and --host"
+    )
     cors_origins: list[str] = Field([], description="sites whose scripts may ask, as in https://example.org")
     body_limit_kib: int = Field(1024, ge=1, description="largest body of a request")
-    body_limit_s: float = Field(20.0, gt=0, description="after which a body that is still coming is refused")
+    body_limit_s: float = Field(
+        20.0, gt=0, description="after which a body that is still coming is refused, or a file that does not get on"
+    )
     resume_grace_s: float = Field(
         5.0, ge=0, description="a streamed search goes on for so long without a reader; 0: it ends with its reader"
     )

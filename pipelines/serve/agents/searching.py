@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from pipelines.serve.gateway.events import Event, EventLog
-from pipelines.serve.gateway.schema import Moment, SearchAnswer, SearchBody, TurnTrace, Usage, moment_of
+from pipelines.serve.gateway.schema import LISTED, Moment, SearchAnswer, SearchBody, TurnTrace, Usage, moment_of
 from vsr1.episode.environment import PolicyReply, Prompt, run_episode
 from vsr1.episode.sample import SampleId
 from vsr1.episode.trajectory import Turn
@@ -54,8 +54,8 @@ class Searching:
 
         A reader that stops early cancels the episode, which frees its place in the engine.
         """
-        task = SearchTask(SampleId(self._id), self._id, self._body.query, exclude=self._body.exclude_ids)
-        settings = SearchSettings.of(self._agent, self._body.top_k)
+        task = SearchTask(SampleId(self._id), self._id, self._body.query, exclude=self._body.exclude_ids or [])
+        settings = SearchSettings.of(self._agent, self._body.top_k or LISTED)
         environment = SearchEnvironment(task, settings, search, load_clip, self._observe)
 
         async def reply(prompt: Prompt, turn: int) -> PolicyReply:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from pipelines.serve.gateway.faults import CODES, ApiError, reason
+from pipelines.serve.gateway.faults import CODES, FULL_DISK, ApiError, reason
 from pipelines.serve.gateway.schema import ErrorAnswer
 from vsr1.retrieval.request import RetrievalError
 from vsr1.video.clips import ClipError
@@ -23,8 +28,9 @@ _OF_STATUS = {
     408: "slow_body",
     413: "body_too_large",
 }
-OPENAI_ROUTES = ("/v1/chat/completions", "/v1/models")  # their clients want a shape of their own
-ALWAYS = ("headers_too_large", "internal_error")
+OPENAI_ROUTES = ("/v1/chat/completions", "/v1/models")  # and below: their clients want a shape of their own
+MOST_FAULTS = 10  # of a body that are told
+ALWAYS = ("headers_too_large", "foreign_host", "internal_error")
 ADMITTED = ("unknown_key", "rate_limited", *ALWAYS)
 WITH_BODY = ("unreadable_body", "slow_body", "body_too_large", "wrong_content_type", "invalid_request", *ADMITTED)
 OF_SEARCH = ("unknown_corpus", "unknown_model", "busy", "agent_failed", "search_timeout", "stopping", *WITH_BODY)
@@ -53,42 +59,43 @@ def errors(
 
 def handle_faults(app: FastAPI) -> None:
     """Give every refusal, the framework's own and those of the library included, the one shape."""
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(ClipError, _no_clip)
-    app.add_exception_handler(RetrievalError, _no_retrieval)
-    app.add_exception_handler(RequestValidationError, _invalid)
+    for kind, refusal_of in _REFUSALS.items():
+        app.add_exception_handler(kind, partial(_refuse, refusal_of))
     app.add_exception_handler(HTTPException, _framework)
-    app.add_exception_handler(Exception, _internal)
 
 
-async def json_only(request: Request) -> None:
-    """Raise ApiError 415 for a body that is not JSON by its content type; a dependency of routes."""
-    if media_type(request) != "application/json":
-        raise ApiError("wrong_content_type")
+async def _refuse(refusal_of: Callable[[Any], ApiError], request: Request, error: Any) -> Response:
+    return answer(request.url.path, refusal_of(error))
 
 
-def media_type(request: Request) -> str:
-    """Return the content type of a request's body without its parameters, "" where there is none."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _invalid(error: Any) -> ApiError:
+    items = islice(error.errors(), MOST_FAULTS)
+    faults = (f"{'.'.join(map(str, item['loc'][1:]))[:100] or 'body'}: {item['msg']}" for item in items)
+    return ApiError("invalid_request", "; ".join(faults))
 
 
-async def _api_error(request: Request, error: Any) -> Response:
-    refusal: ApiError = getattr(error, "cause", error)  # as it was raised, without Ray's wrapping
-    headers = {"Retry-After": str(refusal.retry_after_s)} if refusal.retry_after_s else None
-    return answer(request.url.path, refusal, headers)
+def _disk(error: Any) -> ApiError:
+    if getattr(error, "cause", error).errno in FULL_DISK:
+        return ApiError("disk_full")
+    raise error
 
 
-async def _no_clip(request: Request, error: Any) -> Response:  # its own message has folders of this machine
-    return answer(request.url.path, ApiError("unknown_video", "the corpus has no such video that can be read"))
+def _no_part(error: Any) -> ApiError:
+    return ApiError("not_ready", "a part of the server is not there, or has too much to do; try again", 5)
 
 
-async def _no_retrieval(request: Request, error: Any) -> Response:
-    return answer(request.url.path, ApiError("retrieval_failed", reason(error)))
-
-
-async def _invalid(request: Request, error: Any) -> Response:
-    faults = "; ".join(f"{'.'.join(map(str, item['loc'][1:])) or 'body'}: {item['msg']}" for item in error.errors())
-    return answer(request.url.path, ApiError("invalid_request", faults))
+_REFUSALS: dict[type[Exception], Callable[[Any], ApiError]] = {
+    ApiError: lambda error: getattr(error, "cause", error),  # as it was raised, without Ray's wrapping
+    ClipError: lambda error: ApiError("unknown_video", "the corpus has no such video that can be read"),  # no folders
+    RetrievalError: lambda error: ApiError("retrieval_failed", reason(error)),
+    RequestValidationError: _invalid,
+    OSError: _disk,
+    ClientDisconnect: lambda error: ApiError("gone"),
+    DeploymentUnavailableError: _no_part,
+    BackPressureError: _no_part,
+    RayActorError: _no_part,
+    Exception: lambda error: ApiError("internal_error"),
+}
 
 
 async def _framework(request: Request, error: Any) -> Response:
@@ -105,15 +112,16 @@ async def _framework(request: Request, error: Any) -> Response:
     return answer(request.url.path, refusal, headers)
 
 
-async def _internal(request: Request, error: Any) -> Response:
-    return answer(request.url.path, ApiError("internal_error"))
-
-
 def answer(path: str, error: ApiError, headers: dict[str, str] | None = None) -> Response:
     """Return the error as this path's clients expect it; a body that was refused unread ends the connection."""
-    if error.status in (408, 413, 431):
-        headers = (headers or {}) | {"Connection": "close"}
-    if path not in OPENAI_ROUTES:
+    headers = dict(headers or {})
+    if error.status in (408, 413, 415, 421, 431):
+        headers["Connection"] = "close"
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.retry_after_s:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if not path.startswith(OPENAI_ROUTES):
         return JSONResponse(error.body(), error.status, headers)
     return JSONResponse(openai_error(error), 400 if error.status == 422 else error.status, headers)
 
@@ -122,4 +130,4 @@ def openai_error(error: ApiError) -> dict[str, Any]:
     """Return the error in the shape of the OpenAI API."""
     kind = {401: "authentication_error", 429: "rate_limit_error"}.get(error.status)
     kind = kind or ("server_error" if error.status >= 500 else "invalid_request_error")
-    return {"error": {"message": str(error), "type": kind, "param": None, "code": error.code}}
+    return {"error": error.body()["error"] | {"type": kind, "param": None}}

@@ -6,8 +6,9 @@ import asyncio
 from pathlib import Path
 from typing import Literal
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Security
 from fastapi.responses import Response
+from fastapi.security import APIKeyHeader
 from ray import serve
 from starlette.middleware.cors import CORSMiddleware
 
@@ -20,6 +21,7 @@ from pipelines.serve.gateway.schema import Corpus, Health
 from pipelines.serve.running import running_agents
 
 status, page = APIRouter(), APIRouter()
+KEY = Security(APIKeyHeader(name="X-API-Key", auto_error=False))  # so that /docs can send one; `Gateway.key_of` decides
 PAGE = {path.name: path.read_bytes() for path in (Path(__file__).parent / "page").iterdir()}
 PAGE_HEADERS = {
     "Content-Security-Policy": (
@@ -57,9 +59,11 @@ async def healthz() -> Health:
     return Health(status="ok")
 
 
-@status.get("/readyz", responses=errors("not_ready", *ALWAYS))
+@status.get("/readyz", responses=errors("not_ready", "stopping", *ALWAYS))
 async def readyz(gateway: Served) -> Health:
-    """Say that the corpora can be searched, and every model has an agent."""
+    """Say that the corpora can be searched, every model has an agent, and what is new is let in."""
+    if gateway.is_stopping:
+        raise ApiError("stopping", retry_after_s=60)
     agents = await asyncio.to_thread(running_agents, serve.get_replica_context().app_name)
     if missing := [name for name in gateway.models if not agents.get(name)]:
         raise ApiError("not_ready", f"no agent runs of {', '.join(missing)}; wait for it", retry_after_s=5)
@@ -79,13 +83,20 @@ def build_app(gateway: Gateway) -> FastAPI:
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "X-API-Key", "Content-Type", "Last-Event-ID"],
-            expose_headers=["X-Search-Id", "Retry-After"],
+            allow_headers=["*"],  # OpenAI's client sends some of its own; a key is among none that a browser adds
+            expose_headers=["X-Search-Id", "X-Request-Id", "Retry-After"],
         )
-    metrics.count_requests(app)  # around all others
+    app.add_middleware(metrics.RequestCount)  # around all others
     of_agents = (searches.router, chat.router, videos.router, page) if gateway.models else ()
-    for router in (*of_agents, status, metrics.router, retrieve.router):
+    for router in (status, metrics.router):
         app.include_router(router)
+    for router in (*of_agents, retrieve.router):
+        app.include_router(router, dependencies=[KEY])
+    app.openapi()  # the description is kept, and is of GET; HEAD is the same without a body
+    for route in app.routes:
+        methods: set[str] = getattr(route, "methods", None) or set()
+        if "GET" in methods:
+            methods.add("HEAD")
     return app
 
 

@@ -1,8 +1,8 @@
 """The search for clients of the OpenAI API: `POST /v1/chat/completions` and `GET /v1/models`.
 
 The last message of the user is the query. The answer is a sentence; the field `search` beside OpenAI's own has all of
-it. What the policy has no use for (temperature, max_tokens, ...) is ignored; what asks for another kind of answer is
-refused.
+it. What the policy has no use for (temperature, max_tokens, ...) is ignored; what asks for another kind of answer
+(`PLAIN`) is refused.
 """
 
 from __future__ import annotations
@@ -12,42 +12,50 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Path, Request
 from openai.types import Model
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.serve.gateway.answers import ADMITTED, OF_SEARCH, errors, json_only, openai_error
+from pipelines.serve.gateway.answers import ADMITTED, OF_SEARCH, errors, openai_error
 from pipelines.serve.gateway.events import server_sent
 from pipelines.serve.gateway.faults import ApiError
-from pipelines.serve.gateway.gateway import Admitted, Served
+from pipelines.serve.gateway.gateway import Admitted, Gateway, Served
 from pipelines.serve.gateway.runs import SearchRun
-from pipelines.serve.gateway.schema import QUERY, SearchAnswer, SearchBody, SearchOptions, Whole
+from pipelines.serve.gateway.schema import QUERY, SearchAnswer, SearchBody, SearchOptions, TopK, Whole
 
 router = APIRouter()
-REFUSED = ("tools", "functions", "logprobs", "audio", "prediction", "web_search_options")  # would change the answer
+PLAIN: dict[str, tuple[Any, ...]] = {  # what would change the answer, and the values with which it does not
+    **dict.fromkeys(
+        ("tools", "functions", "logprobs", "top_logprobs", "audio", "prediction", "web_search_options"), ()
+    ),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+}
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "the answer, or with `stream` its chunks", "content": {"text/event-stream": {}}},
     **errors("model_not_found", "query_too_long", *OF_SEARCH, also={"unknown_video": 422}, unprocessable=400),
 }
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    type: Literal["text"]
-    text: str
-
-
 class Message(BaseModel):
     model_config = ConfigDict(strict=True)
 
     role: str
-    content: str | list[Part] | None = None
+    content: str | list[dict[str, Any]] | None = None
 
-    @property
     def text(self) -> str:
-        return "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
+        """Return the words of a message.
+
+        Raises:
+            ApiError: it has something else too.
+        """
+        parts = self.content if isinstance(self.content, list) else [{"type": "text", "text": self.content or ""}]
+        if not all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
+            raise ApiError("invalid_request", "messages: the last of the user may hold text only")
+        return "".join(part["text"] for part in parts)
 
 
 class StreamOptions(BaseModel):
@@ -67,7 +75,8 @@ class ChatBody(SearchOptions):
 
     model: str
     messages: list[Message] = Field(min_length=1, max_length=1000, description="one at least has the role `user`")
-    stream: bool = False
+    stream: bool | None = None
+    search_top_k: TopK = None  # `top_k` is a setting of sampling to most clients, and ignored like the others
     stream_options: StreamOptions | None = None
     n: Annotated[Whole, Field(ge=1, le=1)] | None = None
 
@@ -77,15 +86,15 @@ class ChatBody(SearchOptions):
         Raises:
             ApiError: there is none, or something is wanted that a search does not give.
         """
-        queries = [message.text for message in self.messages if message.role == "user"]
-        for name in REFUSED:
-            if (self.model_extra or {}).get(name):
+        for name, value in (self.model_extra or {}).items():
+            if value and name in PLAIN and value not in PLAIN[name]:
                 raise ApiError("invalid_request", f"{name}: a search does not support it; leave it out")
-        if not queries:
+        messages = [message for message in self.messages if message.role == "user"]
+        if not messages:
             raise ApiError("invalid_request", "messages: none has the role user")
+        options = {name: getattr(self, name) for name in SearchOptions.model_fields}
         try:
-            options = {name: getattr(self, name) for name in SearchOptions.model_fields}
-            return SearchBody(query=queries[-1], model=self.model, **options)
+            return SearchBody(query=messages[-1].text(), model=self.model, top_k=self.search_top_k, **options)
         except ValidationError as error:
             fault = error.errors(include_input=False)[0]["msg"]
             raise ApiError("invalid_request", f"the last message of the user: {fault}") from None
@@ -105,16 +114,20 @@ class Models(BaseModel):
 @router.get("/v1/models", responses=errors(*ADMITTED))
 async def models(gateway: Admitted) -> Models:
     """Return what may be named as `model`."""
-    return Models(data=[Model(id=name, object="model", created=0, owned_by="vsr1") for name in gateway.models])
+    return Models(data=[_model(name, gateway) for name in gateway.models])
 
 
-@router.post("/v1/chat/completions", response_model=ChatAnswer, responses=ANSWERS, dependencies=[Depends(json_only)])
+@router.get("/v1/models/{model}", responses=errors("model_not_found", *ADMITTED))
+async def model(model: Annotated[str, Path(examples=["vsr1"])], gateway: Admitted) -> Model:
+    """Return one that may be named as `model`."""
+    return _model(model, gateway)
+
+
+@router.post("/v1/chat/completions", response_model=ChatAnswer, responses=ANSWERS)
 async def complete(body: ChatBody, request: Request, gateway: Served) -> Any:
     """Answer a chat by a search. A reader that goes away cancels it."""
     gateway.key_of(request)
-    if body.model not in gateway.models:
-        there = ", ".join(gateway.models)
-        raise ApiError("model_not_found", f"model {body.model!r} is not served; there is {there}")
+    _model(body.model, gateway)
     run = await gateway.begin(body.search(), request)
     site = str(request.base_url).rstrip("/")
     if body.stream:
@@ -124,6 +137,12 @@ async def complete(body: ChatBody, request: Request, gateway: Served) -> Any:
     message = {"role": "assistant", "content": sentence(result, site), "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     return _frame(run, "chat.completion", body.model) | {"choices": [choice], "usage": _usage(result), "search": result}
+
+
+def _model(name: str, gateway: Gateway) -> Model:
+    if name not in gateway.models:
+        raise ApiError("model_not_found", f"model {name!r} is not served; there is {', '.join(gateway.models)}")
+    return Model(id=name, object="model", created=0, owned_by="vsr1")
 
 
 def sentence(result: dict[str, Any], site: str) -> str:

@@ -50,8 +50,9 @@ class EventLog:
 
 
 async def numbered(events: AsyncGenerator[tuple[int, Event], None]) -> AsyncIterator[dict[str, str]]:
-    """Yield the fields of server-sent events, and close `events`."""
+    """Yield the fields of server-sent events, behind a comment at once, and close `events`."""
     async with aclosing(events):
+        yield {"comment": "a search"}  # proxies give up a connection without a byte
         async for number, event in events:
             yield {"id": str(number), "event": event["type"], "data": json.dumps(event, ensure_ascii=False)}
 

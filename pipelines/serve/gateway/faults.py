@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 CODES: dict[str, tuple[int, str]] = {  # HTTP status, and the message where the place that refuses has no better one
@@ -18,15 +19,21 @@ CODES: dict[str, tuple[int, str]] = {  # HTTP status, and the message where the 
     "unknown_search": (404, "there is no such search, or it has been over for a while; search again"),
     "wrong_method": (405, "PUT /v1/search: not with this method; the Allow header names those that go"),
     "slow_body": (408, "the body did not arrive within 20 s; send it faster"),
-    "too_slow": (408, "the file took more than serve.upload.limit_s=600"),
+    "too_slow": (408, "the file took more than serve.upload.limit_s=600 s, or stopped coming; send it again"),
     "duplicate_video": (409, "the corpus has this file as video 'test_0001'"),
     "video_exists": (409, "the corpus has another video 'test_0001'; delete it, or name this one otherwise"),
     "video_on_its_way": (409, "video 'kitchen_02' is on its way; delete it when it is ready or has failed"),
     "too_few_videos": (409, "a corpus needs 2 videos; add others before this one goes"),
     "search_gone": (410, "the search was cancelled, by a request or because nobody read its events; search again"),
+    "gone": (499, "who asked went away before the answer"),  # as nginx counts it: nobody reads this
     "body_too_large": (413, "the body is larger than 1024 KiB, see serve.body_limit_kib; send less"),
     "too_large": (413, "a video may have serve.upload.max_mib=1024 MiB; encode it smaller"),
     "wrong_content_type": (415, "send the body as Content-Type: application/json"),
+    "no_such_range": (416, "the file has 1000 bytes; ask for a range of them"),
+    "foreign_host": (
+        421,
+        "this server does not answer for 'films.example'; name it in serve.hosts",
+    ),
     "invalid_request": (422, "query: String should have at least 1 character"),
     "query_too_long": (422, "ask in fewer words: the prompt is longer than the model's 1024 tokens"),
     "invalid_video_id": (422, "video_id '.hidden' must not begin with a dot"),
@@ -48,7 +55,10 @@ CODES: dict[str, tuple[int, str]] = {  # HTTP status, and the message where the 
     "stopping": (503, "this server is being stopped; ask again in a minute"),
     "not_ready": (503, "no agent runs of small; wait for it"),
     "search_timeout": (503, "a shard of the index did not answer in time"),
+    "disk_full": (507, "the disk of the server is full; free some, or tell who runs it"),
 }
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
+LONGEST_MESSAGE = 1000  # characters; what was sent may be in it
 
 
 class ApiError(Exception):
@@ -62,8 +72,10 @@ class ApiError(Exception):
         return ApiError, (self.code, str(self), self.retry_after_s, self.status)
 
     def body(self) -> dict[str, Any]:
-        """Return the body of the answer."""
-        return {"error": {"code": self.code, "message": str(self)}}
+        """Return the body of the answer, which what was sent cannot make long."""
+        message = str(self)
+        cut = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} …"
+        return {"error": {"code": self.code, "message": cut}}
 
 
 def reason(error: BaseException) -> str:

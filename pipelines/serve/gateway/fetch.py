@@ -18,8 +18,14 @@ from pipelines.serve.gateway.faults import ApiError
 
 MOST_REDIRECTS = 5
 PORTS = {"http": 80, "https": 443}
-# Addresses that Python calls global and that lead to others: protocol assignments, NAT64 of a site, 6to4.
-LEADING_ELSEWHERE = [ipaddress.ip_network(net) for net in ("192.0.0.0/24", "64:ff9b:1::/48", "2002::/16")]
+# Addresses that Python may call global and that lead to others: protocol assignments, 6to4 and its relays, NAT64 of a
+# site, sites of old, examples, segments of a route.
+LEADING_ELSEWHERE = [
+    ipaddress.ip_network(network)
+    for network in (
+        "192.0.0.0/24", "192.88.99.0/24", "64:ff9b:1::/48", "2002::/16", "3fff::/20", "5f00::/16", "fec0::/10",
+    )
+]  # fmt: skip
 
 
 def is_public(address: str) -> bool:

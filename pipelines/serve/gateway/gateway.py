@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ from fastapi import Depends, Request
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
+from pipelines.serve.gateway import metrics
 from pipelines.serve.gateway.events import Event
 from pipelines.serve.gateway.faults import ApiError, reason
 from pipelines.serve.gateway.handles import LibraryHandle
@@ -21,6 +23,9 @@ from pipelines.serve.gateway.schema import CorpusName, SearchBody
 from vsr1.episode.environment import PromptError
 from vsr1.retrieval.request import SearchTimeoutError, UnknownVideoError
 from vsr1.settings.serving import ServeConfig
+
+LAST_BYTES_S = 5.0  # for readers of answers that are there
+HANDED_ON_S = 1.0  # what has left the gateway is then with the client, or lost
 
 
 class Gateway:
@@ -38,9 +43,21 @@ class Gateway:
         self.limiter = Limiter()
         self._runs = SearchRuns(settings)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Return whether what is new is refused."""
+        return self._runs.is_stopping
+
     async def drain(self) -> None:
-        """Take no new searches, and return when those that were let in are over."""
+        """Take no new searches and uploads, and return when those that were let in are over and answered."""
         await self._runs.drain()
+        while self.intake.receiving:
+            await asyncio.sleep(0.1)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_BYTES_S):
+                while metrics.open_requests():
+                    await asyncio.sleep(0.1)
+        await asyncio.sleep(HANDED_ON_S)
 
     async def begin(self, body: SearchBody, request: Request, resumable: bool = False) -> SearchRun:
         """Start a search of this request's key, see `SearchRuns.begin`: what is refused has a status, streamed or not.
@@ -58,7 +75,7 @@ class Gateway:
             ApiError: the key has no such search.
         """
         key = self.key_of(request)
-        with self.limiter.within(key, holds=False):
+        with self.limiter.within(key, views=True):
             return self._runs.get(search_id, key.name)
 
     def key_of(self, request: Request) -> ApiKey:
@@ -122,7 +139,10 @@ Served = Annotated[Gateway, Depends(gateway_of)]
 
 async def admit(request: Request, gateway: Served) -> AsyncIterator[Gateway]:
     """Give the gateway, and count the request among those of its key until it is answered."""
-    with gateway.limiter.within(gateway.key_of(request)):
+    views = request.method in ("GET", "HEAD")
+    with gateway.limiter.within(gateway.key_of(request), views=views):
+        if gateway.is_stopping and not views:
+            raise ApiError("stopping", retry_after_s=60)
         yield gateway
 
 

@@ -23,6 +23,7 @@ from vsr1.retrieval.added import SOURCE, AddedFolder, video_id_problem
 from vsr1.settings.serving import ServeConfig
 
 PIECE = 1 << 20  # bytes read at one time
+PROGRESS = 1 << 16  # bytes; who does not send so many within `serve.body_limit_s` gives the place up
 
 
 class Intake:
@@ -30,7 +31,7 @@ class Intake:
 
     def __init__(self, config: ServeConfig, library: LibraryHandle) -> None:
         self._config, self._library, self._limits = config, library, config.upload
-        self._receiving = 0
+        self.receiving = 0
 
     async def add(self, corpus: str, video_id: str | None, pieces: AsyncGenerator[bytes, None]) -> str:
         """Receive a file and hand it to the library; return the video's id.
@@ -40,22 +41,40 @@ class Intake:
         """
         if video_id is not None and (problem := video_id_problem(video_id)):
             raise ApiError("invalid_video_id", f"video_id {video_id!r} {problem}")
-        if self._receiving >= self._limits.at_once:
-            raise ApiError("busy", f"{self._receiving} files are being received already; try again", 5)
+        if self.receiving >= self._limits.at_once:
+            raise ApiError("busy", f"{self.receiving} files are being received already; try again", 5)
         folder = AddedFolder.of(self._config.corpora[corpus]).receiving / uuid4().hex
-        self._receiving += 1
+        self.receiving += 1
         try:
-            async with asyncio.timeout(self._limits.limit_s):
-                async with aclosing(pieces):
-                    digest = await receive(pieces, folder / SOURCE, self._limits.max_mib * 2**20)
+            async with aclosing(pieces):
+                moving = self._moving(pieces)
+                digest = await receive(moving, folder / SOURCE, self._limits.max_mib * 2**20)
             return await self._library.accept.remote(corpus, video_id, str(folder), digest)
-        except TimeoutError:
-            limit = f"serve.upload.limit_s={self._limits.limit_s:g}"
-            raise ApiError("too_slow", f"the file took more than {limit}") from None
         finally:
-            self._receiving -= 1
+            self.receiving -= 1
             if folder.is_dir():  # not accepted
                 await asyncio.to_thread(shutil.rmtree, folder)
+
+    async def _moving(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """Yield the pieces as long as they come. Raise ApiError 408 `too_slow` for who sends next to nothing."""
+        now, limit_s, window_s = asyncio.get_running_loop().time, self._limits.limit_s, self._config.body_limit_s
+        end, size, due, deadline = now() + limit_s, 0, PROGRESS, now() + window_s
+        try:
+            while True:
+                async with asyncio.timeout_at(min(deadline, end)):
+                    piece = await anext(pieces, None)
+                if piece is None:
+                    return
+                yield piece
+                size += len(piece)
+                if size >= due:
+                    due, deadline = size + PROGRESS, now() + window_s
+        except TimeoutError:
+            raise ApiError(
+                "too_slow",
+                f"the file took more than serve.upload.limit_s={limit_s:g} s, or less than {PROGRESS >> 10} KiB of it "
+                f"came within serve.body_limit_s={window_s:g} s; send it again",
+            ) from None
 
     def body(self, length: str | None, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """Return a request's body; its Content-Length may be enough to refuse it."""

@@ -35,11 +35,14 @@ class ApiKey(BaseModel):
 
     name: str = Field(min_length=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    per_minute: int = Field(120, ge=1, description="requests")
+    per_minute: int = Field(120, ge=1, description="searches, and what changes a corpus")
+    views_per_minute: int = Field(2400, ge=1, description="frames, films and states that are looked at")
     at_once: int = Field(16, ge=1, description="requests that run at one time")
 
 
-NOBODY_S = ApiKey(name="nobody's", sha256="0" * 64, per_minute=10**9, at_once=10**9)  # without a file of keys
+NOBODY_S = ApiKey(  # without a file of keys
+    name="nobody's", sha256="0" * 64, per_minute=10**9, views_per_minute=10**9, at_once=10**9
+)
 _FILE = TypeAdapter(list[ApiKey])
 
 
@@ -61,7 +64,7 @@ def read_keys(path: Path) -> dict[str, ApiKey]:
     return {key.sha256: key for key in keys}
 
 
-def add_key(path: Path, name: str, per_minute: int, at_once: int) -> str:
+def add_key(path: Path, name: str, per_minute: int, at_once: int, views_per_minute: int = 2400) -> str:
     """Add a key to a file, which is made if it is missing, and return it: it is not kept anywhere.
 
     Raises:
@@ -71,7 +74,8 @@ def add_key(path: Path, name: str, per_minute: int, at_once: int) -> str:
     if any(key.name == name for key in keys):
         raise KeyFileError(f"key file {path} has a key of {name!r} already; remove it first")
     secret = PREFIX + secrets.token_urlsafe(32)
-    keys.append(ApiKey(name=name, sha256=_hash(secret), per_minute=per_minute, at_once=at_once))
+    limits = {"per_minute": per_minute, "at_once": at_once, "views_per_minute": views_per_minute}
+    keys.append(ApiKey(name=name, sha256=_hash(secret), **limits))
     write_json(path, [key.model_dump() for key in keys])
     path.chmod(0o600)
     return secret
@@ -96,34 +100,32 @@ class _Use:
 
 
 class Limiter:
-    """Counts requests by the names of their keys; `clock` gives seconds."""
+    """Counts by the names of keys: what is only looked at apart from what costs an agent; `clock` gives seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._uses: dict[str, _Use] = {}
+        self._uses: dict[tuple[str, bool], _Use] = {}
 
     @contextmanager
-    def within(self, key: ApiKey, holds: bool = True) -> Iterator[None]:
+    def within(self, key: ApiKey, *, views: bool = False) -> Iterator[None]:
         """Be around what a key asks for.
 
         Args:
-            holds: it counts among what the key runs at one time.
+            views: it only looks, and is not among what the key runs at one time. A page loads some twenty frames for
+                each search.
 
         Raises:
             ApiError: 429 `rate_limited` at the limits of the key, with the seconds after which to try again.
         """
-        now = self._clock()
-        use = self._uses.setdefault(key.name, _Use(key.per_minute, now))
-        use.allowance = min(key.per_minute, use.allowance + (now - use.since) * key.per_minute / 60)
+        now, per_minute = self._clock(), key.views_per_minute if views else key.per_minute
+        use = self._uses.setdefault((key.name, views), _Use(per_minute, now))
+        use.allowance = min(per_minute, use.allowance + (now - use.since) * per_minute / 60)
         use.since = now
-        is_full = holds and use.running >= key.at_once
+        is_full = not views and use.running >= key.at_once
         if is_full or use.allowance < 1:
-            wait = 1 if is_full else max(1, math.ceil((1 - use.allowance) * 60 / key.per_minute))
+            wait = 1 if is_full else max(1, math.ceil((1 - use.allowance) * 60 / per_minute))
             raise ApiError("rate_limited", f"the limits of key {key.name!r} are reached", wait)
         use.allowance -= 1
-        if not holds:
-            yield
-            return
         use.running += 1
         try:
             yield

@@ -10,10 +10,10 @@ import itertools
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.serve.gateway.answers import WITH_BODY, errors, json_only
+from pipelines.serve.gateway.answers import WITH_BODY, errors
 from pipelines.serve.gateway.faults import ApiError, reason
 from pipelines.serve.gateway.gateway import Admitted, Chosen
 from pipelines.serve.gateway.schema import QUERY
@@ -100,7 +100,6 @@ class RetrieveResponse(BaseModel):
     "/retrieve",
     response_model_exclude_none=True,
     responses=errors("unknown_corpus", "search_timeout", *WITH_BODY),
-    dependencies=[Depends(json_only)],
 )
 async def retrieve(body: RetrieveRequest, gateway: Admitted, corpus: Chosen) -> RetrieveResponse:
     """Return the videos nearest to each query, without an agent that looks at them."""

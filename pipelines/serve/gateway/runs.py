@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from pipelines.serve.gateway.faults import ApiError
 from vsr1.settings.serving import ServeConfig
 
 LEAST_GRACE_S = 1.0  # for the first reader to come
+REFUSAL_S = 1.0  # so long a search may be refused with a status of its own; then its stream begins
 
 
 class SearchRun(EventLog):
@@ -45,16 +46,13 @@ class SearchRun(EventLog):
         self._task = asyncio.create_task(self._play(events, ended), context=Context())
 
     async def first(self) -> None:
-        """Wait for the first event. Raise its ApiError if that is a refusal."""
-        await anext(super().read())
-        if refusal := self.refusal:
-            raise refusal
+        """Wait for the first event, but not for a place in an agent. Raise the ApiError of a refusal."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REFUSAL_S):
+                await anext(super().read())
+        if self.failure and len(self.events) == 1:
+            raise self.failure
         self._wait_for_reader(max(self._grace_s, LEAST_GRACE_S))
-
-    @property
-    def refusal(self) -> ApiError | None:
-        """Return what it ended in before it began, None if it began."""
-        return self.failure if len(self.events) == 1 else None
 
     async def result(self) -> dict[str, Any]:
         """Return the whole answer. A caller that goes away cancels the search. Raise the ApiError that it ended in."""
@@ -117,14 +115,14 @@ class SearchRuns:
     """All searches of a gateway, for `serve.resume_keep_s` after their end, and `serve.resume_keep` at most."""
 
     def __init__(self, settings: ServeConfig) -> None:
-        self._settings, self._stopping = settings, False
+        self._settings, self.is_stopping = settings, False
         self._running: dict[str, SearchRun] = {}
         self._ended: dict[str, SearchRun] = {}  # oldest first
 
     async def begin(
         self, search_id: str, owner: str, events: AsyncGenerator[Event, None], resumable: bool
     ) -> SearchRun:
-        """Start a search and wait for its first event. A caller that goes away while it waits cancels it.
+        """Start a search and see whether it is refused. A caller that goes away meanwhile cancels it.
 
         Args:
             resumable: it goes on for `serve.resume_grace_s` without a reader.
@@ -132,7 +130,7 @@ class SearchRuns:
         Raises:
             ApiError: it was refused.
         """
-        if self._stopping:
+        if self.is_stopping:
             raise ApiError("stopping", retry_after_s=60)
         run = SearchRun(search_id, owner, self._settings.resume_grace_s if resumable else 0.0)
         self._running[run.id] = run
@@ -142,11 +140,14 @@ class SearchRuns:
         except asyncio.CancelledError:
             run.cancel()
             raise
+        except ApiError:
+            self._ended.pop(run.id, None)  # nobody knows its id
+            raise
         return run
 
     async def drain(self) -> None:
         """Take no new searches, and return when those that were let in are over."""
-        self._stopping = True
+        self.is_stopping = True
         while self._running:
             await asyncio.sleep(0.1)
 
@@ -165,7 +166,7 @@ class SearchRuns:
 
     def _end(self, resumable: bool, run: SearchRun) -> None:
         del self._running[run.id]
-        if resumable and not run.refusal:  # of one that was refused nobody knows the id
+        if resumable:
             self._ended[run.id] = run
             asyncio.get_running_loop().call_later(self._settings.resume_keep_s, self._ended.pop, run.id, None)
             while len(self._ended) > self._settings.resume_keep:

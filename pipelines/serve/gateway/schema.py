@@ -9,10 +9,15 @@ from fastapi import Path, Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 LONGEST_QUERY = 2000  # characters
+LISTED = 10  # videos of a ranking
 Status = Literal["matched", "not_found", "partial"]
 QUERY = "a red ring moving up, then a blue cross moving down"  # of the examples; theirs are videos of the toy corpus
 VideoId = Annotated[str, Path(max_length=500, examples=["test_0001"])]
 CorpusName = Annotated[str | None, Query(description="may be left out where there is only one", examples=["toy"])]
+Version = Annotated[
+    str | None,
+    Query(max_length=64, description="the `version` that is wanted; such an answer never changes"),
+]
 Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False, examples=[2.5])]
 
 
@@ -21,6 +26,9 @@ def _whole(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]  # JSON has one kind of number: 2.0 is 2
+TopK = Annotated[
+    Whole | None, Field(ge=1, le=100, description=f"videos listed of each ranking; {LISTED} where it is left out")
+]
 
 
 def example(**values: Any) -> ConfigDict:
@@ -29,12 +37,11 @@ def example(**values: Any) -> ConfigDict:
 
 
 class SearchOptions(BaseModel):
-    """How to search."""
+    """How to search. A null is as if it were left out."""
 
     corpus: str | None = Field(None, description="name of a corpus; may be left out where there is only one")
     max_turns: Whole | None = Field(None, ge=1, le=16, description="videos looked at; empty: as the agent was trained")
-    top_k: Whole = Field(10, ge=1, le=100, description="videos listed of each ranking")
-    exclude_ids: list[str] = Field([], max_length=1000, description="videos that are not looked at")
+    exclude_ids: list[str] | None = Field(None, max_length=1000, description="videos that are not looked at")
     threshold: float | None = Field(None, ge=-1, le=1, description="least score of a moment's video")
 
 
@@ -44,8 +51,9 @@ class SearchBody(SearchOptions):
     model_config = example(query=QUERY, max_turns=2, top_k=5, exclude_ids=["test_0001"])
 
     query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_QUERY)]
+    top_k: TopK = None
     model: str | None = Field(None, description="name of a model; may be left out for the first")
-    stream: bool = Field(False, description="server-sent events instead of one answer")
+    stream: bool | None = Field(None, description="server-sent events instead of one answer")
 
 
 class RankedVideo(BaseModel):
@@ -119,10 +127,11 @@ class Video(BaseModel):
     video_id: str
     status: Literal["queued", "decoding", "embedding", "indexing", "ready", "failed"]
     progress: float = Field(description="share of the stages that are done, 0 to 1")
-    duration: float | None = Field(
-        None,
-        description="of a ready video: seconds, up to a frame interval past the last frame that is kept; not in lists",
+    duration: float | None = Field(None, description="of a ready video, in seconds; like the next two not in lists")
+    first_picture_sec: float | None = Field(
+        None, description="of a ready video: its first picture on the file's own clock; all times here count from it"
     )
+    version: str | None = Field(None, description="of a ready video: another one for each other content, see `v`")
     error: Problem | None = Field(None, description="of a failed video")
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Request
+from fastapi import APIRouter, Header, Path, Request
 from fastapi.responses import Response
 
-from pipelines.serve.gateway.answers import ADMITTED, OF_SEARCH, errors, json_only
+from pipelines.serve.gateway.answers import ADMITTED, OF_SEARCH, errors
 from pipelines.serve.gateway.events import numbered, server_sent
 from pipelines.serve.gateway.faults import ApiError
 from pipelines.serve.gateway.gateway import Served
@@ -24,12 +24,12 @@ SEARCH_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("", response_model=SearchAnswer, responses=SEARCH_ANSWERS, dependencies=[Depends(json_only)])
+@router.post("", response_model=SearchAnswer, responses=SEARCH_ANSWERS)
 async def search(body: SearchBody, request: Request, gateway: Served) -> Any:
-    """Find one moment. With `stream` the answer is server-sent events: turn.started, retrieved, reasoning.delta,
-    verdict, refined, moment, and at the end `done` with the whole answer, or `error`. The header X-Search-Id names
-    the search to `GET /v1/search/{search_id}/events`."""
-    run = await gateway.begin(body, request, resumable=body.stream)
+    """Find one moment. With `stream` the answer is server-sent events: retrieved, turn.started, reasoning.delta,
+    verdict, refined, moment, and at the end `done` with the whole answer, or `error`; it begins at once, also where the
+    search waits for its turn. The header X-Search-Id names the search to `GET /v1/search/{search_id}/events`."""
+    run = await gateway.begin(body, request, resumable=bool(body.stream))
     return _stream(run) if body.stream else await run.result()
 
 

@@ -6,27 +6,33 @@ from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 from urllib.parse import quote
 
+import anyio
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from pydantic import ValidationError
+from starlette.datastructures import Headers
+from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
+from starlette.types import Receive, Scope, Send
 
-from pipelines.serve.gateway.answers import ADMITTED, WITH_BODY, errors, media_type
+from pipelines.serve.gateway.answers import ADMITTED, WITH_BODY, answer, errors
 from pipelines.serve.gateway.faults import ApiError
 from pipelines.serve.gateway.gateway import Admitted, Chosen
+from pipelines.serve.gateway.guard import JSON, media_type
 from pipelines.serve.gateway.intake import Intake
-from pipelines.serve.gateway.schema import Seconds, Video, VideoId, VideoPage, VideoSource
+from pipelines.serve.gateway.schema import Seconds, Version, Video, VideoId, VideoPage, VideoSource
 from vsr1.video.check import MEDIA_TYPES
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 OF_VIDEO = ("unknown_video", "unknown_corpus", "invalid_request", "retrieval_failed", *ADMITTED)
-OF_CLIP = ("invalid_range", "decode_limit", "no_source", *OF_VIDEO)
+OF_DELETION = ("video_on_its_way", "too_few_videos", "stopping", "disk_full", *OF_VIDEO)
+OF_CLIP = ("invalid_range", "decode_limit", "no_source", "not_a_video", "disk_full", *OF_VIDEO)
 OF_FILE = ("not_a_video", "too_many_pixels", "too_many_frames", "too_long", "decode_limit", "too_large", "too_slow")
 OF_SOURCE = ("paths_are_off", "path_refused", "urls_are_off", "url_refused", "fetch_failed")
-OF_NAME = ("invalid_video_id", "duplicate_video", "video_exists", "unknown_corpus", "busy")
+OF_NAME = ("invalid_video_id", "duplicate_video", "video_exists", "unknown_corpus", "busy", "stopping", "disk_full")
+KEPT: dict[int | str, dict[str, Any]] = {304: {"description": "it is what `If-None-Match` names"}}
 Start = Annotated[float, Query(ge=0, allow_inf_nan=False, examples=[1.0])]
-VIDEOS: dict[str, Any] = {kind: {} for kind in MEDIA_TYPES.values()}
-FOR_AN_HOUR = {"Cache-Control": "private, max-age=3600"}
+VIDEOS: dict[str, Any] = {kind: {} for kind in (*MEDIA_TYPES.values(), "video/webm")}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _LOCATION = {"description": "where to see how far the video is", "schema": {"type": "string"}}
 _BODY = {
@@ -77,13 +83,43 @@ async def videos(
     return await gateway.library.videos.remote(corpus, after, limit)
 
 
-@router.get("/{video_id}", responses=errors(*OF_VIDEO))
+@router.get("/{video_id:path}/thumbnail", response_class=Response, responses=errors(*OF_VIDEO, gives=["image/jpeg"]) | KEPT)
+async def thumbnail(
+    video_id: VideoId, request: Request, gateway: Admitted, corpus: Chosen, t: Seconds = 0.0, v: Version = None
+) -> Response:
+    """Return the frame nearest to second `t`, as JPEG."""
+    picture, version = await gateway.library.thumbnail.remote(corpus, video_id, t)
+    return _kept(Response(picture, media_type="image/jpeg"), request, version, v)
+
+
+@router.get("/{video_id:path}/clip", response_class=Response, responses=errors(*OF_CLIP, gives=["video/mp4"]) | KEPT)
+async def clip(
+    video_id: VideoId, start: Start, end: Seconds, request: Request, gateway: Admitted, corpus: Chosen,
+    v: Version = None,
+) -> Response:  # fmt: skip
+    """Return the pictures from `start` to `end`, in seconds, as MP4 (H.264, no sound)."""
+    part, version = await gateway.library.clip.remote(corpus, video_id, start, end)
+    return _kept(Response(part, media_type="video/mp4"), request, version, v)
+
+
+@router.get(
+    "/{video_id:path}/file",
+    response_class=FileResponse,
+    responses={206: {"content": VIDEOS}, **errors("no_source", "no_such_range", *OF_VIDEO, gives=VIDEOS), **KEPT},
+)
+async def file(video_id: VideoId, request: Request, gateway: Admitted, corpus: Chosen, v: Version = None) -> Response:
+    """Return the source file, as a player wants it: with ranges of bytes."""
+    path, kind, version = await gateway.library.source.remote(corpus, video_id)
+    return _kept(Film(path, media_type=kind), request, version, v)
+
+
+@router.get("/{video_id:path}", responses=errors(*OF_VIDEO))
 async def video(video_id: VideoId, gateway: Admitted, corpus: Chosen) -> Video:
     """Tell how far a video is, and how long one that is ready."""
     return await gateway.library.video.remote(corpus, video_id)
 
 
-@router.delete("/{video_id}", status_code=204, responses=errors("video_on_its_way", "too_few_videos", *OF_VIDEO))
+@router.delete("/{video_id:path}", status_code=204, responses=errors(*OF_DELETION))
 async def delete_video(video_id: VideoId, gateway: Admitted, corpus: Chosen) -> None:
     """Take a video out of the searches that begin from now on.
 
@@ -92,42 +128,41 @@ async def delete_video(video_id: VideoId, gateway: Admitted, corpus: Chosen) -> 
     await gateway.library.delete.remote(corpus, video_id)
 
 
-@router.get("/{video_id}/thumbnail", response_class=Response, responses=errors(*OF_VIDEO, gives=["image/jpeg"]))
-async def thumbnail(video_id: VideoId, gateway: Admitted, corpus: Chosen, t: Seconds = 0.0) -> Response:
-    """Return the frame nearest to second `t`, as JPEG."""
-    picture = await gateway.library.thumbnail.remote(corpus, video_id, t)
-    return Response(picture, media_type="image/jpeg", headers=FOR_AN_HOUR)
+class Film(FileResponse):
+    """A file by ranges: one of another unit or form is as if it were not there (RFC 9110 14.2)."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = (await anyio.Path(self.path).stat()).st_size
+        try:
+            self._parse_range_header(Headers(scope=scope).get("range", "bytes=0-"), size)
+        except MalformedRangeHeader:
+            scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"range"]}
+        except RangeNotSatisfiable:
+            refusal = ApiError("no_such_range", f"the file has {size} bytes; ask for a range of them")
+            return await answer(scope["path"], refusal, {"Content-Range": f"bytes */{size}"})(scope, receive, send)
+        await super().__call__(scope, receive, send)
 
 
-@router.get("/{video_id}/clip", response_class=Response, responses=errors(*OF_CLIP, gives=["video/mp4"]))
-async def clip(video_id: VideoId, start: Start, end: Seconds, gateway: Admitted, corpus: Chosen) -> Response:
-    """Return the pictures from `start` to `end`, in seconds, as MP4 (H.264, no sound)."""
-    part = await gateway.library.clip.remote(corpus, video_id, start, end)
-    return Response(part, media_type="video/mp4", headers=FOR_AN_HOUR)
+def _kept(response: Response, request: Request, version: str, wanted: str | None) -> Response:
+    """Return a response that may be kept for good under an address with its version, and is asked for again elsewhere.
 
-
-@router.get(
-    "/{video_id}/file",
-    response_class=FileResponse,
-    responses={206: {"content": VIDEOS}, 416: {}, **errors("no_source", *OF_VIDEO, gives=VIDEOS)},
-)
-async def file(video_id: VideoId, gateway: Admitted, corpus: Chosen) -> FileResponse:
-    """Return the source file, as a player wants it: with ranges of bytes (206, 416)."""
-    path, kind = await gateway.library.source.remote(corpus, video_id)
-    return FileResponse(path, media_type=kind)
+    Raises:
+        ApiError: 404 `unknown_video`, where another version is wanted.
+    """
+    if wanted not in (None, version):
+        raise ApiError("unknown_video", "another video has this id by now; ask for its version")
+    control = "private, max-age=31536000, immutable" if wanted else "private, no-cache"
+    headers = {"ETag": f'"{version}"', "Cache-Control": control}
+    if headers["ETag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    response.headers.update(headers)
+    return response
 
 
 async def _pieces(request: Request, intake: Intake) -> AsyncGenerator[bytes, None]:
-    """Return the file that a request brings or names.
-
-    A page of another site can send neither kind of body without this server's leave, so forms are not taken.
-    """
-    kind = media_type(request)
-    if kind == "application/octet-stream" or kind.startswith("video/"):
+    """Return the file that a request brings or names; `Guard` has seen to it that it does either."""
+    if media_type(request.headers) != JSON:
         return intake.body(request.headers.get("content-length"), request.stream())
-    if kind != "application/json":
-        message = "send the file as application/octet-stream or video/*, or JSON with path or url"
-        raise ApiError("wrong_content_type", message)
     try:
         source = VideoSource.model_validate_json(await request.body())
     except ValidationError as error:

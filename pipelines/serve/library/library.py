@@ -27,10 +27,11 @@ from pipelines.serve.library import sandbox
 from pipelines.serve.library.ingest import PROGRESS, Ingestion
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.formats.digest import value_sha256
 from vsr1.retrieval.added import SOURCE, AddedFolder, LibraryClips
 from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.settings.serving import CorpusConfig
-from vsr1.video.clips import ClipFolder
+from vsr1.video.clips import ClipFolder, player_offset
 
 CUTS_AT_ONCE = 2
 EXAMPLES = 3  # queries that the page offers
@@ -94,7 +95,9 @@ class LibraryReplica:
         """
         video = self._state(corpus, video_id)
         if video.status == "ready":
-            video.duration = await asyncio.to_thread(self._seconds, corpus, video_id)
+            row, video.version = await self._row(corpus, video_id)
+            video.duration = row["source_duration_sec"]
+            video.first_picture_sec = player_offset(row)
         return video
 
     async def videos(self, corpus: str, after: str, limit: int) -> VideoPage:
@@ -104,53 +107,55 @@ class LibraryReplica:
         shown = [self._state(corpus, video_id) for video_id in first[:limit]]
         return VideoPage(videos=shown, next=first[limit - 1] if len(first) > limit else None)
 
-    async def thumbnail(self, corpus: str, video_id: str, seconds: float) -> bytes:
-        """Return the frame nearest to a time, as JPEG. Raise as `video` does."""
+    async def thumbnail(self, corpus: str, video_id: str, seconds: float) -> tuple[bytes, str]:
+        """Return the frame nearest to a time, as JPEG, and the video's version. Raise as `video` does."""
+        _, version = await self._row(corpus, video_id)
         clip = await asyncio.to_thread(lambda: self._ingestion[corpus].clips.known(video_id).read(video_id))
         picture = io.BytesIO()
         Image.fromarray(clip.frames[int(np.abs(clip.timestamps - seconds).argmin())]).save(picture, "JPEG", quality=85)
-        return picture.getvalue()
+        return picture.getvalue(), version
 
-    async def source(self, corpus: str, video_id: str) -> tuple[str, str]:
-        """Return path and media type of the source file.
+    async def source(self, corpus: str, video_id: str) -> tuple[str, str, str]:
+        """Return path and media type of the source file, and the video's version.
 
         Raises:
             ClipError: as `video`.
             ApiError: 404 `no_source`, where it is not at the place that the data build wrote down.
         """
-        ingestion = self._ingestion[corpus]
-        clips, added = ingestion.clips.known(video_id), ingestion.added
+        added = self._ingestion[corpus].added
+        row, version = await self._row(corpus, video_id)
         if added.has(video_id):
-            return str(added.video(video_id) / SOURCE), added.read(video_id).media_type
-        place = self._serve.corpora[corpus].root / clips.row(video_id)["source_video_path"]
+            return str(added.video(video_id) / SOURCE), added.read(video_id).media_type, version
+        place = self._serve.corpora[corpus].root / row["source_video_path"]
         if place.suffix.lower() not in VIDEO_EXTENSIONS or not place.is_file():
             raise ApiError(
                 "no_source",
                 f"the source file of video {video_id!r} is not where the data build read it; put it back, or delete "
                 "the video and add its file",
             )
-        return str(place), mimetypes.guess_type(place.name)[0] or "application/octet-stream"
+        return str(place), mimetypes.guess_type(place.name)[0] or "application/octet-stream", version
 
-    async def clip(self, corpus: str, video_id: str, start: float, end: float) -> bytes:
-        """Return the pictures of a part of a video, in seconds, as MP4.
+    async def clip(self, corpus: str, video_id: str, start: float, end: float) -> tuple[bytes, str]:
+        """Return the pictures of a part of a video, in seconds, as MP4, and the video's version.
 
         Raises:
             ClipError: as `video`.
             ApiError: 422 `invalid_range` or a code of the sandbox, 404 as `source`.
         """
-        length, most = await asyncio.to_thread(self._seconds, corpus, video_id), self._serve.longest_clip_s
+        row, version = await self._row(corpus, video_id)
+        length, most = row["source_duration_sec"], self._serve.longest_clip_s
         if not start < end <= length or end - start > most:
             raise ApiError(
                 "invalid_range",
                 f"from {start:g} to {end:g} s: start must be before end, end within the video's {length:.3f} s, and "
                 f"the part no longer than serve.longest_clip_s={most:g}",
             )
-        source, _ = await self.source(corpus, video_id)
+        source, *_ = await self.source(corpus, video_id)
         async with self._cutting:
             with tempfile.TemporaryDirectory() as folder:
                 target = Path(folder) / "clip.mp4"
                 await sandbox.cut(Path(source), target, (start, end), self._serve.upload)
-                return await asyncio.to_thread(target.read_bytes)
+                return await asyncio.to_thread(target.read_bytes), version
 
     def _state(self, corpus: str, video_id: str) -> Video:
         """Return a video without its length; an id that nobody knows counts as ready."""
@@ -161,8 +166,11 @@ class LibraryReplica:
             return Video(video_id=video_id, status="failed", progress=0, error=Problem(**fault.model_dump()))
         return Video(video_id=video_id, status="ready", progress=1)
 
-    def _seconds(self, corpus: str, video_id: str) -> float:
-        return self._ingestion[corpus].clips.known(video_id).read(video_id).seconds
+    async def _row(self, corpus: str, video_id: str) -> tuple[dict[str, Any], str]:
+        """Return what `meta.jsonl` says of a video, a `ClipMeta`, and its version. Raise as `video` does."""
+        clips = self._ingestion[corpus].clips
+        row = dict(await asyncio.to_thread(lambda: clips.known(video_id).row(video_id)))
+        return row, value_sha256(row)[:16]
 
 
 class RetrievalReplica(LibraryReplica):

@@ -14,16 +14,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines.serve.gateway.faults import ApiError
+from pipelines.serve.gateway.faults import FULL_DISK, ApiError
 from vsr1.retrieval.added import SOURCE
 from vsr1.settings.data import DataConfig
 from vsr1.settings.serving import UploadConfig
-from vsr1.video.check import RefusedVideoError, VideoLimits, check_video
+from vsr1.video.check import MEDIA_TYPES, RefusedVideoError, VideoLimits, check_video
 from vsr1.video.clips import make_clip, write_meta
 from vsr1.video.decode import VideoError
 from vsr1.video.excerpt import write_excerpt
 
 OUT_OF_MEMORY = (b"MemoryError", b"Cannot allocate memory")  # how Python and the system say it
+WEBM, WEBM_MARK = "video/webm", b"\x42\x82\x84webm"  # the DocType of a Matroska file that browsers play
 WALL_SECONDS_A_CPU_SECOND = 4  # the machine does other things too
 
 
@@ -78,7 +79,9 @@ async def _run(limits: UploadConfig, job: dict[str, Any]) -> Any:
 
 def _work(job: dict[str, Any]) -> Any:
     if "check" in job:
-        return check_video(Path(job["check"]), VideoLimits(*job["limits"]))
+        kind = check_video(Path(job["check"]), VideoLimits(*job["limits"]))
+        with open(job["check"], "rb") as file:
+            return WEBM if kind == MEDIA_TYPES["matroska"] and WEBM_MARK in file.read(256) else kind
     if "cut" in job:
         return write_excerpt(Path(job["cut"]), Path(job["target"]), *job["span"])
     folder = Path(job["decode"])
@@ -102,6 +105,10 @@ def _main() -> None:
         if isinstance(error.__cause__, MemoryError):
             raise MemoryError from error
         answer = {"code": "not_a_video", "message": error.reason}
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        answer = {"code": "disk_full", "message": "the disk of the server is full"}
     json.dump(answer, sys.stdout)
 
 

@@ -173,6 +173,5 @@ def refused(answer: httpx2.Response) -> tuple[int, str]:
 
 def events(answer: httpx2.Response) -> Iterator[dict[str, Any]]:
     """Read the events of a stream."""
-    for line in answer.iter_lines():
-        if line.startswith("data: "):
-            yield json.loads(line[6:])
+    for message in httpx2.EventSource(answer):
+        yield json.loads(message.data)

@@ -72,13 +72,10 @@ def test_the_page_shows_ids_and_queries_as_text(served: Served, browser: Browser
 
 def test_a_lost_stream_goes_on_where_it_broke_off(served: Served, http: httpx2.Client, late: str) -> None:
     def numbered(answer: httpx2.Response, most: int = 10**6) -> Iterator[tuple[int, dict[str, Any]]]:
-        number = 0
-        for line in answer.iter_lines():
-            number = int(line[4:]) if line.startswith("id: ") else number
-            if line.startswith("data: "):
-                yield number, json.loads(line[6:])
-                if number == most:
-                    return
+        for message in httpx2.EventSource(answer):
+            yield int(message.id), json.loads(message.data)
+            if int(message.id) == most:
+                return
 
     with http.stream("POST", "/v1/search", json={"query": LATE, "stream": True}) as answer:
         path = f"/v1/search/{answer.headers['x-search-id']}/events"
@@ -146,7 +143,7 @@ def test_the_client_of_openai(served: Served, late: str) -> None:
     assert refused(openai.BadRequestError, messages=[{"role": "user", "content": " "}]).type == "invalid_request_error"
     assert "tools" in str(refused(openai.BadRequestError, tools=[{"type": "function", "function": {"name": "f"}}]))
     assert refused(openai.BadRequestError, n=2).code == "invalid_request"
-    assert refused(openai.BadRequestError, extra_body={"top_k": 10**9}).code == "invalid_request"
+    assert refused(openai.BadRequestError, extra_body={"search_top_k": 10**9}).code == "invalid_request"
     nobody = openai.OpenAI(base_url=f"{served.url}/v1", api_key="nothing", max_retries=0)
     assert refused(openai.AuthenticationError, nobody).code == "unknown_key"
     with pytest.raises(openai.AuthenticationError):

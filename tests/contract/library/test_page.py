@@ -191,6 +191,37 @@ def test_an_ended_time_and_a_broken_stream_are_told(tab: Page, found: dict[str, 
     expect(tab.locator("#message")).to_contain_text("query")
 
 
+def test_a_stream_that_is_cut_is_taken_up_again(tab: Page, found: dict[str, Any]) -> None:
+    lost: list[str] = []
+
+    def cut(route: Route) -> None:
+        whole = route.fetch()
+        lost.append(whole.headers["x-search-id"])
+        route.fulfill(response=whole, body=whole.text()[: len(whole.text()) // 2])
+
+    tab.route("**/v1/search", cut)
+    with tab.expect_request("**/events") as again:
+        search(tab, found["query"])
+    assert lost[0] in again.value.url and int(again.value.headers["last-event-id"]) > 0
+    expect(tab.locator("#answer h2")).to_contain_text(found["moments"][0]["video_id"])
+    pieces = [turn["reasoning"] for turn in found["turns"]]
+    texts = tab.locator("#turns-list pre").all_text_contents()
+    assert len(texts) == len(pieces) and all(piece in text for piece, text in zip(pieces, texts, strict=True))
+
+
+def test_the_player_counts_by_the_clock_of_the_file(tab: Page) -> None:
+    def later(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"first_picture_sec": 1.5})
+
+    tab.route("**/v1/videos/test_0001?*", later)
+    tab.goto(tab.url.partition("#")[0].rstrip("/") + PART["deep_link"])
+    near(tab.locator("#answer video"), PART["start"] + 1.5)
+    expect(tab.get_by_label("Position in the video")).to_have_value(f"{PART['start']:g}")
+    tab.get_by_label("Position in the video").press("]")
+    near(tab.locator("#answer video"), PART["end"] + 1.5)
+
+
 def test_examples_are_offered_and_searched(tab: Page, served: Served) -> None:
     [corpus] = served.ask("GET", "/v1/corpora").json()
     assert len(corpus["examples"]) == 3 and set(corpus["examples"]) <= set(served.queries.values())

@@ -41,7 +41,8 @@ def test_a_video_comes_in_is_found_and_seen_and_goes(served: Served) -> None:
     assert served.ask("GET", accepted.headers["location"]).json()["video_id"] == NEW
     ready = served.wait(NEW)
     assert (ready["status"], ready["progress"]) == ("ready", 1)
-    assert ready["duration"] == pytest.approx(32, abs=2)
+    assert ready["duration"] == ClipFolder(served.added.video(NEW)).row(NEW)["source_duration_sec"] and ready["version"]
+    assert ready["first_picture_sec"] == 0.0
     after = served.ask("GET", "/v1/corpora").json()[0]
     assert (after["videos"], before["videos"]) == (VIDEOS, VIDEOS - 1)
     assert after["index_version"] != before["index_version"]
@@ -78,6 +79,22 @@ def test_the_source_is_played_by_ranges(served: Served) -> None:
     assert (part.status_code, part.content) == (206, content[10:30])
     assert part.headers["content-range"] == f"bytes 10-29/{len(content)}"
     assert served.ask("GET", path, headers={"Range": f"bytes={len(content)}-"}).status_code == 416
+
+
+def test_a_length_is_that_of_the_file(served: Served, tmp_path: Path) -> None:
+    """Not one that is made up from the few frames that are kept of a long video."""
+    assert served.add(film(tmp_path / "film", frames=59, rate=1, seed=7), video_id="long").status_code == 202
+    assert served.wait("long")["duration"] == pytest.approx(59)
+    beyond = served.ask("GET", "/v1/videos/long/clip", params={"start": 58, "end": 59.5})
+    assert refused(beyond) == (422, "invalid_range")
+    before = served.ask("GET", "/v1/videos/long").json()["version"]
+    assert served.ask("DELETE", "/v1/videos/long").status_code == 204
+    assert served.add(film(tmp_path / "film", frames=8, seed=8), video_id="long").status_code == 202
+    after = served.wait("long")["version"]
+    for part in ("thumbnail?t=1", "file?x=1", "clip?start=0&end=1"):
+        assert refused(served.ask("GET", f"/v1/videos/long/{part}&v={before}")) == (404, "unknown_video")
+        assert "immutable" in served.ask("GET", f"/v1/videos/long/{part}&v={after}").headers["cache-control"]
+    assert served.ask("DELETE", "/v1/videos/long").status_code == 204
 
 
 def test_a_source_that_is_gone_is_named(served: Served) -> None:

@@ -41,7 +41,7 @@ class Served:
     def events(self, query: str, **body: Any) -> list[dict[str, Any]]:
         asked = {"corpus": CORPUS, "query": query, "stream": True} | body
         with httpx2.stream("POST", f"{self.url}/v1/search", json=asked, timeout=120) as answer:
-            return [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+            return [json.loads(message.data) for message in httpx2.EventSource(answer)]
 
     def ready(self) -> bool:
         return httpx2.get(f"{self.url}/readyz", timeout=60).status_code == 200

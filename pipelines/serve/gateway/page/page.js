@@ -3,6 +3,8 @@ import { ask, button, download, fail, find, headers, make, place, say, span, str
 import { closePlayer, openPlayer } from "./page.player.js";
 import "./page.library.js";
 
+const TRIES = 6; // to come back to a stream that was cut; the server keeps its search for some seconds
+const PAUSE = 500; // milliseconds between two of them
 const state = { excluded: [], stop: null, corpora: [] };
 
 async function corpora() {
@@ -26,6 +28,7 @@ function offer() {
   const { examples = [] } = state.corpora.find((corpus) => corpus.name === find("corpus").value) || {};
   const tries = examples.map((query) => make("li", {}, button(query, () => {
     find("query").value = query;
+    find("message").focus(); // the button goes
     find("ask").requestSubmit();
   })));
   find("examples").hidden = !tries.length || Boolean(find("query").value);
@@ -43,36 +46,26 @@ function ranking(title, videos, before) {
   return make("div", {}, make("strong", {}, title), list);
 }
 
-class Turn {
-  constructor(number) {
-    this.number = number;
-    this.title = make("h2", {}, `Turn ${number}`);
-    this.badge = make("span", { className: "badge", hidden: true });
-    this.film = make("div");
-    this.text = make("pre");
-    this.rankings = make("div", { className: "rankings" });
-    const details = make("details", {}, make("summary", {}, "Reasoning and ranking"), this.text, this.rankings);
-    this.card = make("li", { className: "card" }, make("div", { className: "head" }, this.title, this.badge), this.film, details);
-    find("turns-list").append(this.card);
-  }
+function newTurn(number) {
+  const title = make("h2", {}, `Turn ${number}`), badge = make("span", { className: "badge", hidden: true });
+  const film = make("div"), text = make("pre"), rankings = make("div", { className: "rankings" });
+  const details = make("details", {}, make("summary", {}, "Reasoning and ranking"), text, rankings);
+  const head = make("div", { className: "head" }, title, badge);
+  find("turns-list").append(make("li", { className: "card" }, head, film, details));
+  return { number, title, badge, film, text, rankings };
 }
 
 const worded = (verdict) => verdict.replace("_", " ");
 
 const SHOW = {
-  retrieved(turn, event) {
-    turn.rankings.append(ranking("Retrieved", event.videos));
-  },
+  retrieved: (turn, event) => turn.rankings.append(ranking("Retrieved", event.videos)),
   async "turn.started"(turn, event, corpus) {
     turn.video = event.video_id;
     turn.title.textContent += `: ${event.video_id}`;
     say(`turn ${turn.number}: looking at ${event.video_id}`);
-    const { duration } = await (await ask(place(corpus, event.video_id))).json();
-    turn.film.replaceChildren(strip(corpus, event.video_id, duration));
+    turn.film.replaceChildren(strip(corpus, await (await ask(place(corpus, event.video_id))).json()));
   },
-  "reasoning.delta"(turn, event) {
-    turn.text.textContent += event.text;
-  },
+  "reasoning.delta": (turn, event) => turn.text.append(event.text),
   verdict(turn, event) {
     turn.badge.hidden = false;
     turn.badge.textContent = worded(event.verdict);
@@ -120,8 +113,7 @@ async function show(result) {
 
 async function search() {
   if (state.stop) state.stop.abort();
-  state.stop = new AbortController();
-  const { signal } = state.stop;
+  const { signal } = (state.stop = new AbortController());
   const corpus = find("corpus").value;
   const body = { query: find("query").value, corpus, stream: true, exclude_ids: state.excluded };
   if (find("turns").value) body.max_turns = Number(find("turns").value);
@@ -133,22 +125,37 @@ async function search() {
   say("searching");
   const turns = new Map();
   try {
-    const answer = await ask("v1/search", {
-      method: "POST", signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-    });
-    for await (const event of events(answer.body)) {
+    for await (const event of follow(body, signal)) {
       if (event.type === "error") throw new Error(event.message);
-      if (event.type === "done") {
-        await show(event.result);
-        return;
-      }
+      if (event.type === "done") return await show(event.result);
       if (!SHOW[event.type]) continue;
-      if (!turns.has(event.turn)) turns.set(event.turn, new Turn(event.turn));
+      if (!turns.has(event.turn)) turns.set(event.turn, newTurn(event.turn));
       Promise.resolve(SHOW[event.type](turns.get(event.turn), event, corpus)).catch(fail);
     }
-    throw new Error("the connection broke off before the answer; search again");
   } catch (error) {
     fail(error);
+  }
+}
+
+// The events of a search to the last one, also over several connections.
+async function* follow(body, signal) {
+  const sent = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  let answer = await ask("v1/search", { ...sent, signal });
+  const search = answer.headers.get("X-Search-Id");
+  for (let last = 0, tries = 0; ; tries++) {
+    try {
+      answer ||= await ask(`v1/search/${search}/events`, { signal, headers: { "Last-Event-ID": last } });
+      for await (const { id, event } of events(answer.body)) {
+        [last, tries] = [id, 0];
+        yield event;
+      }
+    } catch (error) {
+      if (signal.aborted || error.status < 500) throw error; // the server said no
+    }
+    if (!search || tries === TRIES) throw new Error("the connection broke off before the answer; search again");
+    answer = null;
+    say("the connection broke off; coming back");
+    await new Promise((resolve) => setTimeout(resolve, PAUSE));
   }
 }
 
@@ -161,8 +168,8 @@ async function* events(stream) {
     const blocks = (rest + value).split("\n\n");
     rest = blocks.pop();
     for (const block of blocks) {
-      const data = block.split("\n").find((line) => line.startsWith("data: "));
-      if (data) yield JSON.parse(data.slice(6));
+      const fields = Object.fromEntries(block.split("\n").map((line) => line.split(/: (.*)/s)));
+      if (fields.data) yield { id: fields.id, event: JSON.parse(fields.data) };
     }
   }
 }
@@ -178,6 +185,7 @@ async function openLink() {
   state.excluded = [];
   if (video_id && start < end) {
     if (state.stop) state.stop.abort();
+    say("");
     find("turns-list").replaceChildren();
     await openPlayer({ corpus: find("corpus").value, query, video_id, start, end });
   } else if (query) await search();

@@ -25,12 +25,11 @@ function tile(corpus, { video_id, status, error }) {
   box.dataset.video = video_id;
   const trash = button("Delete", () => remove(corpus, video_id).catch(fail), { ariaLabel: `Delete ${video_id}` });
   if (status !== "ready") {
-    const state = error ? `failed: ${error.message}` : status;
-    box.append(make("strong", {}, video_id), make("p", {}, state), trash);
+    box.append(make("strong", {}, video_id), make("p", {}, error ? `failed: ${error.message}` : status), trash);
     return box;
   }
   const image = make("img", { alt: "" });
-  frame(image, corpus, video_id, FIRST_FRAME).catch(() => image.classList.add("missing"));
+  frame(image, corpus, { video_id }, FIRST_FRAME).catch(() => image.classList.add("missing"));
   const open = button(image, async () => {
     await openPlayer({ corpus, video_id });
     find("answer").querySelector("h2").focus();
@@ -68,7 +67,8 @@ function send(file, corpus, name, tell) {
   });
 }
 
-async function add() {
+async function add(event) {
+  event.preventDefault();
   const [file] = find("file").files, corpus = find("corpus").value;
   const bar = make("progress", { max: 1, value: 0, ariaLabel: `Progress of ${file.name}` });
   const state = make("span", {}, "sending");
@@ -101,14 +101,8 @@ async function add() {
   }
 }
 
-find("library").addEventListener("toggle", () => {
-  if (find("library").open) showVideos().catch(fail);
-});
-find("corpus").addEventListener("change", () => {
-  if (find("library").open) showVideos().catch(fail);
-});
+const showOpen = () => find("library").open && showVideos().catch(fail);
+find("library").addEventListener("toggle", showOpen);
+find("corpus").addEventListener("change", showOpen);
 find("more").addEventListener("click", () => showVideos(next).catch(fail));
-find("add").addEventListener("submit", (event) => {
-  event.preventDefault();
-  add();
-});
+find("add").addEventListener("submit", add);

@@ -11,25 +11,16 @@ export function make(tag, attributes = {}, ...children) {
   return made;
 }
 
-export function button(text, pressed, attributes = {}) {
-  const made = make("button", { type: "button", ...attributes }, text);
-  made.addEventListener("click", pressed);
-  return made;
+export function button(text, onclick, attributes = {}) {
+  return make("button", { type: "button", onclick, ...attributes }, text);
 }
 
 // Shown, and read out by screen readers.
-export function say(text) {
-  find("message").textContent = text;
-}
+export const say = (text) => (find("message").textContent = text);
+export const fail = (error) => error.name !== "AbortError" && say(error.message);
 
-export function fail(error) {
-  if (error.name !== "AbortError") say(error.message);
-}
-
-export function headers() {
-  const key = sessionStorage.getItem("key");
-  return key ? { "X-API-Key": key } : {};
-}
+const key = () => sessionStorage.getItem("key");
+export const headers = () => (key() ? { "X-API-Key": key() } : {});
 
 // The error that an answer's body tells of; a proxy's may not be ours.
 export function refusal(status, body) {
@@ -50,21 +41,24 @@ export async function ask(address, options = {}) {
   return answer;
 }
 
-export function place(corpus, video, part = "") {
-  return `v1/videos/${encodeURIComponent(video)}${part}?corpus=${encodeURIComponent(corpus)}`;
+// Where a video is, or with its version (what `GET` of the video tells) a part of it, which a browser keeps for good.
+export function place(corpus, video, part = "", version = "") {
+  const query = new URLSearchParams({ corpus, ...(version && { v: version }) });
+  return `v1/videos/${encodeURIComponent(video)}${part}?${query}`;
 }
 
 // Shows a frame in an image; the key goes in a header, so the picture comes through fetch.
-export async function frame(image, corpus, video, seconds) {
-  const answer = await ask(`${place(corpus, video, "/thumbnail")}&t=${seconds.toFixed(2)}`);
+export async function frame(image, corpus, { video_id, version }, seconds) {
+  const answer = await ask(`${place(corpus, video_id, "/thumbnail", version)}&t=${seconds.toFixed(2)}`);
   const address = URL.createObjectURL(await answer.blob());
   image.addEventListener("load", () => URL.revokeObjectURL(address), { once: true });
   image.src = address;
 }
 
 // Frames of the whole video, as one picture; those in a moment are marked.
-export function strip(corpus, video, duration, moment) {
-  const label = `${FRAMES} frames of ${video}${moment ? `, the moment from ${span(...moment)} marked` : ""}`;
+export function strip(corpus, video, moment) {
+  const { video_id, duration } = video;
+  const label = `${FRAMES} frames of ${video_id}${moment ? `, the moment from ${span(...moment)} marked` : ""}`;
   const box = make("div", { className: "strip", role: "img", ariaLabel: label });
   for (let i = 0; i < FRAMES; i++) {
     const [from, to] = [(duration * i) / FRAMES, (duration * (i + 1)) / FRAMES];

@@ -8,7 +8,7 @@ let shown = null; // the Player in #answer
 export function closePlayer() {
   find("answer").hidden = true;
   find("answer").replaceChildren();
-  if (shown) shown.close();
+  if (shown?.blob) URL.revokeObjectURL(shown.blob);
   shown = null;
 }
 
@@ -22,10 +22,10 @@ export async function openPlayer(moment, ...more) {
   if (moment.end !== undefined) title.append(`, ${span(moment.start, moment.end)}`);
   const player = (shown = new Player(moment));
   try {
-    const { duration, status } = await (await ask(place(moment.corpus, moment.video_id))).json();
+    const video = await (await ask(place(moment.corpus, moment.video_id))).json();
     if (shown !== player) return;
-    if (status !== "ready") throw new Error(`the video is ${status}`);
-    box.append(...player.build(duration), make("div", { className: "line" }, ...more, ...player.exports()), player.help);
+    if (video.status !== "ready") throw new Error(`the video is ${video.status}`);
+    box.append(...player.build(video), make("div", { className: "line" }, ...more, ...player.exports()), player.help);
     player.load();
   } catch (error) {
     if (shown === player) box.append(make("p", { className: "bad" }, error.message), ...more);
@@ -43,9 +43,10 @@ class Player {
     this.help.prepend("Keys in this box: ");
   }
 
-  build(duration) {
+  build(film) {
+    const { duration, first_picture_sec: offset } = film; // a player counts by the clock of the file
     const { corpus, video_id, start = 0, end = duration } = this.moment;
-    Object.assign(this, { duration, start, end: Math.min(end, duration) });
+    Object.assign(this, { film, duration, offset, start, end: Math.min(end, duration) });
     const part = this.moment.end === undefined ? null : [start, this.end];
     this.video = make("video", { controls: true, playsInline: true, preload: "metadata", ariaLabel: `Video ${video_id}` });
     this.image = make("img", { alt: `A frame of ${video_id}`, hidden: true });
@@ -55,9 +56,9 @@ class Player {
     const mark = make("div", { className: "mark" });
     mark.style.left = `${(100 * this.start) / duration}%`;
     mark.style.width = `${(100 * (this.end - this.start)) / duration}%`;
-    const film = strip(corpus, video_id, duration, part);
-    film.addEventListener("click", (event) => {
-      const { left, width } = film.getBoundingClientRect();
+    const frames = strip(corpus, film, part);
+    frames.addEventListener("click", (event) => {
+      const { left, width } = frames.getBoundingClientRect();
       this.seek((duration * (event.clientX - left)) / width);
     });
     this.play = button("Play", () => this.toggle());
@@ -67,7 +68,7 @@ class Player {
       "div", { className: "line" }, this.play, button("To its start", () => this.seek(this.start)),
       button("To its end", () => this.seek(this.end)), this.loop, this.clock,
     );
-    this.stage = make("div", { className: "player" }, this.video, this.image, this.note, timeline, film, controls);
+    this.stage = make("div", { className: "player" }, this.video, this.image, this.note, timeline, frames, controls);
     this.listen();
     this.tell(this.start);
     return [this.stage];
@@ -80,7 +81,7 @@ class Player {
     const copy = () => navigator.clipboard.writeText(link).then(() => say("link copied"), () => say(link));
     const clip = async () => {
       say("cutting the clip");
-      const cut = await ask(`${place(corpus, video_id, "/clip")}&start=${start}&end=${end}`);
+      const cut = await ask(`${place(corpus, video_id, "/clip", this.film.version)}&start=${start}&end=${end}`);
       download(`${video_id}_${start.toFixed(1)}-${end.toFixed(1)}.mp4`, await cut.blob());
       say("the clip is saved");
     };
@@ -105,7 +106,7 @@ class Player {
 
   // The file itself, by ranges; with a key, a copy of it.
   async load() {
-    const address = place(this.moment.corpus, this.moment.video_id, "/file");
+    const address = place(this.moment.corpus, this.moment.video_id, "/file", this.film.version);
     this.video.addEventListener("error", async () => {
       const answer = ask(address, { headers: { Range: "bytes=0-0" } }); // why: the player does not say
       this.showFrames(await answer.then(() => "This browser cannot play the file.", (error) => error.message));
@@ -140,7 +141,7 @@ class Player {
     const at = Math.max(0, Math.min(seconds, this.duration));
     this.tell(at);
     if (!this.video.hidden) {
-      if (this.video.readyState) this.video.currentTime = at;
+      if (this.video.readyState) this.video.currentTime = at + this.offset;
       return;
     }
     if (this.drawing) return; // the frame that is drawn next will be the newest one
@@ -148,7 +149,7 @@ class Player {
     let drawn = null;
     while (drawn !== this.at) {
       drawn = this.at;
-      await frame(this.image, this.moment.corpus, this.moment.video_id, drawn).catch(fail);
+      await frame(this.image, this.moment.corpus, this.film, drawn).catch(fail);
     }
     this.drawing = false;
   }
@@ -161,8 +162,9 @@ class Player {
   }
 
   played() {
-    if (this.loops && !this.video.paused && this.video.currentTime >= this.end) this.again();
-    else this.tell(this.video.currentTime);
+    const at = Math.max(0, this.video.currentTime - this.offset);
+    if (this.loops && !this.video.paused && at >= this.end) this.again();
+    else this.tell(at);
   }
 
   again() {
@@ -195,10 +197,6 @@ class Player {
     if (!act || (event.key === " " && ["BUTTON", "VIDEO"].includes(event.target.tagName))) return; // they know it
     event.preventDefault();
     act();
-  }
-
-  close() {
-    if (this.blob) URL.revokeObjectURL(this.blob);
   }
 }
 

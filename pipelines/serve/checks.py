@@ -1,0 +1,110 @@
+"""Looked at before the service starts: every fault of the settings that shows without Ray, all at one time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipelines.machine.placement import Capacity, Plan, Role, capacity
+from pipelines.serve.gateway.keys import read_keys
+from vsr1.config import Config, ConfigError
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.settings.parts import ActorResources
+from vsr1.settings.serving import CorpusConfig
+from vsr1.video.clips import META
+
+HANDS_ON = ActorResources(cpus=0.1, memory_gib=0)  # gateway and library, each
+
+
+def named_corpora(folders: Sequence[str], split: str, others: dict[str, CorpusConfig]) -> dict[str, CorpusConfig]:
+    """Return `others` and the corpora of `--corpus NAME=DIR`, or DIR, which is known by the name of its folder.
+
+    Raises:
+        ConfigError: two of one name.
+    """
+    corpora = dict(others)
+    for entry in folders:
+        name, _, place = ("", "", entry) if Path(entry).is_dir() else entry.rpartition("=")
+        root = Path(place).expanduser()
+        name = name or root.resolve().name
+        if name in corpora:
+            raise ConfigError(
+                f"--corpus {entry}: {corpora[name].root} is corpus {name!r} already, and a search names one of them; "
+                f"say --corpus OTHER={root}"
+            )
+        corpora[name] = CorpusConfig(root=root, split=split)
+    return corpora
+
+
+def serving_plan(config: Config, agents: bool, available: Capacity) -> Plan:
+    """Return the actors of the service; without agents it only retrieves."""
+    cluster, retrieval, corpora = config.cluster, config.retrieval, len(config.serve.corpora)
+    roles = [
+        Role("gateway, library", 2, HANDS_ON),
+        Role("retrieval service", corpora, cluster.retrieval, size_key="cluster.retrieval"),
+        Role(
+            "retrieval shard", retrieval.shards, cluster.shard, "retrieval.shards", "cluster.shard",
+            corpora * retrieval.replicas,
+        ),
+    ]  # fmt: skip
+    if agents:
+        models, least = len(config.served_models), config.serve.least_replicas
+        roles.append(Role("agent", least, cluster.rollout, "serve.least_replicas", "cluster.rollout", models))
+        roles.append(Role("clip store", corpora, cluster.clips, size_key="cluster.clips", times=len(available.nodes)))
+    return Plan("the service", tuple(roles), available)
+
+
+def check_served(config: Config, agents: bool = True) -> None:
+    """See that what the settings name is there, and that there is room for the actors.
+
+    Raises:
+        ConfigError: names everything that is not.
+        KeyFileError: the file of keys cannot be used.
+        PlanError: the actors do not fit.
+    """
+    faults = list(_faults(config, agents))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    if config.serve.key_file:
+        read_keys(config.serve.key_file)
+    serving_plan(config, agents, capacity(config)).check()
+
+
+def _faults(config: Config, agents: bool) -> Iterator[str]:
+    settings = config.serve
+    if not settings.corpora:
+        yield "serve.corpora names no corpus; say --corpus DIR, or serve.corpora.NAME.root=DIR"
+    models = {f"checkpoint of model {name!r}": folder for name, folder in config.served_models.items()}
+    for what, folder in models.items() if agents else ():
+        yield from _model_faults(what, folder, config.model.allow_bin)
+    yield from _model_faults("model.embedder", config.model.embedder, False)
+    for name, corpus in settings.corpora.items():
+        yield from _corpus_faults(name, corpus, config.retrieval.shards, agents)
+    root = settings.upload.path_root
+    if root is not None and not root.is_dir():
+        yield f"serve.upload.path_root={root} is no folder"
+
+
+def _model_faults(what: str, folder: Path, allow_bin: bool) -> Iterator[str]:
+    if not folder.is_dir():
+        yield f"{what}: folder {folder} does not exist"
+    elif not (folder / "config.json").is_file():
+        yield f"{what}: {folder} has no config.json, so it is no checkpoint; a run keeps its own under checkpoints/"
+    elif not any(folder.glob("*.safetensors")) and not (allow_bin and any(folder.glob("*.bin"))):
+        yield f"{what}: {folder} has no safetensors weights"
+
+
+def _corpus_faults(name: str, corpus: CorpusConfig, shards: int, clips: bool) -> Iterator[str]:
+    folder, what = DatasetFolder(corpus.root), f"corpus {name!r}"
+    if not corpus.root.is_dir():
+        yield f"{what}: folder {corpus.root} does not exist"
+        return
+    needed = [folder.video_embeddings(corpus.split), folder.docid2row(corpus.split)]
+    needed += [folder.clips(corpus.split) / META] if clips else []
+    if missing := [path for path in needed if not path.is_file()]:
+        yield f"{what}: {missing[0]} is missing; build split {corpus.split!r} of the folder first"
+        return
+    videos = len(json.loads(needed[1].read_bytes()))
+    if videos < max(2, shards):
+        yield f"{what}: {videos} videos are too few for a search over retrieval.shards={shards} and two videos at least"

@@ -1,0 +1,106 @@
+"""What is looked at before the service starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.machine.placement import Capacity, PlanError
+from pipelines.serve.checks import check_served, named_corpora, serving_plan
+from pipelines.serve.deploy import address
+from pipelines.serve.gateway.keys import KeyFileError
+from vsr1.config import Config, ConfigError
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.settings.parts import ActorResources
+from vsr1.video.clips import META
+
+
+def built(root: Path, split: str = "test", videos: int = 4) -> Path:
+    """Make the files of a built split, as far as they are looked at."""
+    folder = DatasetFolder(root)
+    for path in (folder.video_embeddings(split), folder.docid2row(split), folder.clips(split) / META):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    folder.docid2row(split).write_text(json.dumps({f"v{row}": row for row in range(videos)}))
+    return root
+
+
+def model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text("")
+    return folder
+
+
+def config(folder: Path, **serve: Any) -> Config:
+    models = {"policy": model(folder / "policy"), "embedder": model(folder / "embedder")}
+    corpora = {"corpora": {"toy": {"root": built(folder / "data")}}}
+    small = {"cpus": 0.01, "memory_gib": 0.001}
+    cluster = {name: small for name in ("rollout", "retrieval", "shard", "clips")} | {
+        "num_cpus": 1,
+        "object_store_gib": 0.1,
+    }
+    return Config.model_validate({"model": models, "serve": corpora | serve, "cluster": cluster})
+
+
+def test_what_is_there_passes(tmp_path: Path) -> None:
+    check_served(config(tmp_path))
+
+
+def test_every_fault_is_named_at_one_time(tmp_path: Path) -> None:
+    corpora = {
+        "gone": {"root": tmp_path / "gone"},
+        "split": {"root": built(tmp_path / "other", "val"), "split": "test"},
+        "small": {"root": built(tmp_path / "small", videos=1)},
+    }
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    wrong = config(tmp_path, corpora=corpora, models={"large": empty}, upload={"path_root": tmp_path / "inbox"})
+    wrong.model.embedder = tmp_path / "nowhere"
+    with pytest.raises(ConfigError) as refused:
+        check_served(wrong)
+    lines = str(refused.value).splitlines()
+    begins = [
+        "checkpoint of model 'large'",
+        "model.embedder",
+        "corpus 'gone'",
+        "corpus 'split'",
+        "corpus 'small'",
+        "serve.upload",
+    ]
+    assert len(lines) == len(begins) and all(line.startswith(begin) for line, begin in zip(lines, begins, strict=True))
+    assert "split 'test'" in lines[3]
+
+
+def test_keys_and_room_are_looked_at(tmp_path: Path) -> None:
+    right = config(tmp_path)
+    right.serve.key_file = tmp_path / "keys.json"
+    with pytest.raises(KeyFileError, match="does not exist"):
+        check_served(right)
+    right.serve.key_file = None
+    right.serve.least_replicas = 1000
+    with pytest.raises(PlanError, match=r"serve\.least_replicas=1000"):
+        check_served(right)
+    here = Capacity((ActorResources(cpus=1, memory_gib=1),), "here", "buy another")
+    assert "agent" not in [role.name for role in serving_plan(right, False, here).roles]
+
+
+def test_corpora_have_unique_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/data", "b/data", "c=d"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "data")
+    first, second, odd = (str(tmp_path / name) for name in ("a/data", "b/data", "c=d"))
+    assert list(named_corpora([first, f"films={second}", odd], "test", {})) == ["data", "films", "c=d"]
+    assert list(named_corpora(["."], "val", {})) == ["data"]
+    for folders, others in (([first, second], {}), ([second], named_corpora([first], "test", {}))):
+        with pytest.raises(ConfigError, match=r"is corpus 'data' already.*--corpus OTHER="):
+            named_corpora(folders, "test", others)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:8000"), ("0.0.0.0", "http://127.0.0.1:8000"), ("::1", "http://[::1]:8000")],
+)
+def test_the_address_of_the_page(host: str, url: str) -> None:
+    assert address(host, 8000) == url

@@ -1,0 +1,101 @@
+"""The clients of the service: events are split as the protocol says, and who stops asking ends the search."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from bench.load import load
+from pipelines.serve.client import SearchError, stream_search
+from pipelines.serve.mcp_tool import search_tool
+
+QUERY = "a ring\u2028moving\u2029left\u0085 now"
+RESULT = {"status": "not_found", "query": QUERY, "moments": [], "turns": [], "usage": {}}
+HEAD = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Search-Id: abc\r\nConnection: close\r\n\r\n"
+
+
+@asynccontextmanager
+async def server(*sent: str, ends: bool = True) -> AsyncIterator[tuple[str, list[str]]]:
+    """Answer every POST with these pieces of a stream; gives the address, and the first lines of the requests."""
+    requests: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = (await reader.readline()).decode().strip()
+        requests.append(line)
+        if line.startswith("DELETE"):
+            writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        else:
+            for piece in (HEAD, *sent):
+                writer.write(piece.encode())
+                await writer.drain()
+                await asyncio.sleep(0.01)
+            if not ends:
+                await reader.read()
+                await asyncio.sleep(30)
+        writer.close()
+
+    listening = await asyncio.start_server(answer, "127.0.0.1")
+    try:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", requests
+    finally:
+        listening.close()
+
+
+def event(**values: Any) -> str:
+    return f": a search\n\nid: 1\nevent: {values['type']}\ndata: {json.dumps(values, ensure_ascii=False)}\n\n"
+
+
+DONE = event(type="done", result=RESULT)
+
+
+@pytest.mark.parametrize("pieces", [[DONE], [DONE.replace("\n", "\r\n")], [DONE[:60], DONE[60:]]])
+def test_events_are_split_by_the_protocol(pieces: list[str]) -> None:
+    async def play() -> None:
+        async with server(*pieces) as (url, requests):
+            events = [one async for one in stream_search(url, {"query": QUERY}, None)]
+            assert events == [{"type": "done", "result": RESULT}]
+            tally = await load(url, [{"query": QUERY}], 1)
+            assert (len(tally.seconds), tally.wrong, dict(tally.errors)) == (1, 0, {})
+            [answer] = (await search_tool(url, None).call_tool("search_videos", {"query": QUERY})).content
+            assert json.loads(answer.text)["status"] == "not_found"  # type: ignore[union-attr]
+            assert not [line for line in requests if line.startswith("DELETE")]
+
+    asyncio.run(play())
+
+
+def test_a_search_that_is_not_read_to_its_end_is_ended() -> None:
+    async def play() -> None:
+        async with server(event(type="retrieved"), ends=False) as (url, requests):
+            async with aclosing(stream_search(url, {"query": QUERY}, None)) as events:
+                assert (await anext(events))["type"] == "retrieved"
+            assert requests[1:] == ["DELETE /v1/search/abc HTTP/1.1"]
+            call = asyncio.create_task(search_tool(url, None).call_tool("search_videos", {"query": QUERY}))
+            while len(requests) < 3:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            call.cancel()
+            await asyncio.wait([call])
+            assert requests[3:] == ["DELETE /v1/search/abc HTTP/1.1"]
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (event(type="error", code="busy", message="try again"), "busy: try again"),
+        (event(type="retrieved"), "ended the search without an answer"),
+        ("data: {half\n\n", "is `vsr1 serve` running there"),
+    ],
+)
+def test_what_is_no_answer_is_told(sent: str, message: str) -> None:
+    async def play() -> None:
+        async with server(sent) as (url, _):
+            async for _ in stream_search(url, {"query": QUERY}, None):
+                continue
+
+    with pytest.raises(SearchError, match=message):
+        asyncio.run(play())
