@@ -26,6 +26,8 @@ from vsr1.retrieval.request import ClipEmbedder, RetrievalError, SearchRequest, 
 from vsr1.retrieval.searcher import Searcher, ShardClient
 from vsr1.settings.parts import ModelConfig
 from vsr1.video.clips import Clip
+from vsr1.video.container import VideoError
+from vsr1.video.faults import work_on
 
 
 def load_embedder(model: ModelConfig) -> ClipEmbedder:

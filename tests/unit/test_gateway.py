@@ -106,6 +106,15 @@ def code(answer: httpx2.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
+def test_an_id_of_a_sub_folder_has_all_its_routes(service: Service) -> None:
+    answer = service.ask("GET", "/v1/videos/a%2FIMG_0001")
+    assert (answer.status_code, answer.json()["video_id"]) == (200, "a/IMG_0001")
+    bodies = {"thumbnail": b"picture", "clip?start=0&end=2": b"film", "file": bytes(range(100))}
+    for part, body in bodies.items():
+        assert service.ask("GET", f"/v1/videos/a%2FIMG_0001/{part}").content == body
+    assert service.ask("DELETE", "/v1/videos/a%2FIMG_0001").status_code == 204
+
+
 FOREIGN = [
     "films.example", "films.example:8000", "127.0.0.1.films.example", "[", "[::1", "a/#",
     "127.0.0.1:8000.films.example", "localhost:films.example", "films.example@127.0.0.1", "[films.example]",

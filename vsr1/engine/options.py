@@ -25,9 +25,7 @@ def set_environment(config: EngineConfig, device: str) -> None:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib or 1)
         if config.enforce_eager is not False:
-            os.environ["TORCHDYNAMO_DISABLE"] = (
-                "1"  # or vLLM compiles parts of its sampler, eager or not
-            )
+            os.environ["TORCHDYNAMO_DISABLE"] = "1"  # or vLLM compiles parts of its sampler, eager or not
         if torch.version.cuda is not None:
             os.environ["VLLM_TARGET_DEVICE"] = "cpu"
 

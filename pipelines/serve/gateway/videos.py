@@ -83,7 +83,9 @@ async def videos(
     return await gateway.library.videos.remote(corpus, after, limit)
 
 
-@router.get("/{video_id:path}/thumbnail", response_class=Response, responses=errors(*OF_VIDEO, gives=["image/jpeg"]) | KEPT)
+@router.get(
+    "/{video_id:path}/thumbnail", response_class=Response, responses=errors(*OF_VIDEO, gives=["image/jpeg"]) | KEPT
+)
 async def thumbnail(
     video_id: VideoId, request: Request, gateway: Admitted, corpus: Chosen, t: Seconds = 0.0, v: Version = None
 ) -> Response:

@@ -262,7 +262,7 @@ DEEP = "[" * 60_000
         ("POST", "/retrieve", {"json": {"vectors": [[0.5] * 40_000]}}, 413, "body_too_large"),
         ("GET", "/v1/corpora", {"headers": {"x-padding": "a" * 40_000}}, 431, "headers_too_large"),
         ("GET", "/v1/videos/test_0001/thumbnail?t=nan", {}, 422, "invalid_request"),
-        ("GET", "/v1/videos/..%2f..%2fetc%2fpasswd", {}, 404, "unknown_route"),
+        ("GET", "/v1/videos/..%2f..%2fetc%2fpasswd", {}, 404, "unknown_video"),
         ("GET", "/v1/videos/..%5c..%5cetc%5cpasswd", {}, 404, "unknown_video"),
         ("GET", "/v1/videos/%2e%2e/thumbnail", {}, 404, "unknown_video"),
         ("GET", "/v1/videos/a%00b", {}, 404, "unknown_video"),

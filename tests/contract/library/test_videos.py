@@ -19,17 +19,25 @@ from .scripted import application
 from .served import BINARY, NEW, VIDEOS, WHOLE, Served, refused
 
 
-def film(path: Path, *, side: int = 64, frames: int = 8, rate: int = 4, seed: int = 0) -> bytes:
-    """A video of one flat colour a frame, which compresses to next to nothing."""
+def film(path: Path, *, side: int = 64, width: int = 0, frames: int = 8, rate: int = 4, seed: int = 0) -> bytes:
+    """A video of one flat colour a frame, which compresses to next to nothing; square unless it has a `width`."""
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
-        stream.width = stream.height = side
+        stream.width, stream.height = width or side, side
         stream.pix_fmt = "yuv420p"
         for number in range(frames):
             shade = (17 * seed + number) % 256
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((side, side, 3), shade, np.uint8))))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((side, width or side, 3), shade, np.uint8))))
         container.mux(stream.encode())
     return path.read_bytes()
+
+
+def test_a_shape_that_the_embedder_refuses_fails_alone(served: Served, tmp_path: Path) -> None:
+    assert served.add(film(tmp_path / "film", side=8, width=1640), video_id="ribbon").status_code == 202
+    failed = served.wait("ribbon")
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "ingestion_failed")
+    assert "'ribbon' cannot be embedded" in failed["error"]["message"] and "aspect ratio" in failed["error"]["message"]
+    assert served.ask("DELETE", "/v1/videos/ribbon").status_code == 204
 
 
 def test_a_video_comes_in_is_found_and_seen_and_goes(served: Served) -> None:
