@@ -69,7 +69,7 @@ class RequestCount:
             status = status or 499
             raise
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route = getattr(scope.get("route"), "path_format", "none")
             method = scope["method"] if scope["method"] in METHODS else "other"
             REQUESTS.labels(method, route, status or 500).inc()
             SECONDS.labels(route).observe(time.monotonic() - began)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from pydantic import ValidationError
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.datastructures import Headers
 from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
 from starlette.types import Receive, Scope, Send
@@ -22,6 +23,22 @@ from pipelines.serve.gateway.guard import JSON, media_type
 from pipelines.serve.gateway.intake import Intake
 from pipelines.serve.gateway.schema import Seconds, Version, Video, VideoId, VideoPage, VideoSource
 from vsr1.video.check import MEDIA_TYPES
+
+
+class VideoIdConvertor(StringConvertor):
+    """An id in a path: anything, slashes of sub-folders too."""
+
+    regex = r"[\s\S]+"
+
+
+class LoneVideoIdConvertor(VideoIdConvertor):
+    """An id that ends a path."""
+
+    regex = VideoIdConvertor.regex + r"(?<!/thumbnail)(?<!/clip)(?<!/file)"
+
+
+register_url_convertor("video", VideoIdConvertor())
+register_url_convertor("lone_video", LoneVideoIdConvertor())
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 OF_VIDEO = ("unknown_video", "unknown_corpus", "invalid_request", "retrieval_failed", *ADMITTED)
@@ -84,7 +101,7 @@ async def videos(
 
 
 @router.get(
-    "/{video_id:path}/thumbnail", response_class=Response, responses=errors(*OF_VIDEO, gives=["image/jpeg"]) | KEPT
+    "/{video_id:video}/thumbnail", response_class=Response, responses=errors(*OF_VIDEO, gives=["image/jpeg"]) | KEPT
 )
 async def thumbnail(
     video_id: VideoId, request: Request, gateway: Admitted, corpus: Chosen, t: Seconds = 0.0, v: Version = None
@@ -94,7 +111,7 @@ async def thumbnail(
     return _kept(Response(picture, media_type="image/jpeg"), request, version, v)
 
 
-@router.get("/{video_id:path}/clip", response_class=Response, responses=errors(*OF_CLIP, gives=["video/mp4"]) | KEPT)
+@router.get("/{video_id:video}/clip", response_class=Response, responses=errors(*OF_CLIP, gives=["video/mp4"]) | KEPT)
 async def clip(
     video_id: VideoId, start: Start, end: Seconds, request: Request, gateway: Admitted, corpus: Chosen,
     v: Version = None,
@@ -105,7 +122,7 @@ async def clip(
 
 
 @router.get(
-    "/{video_id:path}/file",
+    "/{video_id:video}/file",
     response_class=FileResponse,
     responses={206: {"content": VIDEOS}, **errors("no_source", "no_such_range", *OF_VIDEO, gives=VIDEOS), **KEPT},
 )
@@ -115,13 +132,13 @@ async def file(video_id: VideoId, request: Request, gateway: Admitted, corpus: C
     return _kept(Film(path, media_type=kind), request, version, v)
 
 
-@router.get("/{video_id:path}", responses=errors(*OF_VIDEO))
+@router.get("/{video_id:lone_video}", responses=errors(*OF_VIDEO))
 async def video(video_id: VideoId, gateway: Admitted, corpus: Chosen) -> Video:
     """Tell how far a video is, and how long one that is ready."""
     return await gateway.library.video.remote(corpus, video_id)
 
 
-@router.delete("/{video_id:path}", status_code=204, responses=errors(*OF_DELETION))
+@router.delete("/{video_id:lone_video}", status_code=204, responses=errors(*OF_DELETION))
 async def delete_video(video_id: VideoId, gateway: Admitted, corpus: Chosen) -> None:
     """Take a video out of the searches that begin from now on.
 
