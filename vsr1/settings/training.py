@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vsr1.settings.parts import Section
 
@@ -53,6 +53,16 @@ class SftConfig(Section):
     save_every: int | None = Field(
         None, ge=1, description="optimiser steps between states that a stopped run goes on from; empty: the end only"
     )
+
+    @model_validator(mode="after")
+    def _ranks_share_a_batch(self) -> SftConfig:
+        rows, ranks = self.batch_size, self.learner.ranks
+        if rows % ranks:
+            near = [str(count * ranks) for count in (rows // ranks, rows // ranks + 1) if count]
+            raise ValueError(
+                f"sft.batch_size={rows} cannot be shared by sft.learner.ranks={ranks}; take {' or '.join(near)}"
+            )
+        return self
 
 
 class RewardConfig(Section):
@@ -140,6 +150,16 @@ class GrpoConfig(Section):
     evaluate_after: bool = Field(
         False, description="evaluate `eval.split` with the trained weights, as `vsr1 eval` does"
     )
+
+    @model_validator(mode="after")
+    def _every_rank_has_a_sample(self) -> GrpoConfig:
+        samples, ranks = self.prompts_per_step * self.group_size, self.learner.ranks
+        if samples < ranks:
+            raise ValueError(
+                f"grpo.prompts_per_step={self.prompts_per_step} x grpo.group_size={self.group_size} are {samples} "
+                f"samples a step, too few for grpo.learner.ranks={ranks}; raise one of the two or lower the ranks"
+            )
+        return self
 
 
 class EvalConfig(Section):
