@@ -16,11 +16,14 @@ from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.stage.tasks import PromptStream
 from pipelines.stage.workers import Workers, workers
 from pipelines.train.groups import roll_out_groups
+from pipelines.train.record_checks import check_grpo_records
 from pipelines.train.step_metrics import credit_metrics, rollout_metrics, validation_metrics
 from vsr1.config import Config
-from vsr1.rl.batch import annealed
+from vsr1.episode.sample import hashed_seed
+from vsr1.rl.batch import Example
 from vsr1.rl.credit import credits_of
-from vsr1.runs.folder import TRAINING_LOG, write_config
+from vsr1.rl.schedule import learning_rate, of_all_steps, optimiser_batches
+from vsr1.runs.folder import TRAINING_LOG, check_untrained, write_config
 from vsr1.runs.scalars import RunLog
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
 from vsr1.search.examples import clips_of, trained_examples
@@ -32,11 +35,15 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 
     Raises:
         PlanError: the cluster cannot hold the actors.
+        RunFolderError: `run_dir` holds steps of another run, or another process trains in it.
+        RecordError: records that cannot be used.
         RolloutError: more samples failed than tolerated. Errors of actors come through with their names.
     """
+    check_untrained(config, "grpo")
     with kept_in_folder(config, "grpo"):
         connect(config)
         ensure_dataset(config)
+        check_grpo_records(config)
         check_placement(config, "grpo")
         return _train(config, progress)
 
@@ -53,30 +60,37 @@ def _train(config: Config, progress: Progress) -> Path:
         counts = {"rollout": len(others.rollouts), "retrieval": len(splits), "rewards": len(others.rewards)}
         progress.begin("grpo", settings.steps, counts | {"learner": learners.ranks})
         _validate(others, log, config, 0)
-        for step, done in steps_of(settings):
+        version = 0  # of the weights that the engines hold
+        for step, over in steps_of(settings):
             started = time.monotonic()
             groups = roll_out_groups(others, stream, config, step, lambda one: learners.prefetch(clips_of(one)))
             rolled = time.monotonic()
-            progress.now("learning", learner=Load(learners.ranks))
             credits = credits_of(groups.trained, settings.objective, config.agent.max_new_tokens)
             examples = trained_examples(groups.trained, credits, settings, config.agent)
-            rate = settings.learner.learning_rate * annealed(done)
-            learned = learners.step(examples, rate) | {"learning_rate": rate}
-            stepped = time.monotonic()
-            others.push(learners, version=step)
-            pushed = time.monotonic()
-            timing = {"rollout": rolled - started, "learn": stepped - rolled, "push": pushed - stepped}
-            values = rollout_metrics(groups.trained, step - 1) | groups.metrics() | credit_metrics(credits)
-            speed = {"tokens_per_second": learned["tokens"] / (pushed - started)}
-            log.log("grpo", step, values | learned | speed | {f"seconds/{k}": v for k, v in timing.items()})
+            is_skipped = len(examples) < learners.ranks  # there is not a row for each
+            values = rollout_metrics(groups.trained, version) | groups.metrics() | credit_metrics(credits)
+            values["skipped"] = float(is_skipped)
+            timing = {"rollout": rolled - started}
+            if not is_skipped:
+                progress.now("learning", learner=Load(learners.ranks))
+                rate = learning_rate(settings.learner, step, over)
+                learned = _learn(learners, examples, config, step, rate)
+                stepped = time.monotonic()
+                others.push(learners, version=step)
+                version, pushed = step, time.monotonic()
+                timing |= {"learn": stepped - rolled, "push": pushed - stepped}
+                values |= learned | {"tokens_per_second": learned["tokens"] / (pushed - started)}
+            worked = time.monotonic()
+            log.log("grpo", step, values | {f"seconds/{name}": seconds for name, seconds in timing.items()})
             logged = zip(groups.trained, credits, strict=True)
             append_trajectories(run / TRAINING_LOG, [LoggedTrajectory(one, step, turns) for one, turns in logged])
             if step % (settings.save_every or settings.steps + 1) == 0:
                 learners.save(checkpoints / f"step-{step}")
             if step % (settings.validate_every or settings.steps + 1) == 0:
                 _validate(others, log, config, step)
-            timing["rest"] = time.monotonic() - pushed
-            progress.step(step, {"reward": values["reward/total"], "R@1 after": values["R@1_after"]}, timing)
+            timing["rest"] = time.monotonic() - worked
+            shown = {"reward": values["reward/total"], "R@1 after": values["R@1_after"]}
+            progress.step(step, shown | ({"skipped": 1.0} if is_skipped else {}), timing)
         learners.save(checkpoints / "grpo")
         learners.close()
         if settings.evaluate_after:
@@ -87,8 +101,23 @@ def _train(config: Config, progress: Progress) -> Path:
     return checkpoints / "grpo"
 
 
+def _learn(learners: LearnerGroup, examples: list[Example], config: Config, step: int, rate: float) -> dict[str, float]:
+    """Take the optimiser steps on one batch of examples and return what they count, see `of_all_steps`.
+
+    From the second one on the policy is no longer the one that the ratio is taken against, whose log-probs are kept then,
+    unless the ratio takes the engine's.
+    """
+    settings, seed = config.grpo, hashed_seed(config.seed, "order of examples", step)
+    batches = optimiser_batches(examples, settings.minibatches, settings.epochs, learners.ranks, seed)
+    if len(batches) > 1 and settings.objective.mismatch != "ratio":
+        for example, logprobs in zip(examples, learners.logprobs(examples), strict=True):
+            assert example.sampled is not None
+            example.sampled.old = logprobs
+    return of_all_steps([learners.step(batch, rate) for batch in batches]) | {"learning_rate": rate}
+
+
 def steps_of(settings: GrpoConfig) -> Iterator[tuple[int, float]]:
-    """Numbers of the steps, from 1, and the share of the steps, or of `limit_s`, that is over; none begins after it."""
+    """Yield each step's number, from 1, and the share of the steps, or of `limit_s`, that is over; none begins later."""
     began = time.monotonic()
     for step in range(1, settings.steps + 1):
         of_time = (time.monotonic() - began) / settings.limit_s if settings.limit_s else 0.0

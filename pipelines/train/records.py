@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.formats.plain import encode_plain, plain
 from vsr1.rl.batch import Example, RetrievalTarget
 from vsr1.search.prompts import turn_prompt, with_rewrite
 from vsr1.search.targets import negatives_of
@@ -74,7 +76,9 @@ def record_example(row: dict[str, Any], clip: Clip, processor: ClipProcessor, sy
     wrong = negatives_of(right, shown, row["negatives"][:negatives])
     return Example(
         prompt_ids=processor.prompt_ids(turn_prompt(query, system), clip),
-        response_ids=processor.tokenizer.encode(row["reply"], add_special_tokens=False),
+        response_ids=encode_plain(
+            partial(processor.tokenizer.encode, add_special_tokens=False), plain(row["reply"], is_reply=True)
+        ),
         clips=(clip.reference,),
         target=RetrievalTarget(query, right, wrong) if shown != right and wrong else None,
     )

@@ -12,7 +12,6 @@ import itertools
 import pickle
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any, Literal
@@ -142,8 +141,7 @@ class PolicyEngine:
         from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import RequestOutputKind
 
-        encode = partial(self.processor.tokenizer.encode, add_special_tokens=False)
-        ids = prompt.token_ids(encode, self.processor.video_token)
+        ids = prompt.token_ids(self.processor.encode, self.processor.video_token)
         places = ids.count(self.processor.video_token)
         if places != len(prompt.clips):
             raise PromptError(f"the prompt has {places} video placeholders for {len(prompt.clips)} clips")

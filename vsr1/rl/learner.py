@@ -112,6 +112,17 @@ class Learner:
         self.steps += 1
         return merged(_of_all_ranks(merged(counted) | {"grad_norm": norm})) | {"tokens": float(totals.tokens)}
 
+    def logprobs(self, examples: list[Example]) -> list[list[float]]:
+        """Return log-probs of the replies of this rank's part under the present weights, without a step."""
+        passes = micro_batches(examples, self._learner.micro_tokens)
+        values: dict[int, list[float]] = {}
+        with torch.no_grad():
+            for i in range(max(_of_all_ranks(len(passes)))):
+                part = passes[i] if i < len(passes) else passes[-1][-1:]
+                of_each = self.engine(self.loss.logprobs, part).split([len(one.response_ids) for one in part])
+                values |= {id(one): logprobs.tolist() for one, logprobs in zip(part, of_each, strict=True)}
+        return [values[id(one)] for one in examples]
+
     def full_weights(self, *, trained_only: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield whole tensors by checkpoint key; ZeRO-3 gathers each, so all ranks must iterate to the end."""
         import deepspeed

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from torch.utils.tensorboard import SummaryWriter
-
 from vsr1.formats.atomic import cut_torn_line
 
 SCALARS = "scalars.jsonl"  # in the run's folder
@@ -31,6 +29,8 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # here: it brings all of torch, which a reader does without
+
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / SCALARS
         cut_torn_line(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vsr1.formats.atomic import part_folder, replacing_folder, write_json
+from vsr1.runs.folder import differences
 
 KEEP = 2
 SETTINGS = "settings.json"
@@ -41,19 +42,30 @@ class StateFolder:
         Raises:
             StateError: they differ; every difference is in the message.
         """
-        saved = _flat(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
-        saved = {renamed.get(key, key): value for key, value in saved.items()}
-        wanted = _flat(settings)
-        differing = [
-            f"{key} was {saved.get(key, 'not set')!r}, is {wanted.get(key, 'not set')!r}"
-            for key in sorted(saved.keys() | wanted.keys())
-            if saved.get(key, "not set") != wanted.get(key, "not set")
-        ]
+        saved = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        differing = differences(saved, settings, renamed)
         if differing:
             raise StateError(
                 f"{folder} was made with other settings: {'; '.join(differing)}. Restore them to go on, or start anew "
                 f"with another run_dir or without {self.root}"
             )
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Note the settings of a run that has taken its first step and has no state yet."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_json(self.root / SETTINGS, settings)
+
+    def claim(self, settings: dict[str, Any], renamed: Mapping[str, str]) -> tuple[int, Path] | None:
+        """Return what `newest` does, once the settings are known to be those of the run that made it, or that began.
+
+        Raises:
+            StateError: they differ.
+        """
+        newest = self.newest()
+        folder = newest[1] if newest else self.root
+        if (folder / SETTINGS).is_file():
+            self.check(folder, settings, renamed)
+        return newest
 
     def part(self, step: int) -> Path:
         """Return where all ranks write the state after `step` steps, while one of them has `saving` open."""
@@ -77,10 +89,3 @@ class StateFolder:
 
     def _complete(self) -> list[tuple[int, Path]]:
         return [(int(folder.name.removeprefix("step-")), folder) for folder in self.root.glob("step-*")]
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Return the leaves of a JSON value by dotted key."""
-    if not isinstance(value, dict):
-        return {key: value}
-    return {k: leaf for name, part in value.items() for k, leaf in _flat(part, f"{key}.{name}".lstrip(".")).items()}

@@ -16,6 +16,10 @@ class LearnerConfig(Section):
     zero_stage: Literal[1, 2, 3] = 1
     learning_rate: float = Field(5e-5, gt=0)
     head_learning_rate: float = Field(1e-4, gt=0)
+    schedule: Literal["half_constant", "constant", "linear", "cosine"] = Field(
+        "half_constant", description="of both rates, over the steps or the time of a stage; all but constant end at 0"
+    )
+    warmup_steps: int = Field(0, ge=0, description="first steps, over which the rates rise evenly from 0")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     micro_tokens: int = Field(
@@ -138,6 +142,10 @@ class GrpoConfig(Section):
     )
     prompts_per_step: int = Field(4, ge=1)
     group_size: int = Field(8, ge=2)
+    minibatches: int = Field(
+        1, ge=1, description="optimiser steps an epoch on one batch of examples, each on its own part of them"
+    )
+    epochs: int = Field(1, ge=1, description="times that each batch of examples is trained on")
     replace_equal_groups: int = Field(
         0, ge=0, description="more prompts a step for groups whose samples all earned the same (dynamic sampling)"
     )
