@@ -104,7 +104,7 @@ def _train(config: Config, progress: Progress) -> Path:
 def _learn(learners: LearnerGroup, examples: list[Example], config: Config, step: int, rate: float) -> dict[str, float]:
     """Take the optimiser steps on one batch of examples and return what they count, see `of_all_steps`.
 
-    From the second one on the policy is no longer the one that the ratio is taken against, whose log-probs are kept then,
+    From the second one on the policy is no longer the one that the ratio is taken against, whose log-probs are kept,
     unless the ratio takes the engine's.
     """
     settings, seed = config.grpo, hashed_seed(config.seed, "order of examples", step)
@@ -117,7 +117,7 @@ def _learn(learners: LearnerGroup, examples: list[Example], config: Config, step
 
 
 def steps_of(settings: GrpoConfig) -> Iterator[tuple[int, float]]:
-    """Yield each step's number, from 1, and the share of the steps, or of `limit_s`, that is over; none begins later."""
+    """Yield each step's number, from 1, and the share of the steps, or of `limit_s`, that is over before it."""
     began = time.monotonic()
     for step in range(1, settings.steps + 1):
         of_time = (time.monotonic() - began) / settings.limit_s if settings.limit_s else 0.0
