@@ -105,6 +105,8 @@ def _torchvision_loads() -> bool:
 
 
 if __name__ == "__mp_main__":
-    prepare()
+    from vsr1 import compat  # this copy of the module has not seen what that one did
+
+    compat.prepare()
 elif __name__ == "__main__":
     prepare_environment(Path(sysconfig.get_path("purelib")))

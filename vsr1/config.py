@@ -140,6 +140,12 @@ def _read(file: Path) -> DictConfig:
     return tree
 
 
+def config_values(file: Path) -> dict[str, Any]:
+    """Return the settings of a file under their present names, unchecked."""
+    values: Any = OmegaConf.to_container(with_new_names(_read(file), f"{file}: "))
+    return dict(values)
+
+
 def with_new_names(tree: DictConfig, where: str = "", renamed: Mapping[str, str] = RENAMED) -> Any:
     """Return the OmegaConf tree of one source with each key that was renamed under its new name.
 

@@ -131,13 +131,13 @@ class Plan:
             lines.append(
                 f"with model.device=cuda Ray shows no GPU to an actor that reserves none: raise {keys} above 0"
             )
-        if not lines and (role := self._left_over()):
+        if not lines and (left := self._left_over()):
             sizes = ", ".join(
-                f"{role.size(resource):g} {unit}" for resource, unit in _UNITS.items() if role.size(resource)
+                f"{left.size(resource):g} {unit}" for resource, unit in _UNITS.items() if left.size(resource)
             )
-            fix = role.fix("cpus") or there.grow
+            fix = left.fix("cpus") or there.grow
             lines.append(
-                f"{there.name} has enough in all, but no node has room for another {role.name} ({sizes}): {fix}"
+                f"{there.name} has enough in all, but no node has room for another {left.name} ({sizes}): {fix}"
             )
         return lines
 

@@ -28,6 +28,10 @@ KNOWN = (  # pattern in the type and the message of an error, and what it means
         "the memory of a machine is full: lower the number of ranks, workers or learner.micro_tokens of the stage",
     ),
     (
+        r"Engine core initialization failed",
+        "an engine of vLLM did not start; its log in run_dir/logs has the root cause",
+    ),
+    (
         r"ObjectStoreFullError|object store is full|Bus error",
         "Ray's object store is full: raise cluster.object_store_gib, or give the container a larger /dev/shm",
     ),

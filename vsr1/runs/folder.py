@@ -21,9 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from vsr1.config import RENAMED, Config, ConfigError, dump_config, with_new_names
+from vsr1.config import RENAMED, Config, ConfigError, config_values, dump_config
 from vsr1.formats.atomic import replacing
 from vsr1.runs.scalars import SCALARS, read_scalars
 
@@ -76,8 +74,9 @@ def check_untrained(config: Config, stage: str) -> None:
         return
     earlier, difference = run / f"config.{stage}.yaml", "the same settings"
     if earlier.is_file():
-        tree = OmegaConf.to_container(with_new_names(OmegaConf.load(earlier)))
-        lines = differences(tree, json.loads(config.model_dump_json(exclude=set(ELSEWHERE))), both=True)
+        lines = differences(
+            config_values(earlier), json.loads(config.model_dump_json(exclude=set(ELSEWHERE))), both=True
+        )
         difference = "; ".join(lines) or difference
     raise RunFolderError(
         f"{run} holds {max(steps)} steps of an earlier {stage} ({difference}), and {stage} does not go on from them: "
