@@ -23,6 +23,7 @@ from vsr1.episode.sample import hashed_seed
 from vsr1.rl.batch import Example
 from vsr1.rl.credit import credits_of
 from vsr1.rl.schedule import learning_rate, of_all_steps, optimiser_batches
+from vsr1.runs.checkpoints import Best, remove_older
 from vsr1.runs.folder import TRAINING_LOG, check_untrained, write_config
 from vsr1.runs.scalars import RunLog
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
@@ -59,7 +60,9 @@ def _train(config: Config, progress: Progress) -> Path:
         stream = PromptStream(config)
         counts = {"rollout": len(others.rollouts), "retrieval": len(splits), "rewards": len(others.rewards)}
         progress.begin("grpo", settings.steps, counts | {"learner": learners.ranks})
-        _validate(others, log, config, 0)
+        best = Best(checkpoints / "grpo-best", learners.save)
+        if settings.validate_every:
+            _validate(others, log, config, 0)
         version = 0  # of the weights that the engines hold
         for step, over in steps_of(settings):
             started = time.monotonic()
@@ -86,8 +89,11 @@ def _train(config: Config, progress: Progress) -> Path:
             append_trajectories(run / TRAINING_LOG, [LoggedTrajectory(one, step, turns) for one, turns in logged])
             if step % (settings.save_every or settings.steps + 1) == 0:
                 learners.save(checkpoints / f"step-{step}")
+                remove_older(checkpoints, settings.save_total_limit)
             if step % (settings.validate_every or settings.steps + 1) == 0:
-                _validate(others, log, config, step)
+                reward = _validate(others, log, config, step)
+                if settings.keep_best:
+                    best.offer(step, reward)
             timing["rest"] = time.monotonic() - worked
             shown = {"reward": values["reward/total"], "R@1 after": values["R@1_after"]}
             progress.step(step, shown | ({"skipped": 1.0} if is_skipped else {}), timing)
@@ -126,8 +132,10 @@ def steps_of(settings: GrpoConfig) -> Iterator[tuple[int, float]]:
         yield step, min(1.0, max((step - 1) / settings.steps, of_time))
 
 
-def _validate(others: Workers, log: RunLog, config: Config, step: int) -> None:
-    if config.grpo.validate_every:
-        split = config.grpo.val_split
-        summary, trajectories = evaluate_split(others, config, split, f"step {step} {split}")
-        log.log(split, step, validation_metrics(summary, trajectories))
+def _validate(others: Workers, log: RunLog, config: Config, step: int) -> float:
+    """Play the validation split, log its metrics and return its reward."""
+    split = config.grpo.val_split
+    summary, trajectories = evaluate_split(others, config, split, f"step {step} {split}")
+    values = validation_metrics(summary, trajectories)
+    log.log(split, step, values)
+    return values["reward"]

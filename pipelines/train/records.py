@@ -55,6 +55,24 @@ def record_rows(folder: DatasetFolder, *, with_rewrites: bool) -> list[dict[str,
     return rows
 
 
+def held_out(rows: list[dict[str, Any]], count: int, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows that are trained on, in their order, and `count` others; the seed chooses them.
+
+    Rows of one query stay together: what is evaluated is new to the policy. A query may be cut in two to have `count`.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    if count >= len(rows):
+        raise ValueError(f"sft.val_records={count} leaves none of {len(rows)} records to train on; lower it")
+    queries = sorted({row["query"] for row in rows})
+    random.Random(f"evaluated {seed}").shuffle(queries)
+    place = {query: number for number, query in enumerate(queries)}
+    evaluated = sorted(range(len(rows)), key=lambda index: place[rows[index]["query"]])[:count]
+    chosen = set(evaluated)
+    return [row for index, row in enumerate(rows) if index not in chosen], [rows[index] for index in evaluated]
+
+
 def rows_in_order(rows: list[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
     """Yield rows without end, each epoch in an order of its own: a function of the seed alone."""
     order = random.Random(seed)

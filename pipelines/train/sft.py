@@ -22,15 +22,20 @@ from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.train.clip_stream import clip_of, with_clips
 from pipelines.train.record_checks import check_sft_records
-from pipelines.train.records import record_example, record_rows, rows_in_order, rows_of_rank
+from pipelines.train.records import held_out, record_example, record_rows, rows_in_order, rows_of_rank
 from vsr1.config import RENAMED, Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import lines_sha256
-from vsr1.rl.schedule import learning_rate
+from vsr1.rl.schedule import learning_rate, of_all_batches
+from vsr1.runs.checkpoints import Best
 from vsr1.runs.scalars import SCALARS, RunLog, ScalarTail
 from vsr1.runs.state import StateFolder
 from vsr1.search.prompts import agent_prompt
+from vsr1.settings.training import SftConfig
 from vsr1.video.clips import Clip, ClipFolder, ClipReference
+
+DEFAULTS = {"sft": SftConfig().model_dump(mode="json")}  # for states of before a setting was there
+UNDECIDED = {"save_every", "epochs", "max_steps", "save_total_limit", "validate_every", "keep_best"}  # change no step
 
 
 class SftError(RuntimeError):
@@ -63,6 +68,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 class _Plan:
     config: Config  # with a policy that has heads
     rows: list[dict[str, Any]]
+    held: list[dict[str, Any]]  # of the evaluations
     steps: int
     settings: dict[str, Any]
     done: int  # steps of the state that the run goes on from
@@ -79,6 +85,7 @@ def _planned(config: Config) -> _Plan:
     """
     check_sft_records(config)
     rows = record_rows(DatasetFolder(config.data.root), with_rewrites=config.agent.refinement == "text")
+    rows, held = held_out(rows, config.sft.val_records, config.seed)
     batch = config.sft.batch_size
     steps = len(rows) // batch * config.sft.epochs
     steps = min(steps, config.sft.max_steps or steps)
@@ -86,8 +93,8 @@ def _planned(config: Config) -> _Plan:
         raise ValueError(f"{len(rows)} records do not fill one batch of {batch}; lower sft.batch_size")
     config = _with_heads(config)
     settings = _settings(config, rows, steps)
-    done, state = _states(config).claim(settings, RENAMED) or (0, None)
-    return _Plan(config, rows, steps, settings, done, state)
+    done, state = _states(config).claim(settings, RENAMED, DEFAULTS) or (0, None)
+    return _Plan(config, rows, held, steps, settings, done, state)
 
 
 def _train(config: Config, progress: Progress) -> Path:
@@ -105,6 +112,7 @@ def _train(config: Config, progress: Progress) -> Path:
             "per_rank": per_rank,
             "settings": plan.settings,
             "state": plan.state,
+            "held": [plan.held[rank::ranks] for rank in range(ranks)],
             "streams": [
                 with_clips(rows_of_rank(ordered, rank, ranks, per_rank, plan.done), clips, per_rank)
                 for rank in range(ranks)
@@ -167,6 +175,22 @@ def train_rank(settings: dict[str, Any]) -> None:
             learner.save_state(states.part(learner.steps))
         torch.distributed.barrier()
 
+    best = Best(config.run_dir / "checkpoints" / "sft-best", learner.save, notes=rank == 0)
+    folder = ClipFolder(DatasetFolder(config.data.root).clips("train"), config.data.timestamps)
+    held = settings["held"][rank]
+
+    def evaluate() -> dict[str, float]:
+        parts = []
+        for start in range(0, len(held), per_rank):
+            clips.clear()
+            examples = []
+            for row in held[start : start + per_rank]:
+                clip = folder.read(row["video_id"])
+                clips[clip.reference] = clip
+                examples.append(record_example(row, clip, processor, system, config.sft.negatives))
+            parts.append(learner.evaluate(examples))
+        return of_all_batches(parts)
+
     rows = iter(settings["streams"][rank].iter_rows()) if learner.steps < steps else iter(())
     with RunLog(config.run_dir) if rank == 0 else nullcontext() as log:
         for step in range(learner.steps + 1, steps + 1):
@@ -187,6 +211,12 @@ def train_rank(settings: dict[str, Any]) -> None:
                 if learner.steps == 1:
                     states.begin(settings["settings"])
                 log.log("sft", step, metrics)
+            if step % (config.sft.validate_every or steps + 1) == 0:
+                values = evaluate()
+                if log:
+                    log.log("sft_val", step, values)
+                if config.sft.keep_best:
+                    best.offer(step, -values["loss"])
             if step == steps or (config.sft.save_every and step % config.sft.save_every == 0):
                 save_state()
     learner.save(config.run_dir / "checkpoints" / "sft")
@@ -206,12 +236,12 @@ def _with_heads(config: Config) -> Config:
 
 
 def _states(config: Config) -> StateFolder:
-    return StateFolder(config.run_dir / "state" / "sft")
+    return StateFolder(config.run_dir / "state" / "sft", config.sft.save_total_limit)
 
 
 def _settings(config: Config, rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     """Return all that decides what a step does, as a JSON value; a state is continued under the same only."""
-    sft = config.sft.model_dump(mode="json", exclude={"save_every", "epochs", "max_steps"})
+    sft = config.sft.model_dump(mode="json", exclude=UNDECIDED)
     return {
         "seed": config.seed,
         "model": config.model.model_dump(mode="json"),
@@ -227,7 +257,8 @@ def _named(error: Any, states: StateFolder) -> SftError:
     """Return the failure by rank; ranks that only lost their connection come after those that failed by themselves."""
     failures = sorted(error.worker_failures.items(), key=lambda item: "gloo" in str(item[1]) or "NCCL" in str(item[1]))
     reasons = "; ".join(
-        f"learner rank {rank}: {reason(cause) or last_line(str(cause) or repr(cause))}" for rank, cause in failures
+        f"learner rank {rank}: {reason(cause) or last_line(f'{type(cause).__name__}: {cause}')}"
+        for rank, cause in failures
     )
     next_run = "goes on from the last saved state" if states.newest() else "begins anew: there is no state yet"
     return SftError(f"Stage 1 stopped. {reasons}. The same command {next_run}")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vsr1.rl.schedule import learning_rate, of_all_steps, optimiser_batches
+from vsr1.rl.schedule import learning_rate, of_all_batches, of_all_steps, optimiser_batches
 from vsr1.settings.training import LearnerConfig
 
 
@@ -47,3 +47,8 @@ def test_schedules_by_name(schedule: str, factors: list[float]) -> None:
 def test_the_rate_rises_evenly_over_the_first_steps() -> None:
     settings = LearnerConfig.model_validate({"learning_rate": 8.0, "warmup_steps": 4})
     assert [learning_rate(settings, step, 0) for step in (1, 2, 3, 4, 5)] == [2, 4, 6, 8, 8]
+
+
+def test_evaluated_batches_weigh_by_their_tokens() -> None:
+    batches = [{"loss": 1.0, "tokens": 30.0}, {"loss": 3.0, "tokens": 10.0, "retrieval_loss": 0.5}]
+    assert of_all_batches(batches) == {"loss": 1.5, "retrieval_loss": 0.5, "tokens": 40.0}

@@ -45,6 +45,19 @@ def of_all_steps(steps: list[dict[str, float]]) -> dict[str, float]:
     return values | {"optimiser_steps": float(len(steps))}
 
 
+def of_all_batches(batches: list[dict[str, float]]) -> dict[str, float]:
+    """Return the numbers of evaluated batches as those of one: means over the tokens of the replies, tokens summed.
+
+    A number that a batch does not have, as the retrieval loss where no reply rejects, is a mean over the others.
+    """
+    values: dict[str, float] = {}
+    for name in sorted({name for batch in batches for name in batch}):
+        having = [batch for batch in batches if name in batch]
+        tokens = sum(batch["tokens"] for batch in having)
+        values[name] = tokens if name == "tokens" else sum(batch[name] * batch["tokens"] for batch in having) / tokens
+    return values
+
+
 def learning_rate(settings: LearnerConfig, step: int, progress: float) -> float:
     """Return the learning rate of the backbone in a step; the heads keep their ratio to it.
 

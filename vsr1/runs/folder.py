@@ -99,16 +99,23 @@ def _step(path: Path) -> tuple[int, str]:
 
 
 def differences(
-    saved: Mapping[str, Any], wanted: Mapping[str, Any], renamed: Mapping[str, str] = RENAMED, *, both: bool = False
+    saved: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    renamed: Mapping[str, str] = RENAMED,
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    both: bool = False,
 ) -> list[str]:
     """Return a line for each setting in which two nested JSON values differ, by dotted key.
 
     Args:
         renamed: new key by old one, of settings that `saved` has under the old one.
+        defaults: what a setting that `saved` does not know was before there was one.
         both: leave out what only one of them has.
     """
-    before = {renamed.get(key, key): value for key, value in _flat(saved).items()}
     after, missing = _flat(wanted), "not set"
+    before = {key: value for key, value in _flat(defaults or {}).items() if key in after}
+    before |= {renamed.get(key, key): value for key, value in _flat(saved).items()}
     keys = before.keys() & after.keys() if both else before.keys() | after.keys()
     return [
         f"{key} was {before.get(key, missing)!r}, is {after.get(key, missing)!r}"

@@ -120,6 +120,8 @@ class RolloutConfig(Section):
         ge=0.01,
         description="of training: a group needs samples that differ (evaluations decode greedily); vLLM takes no less",
     )
+    top_p: float = Field(1.0, gt=0, le=1, description="of training: sample from the likeliest tokens of this sum only")
+    top_k: int = Field(0, ge=0, description="of training: sample from so many likeliest tokens only; 0: all")
     max_episodes: int | None = Field(
         None, ge=1, description="episodes that a worker plays at one time; empty: twice engine.max_num_seqs"
     )

@@ -57,6 +57,20 @@ class SftConfig(Section):
     save_every: int | None = Field(
         None, ge=1, description="optimiser steps between states that a stopped run goes on from; empty: the end only"
     )
+    save_total_limit: int = Field(2, ge=1, description="newest of these states that are kept")
+    val_records: int = Field(0, ge=0, description="records that are never trained on, chosen by the seed, to evaluate")
+    validate_every: int | None = Field(None, ge=1, description="optimiser steps between evaluations on these records")
+    keep_best: bool = Field(False, description="also keep the weights of the lowest evaluated loss, in `sft-best`")
+
+    @model_validator(mode="after")
+    def _evaluations_have_records(self) -> SftConfig:
+        if (self.validate_every or self.keep_best) and not (self.validate_every and self.val_records):
+            raise ValueError("an evaluation during Stage 1 needs sft.validate_every and sft.val_records")
+        if self.val_records % self.learner.ranks:
+            raise ValueError(
+                f"sft.val_records={self.val_records} cannot be shared by sft.learner.ranks={self.learner.ranks}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ranks_share_a_batch(self) -> SftConfig:
@@ -153,11 +167,19 @@ class GrpoConfig(Section):
     save_every: int | None = Field(
         None, ge=1, description="steps between checkpoints in `checkpoints/step-N`; empty: the last one only"
     )
+    save_total_limit: int | None = Field(None, ge=1, description="newest of them that are kept; empty: all")
+    keep_best: bool = Field(False, description="also keep the weights of the best validation reward, in `grpo-best`")
     validate_every: int | None = Field(None, ge=1, description="steps between evaluations on `val_split`")
     val_split: str = "val"
     evaluate_after: bool = Field(
         False, description="evaluate `eval.split` with the trained weights, as `vsr1 eval` does"
     )
+
+    @model_validator(mode="after")
+    def _the_best_is_known(self) -> GrpoConfig:
+        if self.keep_best and not self.validate_every:
+            raise ValueError("grpo.keep_best=true compares validations; set grpo.validate_every")
+        return self
 
     @model_validator(mode="after")
     def _every_rank_has_a_sample(self) -> GrpoConfig:
