@@ -31,7 +31,7 @@ from vsr1.settings.parts import (
     Seed,
 )
 from vsr1.settings.serving import ServeConfig
-from vsr1.settings.training import EvalConfig, GrpoConfig, RewardConfig, SftConfig
+from vsr1.settings.training import EvalConfig, GrpoConfig, RewardConfig, SftConfig, TrackingConfig
 
 RENAMED = {  # old key to new key
     "sft.retrieval_loss.negatives": "sft.negatives",
@@ -51,6 +51,7 @@ class Config(Section):
     sft: SftConfig = SftConfig()
     grpo: GrpoConfig = GrpoConfig()
     rewards: RewardConfig = RewardConfig()
+    tracking: TrackingConfig = TrackingConfig()
     agent: AgentConfig = AgentConfig()
     rollout: RolloutConfig = RolloutConfig()
     retrieval: RetrievalConfig = RetrievalConfig()

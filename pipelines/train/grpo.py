@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from actors.learner import LearnerGroup
 from pipelines.data.build import ensure_dataset
 from pipelines.evaluation.evaluate import evaluate_on, evaluate_split
 from pipelines.machine.placement import check_placement, grpo_splits
+from pipelines.machine.resources import check_packages
 from pipelines.stage.connection import connect
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
-from pipelines.stage.tasks import PromptStream
+from pipelines.stage.tasks import PromptStream, Rows
 from pipelines.stage.workers import Workers, workers
 from pipelines.train.groups import roll_out_groups
+from pipelines.train.prompt_lengths import short_enough
 from pipelines.train.record_checks import check_grpo_records
 from pipelines.train.step_metrics import credit_metrics, rollout_metrics, validation_metrics
 from vsr1.config import Config
@@ -42,6 +46,8 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
     """
     check_untrained(config, "grpo")
     with kept_in_folder(config, "grpo"):
+        if config.tracking.wandb:
+            check_packages("wandb", fix="pip install 'vsr1[wandb]', or leave tracking.wandb out")
         connect(config)
         ensure_dataset(config)
         check_grpo_records(config)
@@ -52,12 +58,12 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 def _train(config: Config, progress: Progress) -> Path:
     run, settings, splits = config.run_dir, config.grpo, grpo_splits(config)
     checkpoints = run / "checkpoints"
+    stream = PromptStream(config, choose=partial(_short_enough, config))
     with (
         workers(config, *splits, progress=progress) as others,
         LearnerGroup(config, others.clips["train"], run / "logs") as learners,
-        RunLog(run) as log,
+        RunLog(run, wandb=config.tracking.wandb) as log,
     ):
-        stream = PromptStream(config)
         counts = {"rollout": len(others.rollouts), "retrieval": len(splits), "rewards": len(others.rewards)}
         progress.begin("grpo", settings.steps, counts | {"learner": learners.ranks})
         best = Best(checkpoints / "grpo-best", learners.save)
@@ -120,6 +126,14 @@ def _learn(learners: LearnerGroup, examples: list[Example], config: Config, step
             assert example.sampled is not None
             example.sampled.old = logprobs
     return of_all_steps([learners.step(batch, rate) for batch in batches]) | {"learning_rate": rate}
+
+
+def _short_enough(config: Config, rows: Rows) -> Rows:
+    def shown(row: dict[str, Any]) -> list[str]:
+        recorded = row["is_augmented"] or config.grpo.first_video == "recorded"
+        return [row["gt_video"], *([row["retrieved_video"]] if recorded else [])]
+
+    return short_enough(rows, config, config.grpo.max_prompt_tokens, shown, "grpo.max_prompt_tokens")
 
 
 def steps_of(settings: GrpoConfig) -> Iterator[tuple[int, float]]:

@@ -16,11 +16,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from actors.logs import log_to
 from pipelines.data.build import ensure_dataset
 from pipelines.machine.placement import check_placement
+from pipelines.machine.resources import check_packages
 from pipelines.stage.connection import connect
 from pipelines.stage.faults import last_line, reason
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.train.clip_stream import clip_of, with_clips
+from pipelines.train.prompt_lengths import short_enough
 from pipelines.train.record_checks import check_sft_records
 from pipelines.train.records import held_out, record_example, record_rows, rows_in_order, rows_of_rank
 from vsr1.config import RENAMED, Config
@@ -58,6 +60,8 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
     if _states(config).root.exists():  # of an earlier run: another one is refused before it changes anything
         _planned(config)
     with kept_in_folder(config, "sft"):
+        if config.tracking.wandb:
+            check_packages("wandb", fix="pip install 'vsr1[wandb]', or leave tracking.wandb out")
         connect(config)
         check_placement(config, "sft")
         ensure_dataset(config)
@@ -85,6 +89,8 @@ def _planned(config: Config) -> _Plan:
     """
     check_sft_records(config)
     rows = record_rows(DatasetFolder(config.data.root), with_rewrites=config.agent.refinement == "text")
+    limit = config.sft.max_prompt_tokens
+    rows = short_enough(rows, config, limit, lambda row: [row["video_id"]], "sft.max_prompt_tokens")
     rows, held = held_out(rows, config.sft.val_records, config.seed)
     batch = config.sft.batch_size
     steps = len(rows) // batch * config.sft.epochs
@@ -192,7 +198,7 @@ def train_rank(settings: dict[str, Any]) -> None:
         return of_all_batches(parts)
 
     rows = iter(settings["streams"][rank].iter_rows()) if learner.steps < steps else iter(())
-    with RunLog(config.run_dir) if rank == 0 else nullcontext() as log:
+    with RunLog(config.run_dir, wandb=config.tracking.wandb) if rank == 0 else nullcontext() as log:
         for step in range(learner.steps + 1, steps + 1):
             began = time.monotonic()
             clips.clear()

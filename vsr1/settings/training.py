@@ -37,6 +37,11 @@ Negatives = Annotated[
 ]
 
 
+MaxPromptTokens = Annotated[
+    int | None, Field(ge=1, description="records with longer prompts, their clip included, are left out; empty: none")
+]
+
+
 class RetrievalLossConfig(Section):
     """InfoNCE of the refined query against the right video and its negatives."""
 
@@ -51,6 +56,7 @@ class SftConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     retrieval_loss: RetrievalLossConfig = RetrievalLossConfig()
     negatives: Negatives = 24
+    max_prompt_tokens: MaxPromptTokens = None
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(16, ge=1, description="examples in one optimiser step, over all ranks")
     max_steps: int | None = Field(None, ge=1)
@@ -142,6 +148,7 @@ class GrpoConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     latents: LatentActionConfig = LatentActionConfig()
     train_heads: bool = True
+    max_prompt_tokens: MaxPromptTokens = None
     first_video: Literal["retrieved", "balanced", "recorded"] = Field(
         "retrieved",
         description="what turn 1 shows: the live search's top video; that or, for augmented records, the right one; or "
@@ -192,7 +199,17 @@ class GrpoConfig(Section):
         return self
 
 
+class TrackingConfig(Section):
+    """Where the scalars of a training go beside TensorBoard and `scalars.jsonl`."""
+
+    wandb: str | None = Field(
+        None, min_length=1, description="project of Weights & Biases, whose own variables hold the key and the mode"
+    )
+
+
 class EvalConfig(Section):
+    """What an evaluation plays."""
+
     split: str = "test"
     limit: int | None = Field(None, ge=1, description="queries evaluated, the first ones; empty takes all")
     top_k: int = Field(100, ge=1, description="videos listed by a search, of which ranked lists of moments are made")
