@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -37,12 +38,16 @@ JOB_FOLDERS = "working_dir_files"  # where Ray unpacks the working directory of 
 
 
 def read_settings(
-    path: list[Path] | None, overrides: list[str] | None, dry_run: Stage | Literal[False] = False
+    path: list[Path] | None,
+    overrides: list[str] | None,
+    dry_run: Stage | Literal[False] = False,
+    check: Callable[[Config], None] = lambda settings: None,
 ) -> Config:
     """Return the settings of a command, or end it with what is wrong with them.
 
     Args:
-        dry_run: print the settings and the placement of this stage, and end with exit code 1 if it does not fit.
+        dry_run: print the settings and the placement of this stage, and end with exit code 1 if it cannot run.
+        check: of a dry run, what else can be known of the stage before it starts.
     """
     settings: Config = guarded(load_config, path, overrides)
     if dry_run:
@@ -52,6 +57,7 @@ def read_settings(
         console.print(dump_config(settings), markup=False)
         console.print(plan.render())
         guarded(plan.check)
+        guarded(check, settings)
         raise typer.Exit
     return settings
 
@@ -91,9 +97,14 @@ def run_stage(stage: Callable[[Config, Progress], Any], settings: Config) -> Any
         with shown_progress(console) as progress:
             return stage(settings, progress)
 
-    with ended_by_signals(_say, lambda: kept_in(settings.run_dir)):
+    with stoppable(settings):
         return guarded(stage_shown)
 
 
-def _say(line: str) -> None:
-    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+def stoppable(settings: Config) -> AbstractContextManager[None]:
+    """Return what lets Ctrl-C and SIGTERM end this process, with a line on what the run folder keeps."""
+
+    def say(line: str) -> None:
+        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+
+    return ended_by_signals(say, lambda: kept_in(settings.run_dir))

@@ -24,6 +24,7 @@ from pipelines.train.record_checks import check_grpo_records
 from pipelines.train.step_metrics import credit_metrics, rollout_metrics, validation_metrics
 from vsr1.config import Config
 from vsr1.episode.sample import hashed_seed
+from vsr1.formats.dataset import DatasetFolder
 from vsr1.rl.batch import Example
 from vsr1.rl.credit import credits_of
 from vsr1.rl.schedule import learning_rate, of_all_steps, optimiser_batches
@@ -44,7 +45,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
         RecordError: records that cannot be used.
         RolloutError: more samples failed than tolerated. Errors of actors come through with their names.
     """
-    check_untrained(config, "grpo")
+    check(config)
     with kept_in_folder(config, "grpo"):
         if config.tracking.wandb:
             check_packages("wandb", fix="pip install 'vsr1[wandb]', or leave tracking.wandb out")
@@ -53,6 +54,13 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
         check_grpo_records(config)
         check_placement(config, "grpo")
         return _train(config, progress)
+
+
+def check(config: Config) -> None:
+    """See that a run can start, as far as dataset and run folder tell before anything is changed; errors as of `train`."""
+    check_untrained(config, "grpo")
+    if DatasetFolder(config.data.root).grpo_records().is_file():
+        check_grpo_records(config)
 
 
 def _train(config: Config, progress: Progress) -> Path:
@@ -76,19 +84,16 @@ def _train(config: Config, progress: Progress) -> Path:
             rolled = time.monotonic()
             credits = credits_of(groups.trained, settings.objective, config.agent.max_new_tokens)
             examples = trained_examples(groups.trained, credits, settings, config.agent)
-            is_skipped = len(examples) < learners.ranks  # there is not a row for each
-            values = rollout_metrics(groups.trained, version) | groups.metrics() | credit_metrics(credits)
-            values["skipped"] = float(is_skipped)
-            timing = {"rollout": rolled - started}
-            if not is_skipped:
-                progress.now("learning", learner=Load(learners.ranks))
-                rate = learning_rate(settings.learner, step, over)
-                learned = _learn(learners, examples, config, step, rate)
-                stepped = time.monotonic()
+            progress.now("learning", learner=Load(learners.ranks))
+            learned = learn(learners, examples, config, step, over)
+            stepped = time.monotonic()
+            values = rollout_metrics(groups.trained, version) | groups.metrics() | credit_metrics(credits) | learned
+            timing = {"rollout": rolled - started, "learn": stepped - rolled}
+            if not learned["skipped"]:
                 others.push(learners, version=step)
-                version, pushed = step, time.monotonic()
-                timing |= {"learn": stepped - rolled, "push": pushed - stepped}
-                values |= learned | {"tokens_per_second": learned["tokens"] / (pushed - started)}
+                version = step
+                timing["push"] = time.monotonic() - stepped
+                values["tokens_per_second"] = learned["tokens"] / (time.monotonic() - started)
             worked = time.monotonic()
             log.log("grpo", step, values | {f"seconds/{name}": seconds for name, seconds in timing.items()})
             logged = zip(groups.trained, credits, strict=True)
@@ -102,7 +107,7 @@ def _train(config: Config, progress: Progress) -> Path:
                     best.offer(step, reward)
             timing["rest"] = time.monotonic() - worked
             shown = {"reward": values["reward/total"], "R@1 after": values["R@1_after"]}
-            progress.step(step, shown | ({"skipped": 1.0} if is_skipped else {}), timing)
+            progress.step(step, shown | ({"skipped": 1.0} if learned["skipped"] else {}), timing)
         learners.save(checkpoints / "grpo")
         learners.close()
         if settings.evaluate_after:
@@ -113,19 +118,26 @@ def _train(config: Config, progress: Progress) -> Path:
     return checkpoints / "grpo"
 
 
-def _learn(learners: LearnerGroup, examples: list[Example], config: Config, step: int, rate: float) -> dict[str, float]:
-    """Take the optimiser steps on one batch of examples and return what they count, see `of_all_steps`.
+def learn(learners: LearnerGroup, examples: list[Example], config: Config, step: int, over: float) -> dict[str, float]:
+    """Take the optimiser steps on the examples of a step and return what they count, see `of_all_steps`.
 
-    From the second one on the policy is no longer the one that the ratio is taken against, whose log-probs are kept,
-    unless the ratio takes the engine's.
+    Where there is not an example for each rank none is taken, and `skipped` is 1. From the second one on the policy is
+    not the one that the ratio is taken against, whose log-probs are kept then, unless the ratio takes the engine's.
+
+    Args:
+        over: share of the training that is over.
     """
+    if len(examples) < learners.ranks:
+        return {"skipped": 1.0}
     settings, seed = config.grpo, hashed_seed(config.seed, "order of examples", step)
+    rate = learning_rate(settings.learner, step, over)
     batches = optimiser_batches(examples, settings.minibatches, settings.epochs, learners.ranks, seed)
     if len(batches) > 1 and settings.objective.mismatch != "ratio":
         for example, logprobs in zip(examples, learners.logprobs(examples), strict=True):
             assert example.sampled is not None
             example.sampled.old = logprobs
-    return of_all_steps([learners.step(batch, rate) for batch in batches]) | {"learning_rate": rate}
+    learned = of_all_steps([learners.step(batch, rate) for batch in batches])
+    return learned | {"learning_rate": rate, "skipped": 0.0}
 
 
 def _short_enough(config: Config, rows: Rows) -> Rows:

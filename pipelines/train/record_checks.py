@@ -135,7 +135,8 @@ def _check(path: Path, kind: type[RecordT], faults_of: Callable[[RecordT], Itera
     if faults:
         more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
         remedy = "correct or remove them, or build the dataset again with `vsr1 data build`"
-        lines = [f"{path}: {len(faults)} faults in its records; {remedy}", *faults[:LISTED], *more]
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        lines = [f"{path}: {count} in its records; {remedy}", *faults[:LISTED], *more]
         raise RecordError("\n  ".join(lines))
 
 

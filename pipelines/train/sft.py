@@ -57,8 +57,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
         RunFolderError: another process trains in `run_dir`.
         SftError: a rank failed or died.
     """
-    if _states(config).root.exists():  # of an earlier run: another one is refused before it changes anything
-        _planned(config)
+    check(config)
     with kept_in_folder(config, "sft"):
         if config.tracking.wandb:
             check_packages("wandb", fix="pip install 'vsr1[wandb]', or leave tracking.wandb out")
@@ -66,6 +65,14 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
         check_placement(config, "sft")
         ensure_dataset(config)
         return _train(config, progress)
+
+
+def check(config: Config) -> None:
+    """See that a run can start, as far as dataset and run folder tell before anything is changed; errors as of `train`."""
+    if _states(config).root.exists():  # of an earlier run: another one is refused
+        _planned(config)
+    elif DatasetFolder(config.data.root).sft_records().is_file():
+        check_sft_records(config)
 
 
 @dataclass(frozen=True)

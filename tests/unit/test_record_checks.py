@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from pipelines.cli import app
 from pipelines.train.record_checks import RecordError, check_grpo_records, check_sft_records
 from vsr1.config import Config
 from vsr1.formats.atomic import write_json, write_lines
@@ -50,7 +52,7 @@ def sft_faults(config: Config, *records: Any) -> list[str]:
     with pytest.raises(RecordError) as refused:
         check_sft_records(config)
     head, *faults = str(refused.value).splitlines()
-    assert f"train_oneturn.json: {len(faults)} faults in its records" in head
+    assert f"train_oneturn.json: {len(faults)} fault" in head
     return [fault.strip() for fault in faults]
 
 
@@ -174,3 +176,14 @@ def test_a_line_of_stage_2_that_is_no_json_is_named_with_its_number(config: Conf
     path.write_text(json.dumps(grpo()) + "\n{torn\n")
     with pytest.raises(RecordError, match=r"minimal_top1\.jsonl:2: not JSON"):
         check_grpo_records(config)
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_dry_run_ends_with_1_where_the_records_cannot_be_used(config: Config, stage: str) -> None:
+    folder = DatasetFolder(config.data.root)
+    write_json(folder.sft_records(), [sft(query=1)])
+    write_lines(folder.grpo_records(), [grpo(query=1)])
+    settings = [f"data.root={config.data.root}", "cluster.rollout.memory_gib=0.1"]
+    outcome = CliRunner().invoke(app, [stage, "--dry-run", *settings])
+    assert outcome.exit_code == 1
+    assert "1 fault in its records" in outcome.stderr and "query: Input should be a valid string" in outcome.stderr
