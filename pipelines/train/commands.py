@@ -27,5 +27,5 @@ def grpo_command(overrides: Overrides = None, config: ConfigFile = None, dry_run
 
 
 def _stage(name: Literal["sft", "grpo"]) -> Any:
-    """Return the module of a stage; it imports Ray, which takes seconds that a mistake in the settings need not wait."""
+    """Return the module of a stage, which imports Ray: a mistake in the settings is told before that."""
     return import_module(f"pipelines.train.{name}")

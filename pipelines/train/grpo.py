@@ -57,7 +57,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 
 
 def check(config: Config) -> None:
-    """See that a run can start, as far as dataset and run folder tell before anything is changed; errors as of `train`."""
+    """See that a run can start, as far as dataset and run folder tell by themselves; errors as of `train`."""
     check_untrained(config, "grpo")
     if DatasetFolder(config.data.root).grpo_records().is_file():
         check_grpo_records(config)

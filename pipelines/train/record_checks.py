@@ -92,11 +92,11 @@ def check_sft_records(config: Config) -> None:
             yield f"messages: the user's words have {places} {PLACEHOLDER} beside those of the query, 1 is needed"
         yield from corpus.faults("meta.video_id", shown, shown=True)
         yield from corpus.faults("meta.query_pos_video_id", right)
-        for video in nearest.get(record.qid, [])[: config.sft.negatives]:
+        for video in nearest.get(str(record.qid), [])[: config.sft.negatives]:
             if not known.setdefault(video, video in corpus.videos):
                 yield f"{folder.hard_negatives().name}: video {video!r} is not in the corpus"
         if rewrites is not None and shown != right:
-            if not isinstance(rewrites.get(record.qid), str):
+            if not isinstance(rewrites.get(str(record.qid)), str):
                 yield f"{folder.rewrites().name} has no text for it"
             if not record.messages[-1].content.rstrip().endswith("<REFINE>"):
                 yield "messages: a reply that rejects its video must end in <REFINE>"

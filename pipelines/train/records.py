@@ -42,14 +42,14 @@ def record_rows(folder: DatasetFolder, *, with_rewrites: bool) -> list[dict[str,
         meta, reply = record["meta"], record["messages"][-1]["content"]
         shown, right = meta["video_id"], meta["query_pos_video_id"]
         if with_rewrites and shown != right:
-            reply = with_rewrite(reply, rewrites[record["qid"]])
+            reply = with_rewrite(reply, rewrites[str(record["qid"])])
         rows.append(
             {
                 "query": record["query"],
                 "video_id": shown,
                 "reply": reply,
                 "positive": right,
-                "negatives": nearest.get(record["qid"], []),
+                "negatives": nearest.get(str(record["qid"]), []),
             }
         )
     return rows

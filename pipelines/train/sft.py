@@ -68,7 +68,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 
 
 def check(config: Config) -> None:
-    """See that a run can start, as far as dataset and run folder tell before anything is changed; errors as of `train`."""
+    """See that a run can start, as far as dataset and run folder tell by themselves; errors as of `train`."""
     if _states(config).root.exists():  # of an earlier run: another one is refused
         _planned(config)
     elif DatasetFolder(config.data.root).sft_records().is_file():
