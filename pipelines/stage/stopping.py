@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import psutil
@@ -56,15 +57,40 @@ def ended_by_signals(say: Callable[[str], None], kept: Callable[[], str]) -> Ite
 
 
 def _end(number: int) -> None:
-    """End this process and all that it has started; threads that wait for Ray would keep it."""
+    """End this process and all that it has started; threads that wait for Ray would keep it.
+
+    Ray ends a driver whose raylet is gone, with an exit code of its own: the raylet stands still, then goes last.
+    """
     children = psutil.Process().children(recursive=True)
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        for child in children:
-            try:
-                end(child)
-            except psutil.NoSuchProcess:
-                continue
-        _, children = psutil.wait_procs(children, timeout=END_S)
+    core = [child for child in children if _is(child, "raylet", "gcs_server")]
+    _send([child for child in core if _is(child, "raylet")], signal.SIGSTOP)
+    others = [child for child in children if child not in core]
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        _send(others, end)
+        deadline = time.monotonic() + END_S
+        while (others := [child for child in others if _lives(child)]) and time.monotonic() < deadline:
+            time.sleep(0.05)
     sys.stdout.flush()
     sys.stderr.flush()
+    _send(core, signal.SIGKILL)
     os._exit(128 + number)
+
+
+def _send(processes: list[psutil.Process], number: int) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def _is(process: psutil.Process, *names: str) -> bool:
+    try:
+        return process.name() in names
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE  # whose parent stands still
+    except psutil.NoSuchProcess:
+        return False
