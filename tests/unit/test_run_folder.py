@@ -93,6 +93,7 @@ def test_what_a_stopped_run_leaves_is_named(tmp_path: Path) -> None:
     assert kept_in(tmp_path) == f"kept in {tmp_path}: logs only, no state and no checkpoint"
     for folder in ("state/sft/step-9", "state/sft/step-10", "checkpoints/step-2", "checkpoints/start"):
         (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "best.json").touch()
     assert kept_in(tmp_path) == (
         f"kept in {tmp_path}: state/sft/step-10 (the same command goes on from it), checkpoints/step-2"
     )

@@ -87,7 +87,7 @@ def check_untrained(config: Config, stage: str) -> None:
 def kept_in(run_dir: Path) -> str:
     """Return a line on what a stage that stops now leaves to go on from."""
     states = sorted(run_dir.glob("state/*/step-*"), key=_step)[-1:]
-    checkpoints = sorted((path for path in run_dir.glob("checkpoints/*") if path.name != "start"), key=_step)
+    checkpoints = sorted((path for path in run_dir.glob("checkpoints/*/") if path.name != "start"), key=_step)
     parts = [f"{path.relative_to(run_dir)} (the same command goes on from it)" for path in states]
     parts += [f"{path.relative_to(run_dir)}" for path in checkpoints]
     return f"kept in {run_dir}: {', '.join(parts) or 'logs only, no state and no checkpoint'}"
