@@ -73,9 +73,7 @@ def last_line(text: str) -> str:
     """Return the last line of a traceback or message that says something: an error of ours before that of a library."""
     if own := _OWN_ERROR.findall(text):
         return str(own[-1]).strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b\S*: ", line)]
-    return (named or lines or [text])[-1]
+    return ([line.strip() for line in text.splitlines() if line.strip()] or [text])[-1]
 
 
 def _raised_by_us(error: BaseException) -> bool:

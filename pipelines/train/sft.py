@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -270,15 +269,12 @@ def _settings(config: Config, rows: list[dict[str, Any]], steps: int) -> dict[st
 def _named(error: Any, states: StateFolder) -> SftError:
     """Return the failure by rank; ranks that only lost their connection come after those that failed by themselves."""
     failures = sorted(error.worker_failures.items(), key=lambda item: "gloo" in str(item[1]) or "NCCL" in str(item[1]))
-    reasons = "; ".join(f"learner rank {rank}: {_of_rank(cause)}" for rank, cause in failures)
+    reasons = "; ".join(
+        f"learner rank {rank}: {reason(cause) or last_line(f'{type(cause).__name__}: {cause}')}"
+        for rank, cause in failures
+    )
     next_run = "goes on from the last saved state" if states.newest() else "begins anew: there is no state yet"
     return SftError(f"Stage 1 stopped. {reasons}. The same command {next_run}")
-
-
-def _of_rank(cause: Exception) -> str:
-    if isinstance(cause, ray.exceptions.RayActorError):
-        return str(cause).strip().splitlines()[-1]
-    return reason(cause) or last_line(f"{type(cause).__name__}: {cause}")
 
 
 class _Display:
