@@ -11,6 +11,7 @@ import pickle
 import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -83,6 +84,13 @@ class LearnerRankActor:
         self._clips.ask([])
         return numbers
 
+    def logprobs(self, examples: list[Example]) -> list[list[float]]:
+        """Return log-probs of this rank's part (see `Learner.logprobs`)."""
+        self._clips.ask(reference for example in examples for reference in example.clips)
+        values = self._learner.logprobs(examples)
+        self._clips.ask([])
+        return values
+
     def open_transfer(self, host: str, port: int, world_size: int) -> None:
         """Join the NCCL group of the engines as its sender (rank 0 only); they join at the same time."""
         from vsr1.engine.transfer import WeightSender
@@ -142,6 +150,7 @@ class LearnerRankHandle(Protocol):
     address: Remote[[], Any]
     setup: Remote[[str, int, ClipStoreHandle], Any]
     step: Remote[[list[Example], float], Any]
+    logprobs: Remote[[list[Example]], Any]
     open_transfer: Remote[[str, int, int], Any]
     layout: Remote[[], Any]
     broadcast: Remote[[], Any]
@@ -229,6 +238,15 @@ class LearnerGroup:
         pairs = zip(self.members, parts, strict=True)
         [numbers, *_] = self._all([rank.step.remote(part, learning_rate) for rank, part in pairs])
         return numbers | {"example_bytes": float(sum(len(pickle.dumps(part)) for part in parts))}
+
+    def logprobs(self, examples: list[Example]) -> list[list[float]]:
+        """Return log-probs of the replies under the present weights, in order; errors as of `step`."""
+        parts = split_over_ranks(examples, self.ranks)
+        pairs = zip(self.members, parts, strict=True)
+        answers = self._all([rank.logprobs.remote(part) for rank, part in pairs])
+        of_each = zip(chain(*parts), chain(*answers), strict=True)
+        by_example = {id(example): logprobs for example, logprobs in of_each}
+        return [by_example[id(example)] for example in examples]
 
     def weights(self) -> ray.ObjectRef:
         """Return a reference to what the stage trains: safetensors bytes and their manifest."""

@@ -35,6 +35,8 @@ class Sampling:
     temperature: float = 0.0  # 0 decodes greedily
     sigma: float = 0.0  # standard deviation of the noise on each latent
     rank_by_depth: bool = False  # see `SearchSettings`
+    top_p: float = 1.0  # sum of the probabilities of the tokens sampled from
+    tokens: int = 0  # most tokens sampled from; 0: all
 
 
 async def start_engine(config: Config, policy: Path) -> PolicyEngine:
@@ -79,6 +81,8 @@ class RolloutWorkerActor:
                 temperature=sampling.temperature,
                 seed=task.id.seed(self._config.seed, turn),
                 sigma=sampling.sigma,
+                top_p=sampling.top_p,
+                top_k=sampling.tokens,
             )
 
         return await run_episode(environment, reply_to)

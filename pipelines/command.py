@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +15,9 @@ from rich.console import Console
 
 from actors.logs import DRIVER_LOG, log_libraries_to
 from pipelines.stage.progress import Progress, shown_progress
+from pipelines.stage.stopping import ended_by_signals
 from vsr1.config import Config, dump_config, load_config
+from vsr1.runs.folder import kept_in
 
 if TYPE_CHECKING:
     from pipelines.machine.placement import Stage
@@ -31,16 +35,19 @@ DryRun = Annotated[
 ]
 
 JOB_FOLDERS = "working_dir_files"  # where Ray unpacks the working directory of a submitted job
-OWN_PACKAGES = ("vsr1", "actors", "pipelines", "bench")  # whose errors name the thing, the place and the fix
 
 
 def read_settings(
-    path: list[Path] | None, overrides: list[str] | None, dry_run: Stage | Literal[False] = False
+    path: list[Path] | None,
+    overrides: list[str] | None,
+    dry_run: Stage | Literal[False] = False,
+    check: Callable[[Config], None] = lambda settings: None,
 ) -> Config:
     """Return the settings of a command, or end it with what is wrong with them.
 
     Args:
-        dry_run: print the settings and the placement of this stage, and end with exit code 1 if it does not fit.
+        dry_run: print the settings and the placement of this stage, and end with exit code 1 if it cannot run.
+        check: of a dry run, what else can be known of the stage before it starts.
     """
     settings: Config = guarded(load_config, path, overrides)
     if dry_run:
@@ -50,22 +57,28 @@ def read_settings(
         console.print(dump_config(settings), markup=False)
         console.print(plan.render())
         guarded(plan.check)
+        guarded(check, settings)
         raise typer.Exit
     return settings
 
 
 def guarded(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call; an error that names its cause is printed in one line, any other keeps its traceback."""
+    """Call; an error ends the command with its reason as the last line, after the traceback of one that is unknown."""
     try:
         return call(*args, **kwargs)
     except Exception as error:
-        cause = getattr(error, "cause", error)  # what failed inside a Ray actor
-        if type(cause).__module__.split(".")[0] not in OWN_PACKAGES and not isinstance(cause, FileNotFoundError):
-            raise
+        from pipelines.stage.faults import last_line, reason  # Ray is slow to import, and most commands do without it
+
         stderr = Console(stderr=True)
-        stderr.print(f"error: {cause}", style="red", markup=False, soft_wrap=True)
-        for note in getattr(error, "__notes__", []):
-            stderr.print(note, markup=False, soft_wrap=True)
+        line = reason(error)
+        if line is None:
+            stderr.print("".join(traceback.format_exception(error)), markup=False, highlight=False, soft_wrap=True)
+            line = last_line(f"{type(error).__name__}: {error}")
+        else:
+            for note in getattr(error, "__notes__", []):
+                stderr.print(note, markup=False, soft_wrap=True)
+        traceback.clear_frames(error.__traceback__)  # what they hold is closed while Ray is there
+        stderr.print(f"error: {line}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -84,4 +97,14 @@ def run_stage(stage: Callable[[Config, Progress], Any], settings: Config) -> Any
         with shown_progress(console) as progress:
             return stage(settings, progress)
 
-    return guarded(stage_shown)
+    with stoppable(settings):
+        return guarded(stage_shown)
+
+
+def stoppable(settings: Config) -> AbstractContextManager[None]:
+    """Return what lets Ctrl-C and SIGTERM end this process, with a line on what the run folder keeps."""
+
+    def say(line: str) -> None:
+        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+
+    return ended_by_signals(say, lambda: kept_in(settings.run_dir))

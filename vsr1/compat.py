@@ -4,13 +4,18 @@ The registry's torchvision, torchaudio and torchcodec wheels are CUDA builds who
 `torch==*+cpu`. `hide_broken_packages` makes the two audio/codec packages look absent before transformers asks for them;
 `prepare` declares the two torchvision operators that its Python code registers kernels for. Neither does anything on a
 CUDA build, or when torchvision's native library loads. `skip_operator_builds` keeps gcc out of a learner's start.
+
+`python -m vsr1.compat` lets every Python of its environment do so, when torchvision is imported there first: stock
+transformers then reads a saved checkpoint. `make` does it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import sysconfig
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,11 +28,29 @@ _OPERATORS = (
 _declared: list[Any] = []  # keeps the torch library object alive
 
 
+class _BeforeTorchvision(MetaPathFinder):
+    """Finds nothing: it runs `prepare` when torchvision is looked for."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> None:
+        if name == "torchvision":
+            prepare()
+
+
 def hide_broken_packages() -> None:
-    """Make torchaudio and torchcodec look absent. It imports no torch, and runs when `vsr1` is imported."""
+    """Make torchaudio and torchcodec look absent, and let the first import of torchvision run `prepare`.
+
+    It imports no torch, and runs when `vsr1` is imported.
+    """
     if version("torch").endswith("+cpu"):
         for name in ("torchaudio", "torchcodec"):
             sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _BeforeTorchvision())
+
+
+def prepare_environment(folder: Path) -> None:
+    """Write a file that lets every Python import `vsr1` first, into a folder of installed packages."""
+    line = "import importlib.util; importlib.util.find_spec('vsr1') and __import__('vsr1')\n"
+    (folder / "vsr1_compat.pth").write_text(line, encoding="utf-8")
 
 
 def prepare() -> None:
@@ -37,6 +60,7 @@ def prepare() -> None:
     """
     import torch
 
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _BeforeTorchvision)]
     if torch.version.cuda is not None or _declared or "torchvision" in sys.modules or _torchvision_loads():
         return
     library = torch.library.Library("torchvision", "DEF")
@@ -81,4 +105,8 @@ def _torchvision_loads() -> bool:
 
 
 if __name__ == "__mp_main__":
-    prepare()
+    from vsr1 import compat  # this copy of the module has not seen what that one did
+
+    compat.prepare()
+elif __name__ == "__main__":
+    prepare_environment(Path(sysconfig.get_path("purelib")))

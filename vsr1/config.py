@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError, model_validator
 from yaml import YAMLError
+from yaml.reader import ReaderError
 
 from vsr1.settings.data import DataConfig, ToyConfig
 from vsr1.settings.parts import (
@@ -27,9 +28,10 @@ from vsr1.settings.parts import (
     RetrievalConfig,
     RolloutConfig,
     Section,
+    Seed,
 )
 from vsr1.settings.serving import ServeConfig
-from vsr1.settings.training import EvalConfig, GrpoConfig, RewardConfig, SftConfig
+from vsr1.settings.training import EvalConfig, GrpoConfig, RewardConfig, SftConfig, TrackingConfig
 
 RENAMED = {  # old key to new key
     "sft.retrieval_loss.negatives": "sft.negatives",
@@ -42,13 +44,14 @@ class ConfigError(ValueError):
 
 
 class Config(Section):
-    seed: int = 0
+    seed: Seed = 0
     run_dir: AbsolutePath = Path("runs/run")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     sft: SftConfig = SftConfig()
     grpo: GrpoConfig = GrpoConfig()
     rewards: RewardConfig = RewardConfig()
+    tracking: TrackingConfig = TrackingConfig()
     agent: AgentConfig = AgentConfig()
     rollout: RolloutConfig = RolloutConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
@@ -68,6 +71,15 @@ class Config(Section):
             raise ValueError(
                 f"agent.max_new_tokens={self.agent.max_new_tokens} leaves no room for a prompt in "
                 f"rollout.engine.max_model_len={self.rollout.engine.max_model_len}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_travel(self) -> Config:
+        if self.model.device == "cpu" and self.rollout.transfer != "file":
+            raise ValueError(
+                f"rollout.transfer={self.rollout.transfer} works between GPUs; with model.device=cpu take "
+                "rollout.transfer=file"
             )
         return self
 
@@ -96,7 +108,7 @@ def load_config(path: Path | str | Sequence[Path] | None, overrides: list[str] |
     """
     paths = [Path(path)] if isinstance(path, (str, Path)) else list(path or [])
     for file in paths:
-        if not file.is_file():
+        if not file.exists():
             raise ConfigError(f"config file {file} does not exist")
     where = ", ".join(str(file) for file in paths)
     for entry in overrides or []:
@@ -111,7 +123,7 @@ def load_config(path: Path | str | Sequence[Path] | None, overrides: list[str] |
         )
         values = OmegaConf.to_container(tree, resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError) as error:
-        raise ConfigError(f"{where or 'overrides'}: {error}") from error
+        raise ConfigError(f"{where or 'overrides'}: {' '.join(str(error).split())}") from error
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -119,10 +131,21 @@ def load_config(path: Path | str | Sequence[Path] | None, overrides: list[str] |
 
 
 def _read(file: Path) -> DictConfig:
-    tree = OmegaConf.load(file)
+    """Return the tree of a file; YAML finds out by itself whether it is UTF-8 or UTF-16."""
+    try:
+        with file.open("rb") as stream:
+            tree = OmegaConf.load(stream)
+    except ReaderError as error:
+        raise ConfigError(f"{file}: {' '.join(str(error).split())}; save the file as UTF-8 text") from error
     if not isinstance(tree, DictConfig):
         raise ConfigError(f"{file}: a mapping of sections is needed, as in `sft: {{epochs: 1}}`")
     return tree
+
+
+def config_values(file: Path) -> dict[str, Any]:
+    """Return the settings of a file under their present names, unchecked."""
+    values: Any = OmegaConf.to_container(with_new_names(_read(file), f"{file}: "))
+    return dict(values)
 
 
 def with_new_names(tree: DictConfig, where: str = "", renamed: Mapping[str, str] = RENAMED) -> Any:
@@ -165,7 +188,12 @@ def _explain(error: Any, files: str) -> str:
     where = f"{files}: " if files else ""
     if error["type"] != "extra_forbidden":
         value = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-        return f"{where}{key or 'config'}: {error['msg']}{value}"
+        fix = ""
+        if error["input"] is None:
+            fix = "; leave the key out to have the default"
+        elif error["type"] in ("tuple_type", "list_type"):
+            fix = f"; write a list, as in {key}=[{error['input']}]"
+        return f"{where}{key or 'config'}: {error['msg'].removeprefix('Value error, ')}{value}{fix}"
     nearest = difflib.get_close_matches(key, _known_keys(Config), n=1, cutoff=0.0)[0]
     return f"{where}unknown key {key!r}; the nearest known key is {nearest!r}"
 

@@ -9,6 +9,7 @@ prints goes to `RUN.log` beside its folder. A run that ended before is not made 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -109,6 +110,8 @@ def bench(shared: Bench, arms: list[str], seeds: int) -> str:
 
     def play(run: Run, slot: int) -> int:
         visible = {"CUDA_VISIBLE_DEVICES": str(slot % shared.gpus)} if shared.gpus else {}
+        if run.stage == "grpo":  # which does not go on from what a failed run has left
+            shutil.rmtree(folder / run.name, ignore_errors=True)
         with (folder / f"{run.name}.log").open("a") as log:
             command, env = run.command(shared, folder), os.environ | visible
             return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=env, check=False).returncode

@@ -1,16 +1,19 @@
 """Which actor of a stage gets which CPU, GPU and memory, compared with what is there, before anything starts.
 
 A plan follows from the configuration and the capacity alone. `Plan.check` never passes a stage whose totals exceed the
-capacity or that has an actor larger than every node; it does not pack actors onto nodes, which is Ray's work.
+capacity, that has an actor larger than every node, or whose actors do not fit onto the nodes, the largest placed first.
+What other jobs of a cluster have taken is not there.
 """
 
 from __future__ import annotations
 
 import socket
+import time
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
+from ray._private.state import available_resources_per_node
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -23,6 +26,7 @@ Stage = Literal["sft", "grpo", "eval", "demo"]
 _UNITS = {"cpus": "CPUs", "gpus": "GPUs", "memory_gib": "GiB of memory"}
 _TOLERANCE = 1e-6  # sums of fractions of a CPU are not exact
 _ANSWER_LIMIT_S = 10.0
+RETURN_LIMIT_S = 15.0  # in which a job that has ended gives its resources back
 
 
 class PlanError(RuntimeError):
@@ -36,11 +40,13 @@ class Capacity:
     Attributes:
         name: what the nodes are, for messages.
         grow: how to have more.
+        is_shared: whether other jobs may give some back.
     """
 
     nodes: tuple[ActorResources, ...]
     name: str
     grow: str
+    is_shared: bool = False
 
     def total(self, resource: str) -> float:
         return sum(float(getattr(node, resource)) for node in self.nodes)
@@ -57,6 +63,7 @@ class Role:
         number: of them, or of what there are `times` of them for.
         count_key: configuration key that sets `number`; empty where the design does.
         size_key: configuration section with the resources of one actor; empty where the design sets them.
+        on_device: whether it computes on `model.device`.
     """
 
     name: str
@@ -65,6 +72,7 @@ class Role:
     count_key: str = ""
     size_key: str = ""
     times: int = 1
+    on_device: bool = False
 
     @property
     def count(self) -> int:
@@ -90,6 +98,7 @@ class Plan:
     title: str
     roles: tuple[Role, ...]
     available: Capacity
+    on_gpus: bool = False
 
     def total(self, resource: str) -> float:
         return sum(role.total(resource) for role in self.roles)
@@ -113,7 +122,39 @@ class Plan:
                 need = f"{self.title} needs {self.total(resource):.4g} {unit}"
                 ways = "; or ".join([*fixes[:2], there.grow])
                 lines.append(f"{need}, {there.name} has {there.total(resource):.4g}: {ways}")
+        if self.on_gpus and not there.total("gpus"):
+            lines.append(
+                f"model.device=cuda needs a GPU, {there.name} has none: take model.device=cpu, or {there.grow}"
+            )
+        elif blind := [role for role in self.roles if self.on_gpus and role.on_device and not role.size("gpus")]:
+            keys = " and ".join(f"{role.size_key}.gpus" for role in blind)
+            lines.append(
+                f"with model.device=cuda Ray shows no GPU to an actor that reserves none: raise {keys} above 0"
+            )
+        if not lines and (left := self._left_over()):
+            sizes = ", ".join(
+                f"{left.size(resource):g} {unit}" for resource, unit in _UNITS.items() if left.size(resource)
+            )
+            fix = left.fix("cpus") or there.grow
+            lines.append(
+                f"{there.name} has enough in all, but no node has room for another {left.name} ({sizes}): {fix}"
+            )
         return lines
+
+    def _left_over(self) -> Role | None:
+        """Return a role of which an actor finds no node, placed in order of size on the fullest node that it fits."""
+        free = [[float(getattr(node, resource)) for resource in _UNITS] for node in self.available.nodes]
+        sizes = [[role.size(resource) for resource in _UNITS] for role in self.roles]
+        for role, size in sorted(
+            zip(self.roles, sizes, strict=True), key=lambda pair: [pair[1][1], *pair[1]], reverse=True
+        ):
+            for _ in range(role.count):
+                fitting = [node for node in free if all(n <= a + _TOLERANCE for n, a in zip(size, node, strict=True))]
+                if not fitting:
+                    return role
+                best = min(fitting, key=lambda node: [node[1], *node])
+                best[:] = [there - need for there, need in zip(best, size, strict=True)]
+        return None
 
     def check(self) -> None:
         """Compare what is needed with what there is.
@@ -156,28 +197,38 @@ def placement_plan(config: Config, stage: Stage, available: Capacity) -> Plan:
         plans = [placement_plan(config, part, available) for part in ("sft", "grpo", "eval")]
         plan = max(plans, key=lambda plan: (bool(plan.shortages()), *(plan.total(resource) for resource in _UNITS)))
         return replace(plan, title=f"the demo (largest: {plan.title})")
+    on_gpus = config.model.device == "cuda"
     if stage == "eval":
-        return Plan("the evaluation", _services(config, 1, available), available)
+        return Plan("the evaluation", _services(config, 1, available), available, on_gpus)
     each, key = config.cluster.learner, f"{stage}.learner.ranks"
     if stage == "grpo":
-        learner = Role("learner rank", config.grpo.learner.ranks, each, key, "cluster.learner")
-        return Plan("Stage 2", (*_services(config, len(grpo_splits(config)), available), learner), available)
+        learner = Role("learner rank", config.grpo.learner.ranks, each, key, "cluster.learner", on_device=True)
+        return Plan("Stage 2", (*_services(config, len(grpo_splits(config)), available), learner), available, on_gpus)
     ranks = config.sft.learner.ranks
     roles = (  # Ray Train reserves no memory
-        Role("learner rank", ranks, each.model_copy(update={"memory_gib": 0.0}), key, "cluster.learner"),
+        Role(
+            "learner rank", ranks, each.model_copy(update={"memory_gib": 0.0}), key, "cluster.learner", on_device=True
+        ),
         Role("clip reader", ranks, ActorResources(cpus=READER_CPUS, memory_gib=0), key, times=READERS),
         Role("clip stream", ranks, ActorResources(cpus=0, memory_gib=0), key),
     )
-    return Plan("Stage 1", roles, available)
+    return Plan("Stage 1", roles, available, on_gpus)
 
 
 def check_placement(config: Config, stage: Stage) -> None:
     """Compare what a stage needs with what there is: without this, it would wait for ever for what is not there.
 
+    What another job has taken may be on its way back, as after a stage that has just ended: a few seconds are given.
+
     Raises:
         PlanError: something does not fit.
     """
-    placement_plan(config, stage, capacity(config)).check()
+    deadline = time.monotonic() + RETURN_LIMIT_S
+    while (plan := placement_plan(config, stage, capacity(config))).shortages() and plan.available.is_shared:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(1.0)
+    plan.check()
 
 
 def _services(config: Config, splits: int, available: Capacity) -> tuple[Role, ...]:
@@ -185,30 +236,43 @@ def _services(config: Config, splits: int, available: Capacity) -> tuple[Role, .
     cluster, shards = config.cluster, config.retrieval.shards
     replicas = splits * config.retrieval.replicas
     return (
-        Role("rollout worker", config.rollout.workers, cluster.rollout, "rollout.workers", "cluster.rollout"),
+        Role(
+            "rollout worker",
+            config.rollout.workers,
+            cluster.rollout,
+            "rollout.workers",
+            "cluster.rollout",
+            on_device=True,
+        ),
         Role("retrieval shard", shards, cluster.shard, "retrieval.shards", "cluster.shard", replicas),
-        Role("retrieval service", splits, cluster.retrieval, size_key="cluster.retrieval"),
+        Role("retrieval service", splits, cluster.retrieval, size_key="cluster.retrieval", on_device=True),
         Role("reward worker", cluster.reward_workers, cluster.reward, "cluster.reward_workers", "cluster.reward"),
         Role("clip store", splits, cluster.clips, size_key="cluster.clips", times=len(available.nodes)),
     )
 
 
 def capacity(config: Config) -> Capacity:
-    """Return what the living nodes have of the Ray that a stage joins, whether or not other jobs use some of it.
+    """Return what the living nodes have left of the Ray that a stage joins.
 
-    Where a stage would start its own Ray, that is this machine. A cluster that `cluster.address` names is joined.
+    Where a stage would start its own Ray, that is this machine; on one that it has started, it is alone and has all. A
+    cluster that `cluster.address` names is joined.
 
     Raises:
         MachineError: no cluster answers there.
     """
     address = ray_address(config.cluster.address)
-    if address != "local" and not ray.is_initialized():
-        join_cluster(address, logging_level="error")
-    nodes = _living_nodes() if ray.is_initialized() else (_this_machine(config),)
     if address == "local":
+        nodes = _living_nodes() if ray.is_initialized() else (_this_machine(config),)
         grow = "raise cluster.num_cpus (logical CPUs), lower cluster.object_store_gib (memory) or use a larger machine"
         return Capacity(nodes, "this machine", grow)
-    return Capacity(nodes, f"the cluster at {address}", "add nodes to the cluster")
+    if not ray.is_initialized():
+        join_cluster(address, logging_level="error")
+    every, free = _living_nodes(), _living_nodes(free=True)
+    taken = sum(node.cpus for node in every) - sum(node.cpus for node in free)
+    if taken < _TOLERANCE:
+        return Capacity(free, f"the cluster at {address}", "add nodes to the cluster")
+    name = f"the cluster at {address}, of which other jobs have taken {taken:.4g} CPUs,"
+    return Capacity(free, name, "wait for the other jobs, or add nodes to the cluster", is_shared=True)
 
 
 def join_cluster(address: str, **options: Any) -> None:
@@ -238,8 +302,10 @@ def _this_machine(config: Config) -> ActorResources:
     return ActorResources(cpus=cluster.num_cpus or cores(), gpus=gpus, memory_gib=memory_gib)
 
 
-def _living_nodes() -> tuple[ActorResources, ...]:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _living_nodes(*, free: bool = False) -> tuple[ActorResources, ...]:
+    """Return the resources of each living node, or what is `free` of them now."""
+    left = available_resources_per_node() if free else {}
+    nodes = [left.get(node["NodeID"], {}) if free else node["Resources"] for node in ray.nodes() if node["Alive"]]
     return tuple(
         ActorResources(cpus=node.get("CPU", 0), gpus=node.get("GPU", 0), memory_gib=node.get("memory", 0) / GIB)
         for node in nodes

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from typing import Any
 
 from pipelines.machine.resources import check_port, ray_address
@@ -42,18 +44,21 @@ def connect(config: Config) -> None:
     _log_by_root()
     ray.data.DataContext.get_current().enable_progress_bars = False  # the stages show their own
     cluster, address = config.cluster, ray_address(config.cluster.address)
+    at_sigterm = signal.getsignal(signal.SIGTERM)
     if address != "local":
         join_cluster(address, configure_logging=False)
-        return
-    check_port()
-    ray.init(
-        address="local",
-        num_cpus=cluster.num_cpus,
-        object_store_memory=int(cluster.object_store_gib * 2**30),
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    else:
+        check_port()
+        ray.init(
+            address="local",
+            num_cpus=cluster.num_cpus,
+            object_store_memory=int(cluster.object_store_gib * 2**30),
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+    if callable(at_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, at_sigterm)  # Ray has put its own in its place
 
 
 def _log_by_root() -> None:

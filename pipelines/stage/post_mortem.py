@@ -22,7 +22,7 @@ import ray
 
 from vsr1.config import Config, dump_config
 from vsr1.formats.atomic import write_json, write_lines
-from vsr1.runs.folder import write_config
+from vsr1.runs.folder import owned, write_config
 from vsr1.versions import SUPPORTED, installed_version
 
 LAST_STEPS = 20
@@ -31,16 +31,21 @@ LOG_TAIL_BYTES = 64 * 1024
 
 @contextmanager
 def kept_in_folder(config: Config, stage: str) -> Iterator[None]:
-    """Write the configuration of a stage before it, and a post-mortem if it fails."""
-    write_config(config, stage)
-    try:
-        yield
-    except Exception as error:  # of any kind: it is raised again
+    """Hold the run folder for a stage, write its configuration before it, and a post-mortem if it fails.
+
+    Raises:
+        RunFolderError: another process has the folder; nothing in it is changed.
+    """
+    with owned(config.run_dir, stage):
+        write_config(config, stage)
         try:
-            error.add_note(f"post-mortem: {write_post_mortem(config, error)}")
-        except Exception as second:  # must not hide the first
-            error.add_note(f"no post-mortem, because writing it failed: {second!r}")
-        raise
+            yield
+        except Exception as error:  # of any kind: it is raised again
+            try:
+                error.add_note(f"post-mortem: {write_post_mortem(config, error)}")
+            except Exception as second:  # must not hide the first
+                error.add_note(f"no post-mortem, because writing it failed: {second!r}")
+            raise
 
 
 def write_post_mortem(config: Config, error: BaseException) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from vsr1.formats.dataset import DatasetFolder
 from vsr1.search.record import SearchTask
 from vsr1.video.clips import clip_file, read_meta
 
+Rows = list[dict[str, Any]]
+
 
 class PromptStream(Iterator[SearchTask]):
     """The queries of the training split without end, each epoch in an order of its own.
@@ -26,12 +28,15 @@ class PromptStream(Iterator[SearchTask]):
     With `grpo.first_video: recorded` each task names the video of its first turn, and the augmented records take part,
     which name the right one; with `balanced` only these name it.
 
+    Args:
+        choose: returns those of the GRPO records that take part.
+
     Raises:
         FileNotFoundError: the GRPO records are missing.
     """
 
-    def __init__(self, config: Config, position: int = 0) -> None:
-        self._config, self._rows = config, _grpo_rows(config)
+    def __init__(self, config: Config, position: int = 0, choose: Callable[[Rows], Rows] = list) -> None:
+        self._config, self._rows = config, choose(_grpo_rows(config))
         self.position = position
         self._epoch, self._order = -1, list[int]()
 
@@ -56,7 +61,7 @@ def training_tasks(config: Config) -> list[SearchTask]:
     return [_training_task(row, config) for row in _grpo_rows(config)]
 
 
-def _grpo_rows(config: Config) -> list[dict[str, Any]]:
+def _grpo_rows(config: Config) -> Rows:
     path = DatasetFolder(config.data.root).grpo_records()
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; build the dataset first with `vsr1 data build`")

@@ -58,7 +58,10 @@ def roll_out_groups(
     """
     settings, result = config.grpo, StepGroups()
     spare, wanted = settings.replace_equal_groups, settings.prompts_per_step
-    sampling = Sampling(config.retrieval.top_k, config.rollout.temperature, settings.latents.sigma)
+    rollout = config.rollout
+    sampling = Sampling(
+        config.retrieval.top_k, rollout.temperature, settings.latents.sigma, top_p=rollout.top_p, tokens=rollout.top_k
+    )
     outcomes: list[Outcome] = []  # every sample of the step
     while wanted:
         prompts = list(islice(stream, wanted))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.formats.plain import encode_plain, plain
 from vsr1.rl.batch import Example, RetrievalTarget
 from vsr1.search.prompts import turn_prompt, with_rewrite
 from vsr1.search.targets import negatives_of
@@ -40,17 +42,35 @@ def record_rows(folder: DatasetFolder, *, with_rewrites: bool) -> list[dict[str,
         meta, reply = record["meta"], record["messages"][-1]["content"]
         shown, right = meta["video_id"], meta["query_pos_video_id"]
         if with_rewrites and shown != right:
-            reply = with_rewrite(reply, rewrites[record["qid"]])
+            reply = with_rewrite(reply, rewrites[str(record["qid"])])
         rows.append(
             {
                 "query": record["query"],
                 "video_id": shown,
                 "reply": reply,
                 "positive": right,
-                "negatives": nearest.get(record["qid"], []),
+                "negatives": nearest.get(str(record["qid"]), []),
             }
         )
     return rows
+
+
+def held_out(rows: list[dict[str, Any]], count: int, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows that are trained on, in their order, and `count` others; the seed chooses them.
+
+    Rows of one query stay together: what is evaluated is new to the policy. A query may be cut in two to have `count`.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    if count >= len(rows):
+        raise ValueError(f"sft.val_records={count} leaves none of {len(rows)} records to train on; lower it")
+    queries = sorted({row["query"] for row in rows})
+    random.Random(f"evaluated {seed}").shuffle(queries)
+    place = {query: number for number, query in enumerate(queries)}
+    evaluated = sorted(range(len(rows)), key=lambda index: place[rows[index]["query"]])[:count]
+    chosen = set(evaluated)
+    return [row for index, row in enumerate(rows) if index not in chosen], [rows[index] for index in evaluated]
 
 
 def rows_in_order(rows: list[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
@@ -74,7 +94,9 @@ def record_example(row: dict[str, Any], clip: Clip, processor: ClipProcessor, sy
     wrong = negatives_of(right, shown, row["negatives"][:negatives])
     return Example(
         prompt_ids=processor.prompt_ids(turn_prompt(query, system), clip),
-        response_ids=processor.tokenizer.encode(row["reply"], add_special_tokens=False),
+        response_ids=encode_plain(
+            partial(processor.tokenizer.encode, add_special_tokens=False), plain(row["reply"], is_reply=True)
+        ),
         clips=(clip.reference,),
         target=RetrievalTarget(query, right, wrong) if shown != right and wrong else None,
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,28 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from actors.logs import log_to
 from pipelines.data.build import ensure_dataset
 from pipelines.machine.placement import check_placement
+from pipelines.machine.resources import check_packages
 from pipelines.stage.connection import connect
+from pipelines.stage.faults import last_line, reason
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.train.clip_stream import clip_of, with_clips
-from pipelines.train.records import record_example, record_rows, rows_in_order, rows_of_rank
+from pipelines.train.prompt_lengths import short_enough
+from pipelines.train.record_checks import check_sft_records
+from pipelines.train.records import held_out, record_example, record_rows, rows_in_order, rows_of_rank
 from vsr1.config import RENAMED, Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import lines_sha256
-from vsr1.rl.batch import annealed
+from vsr1.rl.schedule import learning_rate, of_all_batches
+from vsr1.runs.checkpoints import Best
 from vsr1.runs.scalars import SCALARS, RunLog, ScalarTail
 from vsr1.runs.state import StateFolder
 from vsr1.search.prompts import agent_prompt
+from vsr1.settings.training import SftConfig
 from vsr1.video.clips import Clip, ClipFolder, ClipReference
+
+DEFAULTS = {"sft": SftConfig().model_dump(mode="json")}  # for states of before a setting was there
+UNDECIDED = {"save_every", "epochs", "max_steps", "save_total_limit", "validate_every", "keep_best"}  # change no step
 
 
 class SftError(RuntimeError):
@@ -43,32 +53,68 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 
     Raises:
         FileNotFoundError: the SFT records are missing.
-        StateError: `run_dir` holds a state of other settings.
+        StateError: `run_dir` holds a run of other settings.
+        RunFolderError: another process trains in `run_dir`.
         SftError: a rank failed or died.
     """
+    check(config)
     with kept_in_folder(config, "sft"):
+        if config.tracking.wandb:
+            check_packages("wandb", fix="pip install 'vsr1[wandb]', or leave tracking.wandb out")
         connect(config)
         check_placement(config, "sft")
         ensure_dataset(config)
         return _train(config, progress)
 
 
-def _train(config: Config, progress: Progress) -> Path:
-    folder = DatasetFolder(config.data.root)
-    rows = record_rows(folder, with_rewrites=config.agent.refinement == "text")
-    ranks = config.sft.learner.ranks
-    per_rank = max(1, config.sft.batch_size // ranks)
-    steps = len(rows) // (per_rank * ranks) * config.sft.epochs
+def check(config: Config) -> None:
+    """See that a run can start, as far as dataset and run folder tell by themselves; errors as of `train`."""
+    if _states(config).root.exists():  # of an earlier run: another one is refused
+        _planned(config)
+    elif DatasetFolder(config.data.root).sft_records().is_file():
+        check_sft_records(config)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    config: Config  # with a policy that has heads
+    rows: list[dict[str, Any]]
+    held: list[dict[str, Any]]  # of the evaluations
+    steps: int
+    settings: dict[str, Any]
+    done: int  # steps of the state that the run goes on from
+    state: Path | None
+
+
+def _planned(config: Config) -> _Plan:
+    """Return what a run has to do, and has done.
+
+    Raises:
+        StateError: the folder holds a run of other settings.
+        RecordError: records that cannot be used.
+        ValueError: the records do not fill a batch.
+    """
+    check_sft_records(config)
+    rows = record_rows(DatasetFolder(config.data.root), with_rewrites=config.agent.refinement == "text")
+    limit = config.sft.max_prompt_tokens
+    rows = short_enough(rows, config, limit, lambda row: [row["video_id"]], "sft.max_prompt_tokens")
+    rows, held = held_out(rows, config.sft.val_records, config.seed)
+    batch = config.sft.batch_size
+    steps = len(rows) // batch * config.sft.epochs
     steps = min(steps, config.sft.max_steps or steps)
     if steps == 0:
-        raise ValueError(f"{len(rows)} records do not fill one batch of {config.sft.batch_size}; lower sft.batch_size")
+        raise ValueError(f"{len(rows)} records do not fill one batch of {batch}; lower sft.batch_size")
     config = _with_heads(config)
     settings = _settings(config, rows, steps)
-    states = _states(config)
-    done, state = states.newest() or (0, None)
-    if state is not None:
-        states.check(state, settings, RENAMED)
-    ordered = list(islice(rows_in_order(rows, config.seed), steps * per_rank * ranks))
+    done, state = _states(config).claim(settings, RENAMED, DEFAULTS) or (0, None)
+    return _Plan(config, rows, held, steps, settings, done, state)
+
+
+def _train(config: Config, progress: Progress) -> Path:
+    plan = _planned(config)
+    config, steps, ranks, folder = plan.config, plan.steps, config.sft.learner.ranks, DatasetFolder(config.data.root)
+    per_rank = config.sft.batch_size // ranks
+    ordered = list(islice(rows_in_order(plan.rows, config.seed), steps * config.sft.batch_size))
     clips = ClipFolder(folder.clips("train"), config.data.timestamps)
     need = config.cluster.learner
     trainer = TorchTrainer(
@@ -77,10 +123,12 @@ def _train(config: Config, progress: Progress) -> Path:
             "config": config.model_dump(mode="json"),
             "steps": steps,
             "per_rank": per_rank,
-            "settings": settings,
-            "state": state,
+            "settings": plan.settings,
+            "state": plan.state,
+            "held": [plan.held[rank::ranks] for rank in range(ranks)],
             "streams": [
-                with_clips(rows_of_rank(ordered, rank, ranks, per_rank, done), clips, per_rank) for rank in range(ranks)
+                with_clips(rows_of_rank(ordered, rank, ranks, per_rank, plan.done), clips, per_rank)
+                for rank in range(ranks)
             ],
         },
         torch_config=TorchConfig(backend="gloo" if config.model.device == "cpu" else "nccl"),
@@ -92,18 +140,26 @@ def _train(config: Config, progress: Progress) -> Path:
         run_config=ray.train.RunConfig(name="sft", storage_path=str(config.run_dir / "ray_train")),
     )
     display = _Display(config.run_dir / SCALARS, progress)
-    with ThreadPoolExecutor(1) as pool:
-        fitting = pool.submit(trainer.fit)
-        progress.begin("sft", steps, {"learner": ranks})
-        progress.now("training", learner=Load(ranks))
-        while not wait([fitting], timeout=1.0).done:
-            display.update()
+    faults: list[BaseException] = []
+    fitting = threading.Thread(target=_fit, args=(trainer, faults), daemon=True)  # a signal finds this thread free
+    fitting.start()
+    progress.begin("sft", steps, {"learner": ranks})
+    progress.now("training", learner=Load(ranks))
+    while fitting.is_alive():
+        fitting.join(1.0)
         display.update()
-        try:
-            fitting.result()
-        except ray.train.WorkerGroupError as error:
-            raise _named(error) from error
+    display.update()
+    for fault in faults:
+        raise _named(fault, _states(config)) if isinstance(fault, ray.train.WorkerGroupError) else fault
     return config.run_dir / "checkpoints" / "sft"
+
+
+def _fit(trainer: TorchTrainer, faults: list[BaseException]) -> None:
+    """Run Ray Train, which would keep a thread that waits for it from hearing of signals."""
+    try:
+        trainer.fit()
+    except BaseException as fault:  # of any kind: the thread that waits raises it
+        faults.append(fault)
 
 
 def train_rank(settings: dict[str, Any]) -> None:
@@ -132,8 +188,24 @@ def train_rank(settings: dict[str, Any]) -> None:
             learner.save_state(states.part(learner.steps))
         torch.distributed.barrier()
 
+    best = Best(config.run_dir / "checkpoints" / "sft-best", learner.save, notes=rank == 0)
+    folder = ClipFolder(DatasetFolder(config.data.root).clips("train"), config.data.timestamps)
+    held = settings["held"][rank]
+
+    def evaluate() -> dict[str, float]:
+        parts = []
+        for start in range(0, len(held), per_rank):
+            clips.clear()
+            examples = []
+            for row in held[start : start + per_rank]:
+                clip = folder.read(row["video_id"])
+                clips[clip.reference] = clip
+                examples.append(record_example(row, clip, processor, system, config.sft.negatives))
+            parts.append(learner.evaluate(examples))
+        return of_all_batches(parts)
+
     rows = iter(settings["streams"][rank].iter_rows()) if learner.steps < steps else iter(())
-    with RunLog(config.run_dir) if rank == 0 else nullcontext() as log:
+    with RunLog(config.run_dir, wandb=config.tracking.wandb) if rank == 0 else nullcontext() as log:
         for step in range(learner.steps + 1, steps + 1):
             began = time.monotonic()
             clips.clear()
@@ -143,13 +215,21 @@ def train_rank(settings: dict[str, Any]) -> None:
                 clips[clip.reference] = clip
                 examples.append(record_example(row, clip, processor, system, config.sft.negatives))
             read = time.monotonic()
-            rate = config.sft.learner.learning_rate * annealed((step - 1) / steps)
+            rate = learning_rate(config.sft.learner, step, (step - 1) / steps)
             metrics = learner.step(examples, rate) | {"learning_rate": rate}
             ended = time.monotonic()
             metrics |= {"seconds/data": read - began, "seconds/learn": ended - read}
             metrics["tokens_per_second"] = metrics["tokens"] / (ended - began)
             if log:  # before the state: a run that goes on from it must find all steps before it in the log
+                if learner.steps == 1:
+                    states.begin(settings["settings"])
                 log.log("sft", step, metrics)
+            if step % (config.sft.validate_every or steps + 1) == 0:
+                values = evaluate()
+                if log:
+                    log.log("sft_val", step, values)
+                if config.sft.keep_best:
+                    best.offer(step, -values["loss"])
             if step == steps or (config.sft.save_every and step % config.sft.save_every == 0):
                 save_state()
     learner.save(config.run_dir / "checkpoints" / "sft")
@@ -169,12 +249,12 @@ def _with_heads(config: Config) -> Config:
 
 
 def _states(config: Config) -> StateFolder:
-    return StateFolder(config.run_dir / "state" / "sft")
+    return StateFolder(config.run_dir / "state" / "sft", config.sft.save_total_limit)
 
 
 def _settings(config: Config, rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     """Return all that decides what a step does, as a JSON value; a state is continued under the same only."""
-    sft = config.sft.model_dump(mode="json", exclude={"save_every", "epochs", "max_steps"})
+    sft = config.sft.model_dump(mode="json", exclude=UNDECIDED)
     return {
         "seed": config.seed,
         "model": config.model.model_dump(mode="json"),
@@ -186,13 +266,15 @@ def _settings(config: Config, rows: list[dict[str, Any]], steps: int) -> dict[st
     }
 
 
-def _named(error: Any) -> SftError:
+def _named(error: Any, states: StateFolder) -> SftError:
     """Return the failure by rank; ranks that only lost their connection come after those that failed by themselves."""
     failures = sorted(error.worker_failures.items(), key=lambda item: "gloo" in str(item[1]) or "NCCL" in str(item[1]))
     reasons = "; ".join(
-        f"learner rank {rank}: {(str(cause).strip() or repr(cause)).splitlines()[-1]}" for rank, cause in failures
+        f"learner rank {rank}: {reason(cause) or last_line(f'{type(cause).__name__}: {cause}')}"
+        for rank, cause in failures
     )
-    return SftError(f"Stage 1 stopped. {reasons}. The same command goes on from the last saved state")
+    next_run = "goes on from the last saved state" if states.newest() else "begins anew: there is no state yet"
+    return SftError(f"Stage 1 stopped. {reasons}. The same command {next_run}")
 
 
 class _Display:

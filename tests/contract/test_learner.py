@@ -177,3 +177,22 @@ def test_a_group_that_cannot_start_leaves_no_place_taken(config: Config, nodes: 
         group.__enter__()
     assert _given_back()
     group.close()  # again
+
+
+def test_several_steps_on_a_batch_take_their_ratio_against_the_policy_before_the_first(
+    config: Config, stores: ClipStores, examples: list[Example]
+) -> None:
+    with LearnerGroup(config, stores) as learners:
+        first = learners.logprobs(examples)
+        assert [len(values) for values in first] == [len(example.response_ids) for example in examples]
+        sampled = [
+            replace(example, sampled=replace(example.sampled, logprobs=values, old=values))
+            for example, values in zip(examples, first, strict=True)
+        ]
+        numbers = [learners.step(sampled, 1e-3) for _ in range(2)]
+        assert max(learner["mismatch/gap_max"] for learner in numbers) < 1e-6, (
+            "the engine's are those of the first step"
+        )
+        clipped = [learner["clip_fraction/low"] + learner["clip_fraction/high"] for learner in numbers]
+        assert clipped[0] == 0 < clipped[1], "the second step has left the policy of the first"
+        assert learners.logprobs(examples) != first

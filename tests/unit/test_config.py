@@ -54,20 +54,20 @@ def test_old_and_new_name_of_a_key_together_are_an_error_that_names_both() -> No
 
 def test_files_and_overrides_may_use_old_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RENAMED, "sft.examples", "sft.batch_size")
-    (tmp_path / "old.yaml").write_text("sft: {examples: 3}\n")
+    (tmp_path / "old.yaml").write_text("sft: {examples: 6}\n")
     (tmp_path / "new.yaml").write_text("sft: {batch_size: 4}\n")
-    (tmp_path / "both.yaml").write_text("sft: {examples: 3, batch_size: 4}\n")
+    (tmp_path / "both.yaml").write_text("sft: {examples: 6, batch_size: 4}\n")
 
     def batch_size(names: list[str], *overrides: str) -> int:
         return load_config([tmp_path / name for name in names], list(overrides)).sft.batch_size
 
-    assert batch_size(["old.yaml"]) == batch_size(["new.yaml", "old.yaml"]) == 3
+    assert batch_size(["old.yaml"]) == batch_size(["new.yaml", "old.yaml"]) == 6
     assert batch_size(["old.yaml", "new.yaml"]) == batch_size(["old.yaml"], "sft.batch_size=4") == 4
-    assert batch_size(["new.yaml"], "sft.examples=5") == 5
+    assert batch_size(["new.yaml"], "sft.examples=8") == 8
     with pytest.raises(ConfigError, match=r"both\.yaml: sft\.examples is the old name of sft\.batch_size"):
         batch_size(["both.yaml"])
     with pytest.raises(ConfigError, match=r"^overrides: sft\.examples is the old name of sft\.batch_size"):
-        batch_size([], "sft.examples=3", "sft.batch_size=4")
+        batch_size([], "sft.examples=6", "sft.batch_size=4")
 
 
 def test_renamed_keys_lead_to_keys_that_there_are() -> None:
@@ -128,3 +128,68 @@ def test_served_models_have_names_of_their_own() -> None:
         load_config(None, ["serve.model=first", "serve.models.first=/b"])
     with pytest.raises(ConfigError, match="'a b' cannot name a model"):
         load_config(None, ["serve.model=a b"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run_dir: runs/José\n".encode("latin-1"), "save the file as UTF-8 text"),
+        ("seed: 3\n".encode("utf-16-le"), "save the file as UTF-8 text"),  # without a mark that says so
+        (b"- seed: 3\n", "a mapping of sections is needed"),
+        (b"seed: 3\nseed: 4\n", "found duplicate key seed"),
+        (b"grpo:\n\tsteps: 3\n", "found character that cannot start any token"),
+        (b"grpo:\n", "grpo: Input should be a valid dictionary .*; leave the key out to have the default"),
+    ],
+)
+def test_a_file_that_is_no_settings_is_one_line(tmp_path: Path, text: bytes, message: str) -> None:
+    (tmp_path / "a.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=rf"a\.yaml.*{message}") as refused:
+        load_config(tmp_path / "a.yaml")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.yaml").write_bytes("run_dir: /runs/José\r\nseed: 7\r\n".encode(encoding))
+    config = load_config(tmp_path / "a.yaml")
+    assert (config.seed, config.run_dir) == (7, Path("/runs/José"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("grpo.learner.learning_rate=.inf", "grpo.learner.learning_rate: Input should be a finite number"),
+        ("rewards.verification=.nan", "rewards.verification: Input should be a finite number"),
+        ("data.teacher.temperature=.inf", "data.teacher.temperature: Input should be a finite number"),
+        ("cluster.learner.gpus=.nan", "cluster.learner.gpus: Input should be"),
+        ("sft.learner.learning_rate=yes", "sft.learner: learning_rate: a number is needed, not true"),
+        ("grpo.limit_s=off", "grpo: limit_s: a number is needed, not false"),
+        ("seed=99999999999999999999", "seed: Input should be less than 4294967296"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0"),
+        ("rollout.engine.seed=4294967296", "rollout.engine.seed: Input should be less than 4294967296"),
+        ("rollout.temperature=0", "rollout.temperature: Input should be greater than or equal to 0.01"),
+        ("data.splits=train", "data.splits: .*; write a list, as in data.splits=[train]"),
+        ("grpo.steps=", "grpo.steps: .*; leave the key out to have the default"),
+        ("run_dir=", "run_dir: .*; leave the key out to have the default"),
+        ("run_dir=''", "run_dir: a path is needed"),
+        ("run_dir=$HOME/runs", "run_dir: shell variables are not replaced in settings; write ${oc.env:NAME}"),
+        ("model.policy=~no-such-user/x", "model.policy: no home folder of ~no-such-user is known"),
+        ("sft.batch_size=5", "sft.batch_size=5 cannot be shared by sft.learner.ranks=2; take 4 or 6"),
+        ("sft.batch_size=1", "sft.batch_size=1 cannot be shared by sft.learner.ranks=2; take 2"),
+        ("grpo.learner.ranks=33", "are 32 samples a step, too few for grpo.learner.ranks=33"),
+        ("rollout.transfer=nccl", "rollout.transfer=nccl works between GPUs; .* take rollout.transfer=file"),
+        ("rollout.transfer=ipc", "rollout.transfer=ipc works between GPUs"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_with_its_key(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message).replace(r"\.\*", ".*")):
+        load_config(None, [override])
+
+
+def test_a_path_may_begin_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("data: {root: ~/data, annotations: {train: ~/a.jsonl}}\n")
+    config = load_config(tmp_path / "a.yaml", ["run_dir=~/runs/x", "serve.corpora.films.root=~/films"])
+    assert config.run_dir == tmp_path / "runs" / "x"
+    assert (config.data.root, config.data.annotations["train"]) == (tmp_path / "data", tmp_path / "a.jsonl")
+    assert config.serve.corpora["films"].root == tmp_path / "films"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from search_episodes import search_trajectory, search_turn
 
-from pipelines.train.records import record_example, record_rows, rows_in_order, rows_of_rank
+from pipelines.train.records import held_out, record_example, record_rows, rows_in_order, rows_of_rank
 from vsr1.episode.trajectory import FinishReason, Turn
 from vsr1.formats.atomic import write_json
 from vsr1.formats.dataset import DatasetFolder
@@ -162,3 +162,18 @@ def test_replies_that_reject_give_the_query_in_new_words_where_that_is_taught(tm
     rejected, accepted = record_rows(folder, with_rewrites=True)
     assert "<query>a round thing</query>" in rejected["reply"]
     assert accepted["reply"] == REPLY
+
+
+def test_records_that_are_evaluated_are_not_trained_on(tmp_path) -> None:
+    """Two records a query: the queries of the one side are not on the other."""
+    rows = [{"query": f"text {number // 2}", "video_id": f"v{number}"} for number in range(20)]
+    trained, evaluated = held_out(rows, 6, seed=3)
+    assert len(evaluated) == 6 and sorted(row["video_id"] for row in trained + evaluated) == sorted(
+        row["video_id"] for row in rows
+    )
+    assert not {row["query"] for row in trained} & {row["query"] for row in evaluated}
+    assert [row for row in rows if row in trained] == trained, "in their order"
+    assert held_out(rows, 6, seed=3) == (trained, evaluated) != held_out(rows, 6, seed=4)
+    assert held_out(rows, 0, seed=3) == (rows, [])
+    with pytest.raises(ValueError, match=r"sft\.val_records=20 leaves none of 20 records"):
+        held_out(rows, 20, seed=3)

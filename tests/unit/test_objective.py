@@ -1,6 +1,8 @@
 """The policy objective of two replies, one of one token and one of three, worked out by hand."""
 
+import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -167,3 +169,55 @@ def test_what_is_counted_adds_up_but_for_maxima_and_names_may_be_missing() -> No
     assert merged(ranks) == {"gap_max": 3.0, "grad_norm": 2.0, "kl": 4.0, "loss": 1.5}
     assert list(merged(ranks)) == ["gap_max", "grad_norm", "kl", "loss"]
     assert merged([{"late_max": -2.0}, {}]) == {"late_max": -2.0}
+
+
+ALGORITHMS = {  # the table of docs/training.md
+    "GRPO": {"loss": "clip", "normalise": "sequence_mean", "clip_high": 0.2, "kl": "k3"},
+    "Dr.GRPO": {"loss": "clip", "normalise": "constant", "clip_high": 0.2},
+    "DAPO": {"loss": "clip", "normalise": "token_mean"},
+    "GSPO": {"loss": "gspo", "normalise": "sequence_mean", "clip_low": 3e-4, "clip_high": 4e-4},
+    "CISPO": {"loss": "cispo", "normalise": "token_mean", "clip_low": 1.0},
+    "REINFORCE++": {"loss": "clip", "normalise": "token_mean", "clip_high": 0.2, "kl": "k2"},
+}
+OLD = [0.4, 0.3, 0.08, 0.2]  # the learner's probabilities before its first step on the batch
+
+
+def later_step(**changed: Any) -> TokenBatch:
+    """The second optimiser step on the two replies, at a policy that the first one has moved."""
+    return replace(batch(), old=torch.tensor(OLD).log(), **changed)
+
+
+@pytest.mark.parametrize("mismatch", ["truncate", "mask", "ratio"])
+def test_each_algorithm_differs_from_the_others(mismatch: str) -> None:
+    """With several steps a batch, or the engine in the ratio; advantages aside, which tell some of them apart too."""
+    gradients = {}
+    for name, settings in ALGORITHMS.items():
+        at = later_step(advantages=torch.tensor([1.0, 0.5, -2.0, -0.5]))
+        total, _ = token_objective(
+            at, objective(**settings, mismatch=mismatch, mismatch_low=0.1, mismatch_high=4), TOTALS, LIMIT
+        )
+        gradients[name] = gradient(total, at.logprobs)
+    for one, other in itertools.combinations(ALGORITHMS, 2):
+        assert gradients[one] != pytest.approx(gradients[other], rel=1e-3), (one, other)
+
+
+@pytest.mark.parametrize(("mismatch", "same"), [("truncate", True), ("mask", True), ("ratio", False)])
+def test_in_the_first_step_the_losses_are_one_unless_the_ratio_holds_the_engine(mismatch: str, same: bool) -> None:
+    gradients = []
+    for loss, low, high in (("clip", 0.2, 0.28), ("gspo", 3e-4, 4e-4), ("cispo", 1.0, 0.28)):
+        at = batch()
+        settings = objective(loss=loss, clip_low=low, clip_high=high, mismatch=mismatch)
+        gradients.append(gradient(token_objective(at, settings, TOTALS, LIMIT)[0], at.logprobs))
+    assert all((one == pytest.approx(gradients[0])) == same for one in gradients[1:])
+
+
+def test_a_later_step_takes_the_ratio_against_the_first_and_the_weights_of_the_first() -> None:
+    """Ratios 1.25, 4/3, 1.25 and 1; weights for the engine 0.8, 3 (cut to 2), 0.2 and 1."""
+    at = later_step()
+    total, counted = token_objective(at, objective(mismatch="truncate"), TOTALS, LIMIT)
+    losses = [-1.25 * 0.8, 2 * 4 / 3 * 2, 2 * 1.25 * 0.2, 2 * 1.0]
+    assert float(total.detach()) == pytest.approx(sum(losses) / 4)
+    assert counted["mismatch/weighted_fraction"] == 0.25
+    assert counted["mismatch/gap_max"] == pytest.approx(ln(5))
+    masked, _ = token_objective(later_step(), objective(mismatch="mask"), TOTALS, LIMIT)
+    assert float(masked.detach()) == pytest.approx((losses[0] + losses[3]) / 4)

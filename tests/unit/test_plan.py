@@ -8,6 +8,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+from pipelines.machine import placement
 from pipelines.machine.placement import Capacity, Plan, PlanError, Stage, capacity, check_placement, placement_plan
 from pipelines.machine.resources import MachineError, free_disk_gib, free_memory_gib
 from vsr1.config import Config, load_config
@@ -48,7 +49,9 @@ def test_totals_of_stage_2_are_counts_times_sizes() -> None:
 
 
 def test_stage_1_has_ranks_and_what_streams_their_clips() -> None:
-    config = load_config(None, ["sft.learner.ranks=3", "grpo.learner.ranks=7", "cluster.learner={cpus: 2, gpus: 1}"])
+    config = load_config(
+        None, ["sft.learner.ranks=3", "sft.batch_size=3", "grpo.learner.ranks=7", "cluster.learner={cpus: 2, gpus: 1}"]
+    )
     plan = placement_plan(config, "sft", ROOMY)
     assert counts(plan) == {"learner rank": 3, "clip reader": 6, "clip stream": 3}
     assert plan.total("cpus") == pytest.approx(3 * 2 + 6 * 0.1)
@@ -65,12 +68,11 @@ def test_an_evaluation_serves_one_split_and_has_no_learner() -> None:
     assert (of_three["retrieval shard"], of_three["retrieval service"], of_three["clip store"]) == (12, 3, 3)
 
 
-@pytest.mark.parametrize(
-    ("override", "largest"),
-    [("seed=0", "Stage 2"), ("sft.learner.ranks=40", "Stage 1"), ("sft.learner.ranks=400", "Stage 1")],
-)
-def test_the_demo_needs_what_its_largest_stage_needs(override: str, largest: str) -> None:
-    plan = placement_plan(load_config(None, [override]), "demo", ROOMY)
+@pytest.mark.parametrize(("ranks", "largest"), [(2, "Stage 2"), (40, "Stage 1"), (400, "Stage 1")])
+def test_the_demo_needs_what_its_largest_stage_needs(ranks: int, largest: str) -> None:
+    plan = placement_plan(
+        load_config(None, [f"sft={{batch_size: {ranks}, learner: {{ranks: {ranks}}}}}"]), "demo", ROOMY
+    )
     assert plan.title == f"the demo (largest: {largest})"
 
 
@@ -97,7 +99,9 @@ def test_a_shortage_names_the_amounts_and_the_keys() -> None:
 
 
 def test_a_shortage_names_keys_with_the_values_that_they_have() -> None:
-    config = load_config(None, ["retrieval.shards=40", "retrieval.replicas=2", "sft.learner.ranks=40"])
+    config = load_config(
+        None, ["retrieval.shards=40", "retrieval.replicas=2", "sft={batch_size: 40, learner: {ranks: 40}}"]
+    )
     small = cluster(node(cpus=3))
     assert (
         "lower retrieval.shards=40 or cluster.shard.cpus=0.05; or"
@@ -115,6 +119,55 @@ def test_an_actor_larger_than_every_node_does_not_fit_although_the_total_does() 
         PlanError, match=r"largest node of the test cluster has 2: lower cluster\.rollout\.memory_gib=3$"
     ):
         placement_plan(Config(), "grpo", nodes).check()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "fits"), [([4, 4, 4], True), ([4, 4, 1], False), ([12], True), ([4, 4, 3], True), ([6, 3], True)]
+)
+def test_actors_must_fit_onto_the_nodes_not_only_into_their_sum(cpus: list[float], fits: bool) -> None:
+    """Three ranks of 2.5 CPUs, of which two do not share a node of 4."""
+    config = load_config(None, ["sft={batch_size: 3, learner: {ranks: 3}}", "cluster.learner.cpus=2.5"])
+    plan = placement_plan(config, "sft", cluster(*[node(cpus=each) for each in cpus]))
+    if fits:
+        plan.check()
+    else:
+        with pytest.raises(PlanError, match=r"no node has room for another learner rank .*lower sft\.learner\.ranks=3"):
+            plan.check()
+
+
+def test_without_gpus_nothing_computes_on_cuda() -> None:
+    config = load_config(None, ["model.device=cuda"])
+    with pytest.raises(
+        PlanError, match=r"model\.device=cuda needs a GPU, the test cluster has none: take model\.device"
+    ):
+        placement_plan(config, "sft", cluster(node(gpus=0))).check()
+    with pytest.raises(
+        PlanError, match=r"raise cluster\.rollout\.gpus and cluster\.retrieval\.gpus and cluster\.learner\."
+    ):
+        placement_plan(config, "grpo", ROOMY).check()
+    shares = [f"cluster.{role}.gpus=0.3" for role in ("learner", "rollout", "retrieval")]
+    placement_plan(load_config(None, ["model.device=cuda", *shares]), "grpo", ROOMY).check()
+
+
+def test_what_other_jobs_have_taken_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes of 4 CPUs; a job holds all of the one and half of the other, and ends later."""
+    total = {"CPU": 4.0, "memory": 64.0 * 2**30}
+    nodes = [{"NodeID": name, "Alive": True, "Resources": total} for name in "ab"]
+    free = {"a": {"memory": total["memory"]}, "b": total | {"CPU": 2.0}}
+    monkeypatch.setattr(placement.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(placement.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(placement, "available_resources_per_node", lambda: free)
+    config = load_config(None, ["cluster.address=head:6379", "cluster.learner.cpus=1.5"])
+    there = capacity(config)
+    assert [each.cpus for each in there.nodes] == [0, 2]
+    with pytest.raises(
+        PlanError, match=r"of which other jobs have taken 6 CPUs, has 2: .*; or wait for the other jobs"
+    ):
+        placement_plan(config, "sft", there).check()
+    waits: list[float] = []
+    monkeypatch.setattr(placement.time, "sleep", lambda seconds: (waits.append(seconds), free.update(a=total, b=total)))
+    check_placement(config, "sft")
+    assert len(waits) == 1, "it was given back meanwhile"
 
 
 def test_keys_in_messages_exist() -> None:

@@ -103,4 +103,4 @@ def test_the_command_line_says_where_the_folder_is(config: Config, capsys: pytes
         guarded(stage)
     lines = capsys.readouterr().err.splitlines()
     [folder] = config.run_dir.glob("post-mortem-*")
-    assert lines == ["error: data is missing; build it", f"post-mortem: {folder}"]
+    assert lines == [f"post-mortem: {folder}", "error: data is missing; build it"], "the last line is the reason"

@@ -1,6 +1,8 @@
 """A table of the roles on a terminal, else one plain line a step and nothing more."""
 
 import io
+import threading
+import time
 
 import pytest
 from rich.console import Console
@@ -79,3 +81,30 @@ def test_before_the_first_step_no_time_is_guessed() -> None:
     assert "starting" in rendered(table)
     table.begin("sft", 12, {"learner": 2})
     assert "step 0/12, ETA unknown" in rendered(table)
+
+
+def test_a_run_that_goes_on_counts_its_own_steps_for_the_time_left() -> None:
+    """Steps 51 and 52 of 53 in 20 seconds: one is left."""
+    times = iter([0.0, 0.0, 10.0, 20.0, 20.0])
+    table = LiveTable(clock=lambda: next(times))
+    table.begin("sft", 53, {"learner": 2})
+    for step in (51, 52):
+        table.step(step, {"loss": 1.0}, {})
+    assert "ETA 0:00:10" in rendered(table)
+
+
+def test_silence_is_broken_by_what_goes_on() -> None:
+    file = io.StringIO()
+    lines = PlainLines(Console(file=file, width=40), silence_s=0.05)
+    watch = threading.Thread(target=lines.watch)
+    watch.start()
+    deadline = time.monotonic() + 10
+    lines.begin("grpo", 3, ACTORS)
+    lines.now("rollouts 3 of 16")
+    while "0.1 s" not in file.getvalue() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    lines.close()
+    watch.join(10)
+    assert file.getvalue().splitlines()[:2] == [
+        "still grpo rollouts 3 of 16: 0.05 s", "still grpo rollouts 3 of 16: 0.1 s"
+    ]  # fmt: skip

@@ -88,3 +88,32 @@ def test_a_tail_gives_each_row_once_when_its_line_is_whole(tmp_path: Path) -> No
     _write(path, b"half\n")
     with pytest.raises(ValueError, match=r"scalars\.jsonl:4: not a JSON line"):
         tail.read()
+
+
+FAKE = """
+calls = []
+class Run:
+    def __getattr__(self, name):
+        return lambda *args, **options: calls.append((name, args, options))
+def init(**options):
+    calls.append(("init", (), options))
+    return Run()
+"""
+
+
+def test_what_is_logged_goes_to_weights_and_biases_with_the_step_of_its_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wandb.py").write_text(FAKE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with RunLog(tmp_path / "run", wandb="films") as log:
+        log.log("grpo", 3, {"loss": 2.0})
+    import wandb
+
+    [(_, _, options), *calls] = wandb.calls
+    assert (options["project"], options["name"], options["resume"]) == ("films", "run", "allow")
+    assert calls == [
+        ("define_metric", ("grpo/*",), {"step_metric": "grpo/step"}),
+        ("log", ({"grpo/loss": 2.0, "grpo/step": 3},), {}),
+        ("finish", (), {}),
+    ]

@@ -53,3 +53,18 @@ def test_a_setting_that_got_a_new_name_is_the_same_setting(tmp_path: Path) -> No
     states.check(folder, {"sft": {"negatives": 24}}, renamed)
     with pytest.raises(StateError, match=r"sft\.negatives was 24, is 25"):
         states.check(folder, {"sft": {"negatives": 25}}, renamed)
+
+
+def test_a_state_of_before_a_setting_was_there_has_its_default(tmp_path: Path) -> None:
+    states = StateFolder(tmp_path)
+    _save(states, 1, {"sft": {"batch_size": 8}})
+    defaults = {"sft": {"batch_size": 16, "warmup_steps": 0, "other": 1}}
+    assert states.claim({"sft": {"batch_size": 8, "warmup_steps": 0}}, {}, defaults) is not None
+    with pytest.raises(StateError, match=r"settings: sft\.warmup_steps was 0, is 5\. Restore"):
+        states.claim({"sft": {"batch_size": 8, "warmup_steps": 5}}, {}, defaults)
+
+
+def test_as_many_states_are_kept_as_are_wanted(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        _save(StateFolder(tmp_path, keep=3), step, {})
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step-2", "step-3", "step-4"]

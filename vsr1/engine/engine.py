@@ -12,7 +12,6 @@ import itertools
 import pickle
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any, Literal
@@ -120,6 +119,8 @@ class PolicyEngine:
         temperature: float,
         seed: int,
         sigma: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
         on_text: Callable[[str], None] | None = None,
     ) -> Reply:
         """Sample one reply, with latents if it ends in the refine token.
@@ -131,6 +132,7 @@ class PolicyEngine:
             temperature: 0 decodes greedily.
             seed: of this request's sampling, of tokens and of noise; below 2**60.
             sigma: standard deviation of the noise that is added to each latent.
+            top_p, top_k: sample from the likeliest tokens of this sum, or so many; the log-probs are those of the cut.
             on_text: gets the reply's text piece by piece while it is sampled; the pieces together are the text.
 
         Raises:
@@ -142,8 +144,7 @@ class PolicyEngine:
         from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import RequestOutputKind
 
-        encode = partial(self.processor.tokenizer.encode, add_special_tokens=False)
-        ids = prompt.token_ids(encode, self.processor.video_token)
+        ids = prompt.token_ids(self.processor.encode, self.processor.video_token)
         places = ids.count(self.processor.video_token)
         if places != len(prompt.clips):
             raise PromptError(f"the prompt has {places} video placeholders for {len(prompt.clips)} clips")
@@ -153,6 +154,8 @@ class PolicyEngine:
                 latent_request = LatentRequest(slot, latents, prompt.latents_unless, max_tokens, seed, sigma)
                 params = SamplingParams(
                     temperature=temperature,
+                    top_p=top_p,
+                    top_k=top_k,
                     seed=seed,
                     max_tokens=max_tokens + latents + 1,  # the end token after a limit is forced
                     logprobs=0,

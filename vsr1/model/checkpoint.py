@@ -172,6 +172,7 @@ def write_weights(folder: Path, config: Qwen3VLConfig, state: dict[str, torch.Te
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.architectures = [ARCHITECTURE]
     config.save_pretrained(folder)
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # which is for its owner alone otherwise
 
 
 def copy_processor(source: Path, target: Path) -> None:

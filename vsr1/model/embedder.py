@@ -14,6 +14,7 @@ import torch
 from transformers import Qwen3VLModel
 
 from vsr1.formats.digest import weights_fingerprint
+from vsr1.formats.plain import plain
 from vsr1.model.forward import Row, prefill
 from vsr1.model.processor import ClipProcessor, ProcessedClip
 from vsr1.model.vision import encode_clips
@@ -33,7 +34,7 @@ class Embedder:
         self.dim = int(model.config.text_config.hidden_size)
         self.fingerprint = fingerprint
         self._query_ids = lru_cache(maxsize=65_536)(
-            lambda query: processor.tokenizer.encode(template(query))[:MAX_QUERY_TOKENS]
+            lambda query: (processor.encode(template(plain(query))) + processor.tokenizer.encode(""))[:MAX_QUERY_TOKENS]
         )
 
     @classmethod

@@ -7,6 +7,7 @@ content hash, so that the two sides can be compared by hash.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from vsr1 import compat
+from vsr1.formats.plain import encode_plain
 from vsr1.video.clips import Clip
 
 compat.prepare()
@@ -84,8 +86,11 @@ class ClipProcessor:
         Raises:
             ValueError: not exactly one placeholder.
         """
-        ids = self.tokenizer.encode(prompt, add_special_tokens=False)
-        return self.insert(ids, self.clip_tokens(grid, marks))
+        return self.insert(self.encode(prompt), self.clip_tokens(grid, marks))
+
+    def encode(self, markup: str) -> list[int]:
+        """Return the token ids of chat markup with users' texts in it, see `vsr1.formats.plain`."""
+        return encode_plain(partial(self.tokenizer.encode, add_special_tokens=False), markup)
 
     def clip_tokens(self, grid: tuple[int, int, int], marks: tuple[float, ...]) -> list[int]:
         """What a clip's placeholder stands for: each frame pair's time mark and video tokens."""

@@ -43,6 +43,7 @@ class Sampled:
     advantage: float
     trained: list[bool] | None = None  # tokens that take part in the policy loss, at least one; None: all
     latents: LatentActions | None = None
+    old: list[float] | None = None  # log-probs under the learner before the first of several steps on them
 
 
 @dataclass

@@ -136,6 +136,7 @@ class ExampleLoss:
         sampled = [example.sampled for example in examples if example.sampled]
         lengths = [sum(example.trained) for example in examples]
         behaviour = torch.tensor([logprob for one in sampled for logprob in one.logprobs]).to(logprobs)
+        old = [logprob for one in sampled for logprob in one.old or []]  # all replies have them, or none
         advantages = torch.tensor([one.advantage for one in sampled]).repeat_interleave(torch.tensor(lengths))
         batch = TokenBatch(
             logprobs[trained],
@@ -143,6 +144,7 @@ class ExampleLoss:
             None if reference is None else reference[trained],
             advantages.to(logprobs),
             lengths,
+            torch.tensor(old).to(logprobs)[trained] if old else None,
         )
         return token_objective(batch, self._stage.objective, totals, self._agent.max_new_tokens)
 

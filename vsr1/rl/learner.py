@@ -112,6 +112,29 @@ class Learner:
         self.steps += 1
         return merged(_of_all_ranks(merged(counted) | {"grad_norm": norm})) | {"tokens": float(totals.tokens)}
 
+    def logprobs(self, examples: list[Example]) -> list[list[float]]:
+        """Return log-probs of the replies of this rank's part under the present weights, without a step."""
+        passes = micro_batches(examples, self._learner.micro_tokens)
+        values: dict[int, list[float]] = {}
+        with torch.no_grad():
+            for i in range(max(_of_all_ranks(len(passes)))):
+                part = passes[i] if i < len(passes) else passes[-1][-1:]
+                of_each = self.engine(self.loss.logprobs, part).split([len(one.response_ids) for one in part])
+                values |= {id(one): logprobs.tolist() for one, logprobs in zip(part, of_each, strict=True)}
+        return [values[id(one)] for one in examples]
+
+    def evaluate(self, examples: list[Example]) -> Counted:
+        """Return what `step` counts of this rank's part of a batch and those of the others, without a step."""
+        passes = micro_batches(examples, self._learner.micro_tokens)
+        ranks = _of_all_ranks((batch_totals(examples), len(passes)))
+        totals, counted = add_totals([counts for counts, _ in ranks]), []
+        with torch.no_grad():
+            for i in range(max(count for _, count in ranks)):
+                part = passes[i] if i < len(passes) else []
+                _, numbers = self.engine(self.loss, part or passes[-1][-1:], totals)
+                counted += [numbers] if part else []
+        return merged(_of_all_ranks(merged(counted))) | {"tokens": float(totals.tokens)}
+
     def full_weights(self, *, trained_only: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield whole tensors by checkpoint key; ZeRO-3 gathers each, so all ranks must iterate to the end."""
         import deepspeed

@@ -51,6 +51,7 @@ class TokenBatch:
     reference: torch.Tensor | None  # under the policy that the stage started from
     advantages: torch.Tensor
     lengths: list[int]  # tokens of each reply
+    old: torch.Tensor | None = None  # under the learner before its first step on this batch; None: this is the first
 
 
 def token_objective(
@@ -58,8 +59,8 @@ def token_objective(
 ) -> tuple[torch.Tensor, Counted]:
     """Return the share of the policy loss, its KL term included.
 
-    With one optimiser step a batch the learner's own policy is the one that the ratio starts from; how far the engine
-    was from it is a matter of weights, unless `mismatch` says to take it into the ratio.
+    The ratio is taken against the learner's own policy as it was before its first step on the batch, so in that step it
+    is one. How far the engine was from that policy is a matter of weights, unless `mismatch` takes it into the ratio.
 
     Args:
         limit: tokens that a reply may have at most.
@@ -68,17 +69,17 @@ def token_objective(
     weights = token_weights(
         batch.lengths, settings.normalise, tokens=totals.tokens, sequences=totals.replies, limit=limit
     ).to(logprobs)
-    old = behaviour if settings.mismatch == "ratio" else logprobs.detach()
-    losses, cut_low, cut_high = _policy_loss(batch, old, settings)
+    old = logprobs.detach() if batch.old is None else batch.old
+    losses, cut_low, cut_high = _policy_loss(batch, behaviour if settings.mismatch == "ratio" else old, settings)
     counted = {}
     if settings.mismatch != "ratio":
         corrections, affected = mismatch_weights(
-            logprobs.detach(), behaviour, settings.mismatch, settings.mismatch_low, settings.mismatch_high
+            old, behaviour, settings.mismatch, settings.mismatch_low, settings.mismatch_high
         )
         losses = losses * corrections
         counted["mismatch/weighted_fraction"] = float(affected.sum()) / totals.tokens
     total = (losses * weights).sum()
-    gap = (logprobs.detach() - behaviour).abs()
+    gap = (old - behaviour).abs()
     counted |= {
         "policy_loss": float(total.detach()),
         "clip_fraction/low": float(cut_low.sum()) / totals.tokens,

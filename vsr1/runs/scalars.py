@@ -1,4 +1,4 @@
-"""The scalars of a run, written twice: for TensorBoard and as JSON lines that the report reads.
+"""The scalars of a run: for TensorBoard, as JSON lines that the report reads and, if wanted, for Weights & Biases.
 
 A call to `log` writes all of its values or, if one of them is not finite, none and raises. Lines are appended and
 flushed at once, so a killed run keeps what it logged; the torn last line that it may leave is not read, and cut off
@@ -7,14 +7,13 @@ when the run is resumed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
-
-from torch.utils.tensorboard import SummaryWriter
 
 from vsr1.formats.atomic import cut_torn_line
 
@@ -28,15 +27,19 @@ class RunLog:
     Args:
         folder: the run's folder, created if missing; an earlier log in it is continued.
         clock: seconds since the epoch, stamped on each line.
+        wandb: project of Weights & Biases, in which the run has the name of its folder; None leaves it out.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time, wandb: str | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # here: it brings all of torch, which a reader does without
+
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / SCALARS
         cut_torn_line(path)
         self._clock = clock
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(log_dir=str(folder / "tensorboard"))
+        self._tracked = _tracked(wandb, folder) if wandb else None
 
     def log(self, stage: str, step: int, values: dict[str, float]) -> None:
         """Record named values of one step of one stage ("sft", "grpo", …).
@@ -53,17 +56,33 @@ class RunLog:
             self._lines.write(json.dumps(row) + "\n")
             self._board.add_scalar(f"{stage}/{name}", float(value), step, walltime=now)
         self._lines.flush()
+        if self._tracked:
+            named = {f"{stage}/{name}": float(value) for name, value in values.items()}
+            self._tracked.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+            self._tracked.log(named | {f"{stage}/step": step})
 
     def close(self) -> None:
         """Flush and close both files."""
         self._lines.close()
         self._board.close()
+        if self._tracked:
+            self._tracked.finish()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _tracked(project: str, folder: Path) -> Any:
+    """Return a run of Weights & Biases that both stages of a folder share, each with a step of its own."""
+    import wandb
+
+    name = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    return wandb.init(
+        project=project, name=folder.name, id=name, resume="allow", dir=str(folder), settings={"silent": True}
+    )
 
 
 class ScalarTail:

@@ -1,20 +1,20 @@
 """Folders that a stopped stage goes on from: `<root>/step-<n>`, whole or not there, with the settings that made it.
 
-A state gets its name when all ranks have written their part of it. The last `KEEP` stay.
+A state gets its name when all ranks have written their part of it. The last ones stay.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vsr1.formats.atomic import part_folder, replacing_folder, write_json
+from vsr1.runs.checkpoints import remove_older
+from vsr1.runs.folder import differences
 
-KEEP = 2
 SETTINGS = "settings.json"
 
 
@@ -23,37 +23,56 @@ class StateError(ValueError):
 
 
 class StateFolder:
-    """The states of one stage of one run."""
+    """The states of one stage of one run, of which the newest `keep` stay."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, keep: int = 2) -> None:
+        self.root, self._keep = root, keep
 
     def newest(self) -> tuple[int, Path] | None:
         """Return steps taken and folder of the newest state, None when there is none."""
         return max(self._complete(), default=None)
 
-    def check(self, folder: Path, settings: dict[str, Any], renamed: Mapping[str, str]) -> None:
+    def check(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        renamed: Mapping[str, str],
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
         """Compare the settings of a run, a JSON value, with those that made a state.
 
         Args:
-            renamed: new dotted key by old one, of settings that an older state has under the old one.
+            renamed, defaults: see `differences`.
 
         Raises:
             StateError: they differ; every difference is in the message.
         """
-        saved = _flat(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
-        saved = {renamed.get(key, key): value for key, value in saved.items()}
-        wanted = _flat(settings)
-        differing = [
-            f"{key} was {saved.get(key, 'not set')!r}, is {wanted.get(key, 'not set')!r}"
-            for key in sorted(saved.keys() | wanted.keys())
-            if saved.get(key, "not set") != wanted.get(key, "not set")
-        ]
+        saved = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        differing = differences(saved, settings, renamed, defaults)
         if differing:
             raise StateError(
                 f"{folder} was made with other settings: {'; '.join(differing)}. Restore them to go on, or start anew "
                 f"with another run_dir or without {self.root}"
             )
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Note the settings of a run that has taken its first step and has no state yet."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_json(self.root / SETTINGS, settings)
+
+    def claim(
+        self, settings: dict[str, Any], renamed: Mapping[str, str], defaults: Mapping[str, Any] | None = None
+    ) -> tuple[int, Path] | None:
+        """Return what `newest` does, once the settings are known to be those of the run that made it, or that began.
+
+        Raises:
+            StateError: they differ.
+        """
+        newest = self.newest()
+        folder = newest[1] if newest else self.root
+        if (folder / SETTINGS).is_file():
+            self.check(folder, settings, renamed, defaults)
+        return newest
 
     def part(self, step: int) -> Path:
         """Return where all ranks write the state after `step` steps, while one of them has `saving` open."""
@@ -61,7 +80,7 @@ class StateFolder:
 
     @contextmanager
     def saving(self, step: int, settings: dict[str, Any]) -> Iterator[Path]:
-        """Yield that folder, empty; it is a state when the block ends without an error, and all but `KEEP` are removed.
+        """Yield that folder, empty; it is a state when the block ends without an error, and older ones are removed.
 
         Args:
             settings: a JSON value, for `check`.
@@ -69,18 +88,10 @@ class StateFolder:
         with replacing_folder(self._place(step)) as part:
             yield part
             write_json(part / SETTINGS, settings)
-        for _, folder in sorted(self._complete())[:-KEEP]:
-            shutil.rmtree(folder)
+        remove_older(self.root, self._keep)
 
     def _place(self, step: int) -> Path:
         return self.root / f"step-{step}"
 
     def _complete(self) -> list[tuple[int, Path]]:
         return [(int(folder.name.removeprefix("step-")), folder) for folder in self.root.glob("step-*")]
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Return the leaves of a JSON value by dotted key."""
-    if not isinstance(value, dict):
-        return {key: value}
-    return {k: leaf for name, part in value.items() for k, leaf in _flat(part, f"{key}.{name}".lstrip(".")).items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vsr1.formats.plain import plain
 from vsr1.settings.parts import AgentConfig
 
 SYSTEM_PROMPT = (
@@ -22,7 +23,7 @@ VIDEO_PLACEHOLDER = "<|video_pad|>"
 
 
 def system_prompt(path: Path | None) -> str:
-    """The default prompt, or the text of a file (released checkpoints bring their own).
+    """Return the default prompt, or the text of a file (released checkpoints bring their own).
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -31,18 +32,18 @@ def system_prompt(path: Path | None) -> str:
 
 
 def agent_prompt(agent: AgentConfig) -> str:
-    """The system prompt of an agent: its own, with what refinement in new words asks for."""
+    """Return the system prompt of an agent: its own, with what refinement in new words asks for."""
     return system_prompt(agent.system_prompt) + (REWRITE_PROMPT if agent.refinement == "text" else "")
 
 
 def user_text(query: str) -> str:
-    """The user's words before the video."""
+    """Return the user's words before the video."""
     return f'Query: "{query}"\nRetrieved video: '
 
 
 def turn_parts(query: str, system: str) -> tuple[str, str]:
-    """Return what stands before and after the clip in the prompt of a turn, in chat markup."""
-    before = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user_text(query)}"
+    """Return what stands before and after the clip in the prompt of a turn, in chat markup for `encode_plain`."""
+    before = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user_text(plain(query))}"
     return before, "<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -52,26 +53,26 @@ def turn_prompt(query: str, system: str) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """`12` prints as `12.0`, others with up to six decimals and no trailing zeros (method.md §2.3)."""
+    """Print `12` as `12.0`, others with up to six decimals and no trailing zeros (method.md §2.3)."""
     if float(seconds).is_integer():
         return f"{seconds:.1f}"
     return f"{seconds:.6f}".rstrip("0")
 
 
 def with_rewrite(reply: str, rewrite: str) -> str:
-    """A reply that rejects its video, with the query in new words before the refine token.
+    """Return a reply that rejects its video, with the query in new words before the refine token.
 
     Raises:
         ValueError: the reply does not end in that token.
     """
-    said, token, after = reply.rpartition("<REFINE>")
+    words, token, after = reply.rpartition("<REFINE>")
     if not token or after.strip():
         raise ValueError(f"a reply that is to refine the query must end in <REFINE>, this one ends in {reply[-40:]!r}")
-    return f"{said}<query>{rewrite}</query> {token}"
+    return f"{words}<query>{rewrite}</query> {token}"
 
 
 def assistant_text(think: str, matched: bool, span: tuple[float, float] | None) -> str:
-    """The reply that training teaches.
+    """Return the reply that training teaches.
 
     Raises:
         ValueError: empty reasoning, or a match without a span.

@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-# Ray runs actors and training workers in folders of their own, so a path means the same from where it was given.
-AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.absolute())]
+
+def _written_path(value: object) -> object:
+    """Refuse what a shell would have made a path of, and what names the present folder by being empty."""
+    text = str(value)
+    if not text.strip() or "\0" in text:
+        raise ValueError("a path is needed; leave the key out to have the default")
+    if text.startswith("$"):
+        raise ValueError("shell variables are not replaced in settings; write ${oc.env:NAME} for one")
+    return value
+
+
+def _absolute(path: Path) -> Path:
+    """Return the path from where it was given, with `~` as the home folder.
+
+    Ray runs actors and training workers in folders of their own, so a path must not depend on the present one.
+    """
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"no home folder of {path.parts[0]} is known; write the path in full") from None
+
+
+AbsolutePath = Annotated[Path, BeforeValidator(_written_path), AfterValidator(_absolute)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator takes
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+    """A section of settings: no unknown key, no number that is infinite or not one, no yes or no for a number."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, values: object) -> object:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field and {int, float} & {field.annotation, *get_args(field.annotation)}:
+                raise ValueError(f"{name}: a number is needed, not {str(value).lower()}")
+        return values
 
 
 class EngineConfig(Section):
@@ -34,7 +67,7 @@ class EngineConfig(Section):
     gpu_memory_utilization: float = Field(0.6, gt=0, le=1)
     enforce_eager: bool | None = Field(None, description="no CUDA graphs; empty: graphs on a GPU, none on CPU")
     log_stats: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ModelConfig(Section):
@@ -82,7 +115,13 @@ class RolloutConfig(Section):
         "file", description="how weights travel: nccl between GPUs, ipc on the learner's own GPU, file on CPU"
     )
     verify_push: bool = Field(True, description="compare every pushed tensor with the learner's")
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(
+        1.0,
+        ge=0.01,
+        description="of training: a group needs samples that differ (evaluations decode greedily); vLLM takes no less",
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="of training: sample from the likeliest tokens of this sum only")
+    top_k: int = Field(0, ge=0, description="of training: sample from so many likeliest tokens only; 0: all")
     max_episodes: int | None = Field(
         None, ge=1, description="episodes that a worker plays at one time; empty: twice engine.max_num_seqs"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vsr1.settings.parts import Section
 
@@ -16,6 +16,10 @@ class LearnerConfig(Section):
     zero_stage: Literal[1, 2, 3] = 1
     learning_rate: float = Field(5e-5, gt=0)
     head_learning_rate: float = Field(1e-4, gt=0)
+    schedule: Literal["half_constant", "constant", "linear", "cosine"] = Field(
+        "half_constant", description="of both rates, over the steps or the time of a stage; all but constant end at 0"
+    )
+    warmup_steps: int = Field(0, ge=0, description="first steps, over which the rates rise evenly from 0")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     micro_tokens: int = Field(
@@ -33,6 +37,11 @@ Negatives = Annotated[
 ]
 
 
+MaxPromptTokens = Annotated[
+    int | None, Field(ge=1, description="records with longer prompts, their clip included, are left out; empty: none")
+]
+
+
 class RetrievalLossConfig(Section):
     """InfoNCE of the refined query against the right video and its negatives."""
 
@@ -47,12 +56,37 @@ class SftConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     retrieval_loss: RetrievalLossConfig = RetrievalLossConfig()
     negatives: Negatives = 24
+    max_prompt_tokens: MaxPromptTokens = None
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(16, ge=1, description="examples in one optimiser step, over all ranks")
     max_steps: int | None = Field(None, ge=1)
     save_every: int | None = Field(
         None, ge=1, description="optimiser steps between states that a stopped run goes on from; empty: the end only"
     )
+    save_total_limit: int = Field(2, ge=1, description="newest of these states that are kept")
+    val_records: int = Field(0, ge=0, description="records that are never trained on, chosen by the seed, to evaluate")
+    validate_every: int | None = Field(None, ge=1, description="optimiser steps between evaluations on these records")
+    keep_best: bool = Field(False, description="also keep the weights of the lowest evaluated loss, in `sft-best`")
+
+    @model_validator(mode="after")
+    def _evaluations_have_records(self) -> SftConfig:
+        if (self.validate_every or self.keep_best) and not (self.validate_every and self.val_records):
+            raise ValueError("an evaluation during Stage 1 needs sft.validate_every and sft.val_records")
+        if self.val_records % self.learner.ranks:
+            raise ValueError(
+                f"sft.val_records={self.val_records} cannot be shared by sft.learner.ranks={self.learner.ranks}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_share_a_batch(self) -> SftConfig:
+        rows, ranks = self.batch_size, self.learner.ranks
+        if rows % ranks:
+            near = [str(count * ranks) for count in (rows // ranks, rows // ranks + 1) if count]
+            raise ValueError(
+                f"sft.batch_size={rows} cannot be shared by sft.learner.ranks={ranks}; take {' or '.join(near)}"
+            )
+        return self
 
 
 class RewardConfig(Section):
@@ -114,6 +148,7 @@ class GrpoConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     latents: LatentActionConfig = LatentActionConfig()
     train_heads: bool = True
+    max_prompt_tokens: MaxPromptTokens = None
     first_video: Literal["retrieved", "balanced", "recorded"] = Field(
         "retrieved",
         description="what turn 1 shows: the live search's top video; that or, for augmented records, the right one; or "
@@ -128,6 +163,10 @@ class GrpoConfig(Section):
     )
     prompts_per_step: int = Field(4, ge=1)
     group_size: int = Field(8, ge=2)
+    minibatches: int = Field(
+        1, ge=1, description="optimiser steps an epoch on one batch of examples, each on its own part of them"
+    )
+    epochs: int = Field(1, ge=1, description="times that each batch of examples is trained on")
     replace_equal_groups: int = Field(
         0, ge=0, description="more prompts a step for groups whose samples all earned the same (dynamic sampling)"
     )
@@ -135,14 +174,42 @@ class GrpoConfig(Section):
     save_every: int | None = Field(
         None, ge=1, description="steps between checkpoints in `checkpoints/step-N`; empty: the last one only"
     )
+    save_total_limit: int | None = Field(None, ge=1, description="newest of them that are kept; empty: all")
+    keep_best: bool = Field(False, description="also keep the weights of the best validation reward, in `grpo-best`")
     validate_every: int | None = Field(None, ge=1, description="steps between evaluations on `val_split`")
     val_split: str = "val"
     evaluate_after: bool = Field(
         False, description="evaluate `eval.split` with the trained weights, as `vsr1 eval` does"
     )
 
+    @model_validator(mode="after")
+    def _the_best_is_known(self) -> GrpoConfig:
+        if self.keep_best and not self.validate_every:
+            raise ValueError("grpo.keep_best=true compares validations; set grpo.validate_every")
+        return self
+
+    @model_validator(mode="after")
+    def _every_rank_has_a_sample(self) -> GrpoConfig:
+        samples, ranks = self.prompts_per_step * self.group_size, self.learner.ranks
+        if samples < ranks:
+            raise ValueError(
+                f"grpo.prompts_per_step={self.prompts_per_step} x grpo.group_size={self.group_size} are {samples} "
+                f"samples a step, too few for grpo.learner.ranks={ranks}; raise one of the two or lower the ranks"
+            )
+        return self
+
+
+class TrackingConfig(Section):
+    """Where the scalars of a training go beside TensorBoard and `scalars.jsonl`."""
+
+    wandb: str | None = Field(
+        None, min_length=1, description="project of Weights & Biases, whose own variables hold the key and the mode"
+    )
+
 
 class EvalConfig(Section):
+    """What an evaluation plays."""
+
     split: str = "test"
     limit: int | None = Field(None, ge=1, description="queries evaluated, the first ones; empty takes all")
     top_k: int = Field(100, ge=1, description="videos listed by a search, of which ranked lists of moments are made")

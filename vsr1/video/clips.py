@@ -292,6 +292,12 @@ class ClipFolder:
         except ClipError as error:
             raise ClipError(f"{path} and its row in {META} do not make a clip, rebuild it: {error}") from error
 
+    def outline(self, video_id: str) -> Clip:
+        """Return a clip of the size and the times of one, its frames black and without memory, from its row alone."""
+        row = self.row(video_id)
+        shape = row["output_num_frames"], row["output_height"], row["output_width"], 3
+        return Clip(video_id, np.broadcast_to(np.uint8(0), shape), self._times(row, shape[0]), "")
+
     def _times(self, row: ClipMeta, count: int) -> np.ndarray:
         """Return float64 [T] seconds; the time of the last frame stands twice where the even pad repeated it."""
         if self.timestamps == "legacy_index":

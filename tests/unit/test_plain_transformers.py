@@ -1,0 +1,41 @@
+"""A saved checkpoint in stock transformers, in an environment that `make` has prepared."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from vsr1.compat import prepare_environment
+from vsr1.model.checkpoint import Qwen3VLConfig, write_weights
+
+REPOSITORY = Path(__file__).parents[2]
+STOCK = """
+import site, sys
+site.addsitedir(sys.argv[1])  # as Python does at its start
+from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+processor = AutoProcessor.from_pretrained(sys.argv[2])
+model = Qwen3VLForConditionalGeneration.from_pretrained(sys.argv[2])
+print(type(processor).__name__, type(model).__name__)
+"""
+
+
+def test_stock_transformers_reads_a_checkpoint(tmp_path: Path) -> None:
+    prepare_environment(tmp_path)
+    command = [sys.executable, "-c", STOCK, str(tmp_path), str(REPOSITORY / "checkpoints" / "toy" / "sft")]
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    )
+    assert result.stdout.split() == ["Qwen3VLProcessor", "Qwen3VLForConditionalGeneration"], result.stderr
+
+
+def test_weights_can_be_read_by_whoever_reads_the_files_beside_them(tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        write_weights(tmp_path, Qwen3VLConfig(), {"x": torch.zeros(2)})
+    finally:
+        os.umask(mask)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"config.json": 0o644, "model.safetensors": 0o644}
