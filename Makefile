@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[cpu,dev]" || { \
 	  echo "vsr1: the installation failed; if torch==2.13.0+cpu was not found, give pip the CPU wheels of torch: CONTRIBUTING.md, Setup" >&2; \
 	  exit 1; }
-	@$(BIN)/python -m vsr1.compat
+	@$(BIN)/python -c "from vsr1.compat import prepare_environment; prepare_environment()"
 	@touch $@
 
 clean:

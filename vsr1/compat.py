@@ -5,8 +5,8 @@ The registry's torchvision, torchaudio and torchcodec wheels are CUDA builds who
 `prepare` declares the two torchvision operators that its Python code registers kernels for. Neither does anything on a
 CUDA build, or when torchvision's native library loads. `skip_operator_builds` keeps gcc out of a learner's start.
 
-`python -m vsr1.compat` lets every Python of its environment do so, when torchvision is imported there first: stock
-transformers then reads a saved checkpoint. `make` does it.
+`prepare_environment` lets every Python of its environment do so, when torchvision is imported there first: stock
+transformers then reads a saved checkpoint. `make` calls it.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def hide_broken_packages() -> None:
         sys.meta_path.insert(0, _BeforeTorchvision())
 
 
-def prepare_environment(folder: Path) -> None:
-    """Write a file that lets every Python import `vsr1` first, into a folder of installed packages."""
+def prepare_environment(folder: Path | None = None) -> None:
+    """Write a file that lets every Python import `vsr1` first, into a folder of installed packages (None: our own)."""
+    folder = folder or Path(sysconfig.get_path("purelib"))
     line = "import importlib.util; importlib.util.find_spec('vsr1') and __import__('vsr1')\n"
     (folder / "vsr1_compat.pth").write_text(line, encoding="utf-8")
 
@@ -108,5 +109,3 @@ if __name__ == "__mp_main__":
     from vsr1 import compat  # this copy of the module has not seen what that one did
 
     compat.prepare()
-elif __name__ == "__main__":
-    prepare_environment(Path(sysconfig.get_path("purelib")))

@@ -253,9 +253,9 @@ def test_an_environment_gives_exactly_its_terms_within_their_bounds(values: dict
     assert scored(episode(turn(MATCH)), OneTerm({"guess": 0.5})).reward == 1.0
 
 
-def test_a_weight_that_is_not_finite_is_an_error() -> None:
+def test_a_reward_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(RewardError, match="weighted reward is inf"):
-        score(episode(turn(MATCH)), RewardConfig(verification=math.inf))
+        score(episode(turn(MATCH)), RewardConfig(verification=1.7e308, think_format=1.7e308))
 
 
 def test_an_episode_without_turns_is_not_scored() -> None:

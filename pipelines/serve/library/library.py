@@ -31,7 +31,7 @@ from vsr1.formats.digest import value_sha256
 from vsr1.retrieval.added import SOURCE, AddedFolder, LibraryClips
 from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.settings.serving import CorpusConfig
-from vsr1.video.clips import ClipFolder, player_offset
+from vsr1.video.clips import ClipFolder, ClipMeta, player_offset
 
 CUTS_AT_ONCE = 2
 EXAMPLES = 3  # queries that the page offers
@@ -166,10 +166,10 @@ class LibraryReplica:
             return Video(video_id=video_id, status="failed", progress=0, error=Problem(**fault.model_dump()))
         return Video(video_id=video_id, status="ready", progress=1)
 
-    async def _row(self, corpus: str, video_id: str) -> tuple[dict[str, Any], str]:
-        """Return what `meta.jsonl` says of a video, a `ClipMeta`, and its version. Raise as `video` does."""
+    async def _row(self, corpus: str, video_id: str) -> tuple[ClipMeta, str]:
+        """Return what `meta.jsonl` says of a video, and its version. Raise as `video` does."""
         clips = self._ingestion[corpus].clips
-        row = dict(await asyncio.to_thread(lambda: clips.known(video_id).row(video_id)))
+        row = await asyncio.to_thread(lambda: clips.known(video_id).row(video_id))
         return row, value_sha256(row)[:16]
 
 
