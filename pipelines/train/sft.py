@@ -174,7 +174,10 @@ def _states(config: Config) -> StateFolder:
 
 def _settings(config: Config, rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     """Return all that decides what a step does, as a JSON value; a state is continued under the same only."""
-    sft = config.sft.model_dump(mode="json", exclude={"save_every", "epochs", "max_steps"})
+    speed = {"compile", "vision_cache_gib"}  # change how fast a step is, not what it does
+    sft = config.sft.model_dump(
+        mode="json", exclude={"save_every": True, "epochs": True, "max_steps": True, "learner": speed}
+    )
     return {
         "seed": config.seed,
         "model": config.model.model_dump(mode="json"),
