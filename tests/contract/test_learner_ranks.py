@@ -261,7 +261,8 @@ def _broken_numbers(folder: Path, rank: int) -> Any:
     )
 
     def step(advantage: float) -> None:
-        learner.step([replace(_example(folder, 64, 5), sampled=Sampled([-5.0] * 5, advantage))], 1e-3)
+        example = _example(folder, 64, 5, refined=False)
+        learner.step([replace(example, sampled=Sampled([-5.0] * 5, advantage))], 1e-3)
 
     step(1.0)
     before = {name: tensor.clone() for name, tensor in learner.full_weights()}
