@@ -1,8 +1,8 @@
 """The learner alone, on random weights: seconds of a step, its parts, memory, and the share of the device.
 
-Every step is of new clips and new replies, so that nothing is encoded before it is timed. With `ranks` it is the product's
-learner under DeepSpeed, a process a rank. Without (0) it is the same loss with torch's AdamW on float32 copies of the
-weights in this process, which needs neither DeepSpeed nor Ray.
+Every step is of new clips and new replies, so that nothing is encoded before it is timed. With `ranks` it is the
+product's learner under DeepSpeed, a process a rank. Without (0) it is the same loss with torch's AdamW on float32
+copies of the weights in this process, which needs neither DeepSpeed nor Ray.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -67,7 +68,8 @@ def bench_learner(work: LearnerWork) -> dict[str, Any]:
         folder = Path(name)
         write_models(work.shape, folder, weights=work.ranks > 0)
         if not work.ranks:
-            return asdict(work) | measured(work, folder, plain_step(work, folder))
+            batches = Batches(work, folder)
+            return asdict(work) | measured(work, batches, plain_step(work, folder, batches))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -75,9 +77,9 @@ def bench_learner(work: LearnerWork) -> dict[str, Any]:
         return asdict(work) | torch.load(folder / "figures.pt")
 
 
-def measured(work: LearnerWork, folder: Path, step: Step, rank: int = 0) -> dict[str, Any]:
+def measured(work: LearnerWork, batches: Batches, step: Step, rank: int = 0) -> dict[str, Any]:
     """Return the figures of steps; all ranks take them."""
-    batches, taken, numbers = Batches(work, folder), Rounds(), []
+    taken, numbers = Rounds(), []
     for number in range(work.rounds + 1):
         examples = batches.step(number)[rank :: max(work.ranks, 1)]
         with taken.time("step"):
@@ -94,9 +96,10 @@ class Batches:
     def __init__(self, work: LearnerWork, folder: Path) -> None:
         self._work, self._processor = work, ClipProcessor(folder / "policy")
         self._refine = refine_token_id(self._processor.tokenizer)
+        self.clip = lru_cache(4 * work.prompts)(self._clip)  # made before a step is timed, as a clip store would
         self._width = 2048 if work.shape == "2b" else toy_config(self._processor.tokenizer).refine_dim
 
-    def clip(self, reference: ClipReference) -> Clip:
+    def _clip(self, reference: ClipReference) -> Clip:
         """Return the clip of that number, the same in every process."""
         work, number = self._work, int(reference.video_id)
         pixels = np.random.default_rng(number).integers(0, 255, (work.frames, work.side, work.side, 3), np.uint8)
@@ -177,7 +180,7 @@ def stage_of(work: LearnerWork) -> SftConfig | GrpoConfig:
 
 
 def plain_step(
-    work: LearnerWork, folder: Path, models: tuple[VideoSearchPolicy, torch.nn.Module] | None = None
+    work: LearnerWork, folder: Path, batches: Batches, models: tuple[VideoSearchPolicy, torch.nn.Module] | None = None
 ) -> Step:
     """Return a step in this process: the product's loss and passes, torch's AdamW on float32 copies."""
     policy, embedder = models or build_models(work.shape, folder)
@@ -185,7 +188,7 @@ def plain_step(
     policy.model.visual.merger.requires_grad_(work.stage == 1)
     policy.model.visual.deepstack_merger_list.requires_grad_(work.stage == 1)
     encoder = Embedder(embedder, ClipProcessor(folder / "embedder"), "")
-    sources = policy, None, encoder, _vectors(encoder.dim), ClipProcessor(folder / "policy"), Batches(work, folder).clip
+    sources = policy, None, encoder, _vectors(encoder.dim), ClipProcessor(folder / "policy"), batches.clip
     loss = ExampleLoss(stage_of(work), AgentConfig(), *sources)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     masters = [parameter.detach().float().clone() for parameter in trained]
@@ -230,8 +233,9 @@ def _rank(rank: int, work: LearnerWork, folder: Path, port: int) -> None:
         policy=folder / "policy", embedder=folder / "embedder", dtype=_dtype(), device=_device()
     )  # fmt: skip
     dim = 2048 if work.shape == "2b" else toy_config(ClipProcessor(folder / "policy").tokenizer).refine_dim
-    learner = Learner(stage_of(work), model, AgentConfig(), _vectors(dim), Batches(work, folder).clip)
-    figures = measured(work, folder, lambda examples: learner.step(examples, RATE), rank)
+    batches = Batches(work, folder)
+    learner = Learner(stage_of(work), model, AgentConfig(), _vectors(dim), batches.clip)
+    figures = measured(work, batches, lambda examples: learner.step(examples, RATE), rank)
     if rank == 0:
         torch.save(figures, folder / "figures.pt")
     torch.distributed.barrier()

@@ -12,9 +12,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.util import find_spec
+from functools import cached_property, lru_cache
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -41,6 +41,20 @@ class LayerOptions:
 DEFAULTS = LayerOptions()
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What some queries read in one call of the kernel: causally their own segments, or pieces of keys as a whole.
+
+    `queries` and `keys` say which, int64; None: all. They lie in runs, each of which reads its run of keys.
+    """
+
+    queries: torch.Tensor | None
+    keys: torch.Tensor | None
+    query_starts: torch.Tensor  # int32 [runs + 1]
+    key_starts: torch.Tensor
+    longest: tuple[int, int]
+
+
 class Segments:
     """What attends to what in a pass.
 
@@ -53,42 +67,65 @@ class Segments:
     def __init__(
         self, lengths: list[int], pieces: list[list[int]], key_lengths: list[int], device: torch.device
     ) -> None:
-        self.lengths, self.key_lengths, self._device = lengths, key_lengths, device
-        self.order = [piece for own in pieces for piece in own]
-        self.reach = [sum(key_lengths[piece] for piece in own) for own in pieces]
-        self.starts, self.key_starts = (
-            torch.tensor([0, *accumulate(part)], dtype=torch.int32, device=device) for part in (lengths, self.reach)
-        )
-        self.masks = lru_cache(maxsize=None)(self._mask)
+        self._lengths, self._pieces, self._key_lengths, self._device = lengths, pieces, key_lengths, device
+        self._reach = [sum(key_lengths[piece] for piece in own) for own in pieces]
+        self._mask = lru_cache(maxsize=None)(self._new_mask)
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        earlier: KeysValues | None,
+        scale: float,
+    ) -> torch.Tensor:
         """Return what each token reads, [T, heads, D].
 
         Args:
             query: [T, heads, D].
-            key: of all pieces, one after another, [tokens of the pieces, key heads, D]; `value` alike.
+            key: of this pass, [T, key heads, D]; `value` alike.
+            earlier: of the pass before, whose pieces come first.
         """
-        if self.order != list(range(len(self.key_lengths))):
-            key, value = self._gathered(key), self._gathered(value)
-        if flash := _flash(query.device, query.dtype):
-            return flash(query, key, value, self, scale)
+        if _has_flash(query.device, query.dtype):
+            return _Merged.apply(query, key, value, *(earlier or (None, None)), self._reads, scale)
+        keys, values = (
+            (key, value) if earlier is None else (torch.cat(pair) for pair in zip(earlier, (key, value), strict=True))
+        )
         parts = []
-        shares = (query.split(self.lengths), key.split(self.reach), value.split(self.reach))
-        for own, keys, values in zip(*shares, strict=True):
-            mask = self.masks(len(own), len(keys))
-            heads = (part.transpose(0, 1)[None] for part in (own, keys, values))
+        of_pieces = keys.split(self._key_lengths), values.split(self._key_lengths)
+        for own, pieces in zip(query.split(self._lengths), self._pieces, strict=True):
+            read = (torch.cat([part[piece] for piece in pieces]) for part in of_pieces)
+            heads = [part.transpose(0, 1)[None] for part in (own, *read)]
+            mask = self._mask(heads[0].shape[2], heads[1].shape[2])
             part = functional.scaled_dot_product_attention(
                 *heads, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
             )
             parts.append(part[0].transpose(0, 1))
         return torch.cat(parts)
 
-    def _gathered(self, keys: torch.Tensor) -> torch.Tensor:
-        """Return the pieces in the order of the segments; split and joined, so that gradients add up in order."""
-        pieces = keys.split(self.key_lengths)
-        return torch.cat([pieces[piece] for piece in self.order])
+    @cached_property
+    def _reads(self) -> list[_Read]:
+        """The calls of the kernel: one for the segments themselves, one more for each piece before the own one."""
+        own = self._starts(self._lengths)
+        reads = [_Read(None, None, own, own, (max(self._lengths),) * 2)]
+        begins, key_begins = ([0, *accumulate(part)] for part in (self._lengths, self._key_lengths))
+        for back in range(2, 1 + max(map(len, self._pieces))):
+            runs: dict[int, list[int]] = {}  # tokens that read a piece, by the piece
+            for place, pieces in enumerate(self._pieces):
+                if len(pieces) >= back:
+                    runs.setdefault(pieces[-back], []).extend(range(begins[place], begins[place + 1]))
+            keys = [token for piece in runs for token in range(key_begins[piece], key_begins[piece + 1])]
+            counts, key_counts = [len(run) for run in runs.values()], [self._key_lengths[piece] for piece in runs]
+            queries = [token for run in runs.values() for token in run]
+            places = (torch.tensor(part, device=self._device) for part in (queries, keys))
+            starts = self._starts(counts), self._starts(key_counts)
+            reads.append(_Read(*places, *starts, (max(counts), max(key_counts))))
+        return reads
 
-    def _mask(self, count: int, reach: int) -> torch.Tensor | None:
+    def _starts(self, counts: list[int]) -> torch.Tensor:
+        return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=self._device)
+
+    def _new_mask(self, count: int, reach: int) -> torch.Tensor | None:
         if count == reach:
             return None
         return torch.ones(count, reach, dtype=torch.bool, device=self._device).tril(reach - count)
@@ -146,8 +183,7 @@ def _layer(
     """Run one layer; returns states, keys and values of these tokens."""
     project, finish = parts
     query, key, value = project(layer, hidden, *angles)
-    keys, values = (key, value) if earlier is None else (torch.cat([earlier[0], key]), torch.cat([earlier[1], value]))
-    mixed = segments.attend(query, keys, values, layer.self_attn.scaling)
+    mixed = segments.attend(query, key, value, earlier, layer.self_attn.scaling)
     return finish(layer, hidden, mixed), key, value
 
 
@@ -173,35 +209,95 @@ def _compiled() -> tuple[Callable[..., tuple[torch.Tensor, ...]], Callable[..., 
     return torch.compile(_project, dynamic=True), torch.compile(_finish, dynamic=True)
 
 
-@lru_cache(maxsize=8)
-def _flash(device: torch.device, dtype: torch.dtype) -> Callable[..., torch.Tensor] | None:
-    """Return FlashAttention over segments of any length, if this device has it for this dtype."""
-    if device.type != "cuda":
-        return None
-    if dtype not in (torch.bfloat16, torch.float16) or torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
-        _log.warning(
-            "no FlashAttention for %s on this GPU: attention runs a sequence at a time, which is slower", dtype
-        )
-        return None
-    return _flash_package if find_spec("flash_attn") else _flash_of_torch
+class _Merged(torch.autograd.Function):
+    """FlashAttention over several reads, joined by the sums of their exponentials; no key is copied for each reader.
+
+    The kernel's own backward gives each read its gradients once it is told the joined result and sum (as in ring
+    attention).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        earlier_key: torch.Tensor | None,
+        earlier_value: torch.Tensor | None,
+        reads: list[_Read],
+        scale: float,
+    ) -> torch.Tensor:
+        sources = (key, value) if earlier_key is None else (earlier_key, earlier_value)
+        result, sums = _flash_forward(query, key, value, reads[0], scale)
+        for read in reads[1:]:
+            own, others = sums[:, read.queries], (source[read.keys] for source in sources)
+            part, part_sums = _flash_forward(query[read.queries], *others, read, scale)
+            joined = torch.logaddexp(own, part_sums)
+            shares = ((one - joined).exp().T[..., None] for one in (own, part_sums))
+            parts = (result[read.queries], part)
+            result[read.queries] = sum(one * share for one, share in zip(parts, shares, strict=True)).to(result.dtype)
+            sums[:, read.queries] = joined
+        ctx.save_for_backward(query, key, value, earlier_key, earlier_value, result, sums)
+        ctx.reads, ctx.scale = reads, scale
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, earlier_key, earlier_value, result, sums = ctx.saved_tensors
+        gradient, reads = gradient.contiguous(), ctx.reads
+        own = list(_flash_backward(gradient, query, key, value, result, sums, reads[0], ctx.scale))
+        is_own = earlier_key is None
+        sources = (key, value) if is_own else (earlier_key, earlier_value)
+        targets = own[1:] if is_own else [torch.zeros_like(source) for source in sources]
+        for read in reads[1:]:
+            at = read.queries
+            inputs = query[at], *(source[read.keys] for source in sources), result[at], sums[:, at].contiguous()
+            parts = _flash_backward(gradient[at], *inputs, read, ctx.scale)
+            for target, part, place in zip((own[0], *targets), parts, (at, read.keys, read.keys), strict=True):
+                target[place] += part
+        return *own, *([None, None] if is_own else targets), None, None
 
 
-def _flash_package(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scale: float
-) -> torch.Tensor:
-    from flash_attn import flash_attn_varlen_func
+def _flash_forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, read: _Read, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what queries read, and the logarithm of the sum of their exponentials, float32 [heads, queries].
 
-    return flash_attn_varlen_func(
-        query, key, value, segments.starts, segments.key_starts, max(segments.lengths), max(segments.reach),
-        softmax_scale=scale, causal=True,
+    The kernel under `torch.nn.attention.varlen`, whose own arguments differ from one release to the next.
+    """
+    is_causal = read.queries is None
+    starts, longest = (read.query_starts, read.key_starts), read.longest
+    result, sums, *_ = torch.ops.aten._flash_attention_forward(
+        query, key, value, *starts, *longest, 0.0, is_causal, False, scale=scale
+    )
+    return result, sums
+
+
+def _flash_backward(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    result: torch.Tensor,
+    sums: torch.Tensor,
+    read: _Read,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of queries, keys and values of one read."""
+    state = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of the dropout that there is not
+    starts, longest = (read.query_starts, read.key_starts), read.longest
+    return torch.ops.aten._flash_attention_backward(
+        gradient, query, key, value, result, sums, *starts, *longest, 0.0, read.queries is None, state, state[:0],
+        scale=scale,
     )  # fmt: skip
 
 
-def _flash_of_torch(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scale: float
-) -> torch.Tensor:
-    # The kernel under `torch.nn.attention.varlen`, whose own arguments differ from one release to the next.
-    return torch.ops.aten._flash_attention_forward(
-        query, key, value, segments.starts, segments.key_starts, max(segments.lengths), max(segments.reach),
-        0.0, True, False, scale=scale,
-    )[0]  # fmt: skip
+@lru_cache(maxsize=8)
+def _has_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell whether PyTorch's own FlashAttention runs on this device in this dtype."""
+    if device.type != "cuda":
+        return False
+    if dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY:
+        return True
+    _log.warning("no FlashAttention for %s on this GPU: attention runs a sequence at a time, which is slower", dtype)
+    return False

@@ -289,12 +289,15 @@ class ExampleLoss:
         soft = self.policy.soft_tokens(torch.cat(queries)).split([len(query) for query in queries])  # the ranks' rule
         vectors = self.embedder.query_vectors([target.query for target in targets], list(soft))
         nearest = self._vectors.nearest(vectors, self._retrieval.mined)
-        losses = []
-        for vector, target, mined in zip(vectors, targets, nearest, strict=True):
-            rows = [*(self._vectors.rows[video] for video in [target.positive, *target.negatives]), *mined]
-            videos = self._vectors.matrix[list(dict.fromkeys(rows))].to(vector)  # the right one first, each once
-            losses.append(retrieval_loss(vector, videos[0], videos[1:], self._retrieval.temperature))
-        return torch.stack(losses)
+        rows = []  # of the right video and the wrong ones, each once
+        for target, mined in zip(targets, nearest, strict=True):
+            named = [self._vectors.rows[video] for video in [target.positive, *target.negatives]]
+            rows.append(list(dict.fromkeys([*named, *mined])))
+        width = max(map(len, rows))
+        table = torch.tensor([[*own, *own[:1] * (width - len(own))] for own in rows])
+        counts = torch.tensor([len(own) for own in rows], device=vectors.device)
+        videos = self._vectors.matrix[table.to(self._vectors.matrix.device)].to(vectors)
+        return retrieval_loss(vectors, videos, counts, self._retrieval.temperature)
 
 
 def load_vectors(folder: DatasetFolder, split: str) -> VideoVectors:
