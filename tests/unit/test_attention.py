@@ -23,7 +23,7 @@ def _runs(read: _Read) -> list[tuple[slice, slice]]:
 def _forward(query, key, value, read: _Read, scale: float):
     result, sums = torch.zeros_like(query), query.new_zeros(HEADS, len(query))
     for own, keys in _runs(read):
-        scores = _scores(query[own], key[keys], read.queries is None)
+        scores = _scores(query[own], key[keys], read.is_causal)
         sums[:, own] = scores.logsumexp(-1)
         values = value[keys].repeat_interleave(HEADS // KEY_HEADS, 1)
         result[own] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
@@ -36,7 +36,7 @@ def _backward(gradient, query, key, value, result, sums, read: _Read, scale: flo
     for own, keys in _runs(read):
         parts = [part.detach().requires_grad_() for part in (query[own], key[keys])]
         with torch.enable_grad():
-            scores = _scores(*parts, read.queries is None)
+            scores = _scores(*parts, read.is_causal)
         weights = (scores.detach() - sums[:, own, None]).exp()
         wide = value[keys].repeat_interleave(HEADS // KEY_HEADS, 1)
         of_weights = torch.einsum("qhd,khd->hqk", gradient[own], wide)
@@ -77,11 +77,13 @@ def _segments(case: str) -> tuple[Segments, list[int], bool]:
         pieces = [[0], *[[0, 1 + i] for i in range(len(REPLIES))], [len(REPLIES) + 1]]
         return Segments(lengths, pieces, lengths, torch.device("cpu")), [sum(lengths)] * 5, False
     after = [[0, 1, 5], [0, 3, 6], [4, 7]]
+    if case == "going on from rows alone":  # all keys and all queries, in their order
+        lengths, after = [4, ALONE, 5], [[0, 3], [1, 4], [2, 5]]
     segments = Segments([2, 2, 2], after, [*lengths, 2, 2, 2], torch.device("cpu"))
     return segments, [6, 6, 6, sum(lengths), sum(lengths)], True
 
 
-@pytest.mark.parametrize("case", ["first pass", "going on"])
+@pytest.mark.parametrize("case", ["first pass", "going on", "going on from rows alone"])
 def test_reads_joined_equal_a_call_a_sequence(case: str, request: pytest.FixtureRequest) -> None:
     wanted = _results(*_segments(case))
     request.getfixturevalue("kernel")

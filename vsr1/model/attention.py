@@ -23,6 +23,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # of one layer, [T, key heads, D] each
 FLASH_CAPABILITY = (8, 0)  # of the GPUs that FlashAttention runs on
+ALL = slice(None)
 _log = logging.getLogger(__name__)
 
 
@@ -45,11 +46,12 @@ DEFAULTS = LayerOptions()
 class _Read:
     """What some queries read in one call of the kernel: causally their own segments, or pieces of keys as a whole.
 
-    `queries` and `keys` say which, int64; None: all. They lie in runs, each of which reads its run of keys.
+    `queries` and `keys` say which, int64, or all. They lie in runs, each of which reads its run of keys.
     """
 
-    queries: torch.Tensor | None
-    keys: torch.Tensor | None
+    is_causal: bool
+    queries: torch.Tensor | slice
+    keys: torch.Tensor | slice
     query_starts: torch.Tensor  # int32 [runs + 1]
     key_starts: torch.Tensor
     longest: tuple[int, int]
@@ -107,8 +109,9 @@ class Segments:
     def _reads(self) -> list[_Read]:
         """The calls of the kernel: one for the segments themselves, one more for each piece before the own one."""
         own = self._starts(self._lengths)
-        reads = [_Read(None, None, own, own, (max(self._lengths),) * 2)]
+        reads = [_Read(True, ALL, ALL, own, own, (max(self._lengths),) * 2)]
         begins, key_begins = ([0, *accumulate(part)] for part in (self._lengths, self._key_lengths))
+        sources = key_begins[-1] - begins[-1] or begins[-1]  # tokens of the pass before, or of this one
         for back in range(2, 1 + max(map(len, self._pieces))):
             runs: dict[int, list[int]] = {}  # tokens that read a piece, by the piece
             for place, pieces in enumerate(self._pieces):
@@ -117,10 +120,14 @@ class Segments:
             keys = [token for piece in runs for token in range(key_begins[piece], key_begins[piece + 1])]
             counts, key_counts = [len(run) for run in runs.values()], [self._key_lengths[piece] for piece in runs]
             queries = [token for run in runs.values() for token in run]
-            places = (torch.tensor(part, device=self._device) for part in (queries, keys))
+            places = self._places(queries, begins[-1]), self._places(keys, sources)
             starts = self._starts(counts), self._starts(key_counts)
-            reads.append(_Read(*places, *starts, (max(counts), max(key_counts))))
+            reads.append(_Read(False, *places, *starts, (max(counts), max(key_counts))))
         return reads
+
+    def _places(self, tokens: list[int], count: int) -> torch.Tensor | slice:
+        """Return an index of tokens among `count`, which copies none where it is of all in their order."""
+        return ALL if tokens == list(range(count)) else torch.tensor(tokens, device=self._device)
 
     def _starts(self, counts: list[int]) -> torch.Tensor:
         return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=self._device)
@@ -230,13 +237,11 @@ class _Merged(torch.autograd.Function):
         sources = (key, value) if earlier_key is None else (earlier_key, earlier_value)
         result, sums = _flash_forward(query, key, value, reads[0], scale)
         for read in reads[1:]:
-            own, others = sums[:, read.queries], (source[read.keys] for source in sources)
-            part, part_sums = _flash_forward(query[read.queries], *others, read, scale)
-            joined = torch.logaddexp(own, part_sums)
-            shares = ((one - joined).exp().T[..., None] for one in (own, part_sums))
-            parts = (result[read.queries], part)
-            result[read.queries] = sum(one * share for one, share in zip(parts, shares, strict=True)).to(result.dtype)
-            sums[:, read.queries] = joined
+            at = read.queries
+            part, part_sums = _flash_forward(query[at], *(source[read.keys] for source in sources), read, scale)
+            share = (part_sums - sums[:, at]).sigmoid().T[..., None]  # of what is read now in the whole
+            result[at] = result[at].float().lerp(part.float(), share).to(result.dtype)
+            sums[:, at] = torch.logaddexp(sums[:, at], part_sums)
         ctx.save_for_backward(query, key, value, earlier_key, earlier_value, result, sums)
         ctx.reads, ctx.scale = reads, scale
         return result
@@ -265,10 +270,9 @@ def _flash_forward(
 
     The kernel under `torch.nn.attention.varlen`, whose own arguments differ from one release to the next.
     """
-    is_causal = read.queries is None
     starts, longest = (read.query_starts, read.key_starts), read.longest
     result, sums, *_ = torch.ops.aten._flash_attention_forward(
-        query, key, value, *starts, *longest, 0.0, is_causal, False, scale=scale
+        query, key, value, *starts, *longest, 0.0, read.is_causal, False, scale=scale
     )
     return result, sums
 
@@ -287,7 +291,7 @@ def _flash_backward(
     state = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of the dropout that there is not
     starts, longest = (read.query_starts, read.key_starts), read.longest
     return torch.ops.aten._flash_attention_backward(
-        gradient, query, key, value, result, sums, *starts, *longest, 0.0, read.queries is None, state, state[:0],
+        gradient, query, key, value, result, sums, *starts, *longest, 0.0, read.is_causal, state, state[:0],
         scale=scale,
     )  # fmt: skip
 
