@@ -20,6 +20,7 @@ from pipelines.train.step_metrics import credit_metrics, rollout_metrics, valida
 from vsr1.config import Config
 from vsr1.rl.batch import annealed
 from vsr1.rl.credit import credits_of
+from vsr1.rl.flops import learner_speed
 from vsr1.runs.folder import TRAINING_LOG, write_config
 from vsr1.runs.scalars import RunLog
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
@@ -76,7 +77,8 @@ def _train(config: Config, progress: Progress) -> Path:
             if step % (settings.validate_every or settings.steps + 1) == 0:
                 _validate(others, log, config, step)
             timing["rest"] = time.monotonic() - pushed
-            progress.step(step, {"reward": values["reward/total"], "R@1 after": values["R@1_after"]}, timing)
+            shown = {"reward": values["reward/total"], "R@1 after": values["R@1_after"]} | learner_speed(learned)
+            progress.step(step, shown, timing)
         learners.save(checkpoints / "grpo")
         learners.close()
         if settings.evaluate_after:

@@ -24,10 +24,13 @@ from vsr1.config import RENAMED, Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import lines_sha256
 from vsr1.rl.batch import annealed
+from vsr1.rl.flops import learner_speed
 from vsr1.runs.scalars import SCALARS, RunLog, ScalarTail
 from vsr1.runs.state import StateFolder
 from vsr1.search.prompts import agent_prompt
 from vsr1.video.clips import Clip, ClipFolder, ClipReference
+
+LAST_SCALAR = "tokens_per_second"  # of a step, in the order that they are logged
 
 
 class SftError(RuntimeError):
@@ -147,7 +150,7 @@ def train_rank(settings: dict[str, Any]) -> None:
             metrics = learner.step(examples, rate) | {"learning_rate": rate}
             ended = time.monotonic()
             metrics |= {"seconds/data": read - began, "seconds/learn": ended - read}
-            metrics["tokens_per_second"] = metrics["tokens"] / (ended - began)
+            metrics[LAST_SCALAR] = metrics["tokens"] / (ended - began)
             if log:  # before the state: a run that goes on from it must find all steps before it in the log
                 log.log("sft", step, metrics)
             if step == steps or (config.sft.save_every and step % config.sft.save_every == 0):
@@ -203,13 +206,17 @@ class _Display:
 
     def __init__(self, path: Path, progress: Progress) -> None:
         self._path, self._tail, self._progress = path, ScalarTail(path), progress
+        self._values: dict[str, float] = {}  # of the step that is being read
         self._ended: float | None = None  # when the last step was logged, seconds since 1970
         if path.is_file():  # what earlier runs have logged
             self._tail.read()
 
     def update(self) -> None:
         for row in self._tail.read() if self._path.is_file() else []:
-            if (row["stage"], row["name"]) == ("sft", "loss"):
+            if row["stage"] == "sft":
+                self._values[row["name"]] = row["value"]
+            if (row["stage"], row["name"]) == ("sft", LAST_SCALAR):
                 seconds = {} if self._ended is None else {"step": row["time"] - self._ended}
-                self._progress.step(row["step"], {"loss": row["value"]}, seconds)
+                shown = {"loss": self._values["loss"]} | learner_speed(self._values)
+                self._progress.step(row["step"], shown, seconds)
                 self._ended = row["time"]

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vsr1.model.forward import Row, run_rows, token_logprobs
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.vision import encode_clips
-from vsr1.rl.flops import ModelFlops
+from vsr1.rl.flops import ModelFlops, learner_speed
 from vsr1.rl.meter import Work, peak_flops, work_numbers
 from vsr1.toy.models import config_2b, toy_config
 from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer, vocabulary_texts
@@ -70,4 +70,6 @@ def test_what_is_logged_is_of_all_ranks_over_the_time_of_the_slowest() -> None:
         "mfu_effective": 1.25,
     }
     assert "mfu" not in work_numbers([first], None)
+    assert learner_speed(work_numbers([first], None)) == {"learner tokens/s": pytest.approx(1000 / 3)}
+    assert learner_speed(work_numbers([first], 1e12)).keys() == {"learner tokens/s", "mfu", "mfu effective"}
     assert peak_flops(torch.device("cpu"), torch.bfloat16) is None

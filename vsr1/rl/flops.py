@@ -7,7 +7,7 @@ computed again. Norms, the heads and the frozen embedder are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,3 +67,9 @@ class ModelFlops:
         window = height * width
         attention = self.patch_pair * window * window + self.merged * window / self.merge**2
         return pairs * (self.patch * window + attention)
+
+
+def learner_speed(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return what a driver shows of a step's numbers: tokens a second, and the share of the devices where it is known."""
+    names = {"learner/tokens_per_second": "learner tokens/s", "mfu": "mfu", "mfu_effective": "mfu effective"}
+    return {label: numbers[name] for name, label in names.items() if name in numbers}
