@@ -72,9 +72,11 @@ def learner(
     """Take steps of the learner alone: seconds, their parts, memory, and the share of the GPU."""
     from bench.learner import LearnerWork, bench_learner
 
-    sizes = frames, side, prompts, group, words
-    ways = shared, latents, latent_passes, micro_tokens, recompute, compiled, ranks, zero_stage
-    show("learner", bench_learner, LearnerWork(shape, stage, *sizes, *ways, rounds))
+    work = LearnerWork(
+        shape, stage, frames, side, prompts, group, words, shared, latents, latent_passes, micro_tokens,
+        recompute, compiled, ranks, zero_stage, rounds,
+    )  # fmt: skip
+    show("learner", bench_learner, work)
 
 
 @app.command()

@@ -150,7 +150,7 @@ def build_models(shape: str, folder: Path) -> tuple[VideoSearchPolicy, torch.nn.
     """Return policy and embedder of random weights on this machine's device, in its dtype."""
     from transformers import Qwen3VLModel
 
-    models = []
+    models: list[Any] = []
     for name, kind in (("policy", VideoSearchPolicy), ("embedder", Qwen3VLModel)):
         tokenizer = ClipProcessor(folder / name).tokenizer
         torch.manual_seed(len(models))

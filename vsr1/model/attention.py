@@ -97,10 +97,10 @@ class Segments:
         of_pieces = keys.split(self._key_lengths), values.split(self._key_lengths)
         for own, pieces in zip(query.split(self._lengths), self._pieces, strict=True):
             read = (torch.cat([part[piece] for piece in pieces]) for part in of_pieces)
-            heads = [part.transpose(0, 1)[None] for part in (own, *read)]
-            mask = self._mask(heads[0].shape[2], heads[1].shape[2])
+            own, key, value = (part.transpose(0, 1)[None] for part in (own, *read))
+            mask = self._mask(own.shape[2], key.shape[2])
             part = functional.scaled_dot_product_attention(
-                *heads, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+                own, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
             )
             parts.append(part[0].transpose(0, 1))
         return torch.cat(parts)
@@ -234,11 +234,12 @@ class _Merged(torch.autograd.Function):
         reads: list[_Read],
         scale: float,
     ) -> torch.Tensor:
-        sources = (key, value) if earlier_key is None else (earlier_key, earlier_value)
+        sources = _sources(key, value, earlier_key, earlier_value)
         result, sums = _flash_forward(query, key, value, reads[0], scale)
         for read in reads[1:]:
             at = read.queries
-            part, part_sums = _flash_forward(query[at], *(source[read.keys] for source in sources), read, scale)
+            keys, values = (source[read.keys] for source in sources)
+            part, part_sums = _flash_forward(query[at], keys, values, read, scale)
             share = (part_sums - sums[:, at]).sigmoid().T[..., None]  # of what is read now in the whole
             result[at] = result[at].float().lerp(part.float(), share).to(result.dtype)
             sums[:, at] = torch.logaddexp(sums[:, at], part_sums)
@@ -251,16 +252,23 @@ class _Merged(torch.autograd.Function):
         query, key, value, earlier_key, earlier_value, result, sums = ctx.saved_tensors
         gradient, reads = gradient.contiguous(), ctx.reads
         own = list(_flash_backward(gradient, query, key, value, result, sums, reads[0], ctx.scale))
-        is_own = earlier_key is None
-        sources = (key, value) if is_own else (earlier_key, earlier_value)
+        is_own, sources = earlier_key is None, _sources(key, value, earlier_key, earlier_value)
         targets = own[1:] if is_own else [torch.zeros_like(source) for source in sources]
         for read in reads[1:]:
             at = read.queries
-            inputs = query[at], *(source[read.keys] for source in sources), result[at], sums[:, at].contiguous()
-            parts = _flash_backward(gradient[at], *inputs, read, ctx.scale)
+            keys, values = (source[read.keys] for source in sources)
+            joined = result[at], sums[:, at].contiguous()
+            parts = _flash_backward(gradient[at], query[at], keys, values, *joined, read, ctx.scale)
             for target, part, place in zip((own[0], *targets), parts, (at, read.keys, read.keys), strict=True):
                 target[place] += part
         return *own, *([None, None] if is_own else targets), None, None
+
+
+def _sources(
+    key: torch.Tensor, value: torch.Tensor, earlier_key: torch.Tensor | None, earlier_value: torch.Tensor | None
+) -> KeysValues:
+    """Return what the reads after the first one are of."""
+    return (key, value) if earlier_key is None or earlier_value is None else (earlier_key, earlier_value)
 
 
 def _flash_forward(

@@ -109,7 +109,7 @@ class ExampleLoss:
             self.policy.model,
             rows,
             features,
-            latents=latents and latents.inputs(self.policy),
+            latents=None if latents is None else latents.inputs(self.policy),
             keep=latents is not None and self._agent.depth > 1 and (not is_sampled or self._passes > 1),
             options=self._options,
         )

@@ -70,6 +70,6 @@ class ModelFlops:
 
 
 def learner_speed(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Return what a driver shows of a step's numbers: tokens a second, and the share of the devices where it is known."""
+    """Return what a driver shows of a step's numbers: tokens a second, and the share of the GPUs if it is known."""
     names = {"learner/tokens_per_second": "learner tokens/s", "mfu": "mfu", "mfu_effective": "mfu effective"}
     return {label: numbers[name] for name, label in names.items() if name in numbers}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "GH200": 989.0, "B200": 2250.0, "A1
 class Work:
     """Seconds by part and operations of one rank in one step."""
 
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
     flops: float = 0.0  # of the model, done
     unshared_flops: float = 0.0  # had every reply run its prompt and its clips anew
     tokens: int = 0  # of all prompts and replies, each prompt as often as it has replies
@@ -47,7 +46,7 @@ class Meter:
         yield
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.work.seconds[name] += time.perf_counter() - began
+        self.work.seconds[name] = self.work.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def end(self) -> Work:
         """Return what the step took."""
@@ -75,7 +74,7 @@ def work_numbers(ranks: list[Work], peak: float | None) -> dict[str, float]:
     parts = sorted({name for work in ranks for name in work.seconds})
     seconds = max(sum(work.seconds.values()) for work in ranks)
     done, unshared = sum(work.flops for work in ranks), sum(work.unshared_flops for work in ranks)
-    numbers = {f"seconds/learn/{name}": max(work.seconds[name] for work in ranks) for name in parts}
+    numbers = {f"seconds/learn/{name}": max(work.seconds.get(name, 0.0) for work in ranks) for name in parts}
     numbers |= {
         "learner/tflops": done / seconds / 1e12,
         "learner/tokens_per_second": sum(work.tokens for work in ranks) / seconds,
