@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from vsr1.model.manifest import Manifest
+    from vsr1.rl.flops import ModelFlops
 
 DEATH_NOTICE_S = 2.0  # in which Ray knows that a process is gone, after others have lost their connection to it
 
@@ -52,8 +53,8 @@ class LearnerRankActor:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def setup(self, host: str, port: int, store: ClipStoreHandle) -> None:
-        """Join the process group and load the policy.
+    def setup(self, host: str, port: int, store: ClipStoreHandle) -> ModelFlops:
+        """Join the process group and load the policy; returns what its passes cost.
 
         Args:
             host: of rank 0, as is the port.
@@ -76,6 +77,7 @@ class LearnerRankActor:
         self._learner = Learner(
             config.grpo, config.model, config.agent, vectors, self._clips, temperature=config.rollout.temperature
         )
+        return self._learner.flops
 
     def step(self, examples: list[Example], learning_rate: float) -> dict[str, float]:
         """Take one step on this rank's part (see `Learner.step`)."""
@@ -210,7 +212,7 @@ class LearnerGroup:
         self._stores = {node: self._clips.on(node) for node in nodes}
         host, port = ray.get(self.members[0].address.remote())
         joining = zip(self.members, nodes, strict=True)
-        self._all([rank.setup.remote(host, port, self._stores[node]) for rank, node in joining])
+        [self._flops, *_] = self._all([rank.setup.remote(host, port, self._stores[node]) for rank, node in joining])
 
     def prefetch(self, references: Iterable[ClipReference]) -> None:
         """Let the stores of the ranks' nodes read clips of the next step; returns at once.
@@ -234,14 +236,14 @@ class LearnerGroup:
             ClipError: a clip is not the one that was shown, or cannot be read.
         """
         self._announced.clear()
-        parts = split_over_ranks(examples, self.ranks)
+        parts = split_over_ranks(examples, self.ranks, self._flops)
         pairs = zip(self.members, parts, strict=True)
         [numbers, *_] = self._all([rank.step.remote(part, learning_rate) for rank, part in pairs])
         return numbers | {"example_bytes": float(sum(len(pickle.dumps(part)) for part in parts))}
 
     def logprobs(self, examples: list[Example]) -> list[list[float]]:
         """Return log-probs of the replies under the present weights, in order; errors as of `step`."""
-        parts = split_over_ranks(examples, self.ranks)
+        parts = split_over_ranks(examples, self.ranks, self._flops)
         pairs = zip(self.members, parts, strict=True)
         answers = self._all([rank.logprobs.remote(part) for rank, part in pairs])
         of_each = zip(chain(*parts), chain(*answers), strict=True)

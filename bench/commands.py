@@ -51,6 +51,35 @@ def latents(
 
 
 @app.command()
+def learner(
+    shape: Shape = "toy",
+    stage: Annotated[int, typer.Option(min=1, max=2, help="Stage whose loss it is.")] = 2,
+    frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 16,
+    side: Annotated[int, typer.Option(min=32, help="Pixels of a frame's side.")] = 64,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts a step, each about a clip of its own.")] = 4,
+    group: Annotated[int, typer.Option(min=1, help="Replies to a prompt.")] = 8,
+    words: Annotated[int, typer.Option(min=2, help="Tokens of a reply.")] = 96,
+    shared: Annotated[bool, typer.Option(help="Run a prompt once; else once a reply.")] = True,
+    latents: Annotated[bool, typer.Option(help="Losses on 8 latents after each reply.")] = True,
+    latent_passes: Annotated[int, typer.Option(min=1, max=8, help="As retrieval_loss.latent_passes.")] = 2,
+    micro_tokens: Annotated[int, typer.Option(min=1, help="As learner.micro_tokens.")] = 16_384,
+    recompute: Annotated[bool, typer.Option(help="As learner.gradient_checkpointing.")] = False,
+    compiled: Annotated[bool, typer.Option(help="As learner.compile.")] = False,
+    ranks: Annotated[int, typer.Option(min=0, help="DeepSpeed ranks; 0: one process without DeepSpeed.")] = 0,
+    zero_stage: Annotated[int, typer.Option(min=1, max=3, help="As learner.zero_stage.")] = 1,
+    rounds: Rounds = 5,
+) -> None:
+    """Take steps of the learner alone: seconds, their parts, memory, and the share of the GPU."""
+    from bench.learner import LearnerWork, bench_learner
+
+    work = LearnerWork(
+        shape, stage, frames, side, prompts, group, words, shared, latents, latent_passes, micro_tokens,
+        recompute, compiled, ranks, zero_stage, rounds,
+    )  # fmt: skip
+    show("learner", bench_learner, work)
+
+
+@app.command()
 def parity(
     shape: Shape = "toy",
     samples: Annotated[int, typer.Option(min=2, help="Requests, half of them with a clip.")] = 32,

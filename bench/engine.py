@@ -22,11 +22,12 @@ from safetensors.torch import save_file
 
 from bench.lengths import ExactEngine
 from bench.measure import Rounds, in_turn
+from bench.reference import ForwardState, prefill, roll_latents, token_logprobs
 from vsr1.engine.engine import PolicyEngine, Reply
 from vsr1.engine.gate import PushError
 from vsr1.episode.environment import Prompt
 from vsr1.model.checkpoint import load_policy, refine_token_id, save_policy
-from vsr1.model.forward import ForwardState, Row, prefill, roll_latents, token_logprobs
+from vsr1.model.forward import Row
 from vsr1.model.manifest import record
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vsr1.model.checkpoint import save_policy
 from vsr1.model.embedder import Embedder, template
-from vsr1.model.forward import Row, prefill, rotary_positions, token_logprobs
+from vsr1.model.forward import Row, rotary_positions, run_rows, token_logprobs
 from vsr1.model.new_policy import start_heads
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor, pair_marks
@@ -165,8 +165,8 @@ def held_out_loss(policy: VideoSearchPolicy, processor: ClipProcessor, films: li
 
 def _reply_loss(policy: VideoSearchPolicy, rows: list[Row], films: list[Film]) -> torch.Tensor:
     """Return the mean token loss of the rows' responses; their clips number the films."""
-    state = prefill(policy.model, rows, _features(policy.model, films), keep_cache=False)
-    logprobs, _ = token_logprobs(policy, state, rows)
+    states = run_rows(policy.model, [[row] for row in rows], _features(policy.model, films))
+    logprobs, _ = token_logprobs(policy, states, rows)
     return -logprobs.mean()
 
 
@@ -263,9 +263,9 @@ def _shown(query: int, rng: np.random.Generator, count: int) -> int:
 
 
 def _clip_vectors(embedder: Embedder, films: list[Film]) -> torch.Tensor:
-    rows = [replace(film.clip_row, clips=(i,)) for i, film in enumerate(films)]
-    state = prefill(embedder.model, rows, _features(embedder.model, films), keep_cache=False)
-    return functional.normalize(state.after_norm[:, -1].float(), dim=-1)
+    rows = [[replace(film.clip_row, clips=(i,))] for i, film in enumerate(films)]
+    states = run_rows(embedder.model, rows, _features(embedder.model, films))
+    return functional.normalize(states.after_norm[states.ends].float(), dim=-1)
 
 
 def _render_all(corpus: list[Example], processor: ClipProcessor, device: str) -> list[Film]:

@@ -27,6 +27,7 @@ from vsr1.episode.sample import hashed_seed
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.rl.batch import Example
 from vsr1.rl.credit import credits_of
+from vsr1.rl.flops import learner_speed
 from vsr1.rl.schedule import learning_rate, of_all_steps, optimiser_batches
 from vsr1.runs.checkpoints import Best, remove_older
 from vsr1.runs.folder import TRAINING_LOG, check_untrained, write_config
@@ -106,7 +107,7 @@ def _train(config: Config, progress: Progress) -> Path:
                 if settings.keep_best:
                     best.offer(step, reward)
             timing["rest"] = time.monotonic() - worked
-            shown = {"reward": values["reward/total"], "R@1 after": values["R@1_after"]}
+            shown = {"reward": values["reward/total"], "R@1 after": values["R@1_after"]} | learner_speed(learned)
             progress.step(step, shown | ({"skipped": 1.0} if learned["skipped"] else {}), timing)
         learners.save(checkpoints / "grpo")
         learners.close()

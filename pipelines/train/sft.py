@@ -28,6 +28,7 @@ from pipelines.train.records import held_out, record_example, record_rows, rows_
 from vsr1.config import RENAMED, Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import lines_sha256
+from vsr1.rl.flops import learner_speed
 from vsr1.rl.schedule import learning_rate, of_all_batches
 from vsr1.runs.checkpoints import Best
 from vsr1.runs.scalars import SCALARS, RunLog, ScalarTail
@@ -37,7 +38,9 @@ from vsr1.settings.training import SftConfig
 from vsr1.video.clips import Clip, ClipFolder, ClipReference
 
 DEFAULTS = {"sft": SftConfig().model_dump(mode="json")}  # for states of before a setting was there
-UNDECIDED = {"save_every", "epochs", "max_steps", "save_total_limit", "validate_every", "keep_best"}  # change no step
+UNDECIDED = ("save_every", "epochs", "max_steps", "save_total_limit", "validate_every", "keep_best")  # change no step
+SPEED = {"compile", "vision_cache_gib"}  # of the learner: how fast a step is, not what it does
+LAST_SCALAR = "tokens_per_second"  # of a step, in the order that they are logged
 
 
 class SftError(RuntimeError):
@@ -219,7 +222,7 @@ def train_rank(settings: dict[str, Any]) -> None:
             metrics = learner.step(examples, rate) | {"learning_rate": rate}
             ended = time.monotonic()
             metrics |= {"seconds/data": read - began, "seconds/learn": ended - read}
-            metrics["tokens_per_second"] = metrics["tokens"] / (ended - began)
+            metrics[LAST_SCALAR] = metrics["tokens"] / (ended - began)
             if log:  # before the state: a run that goes on from it must find all steps before it in the log
                 if learner.steps == 1:
                     states.begin(settings["settings"])
@@ -254,7 +257,7 @@ def _states(config: Config) -> StateFolder:
 
 def _settings(config: Config, rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     """Return all that decides what a step does, as a JSON value; a state is continued under the same only."""
-    sft = config.sft.model_dump(mode="json", exclude=UNDECIDED)
+    sft = config.sft.model_dump(mode="json", exclude=dict.fromkeys(UNDECIDED, True) | {"learner": SPEED})
     return {
         "seed": config.seed,
         "model": config.model.model_dump(mode="json"),
@@ -282,13 +285,17 @@ class _Display:
 
     def __init__(self, path: Path, progress: Progress) -> None:
         self._path, self._tail, self._progress = path, ScalarTail(path), progress
+        self._values: dict[str, float] = {}  # of the step that is being read
         self._ended: float | None = None  # when the last step was logged, seconds since 1970
         if path.is_file():  # what earlier runs have logged
             self._tail.read()
 
     def update(self) -> None:
         for row in self._tail.read() if self._path.is_file() else []:
-            if (row["stage"], row["name"]) == ("sft", "loss"):
+            if row["stage"] == "sft":
+                self._values[row["name"]] = row["value"]
+            if (row["stage"], row["name"]) == ("sft", LAST_SCALAR):
                 seconds = {} if self._ended is None else {"step": row["time"] - self._ended}
-                self._progress.step(row["step"], {"loss": row["value"]}, seconds)
+                shown = {"loss": self._values["loss"]} | learner_speed(self._values)
+                self._progress.step(row["step"], shown, seconds)
                 self._ended = row["time"]

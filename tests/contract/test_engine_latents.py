@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from bench.reference import prefill, roll_latents, token_logprobs
 from vsr1.engine.engine import PolicyEngine, Reply
 from vsr1.engine.latent_table import MAX_DEPTH, LatentTable, latent_noise
 from vsr1.engine.latents import LatentLogitsProcessor
 from vsr1.engine.request import LatentRequest
 from vsr1.episode.environment import Prompt
 from vsr1.model.checkpoint import load_policy
-from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
+from vsr1.model.forward import Row
 from vsr1.model.processor import ClipProcessor
 from vsr1.model.vision import encode_clips
 from vsr1.search.parse import ACCEPTS

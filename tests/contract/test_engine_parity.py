@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.reference import prefill, roll_latents, token_logprobs
 from vsr1.engine.engine import PolicyEngine, Reply
 from vsr1.engine.gate import MixedWeightsError, PushError
 from vsr1.episode.environment import Part, Prompt, PromptError
 from vsr1.model.checkpoint import load_policy
-from vsr1.model.forward import Row, prefill, roll_latents, token_logprobs
+from vsr1.model.forward import Row
 from vsr1.model.manifest import record
 from vsr1.model.processor import ClipProcessor
 from vsr1.model.vision import encode_clips

@@ -92,7 +92,8 @@ def examples(config: Config, clips: list[Clip]) -> list[Example]:
         prompt = processor.prompt_ids(turn_prompt("a blue ring pulsing", SYSTEM_PROMPT), clip)
         reply = [20 + i, 40, 60 + i][: 2 + i % 2] + ([refine] if i % 2 else [])
         wrong = [f"v{(i + k) % VIDEOS}" for k in (1, 2)]
-        target = RetrievalTarget("a blue ring pulsing", f"v{i}", wrong) if i % 2 else None
+        latents = np.full((config.agent.depth, HIDDEN), 0.1 * i, np.float32)
+        target = RetrievalTarget("a blue ring pulsing", f"v{i}", wrong, latents=latents) if i % 2 else None
         examples.append(
             Example(prompt, reply, (clip.reference,), target, Sampled([-5.0] * len(reply), advantage=1.0 - i / 2))
         )

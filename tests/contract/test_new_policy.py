@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bench.reference import prefill, roll_latents
 from vsr1.model.checkpoint import load_policy, policy_sizes, refine_token_id
 from vsr1.model.embedder import Embedder
-from vsr1.model.forward import Row, prefill, roll_latents
+from vsr1.model.forward import Row
 from vsr1.model.new_policy import NEUTRAL_WORD, lacks_heads, write_new_policy
 from vsr1.model.policy import VideoSearchPolicy, build_heads, init_heads
 from vsr1.model.processor import ClipProcessor

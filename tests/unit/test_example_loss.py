@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from bench.reference import prefill, roll_latents
 from vsr1.engine.latent_table import latent_noise
 from vsr1.model.checkpoint import load_policy
 from vsr1.model.embedder import Embedder
-from vsr1.model.forward import roll_latents
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
-from vsr1.rl.batch import Example, LatentActions, RetrievalTarget, Sampled, batch_totals
+from vsr1.rl.batch import Example, LatentActions, RetrievalTarget, Sampled, batch_totals, by_prompt
 from vsr1.rl.example_loss import ExampleLoss, VideoVectors
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.settings.parts import AgentConfig
@@ -87,14 +87,14 @@ def test_tokens_that_are_not_trained_take_no_part(models: Models) -> None:
     replies, advantages = ([20, 21, 22, 23], [30, 31]), (1.0, -3.0)
     with torch.no_grad():
         plain = [models.example("v0", reply) for reply in replies]
-        known = [loss.logprobs([example]).tolist() for example in plain]
+        known = [loss.logprobs([[example]]).tolist() for example in plain]
 
         def numbers(*masks: list[bool] | None, shift: float = 0.0) -> dict[str, float]:
             examples = [
                 replace(example, sampled=Sampled([own[0], own[1] + shift, *own[2:]], advantage, mask))
                 for example, own, advantage, mask in zip(plain, known, advantages, masks, strict=True)
             ]
-            return loss(examples, batch_totals(examples))[1]
+            return loss(by_prompt(examples), batch_totals(examples))[1]
 
         assert numbers(None, None)["policy_loss"] == pytest.approx(-(4 * 1.0 + 2 * -3.0) / 6, abs=1e-4)
         masked = numbers([True, False, True, True], [True, False], shift=5.0)  # of the tokens that are left out
@@ -110,12 +110,13 @@ def test_the_noise_of_latents_follows_from_the_seed_of_the_request(models: Model
     example = models.example("v1", [20, 21], Sampled([-5.0, -5.0], 0.0))
     noise = torch.stack([latent_noise(seed, k, models.policy.config.refine_dim) for k in range(DEPTH)])
     with torch.no_grad():
-        _, _, state = loss.prefill([example])
+        [[row]], features = loss.rows([[example]])
+        state = prefill(models.policy.model, [row], features, keep_cache=True)
         latents = roll_latents(models.policy, state, DEPTH, 0.3 * noise[None])[0].numpy()
         ratios = []
         for told in (seed, seed + 1):
             example.sampled = Sampled([-5.0, -5.0], 0.0, latents=LatentActions(latents, told, 1.0))
-            ratios.append(loss([example], batch_totals([example]))[1]["latents/log_ratio_max"])
+            ratios.append(loss([[example]], batch_totals([example]))[1]["latents/log_ratio_max"])
     assert ratios[0] < 1e-4 < 1e-2 < ratios[1]
 
 
@@ -129,7 +130,7 @@ def test_a_prompt_may_show_several_clips(models: Models) -> None:
         prompt = [token for video in videos for token in [*tokens[video], *words]]
         example = Example(prompt, [20, 21], tuple(CLIPS[video].reference for video in videos))
         with torch.no_grad():  # in a pass with another example, which shows one of the clips
-            return loss.logprobs([models.example("v1", [30]), example]).tolist()[1:]
+            return loss.logprobs([[models.example("v1", [30])], [example]]).tolist()[1:]
 
     assert len({round(logprobs(*videos)[0], 5) for videos in (("v0", "v1"), ("v1", "v0"), ("v1", "v1"))}) == 3
 
@@ -137,6 +138,6 @@ def test_a_prompt_may_show_several_clips(models: Models) -> None:
 def test_a_clip_of_other_content_is_named_with_both_hashes_and_what_to_do(models: Models) -> None:
     example = replace(models.example("v0", [20]), clips=(ClipReference("v0", "0" * 64),))
     with pytest.raises(ClipError) as refused:
-        models.loss(SftConfig()).logprobs([example])
+        models.loss(SftConfig()).logprobs([[example]])
     for part in ("'v0'", "0" * 64, CLIPS["v0"].content_hash, "rebuild the dataset"):
         assert part in str(refused.value)

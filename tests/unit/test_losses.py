@@ -280,6 +280,8 @@ def test_rounding_hardly_moves_the_latent_ratio() -> None:
 
 
 def test_the_retrieval_loss() -> None:
-    query, positive, negatives = torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.8]), torch.tensor([[0.6, -0.8]])
-    assert float(retrieval_loss(query, positive, negatives, 0.1)) == pytest.approx(LOG2)
-    assert float(retrieval_loss(query, query, positive[None], 0.4)) == pytest.approx(math.log(1 + math.exp(-1)))
+    """Two queries, the second with one wrong video less: what fills its place does not count."""
+    queries = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    videos = torch.tensor([[[0.6, 0.8], [0.6, -0.8], [0.6, 0.8]], [[1.0, 0.0], [0.6, 0.8], [1.0, 0.0]]])
+    losses = retrieval_loss(queries, videos, torch.tensor([3, 2]), 0.4)
+    assert losses.tolist() == pytest.approx([math.log(3), math.log(1 + math.exp(-1))])

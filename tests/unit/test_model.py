@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.reference import prefill, roll_latents, token_logprobs
 from vsr1.model.checkpoint import CheckpointError, copy_processor, load_policy, policy_sizes, save_policy
 from vsr1.model.embedder import Embedder
-from vsr1.model.forward import Row, prefill, roll_latents, rotary_positions, token_logprobs
+from vsr1.model.forward import Row, rotary_positions
 from vsr1.model.processor import ClipProcessor
 from vsr1.model.vision import VisionFeatures, encode_clips
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt

@@ -15,7 +15,7 @@ from transformers import Qwen3VLModel
 
 from vsr1.formats.digest import weights_fingerprint
 from vsr1.formats.plain import plain
-from vsr1.model.forward import Row, prefill
+from vsr1.model.forward import Row, run_rows
 from vsr1.model.processor import ClipProcessor, ProcessedClip
 from vsr1.model.vision import encode_clips
 from vsr1.video.clips import Clip
@@ -105,9 +105,9 @@ class Embedder:
         features = encode_clips(
             self.model.visual, [clip.pixels.to(dtype) for clip in processed], [clip.grid for clip in processed]
         )
-        rows = [Row(self.clip_ids(clip), [], (i,), (clip.grid,)) for i, clip in enumerate(processed)]
-        state = prefill(self.model, rows, features, keep_cache=False)
-        return torch.nn.functional.normalize(state.after_norm[:, -1].float(), dim=-1)
+        groups = [[Row(self.clip_ids(clip), [], (i,), (clip.grid,))] for i, clip in enumerate(processed)]
+        states = run_rows(self.model, groups, features)
+        return torch.nn.functional.normalize(states.after_norm[states.ends].float(), dim=-1)
 
     def clip_ids(self, clip: ProcessedClip) -> list[int]:
         """The prompt that a clip is embedded with."""

@@ -1,20 +1,19 @@
-"""Forward passes of the policy over prompts with clips, and the latents that follow them.
+"""Forward passes of the policy over prompts with clips and their replies, and the latents that follow these.
 
-The latents here are the oracle for the engine: one prefill, then one cached step a latent, which equals the
-reference's full recomputation (method.md §1.4; tested). Rows are padded on the left, so the last column of every row is
-its last token.
+Replies to one prompt share it: it is run once, and each attends to it and to itself. Latents are computed side by side
+from the inputs that are taken to come before them; sampled latents are known, so for these that is exact.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.nn import functional
-from transformers import DynamicCache
+from transformers import Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
+from vsr1.model.attention import DEFAULTS, KeysValues, LayerOptions, Segments, run_layers
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.vision import Grid, VisionFeatures
 
@@ -37,14 +36,21 @@ class Row:
 
 
 @dataclass
-class ForwardState:
-    """What a prefill leaves for the steps after it. B rows, T columns, H hidden width."""
+class States:
+    """What a pass leaves: T tokens, of each group the prompt and then its replies, each with its latents' columns.
 
-    before_norm: torch.Tensor  # [B, T, H] residual stream before the final norm
-    after_norm: torch.Tensor  # [B, T, H]
-    attention_mask: torch.Tensor  # [B, T] 1 where there is a token
-    last_position: torch.Tensor  # [B] rotary position of the last token, equal on all three axes
-    cache: DynamicCache | None
+    Rows are numbered through all groups, in their order.
+    """
+
+    before_norm: torch.Tensor  # [T, H] residual stream before the final norm
+    after_norm: torch.Tensor  # [T, H]
+    sources: list[np.ndarray]  # of each row where the states are that its response follows from
+    ends: torch.Tensor  # int64 [rows] where the last token of each is
+    columns: torch.Tensor  # int64 [rows with latents, latents] where those are
+    next_positions: torch.Tensor  # int64 [rows] rotary position after the last token, equal on all three axes
+    keys_values: list[KeysValues]
+    piece_lengths: list[int]  # of the keys: they add up to T
+    prefixes: list[list[int]]  # of each row the pieces up to its last token
 
 
 def rotary_positions(row: Row, video_token: int, merge: int) -> torch.Tensor:
@@ -79,126 +85,178 @@ def rotary_positions(row: Row, video_token: int, merge: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(axes))
 
 
-def prefill(
-    model: Qwen3VLModel, rows: list[Row], features: list[VisionFeatures], *, keep_cache: bool, pad_token: int = 0
-) -> ForwardState:
+def run_rows(
+    model: Qwen3VLModel,
+    groups: list[list[Row]],
+    features: list[VisionFeatures],
+    *,
+    latents: tuple[list[int], torch.Tensor] | None = None,
+    keep: bool = False,
+    options: LayerOptions = DEFAULTS,
+) -> States:
     """Run the language model over rows of any length.
 
     Args:
         model: the Qwen3-VL body, of the policy or of the embedder.
-        rows: B sequences.
+        groups: rows that share their prompt and its clips, which is run once; a row alone is a group.
         features: vision features of the clips that rows name. Features that no row shows change nothing, but they are
             in the graph, with gradients of zero, where shown ones would be.
-        keep_cache: keep keys and values for `roll_latents` (gradients flow through them).
+        latents: rows, and the input embeddings that follow each of them [n, columns, H].
+        keep: keep keys and values for `run_latents` (gradients flow through them).
+        options: of the layers.
     """
-    text = model.language_model
+    text, config = model.language_model, model.config
     device = text.embed_tokens.weight.device
-    video_token = model.config.video_token_id
-    merge = model.config.vision_config.spatial_merge_size
-    width = max(len(row) for row in rows)
-    ids = np.full((len(rows), width), pad_token)
-    mask = np.zeros((len(rows), width), np.int64)
-    positions = np.zeros((3, len(rows), width), np.int64)
-    is_prompt = np.zeros((len(rows), width), bool)
-    for i, row in enumerate(rows):
-        start = width - len(row)
-        ids[i, start:] = row.prompt + row.response
-        mask[i, start:] = 1
-        is_prompt[i, start : start + len(row.prompt)] = True
-        own = rotary_positions(row, video_token, merge) if row.positions is None else row.positions
-        positions[:, i, start:] = own
-    ids, mask, positions, is_video = (
-        torch.from_numpy(array).to(device) for array in (ids, mask, positions, is_prompt & (ids == video_token))
+    followed, inputs = latents or ([], None)
+    layout = _Layout(groups, followed, 0 if inputs is None else inputs.shape[1], config)
+    columns = torch.tensor(layout.columns, dtype=torch.int64)
+    ids, is_video, columns = (part.to(device) for part in (layout.ids, layout.is_video, columns))
+    hidden = text.embed_tokens(ids)
+    if inputs is not None:
+        hidden = hidden.index_copy(0, columns.flatten(), inputs.flatten(0, 1).to(hidden.dtype))
+    clips = [features[clip] for group in groups for clip in group[0].clips] or [part.empty() for part in features[:1]]
+    shown = None
+    if clips:
+        hidden = hidden.index_copy(0, is_video, torch.cat([clip.tokens for clip in clips]).to(hidden.dtype))
+        levels = range(len(clips[0].deepstack))
+        shown = is_video, [torch.cat([clip.deepstack[level] for clip in clips]) for level in levels]
+    segments = Segments(layout.segments, layout.segment_keys, layout.segments, device)
+    before, after, kept = run_layers(
+        text, hidden, layout.positions.to(device), segments, shown=shown, keep=keep, options=options
     )
-
-    embeds = text.embed_tokens(ids)
-    shown = [features[clip] for row in rows for clip in row.clips] or [part.empty() for part in features[:1]]
-    deepstack = None
-    if shown:
-        tokens = torch.cat([feature.tokens for feature in shown])
-        embeds = embeds.masked_scatter(is_video[..., None], tokens.to(embeds.dtype))
-        levels = range(len(shown[0].deepstack))
-        deepstack = [torch.cat([feature.deepstack[level] for feature in shown]) for level in levels]
-    cache = DynamicCache(config=text.config) if keep_cache else None
-    before, after = _run(text, embeds, mask, positions, cache, is_video if shown else None, deepstack)
-    return ForwardState(before, after, mask, positions[0, :, -1], cache)
+    ends, places = (torch.tensor(part, device=device) for part in (layout.ends, layout.next_positions))
+    return States(
+        before, after, layout.sources, ends, columns, places, kept, layout.piece_lengths, layout.prefixes
+    )  # fmt: skip
 
 
-def roll_latents(
+def run_latents(
     policy: VideoSearchPolicy,
-    state: ForwardState,
-    depth: int,
-    noise: torch.Tensor | None = None,
-    actions: torch.Tensor | None = None,
+    states: States,
+    rows: list[int],
+    latents: torch.Tensor,
+    options: LayerOptions = DEFAULTS,
 ) -> torch.Tensor:
-    """Return the latents after the last column, which must be the refine token of every row: float32 [B, depth, R].
-
-    The first comes from the state before the final norm, the others from states after it (method.md §1.4). The state
-    can be rolled again.
+    """Return the means of the latents after rows whose last token is the refine token, float32 [n, depth, R].
 
     Args:
-        noise: [B, depth, R], added to each latent before the next one is computed.
-        actions: [B, depth, R], latents that were sampled: the result is the mean of each after those before it.
-
-    Raises:
-        ValueError: the state has no cache.
+        states: kept with their keys and values.
+        rows: n of them.
+        latents: [n, depth - 1, R], taken to come before the second, the third, ... latent.
+        options: of the layers.
     """
-    if state.cache is None:
-        raise ValueError("roll_latents needs prefill(..., keep_cache=True)")
-    state.cache.crop(state.after_norm.shape[1] - state.cache.get_seq_length())  # what an earlier roll has added
-    draws = [0.0] * depth if noise is None else noise.unbind(dim=1)
-    latents = [policy.latent(state.before_norm[:, -1]) + draws[0]]
-    mask, position = state.attention_mask, state.last_position
-    for k in range(1, depth):
-        mask = functional.pad(mask, (0, 1), value=1)
-        position = position + 1
-        last = latents[-1] if actions is None else actions[:, k - 1]
-        step = policy.latent_input(last)[:, None].to(state.after_norm)
-        _, after = _run(policy.model.language_model, step, mask, position.expand(3, 1, -1).mT, state.cache, None, None)
-        latents.append(policy.latent(after[:, -1]) + draws[k])
-    return torch.stack(latents, dim=1).float()
+    text, (count, columns, _) = policy.model.language_model, latents.shape
+    if not columns:
+        return latent_means(policy, states, rows)
+    hidden = policy.latent_input(latents).flatten(0, 1).to(states.after_norm.dtype)
+    device, pieces = hidden.device, states.piece_lengths
+    keys = [[*states.prefixes[row], len(pieces) + i] for i, row in enumerate(rows)]
+    segments = Segments([columns] * count, keys, [*pieces, *[columns] * count], device)
+    places = states.next_positions[rows][:, None] + torch.arange(columns, device=device)
+    positions = places.flatten().expand(3, -1)
+    _, after, _ = run_layers(text, hidden, positions, segments, earlier=states.keys_values, options=options)
+    return latent_means(policy, states, rows, after.view(count, columns, -1))
+
+
+def latent_means(
+    policy: VideoSearchPolicy, states: States, rows: list[int], later: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return latents from the states that they follow, float32 [n, depth, R].
+
+    The first comes from the state before the final norm, the others from states after it (method.md §1.4).
+
+    Args:
+        later: states after the norm where the second, the third, ... latent comes from [n, depth - 1, H]; None: those
+            of the columns of `states`, which are of these rows.
+    """
+    later = states.after_norm[states.columns] if later is None and len(states.columns) else later
+    first = states.before_norm[states.ends[rows]][:, None]
+    return policy.latent(first if later is None else torch.cat([first, later], dim=1)).float()
 
 
 def token_logprobs(
-    policy: VideoSearchPolicy, state: ForwardState, rows: list[Row], temperature: float = 1.0
+    policy: VideoSearchPolicy, states: States, rows: list[Row], temperature: float = 1.0, end: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-probs of every row's response, and the entropies of their distributions.
 
     Only these columns meet the vocabulary, some at a time (`VocabularyHead`), so no table over all of them is held.
 
+    Args:
+        rows: of all groups, one after another.
+        end: a token whose log-prob after each row is appended; its entropy is, too.
+
     Returns:
         logprobs and entropies, float32 [response tokens of all rows], rows one after another.
     """
-    width = state.after_norm.shape[1]
-    at = np.concatenate([i * width + np.arange(width - len(row.response) - 1, width - 1) for i, row in enumerate(rows)])
-    states = state.after_norm.flatten(0, 1)[torch.from_numpy(at).to(state.after_norm.device)]
+    at = np.concatenate(states.sources)
     targets = [token for row in rows for token in row.response]
-    chosen, entropies = policy.lm_head(states, torch.tensor(targets, device=states.device), temperature)
+    device = states.after_norm.device
+    places = torch.from_numpy(at).to(device)
+    if end is not None:
+        places, targets = torch.cat([places, states.ends]), targets + [end] * len(rows)
+    chosen, entropies = policy.lm_head(states.after_norm[places], torch.tensor(targets, device=device), temperature)
     return chosen, entropies
 
 
-def _run(
-    text: torch.nn.Module,
-    embeds: torch.Tensor,
-    mask: torch.Tensor,
-    positions: torch.Tensor,
-    cache: DynamicCache | None,
-    is_video: torch.Tensor | None,
-    deepstack: list[torch.Tensor] | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the language model once; returns its states before and after the final norm."""
-    before: list[torch.Tensor] = []
-    hook = text.norm.register_forward_pre_hook(lambda _module, args: before.append(args[0]))
-    try:
-        after = text(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            visual_pos_masks=is_video,
-            deepstack_visual_embeds=deepstack,
-        ).last_hidden_state
-    finally:
-        hook.remove()
-    return before[0], after
+class _Layout:
+    """Where the tokens of a pass lie, in arrays of the host.
+
+    A row alone is one segment; of rows that share a prompt, the prompt and every reply are one each. `piece_lengths`
+    cut finer, before the latents, so that a later pass can attend to a row without them (`prefixes`).
+
+    Args:
+        groups: as `run_rows`.
+        followed: rows that latents follow, and how many columns these take.
+    """
+
+    def __init__(self, groups: list[list[Row]], followed: list[int], columns: int, config: Qwen3VLConfig) -> None:
+        self.segments: list[int] = []
+        self.segment_keys: list[list[int]] = []
+        self.piece_lengths: list[int] = []
+        self.prefixes: list[list[int]] = []
+        self.sources: list[np.ndarray] = []
+        self.ends: list[int] = []
+        self.next_positions: list[int] = []
+        self._followed, self._columns, self._config = set(followed), columns, config
+        self._ids: list[int] = []
+        self._positions: list[np.ndarray] = []
+        self._is_video: list[np.ndarray] = []
+        for group in groups:
+            self._add(group)
+        self.columns = [list(range(self.ends[row] + 1, self.ends[row] + 1 + columns)) for row in followed]
+        self.ids = torch.tensor(self._ids)
+        self.positions = torch.from_numpy(np.concatenate(self._positions, axis=1))
+        self.is_video = torch.from_numpy(np.concatenate(self._is_video))
+
+    def _add(self, group: list[Row]) -> None:
+        prompt, video_token = group[0].prompt, self._config.video_token_id
+        counts = [self._columns if len(self.ends) + i in self._followed else 0 for i in range(len(group))]
+        lengths = [len(row.response) + count for row, count in zip(group, counts, strict=True)]
+        table = group[0].positions
+        if table is None:
+            merge = self._config.vision_config.spatial_merge_size
+            table = rotary_positions(replace(group[0], response=[0] * max(lengths)), video_token, merge)
+        table = np.asarray(table)
+        start, shared, is_alone = len(self._ids), len(self.piece_lengths), len(group) == 1
+        self._is_video.append(start + np.flatnonzero(np.asarray(prompt) == video_token))
+        self._ids += prompt
+        self._positions.append(table[:, : len(prompt)])
+        if not is_alone:
+            self.piece_lengths.append(len(prompt))
+            self._segment(len(prompt), [])
+        first = len(self.segments) - 1
+        for row, count, length in zip(group, counts, lengths, strict=True):
+            reply, words = len(self._ids), len(row.response)
+            self._ids += [*row.response, *[0] * count]
+            self._positions.append(table[:, len(prompt) : len(prompt) + length])
+            self.sources.append(np.array([start + len(prompt) - 1, *range(reply, reply + words - 1)])[:words])
+            self.ends.append(reply + words - 1)
+            self.next_positions.append(int(table[0, len(row) - 1]) + 1)
+            own = len(self.piece_lengths)
+            self.prefixes.append([own] if is_alone else [shared, own])
+            self.piece_lengths += [words + is_alone * len(prompt), *([count] if count else [])]
+            self._segment(length + is_alone * len(prompt), [] if is_alone else [first])
+
+    def _segment(self, length: int, keys: list[int]) -> None:
+        self.segment_keys.append([*keys, len(self.segments)])
+        self.segments.append(length)

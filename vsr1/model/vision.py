@@ -27,6 +27,15 @@ class VisionFeatures:
     tokens: torch.Tensor
     deepstack: list[torch.Tensor]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all features."""
+        return self.tokens.nbytes + sum(level.nbytes for level in self.deepstack)
+
+    def clone(self) -> VisionFeatures:
+        """Return a copy that keeps no other clip's features in memory."""
+        return VisionFeatures(self.tokens.clone(), [level.clone() for level in self.deepstack])
+
     def empty(self) -> VisionFeatures:
         """Return features of no patch (n = 0) that are still in the graph."""
         return VisionFeatures(self.tokens[:0], [level[:0] for level in self.deepstack])

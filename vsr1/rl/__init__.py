@@ -6,7 +6,7 @@ in the same order, forward and backward, whatever their examples are; a rank tha
 waits for ever. Therefore:
 
 - a module is called once a pass, on all rows together, not once a row, clip or chunk;
-- what a rank has no use for is called all the same, on a stand-in (a blank clip, every row's latents), and enters the
-  loss with weight zero, so that its backward pass is there too;
+- what a rank has no use for is called all the same, on a stand-in (a blank clip, the first row's latents), and enters
+  the loss with weight zero, so that its backward pass is there too;
 - all ranks make as many passes a step as the one that needs most, and all gather when one needs whole weights.
 """

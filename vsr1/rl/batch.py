@@ -5,11 +5,15 @@ An example names its clips and does not hold them: who trains on it reads them w
 
 from __future__ import annotations
 
+import logging
 from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from vsr1.rl.flops import ModelFlops
 from vsr1.video.clips import ClipReference
+
+_log = logging.getLogger(__name__)
 
 
 class LearnerError(RuntimeError):
@@ -24,6 +28,7 @@ class RetrievalTarget:
     positive: str
     negatives: list[str]
     earlier_latents: np.ndarray | None = None  # [M, R] of turns before, when refinements accumulate
+    latents: np.ndarray | None = None  # [N, R] float32 as the engine made them: Stage 2 only
 
 
 @dataclass
@@ -65,6 +70,11 @@ class Example:
         return len(self.prompt_ids) + len(self.response_ids)
 
     @property
+    def shared(self) -> tuple[object, ...]:
+        """What examples have in common that are run together: the prompt and the clips that it shows."""
+        return (tuple(self.prompt_ids), self.clips)
+
+    @property
     def trained(self) -> list[bool]:
         """Which tokens of the response are trained."""
         if self.sampled is None or self.sampled.trained is None:
@@ -102,8 +112,18 @@ def add_totals(parts: list[BatchTotals]) -> BatchTotals:
     return BatchTotals(*map(sum, zip(*map(astuple, parts), strict=True)))
 
 
-def split_over_ranks(examples: list[Example], ranks: int) -> list[list[Example]]:
-    """Return parts of about equal token counts, long ones first, so that no rank waits long for another.
+def by_prompt(examples: list[Example]) -> list[list[Example]]:
+    """Return the examples in groups of one prompt, in their order; other clips make another prompt."""
+    groups: dict[tuple[object, ...], list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.shared, []).append(example)
+    return list(groups.values())
+
+
+def split_over_ranks(examples: list[Example], ranks: int, flops: ModelFlops) -> list[list[Example]]:
+    """Return parts of about equal work, so that no rank waits long for another.
+
+    The examples of a prompt stay together; the largest share is halved only while that shortens the longest part.
 
     Raises:
         ValueError: fewer examples than ranks.
@@ -112,32 +132,76 @@ def split_over_ranks(examples: list[Example], ranks: int) -> list[list[Example]]
         raise ValueError(
             f"{len(examples)} examples cannot feed {ranks} learner ranks; raise the batch or lower the ranks"
         )
+    groups = by_prompt(examples)
+    parts, longest = _dealt(groups, ranks, flops)
+    while True:
+        largest = max((group for group in groups if len(group) > 1), key=lambda one: _cost(one, flops), default=None)
+        if largest is None:
+            return parts
+        groups.remove(largest)
+        groups += [largest[::2], largest[1::2]]
+        others, most = _dealt(groups, ranks, flops)
+        if all(parts) and most >= longest:
+            return parts
+        parts, longest = others, most
+
+
+def _dealt(groups: list[list[Example]], ranks: int, flops: ModelFlops) -> tuple[list[list[Example]], float]:
+    """Return the parts, costly groups first to the least loaded rank, and the cost of the costliest part."""
     parts: list[list[Example]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for example in _longest_first(examples):
+    loads = [0.0] * ranks
+    for cost, group in sorted(((_cost(group, flops), group) for group in groups), key=lambda pair: -pair[0]):
         rank = loads.index(min(loads))
-        parts[rank].append(example)
-        loads[rank] += example.length
-    return parts
+        parts[rank] += group
+        loads[rank] += cost
+    return parts, max(loads)
 
 
-def micro_batches(examples: list[Example], tokens: int) -> list[list[Example]]:
-    """Cut a rank's part into forward passes, rows of about one length together, longest first.
+def _cost(group: list[Example], flops: ModelFlops) -> float:
+    replies = [(len(example.response_ids), len(example.response_ids)) for example in group]
+    return flops.prompt(len(group[0].prompt_ids), replies)
+
+
+def micro_batches(examples: list[Example], tokens: int) -> list[list[list[Example]]]:
+    """Cut a rank's part into forward passes: of each the groups of examples that share a prompt, long ones first.
 
     Args:
         examples: at least one.
-        tokens: most tokens of a pass, padding included (rows times the longest row); a longer row is a pass of its own.
+        tokens: most tokens of a pass, a shared prompt counted once. The replies of a longer group go into several
+            passes; one reply with its prompt is a pass at least.
     """
-    passes: list[list[Example]] = []
-    for example in _longest_first(examples):
-        if not passes or (len(passes[-1]) + 1) * passes[-1][0].length > tokens:
+    passes: list[list[list[Example]]] = []
+    room: list[int] = []  # in each pass
+    groups = [part for group in by_prompt(examples) for part in _within(group, tokens)]
+    for size, group in sorted(((_size(group), group) for group in groups), key=lambda pair: -pair[0]):
+        if size > tokens and not passes:
+            _log.warning(
+                "a prompt with one reply has %d tokens, more than micro_tokens=%d: each reply is a pass of its "
+                "own, which is slower; raise learner.micro_tokens",
+                size,
+                tokens,
+            )
+        place = next((i for i, left in enumerate(room) if left >= size), len(passes))
+        if place == len(passes):
             passes.append([])
-        passes[-1].append(example)
+            room.append(tokens)
+        passes[place].append(group)
+        room[place] -= size
     return passes
 
 
-def _longest_first(examples: list[Example]) -> list[Example]:
-    return sorted(examples, key=lambda example: -example.length)
+def _within(group: list[Example], tokens: int) -> list[list[Example]]:
+    """Cut a group so that its parts keep to `tokens`, or hold one example."""
+    parts: list[list[Example]] = []
+    for example in group:
+        if not parts or _size([*parts[-1], example]) > tokens:
+            parts.append([])
+        parts[-1].append(example)
+    return parts
+
+
+def _size(group: list[Example]) -> int:
+    return len(group[0].prompt_ids) + sum(len(example.response_ids) for example in group)
 
 
 def annealed(done: float) -> float:

@@ -8,7 +8,7 @@ add the retrieval loss, whose gradient runs through the frozen embedder into the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,19 +16,20 @@ import torch
 
 from vsr1.engine.latent_table import latent_noise
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.model.attention import LayerOptions
 from vsr1.model.embedder import Embedder
-from vsr1.model.forward import ForwardState, Row, prefill, roll_latents, token_logprobs
+from vsr1.model.forward import Row, States, latent_means, run_latents, run_rows, token_logprobs
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
-from vsr1.model.vision import VisionFeatures, blank_clip, encode_clips
-from vsr1.rl.batch import BatchTotals, Example, LatentActions, RetrievalTarget
+from vsr1.model.vision import VisionFeatures
+from vsr1.rl.batch import BatchTotals, Example, LatentActions, LearnerError, RetrievalTarget
+from vsr1.rl.features import ClipFeatures, ReadClip
+from vsr1.rl.flops import TRAINED, ModelFlops
 from vsr1.rl.losses import retrieval_loss
+from vsr1.rl.meter import GIB, Meter
 from vsr1.rl.objective import Counted, TokenBatch, latent_objective, token_objective
 from vsr1.settings.parts import AgentConfig
 from vsr1.settings.training import GrpoConfig, SftConfig
-from vsr1.video.clips import Clip, ClipReference
-
-ReadClip = Callable[[ClipReference], Clip]  # and raises where its content is not the one that is named
 
 
 @dataclass
@@ -47,8 +48,26 @@ class VideoVectors:
         return rows
 
 
+@dataclass
+class Latents:
+    """Of the rows of a pass that latents follow, n of them: what the engine sampled, where it did."""
+
+    rows: list[int]
+    noise: torch.Tensor  # [n, depth, R] that the engine added, in units of sigma; zero where it added none
+    values: torch.Tensor | None  # [n, depth, R]
+
+    def inputs(self, policy: VideoSearchPolicy) -> tuple[list[int], torch.Tensor] | None:
+        """Return the rows and the inputs that follow them, if they are known and there are any."""
+        if self.values is None or self.values.shape[1] == 1:
+            return None
+        return self.rows, policy.latent_input(self.values[:, :-1])
+
+
 class ExampleLoss:
-    """The loss of a stage under `policy`; `reference` is what a KL term compares with, `read_clip` gives the clips."""
+    """The loss of a stage under `policy`; `reference` is what a KL term compares with, `read_clip` gives the clips.
+
+    A pass is groups of examples that share their prompt and its clips (`vsr1.rl.batch.micro_batches`).
+    """
 
     def __init__(
         self,
@@ -63,65 +82,111 @@ class ExampleLoss:
         *,
         temperature: float = 1.0,
     ) -> None:
-        self.policy, self.embedder = policy, embedder
+        self.policy, self.embedder, self.meter = policy, embedder, Meter()
         self._stage, self._retrieval, self._agent = stage, stage.retrieval_loss, agent
-        self._reference, self._vectors, self._processor = reference, vectors, processor
-        self._read_clip = read_clip
+        self._reference, self._vectors = reference, vectors
+        learner = stage.learner
+        self._features = ClipFeatures(policy, processor, read_clip, int(learner.vision_cache_gib * GIB))
+        self._options = LayerOptions(learner.gradient_checkpointing, learner.compile)
+        self._flops = ModelFlops.of(policy.config)
         self._end_token = int(processor.tokenizer.eos_token_id)
         self._temperature = temperature
 
-    def __call__(self, examples: list[Example], totals: BatchTotals) -> tuple[torch.Tensor, Counted]:
+    def __call__(self, groups: list[list[Example]], totals: BatchTotals) -> tuple[torch.Tensor, Counted]:
         """Return the share of the whole batch's loss that these examples have, with gradient, and what to log of it."""
-        rows, features, state = self.prefill(examples)
-        logprobs, entropy = token_logprobs(self.policy, state, rows, self._temperature)
+        with self.meter.part("encode"):
+            rows, features = self.rows(groups)
+        with self.meter.part("forward"):
+            return self._loss(groups, rows, features, totals)
+
+    def _loss(
+        self, groups: list[list[Example]], rows: list[list[Row]], features: list[VisionFeatures], totals: BatchTotals
+    ) -> tuple[torch.Tensor, Counted]:
+        examples = [example for group in groups for example in group]
+        is_sampled = isinstance(self._stage, GrpoConfig)
+        latents = self._latents(examples)
+        states = run_rows(
+            self.policy.model,
+            rows,
+            features,
+            latents=None if latents is None else latents.inputs(self.policy),
+            keep=latents is not None and self._agent.depth > 1 and (not is_sampled or self._passes > 1),
+            options=self._options,
+        )
+        flat, end = [row for group in rows for row in group], None if is_sampled else self._end_token
+        logprobs, entropy = token_logprobs(self.policy, states, flat, self._temperature, end)
         trained = torch.tensor([flag for example in examples for flag in example.trained], device=logprobs.device)
-        if isinstance(self._stage, GrpoConfig):
+        ends, logprobs, entropy = logprobs[len(trained) :], logprobs[: len(trained)], entropy[: len(trained)]
+        if is_sampled:
             reference = self._reference_logprobs(rows, features)
             total, counted = self._policy_loss(examples, logprobs, reference, trained, totals)
         else:
-            end = self.policy.lm_head(state.after_norm[:, -1]).float().log_softmax(-1)[:, self._end_token]
-            total = -(logprobs.sum() + end.sum()) / totals.tokens
+            total = -(logprobs.sum() + ends.sum()) / totals.tokens
             counted = {"token_loss": -float(logprobs.detach().sum()) / totals.tokens}
         counted["entropy"] = float(entropy.detach()[trained].sum()) / totals.tokens
-        for part, values in self._latent_losses(examples, state, totals):
-            total = total + part
-            counted |= values
+        if latents is not None:
+            for part, values in self._latent_losses(examples, states, latents, totals):
+                total = total + part
+                counted |= values
         counted["loss"] = float(total.detach())
+        self._count(groups, rows)
         return total, counted
 
-    def logprobs(self, examples: list[Example]) -> torch.Tensor:
+    def logprobs(self, groups: list[list[Example]]) -> torch.Tensor:
         """Return log-probs of the replies of one pass, float32 [tokens of all], one example after another."""
-        rows, _, state = self.prefill(examples)
-        return token_logprobs(self.policy, state, rows, self._temperature)[0]
+        rows, features = self.rows(groups)
+        states = run_rows(self.policy.model, rows, features, options=self._options)
+        return token_logprobs(self.policy, states, [row for group in rows for row in group], self._temperature)[0]
 
-    def prefill(self, examples: list[Example]) -> tuple[list[Row], list[VisionFeatures], ForwardState]:
-        """Return the rows of a pass, what they show, and their states.
+    def rows(self, groups: list[list[Example]]) -> tuple[list[list[Row]], list[VisionFeatures]]:
+        """Return the rows of a pass and what they show.
 
-        A pass without video runs the tower on a blank clip that no row shows (the ranks' rule, `vsr1.rl`).
+        Raises:
+            LearnerError: a reply without tokens.
+            ClipError: a clip is not the one that was shown, or cannot be read.
         """
-        places: dict[ClipReference, int] = {}
-        for reference in (reference for example in examples for reference in example.clips):
-            places.setdefault(reference, len(places))
-        clips = [self._processor.process(self._read_clip(reference), self.policy.device) for reference in places]
+        for example in (example for group in groups for example in group):
+            if not example.response_ids:
+                raise LearnerError(f"a reply about {_named(example)} has no token; leave it out of the batch")
+        seen, blank = self._features(reference for group in groups for reference in group[0].clips)
+        places = {reference: place for place, reference in enumerate(seen)}
         rows = []
-        for example in examples:
-            shown = tuple(places[reference] for reference in example.clips)
-            grids = tuple(clips[place].grid for place in shown)
-            rows.append(Row(example.prompt_ids, example.response_ids, shown, grids))
-        visual = self.policy.model.visual
-        inputs = [(clip.pixels, clip.grid) for clip in clips] or [blank_clip(visual)]
-        with torch.set_grad_enabled(any(parameter.requires_grad for parameter in visual.parameters())):
-            pixels = [pixels.to(self.policy.dtype) for pixels, _ in inputs]
-            features = encode_clips(visual, pixels, [grid for _, grid in inputs])
-        return rows, features, prefill(self.policy.model, rows, features, keep_cache=True)
+        for group in groups:
+            shown = tuple(places[reference] for reference in group[0].clips)
+            grids = tuple(seen[reference][1] for reference in group[0].clips)
+            rows.append([Row(group[0].prompt_ids, example.response_ids, shown, grids) for example in group])
+        return rows, [feature for feature, _ in seen.values()] or ([blank] if blank else [])
 
-    def _reference_logprobs(self, rows: list[Row], features: list[VisionFeatures]) -> torch.Tensor | None:
+    @property
+    def _passes(self) -> int:
+        return min(self._retrieval.latent_passes, self._agent.depth)
+
+    def _count(self, groups: list[list[Example]], rows: list[list[Row]]) -> None:
+        """Add the operations of a pass to the step's work."""
+        work, flops, columns = self.meter.work, self._flops, max(self._agent.depth - 1, 0)
+        forward = TRAINED + (self._reference is not None)
+        for group, own in zip(groups, rows, strict=True):
+            words = [len(example.response_ids) for example in group]
+            replies = [
+                (count + columns * _has_latents(example), count) for count, example in zip(words, group, strict=True)
+            ]
+            prompt = len(group[0].prompt_ids)
+            clips = sum(flops.clip(grid) for grid in own[0].grids)
+            work.flops += forward * flops.prompt(prompt, replies)
+            work.unshared_flops += sum(forward * flops.prompt(prompt, [reply]) + clips for reply in replies)
+            work.tokens += sum(words) + prompt * len(group)
+        work.flops += sum(flops.clip(grid) for grid in self._features.encoded)
+        work.clips += len(self._features.encoded)
+        self._features.encoded.clear()
+
+    def _reference_logprobs(self, rows: list[list[Row]], features: list[VisionFeatures]) -> torch.Tensor | None:
         """Return log-probs under the reference, None without one; its vision tower is the policy's, which is frozen."""
         if self._reference is None:
             return None
         with torch.no_grad():
-            state = prefill(self._reference.model, rows, features, keep_cache=False)
-            return token_logprobs(self._reference, state, rows, self._temperature)[0]
+            states = run_rows(self._reference.model, rows, features, options=self._options)
+            flat = [row for group in rows for row in group]
+            return token_logprobs(self._reference, states, flat, self._temperature)[0]
 
     def _policy_loss(
         self,
@@ -148,31 +213,53 @@ class ExampleLoss:
         )
         return token_objective(batch, self._stage.objective, totals, self._agent.max_new_tokens)
 
+    def _latents(self, examples: list[Example]) -> Latents | None:
+        """Return what is known of the latents of a pass, None where the stage has no loss on them.
+
+        Where no example has latents, the first stands in, with weight zero (the ranks' rule, `vsr1.rl`).
+        """
+        depth, is_sampled = self._agent.depth, isinstance(self._stage, GrpoConfig)
+        actions = isinstance(self._stage, GrpoConfig) and self._stage.latents.sigma * self._stage.latents.weight
+        if not depth or not (actions or self._retrieval.weight > 0):
+            return None
+        rows = [i for i, example in enumerate(examples) if _has_latents(example)] or [0]
+        shape = len(rows), depth, self.policy.config.refine_dim
+        noise, values = torch.zeros(shape), torch.zeros(shape) if is_sampled else None
+        for place, example in enumerate(examples[row] for row in rows):
+            if example.latent_actions:
+                noise[place] = _noise(example.latent_actions)
+            if values is not None and _has_latents(example):
+                values[place] = _sampled(example, shape[1:])
+        device = self.policy.device
+        return Latents(rows, noise.to(device), None if values is None else values.to(device))
+
     def _latent_losses(
-        self, examples: list[Example], state: ForwardState, totals: BatchTotals
+        self, examples: list[Example], states: States, known: Latents, totals: BatchTotals
     ) -> Iterator[tuple[torch.Tensor, Counted]]:
-        """Yield the losses that reach the heads; every row of the pass is rolled (the ranks' rule, `vsr1.rl`)."""
-        depth, device = self._agent.depth, state.after_norm.device
+        """Yield the losses that reach the heads."""
+        rows, passes = known.rows, self._passes
         settings = self._stage.latents if isinstance(self._stage, GrpoConfig) else None
-        draws = None
-        if depth and settings and settings.sigma:
-            actions = {i: one for i, example in enumerate(examples) if (one := example.latent_actions)}
-            sampled = torch.zeros(len(examples), depth, self.policy.config.refine_dim)
-            noise = torch.zeros_like(sampled)
-            for i, action in actions.items():
-                sampled[i], noise[i] = torch.tensor(action.values), _noise(action)
-            sampled, noise = sampled.to(device), noise.to(device)
-            draws = settings.sigma * noise
-            if settings.weight:
-                means = roll_latents(self.policy, state, depth, actions=sampled)
-                if rows := list(actions):
-                    advantages = torch.tensor([action.advantage for action in actions.values()], device=device)
-                    yield latent_objective(sampled[rows], means[rows], noise[rows], advantages, settings, totals)
-                else:
-                    yield 0 * means.sum(), {}
-        if depth and self._retrieval.weight > 0:
-            latents = roll_latents(self.policy, state, depth, draws)
-            targets = {i: example.target for i, example in enumerate(examples) if example.target}
+        if known.values is None:
+            values = self._rolled(states, rows)
+            means = run_latents(self.policy, states, rows, values[:, :-1], self._options)
+        else:
+            values = known.values
+            means = latent_means(self.policy, states, rows)
+        if settings and settings.sigma and settings.weight:
+            if places := [place for place, row in enumerate(rows) if examples[row].latent_actions]:
+                actions = [examples[rows[place]].latent_actions for place in places]
+                advantages = torch.tensor([action.advantage for action in actions if action], device=means.device)
+                parts = values[places], means[places], known.noise[places]
+                yield latent_objective(*parts, advantages, settings, totals)
+            else:
+                yield 0 * means.sum(), {}
+        if self._retrieval.weight > 0:
+            draws = settings.sigma * known.noise if settings else 0.0
+            latents = means + draws
+            for _ in range(1, passes):
+                before = (values + (latents - latents.detach()))[:, :-1]  # the values with the latents' gradient
+                latents = run_latents(self.policy, states, rows, before, self._options) + draws
+            targets = {i: target for i, row in enumerate(rows) if (target := examples[row].target)}
             if not targets:
                 yield 0 * self.policy.soft_tokens(latents).sum(), {}
                 return
@@ -184,6 +271,17 @@ class ExampleLoss:
                 {"retrieval_loss": float(loss.detach()), "latents/norm": float(norms.sum()) / totals.refined},
             )
 
+    @torch.no_grad()
+    def _rolled(self, states: States, rows: list[int]) -> torch.Tensor:
+        """Return the latents after rows that were not sampled, float32 [n, depth, R], without gradient.
+
+        Each round makes one more of them final: the first follows from the row alone, the next from those before it.
+        """
+        values = latent_means(self.policy, states, rows).expand(-1, self._agent.depth, -1)
+        for _ in range(1, self._agent.depth):
+            values = run_latents(self.policy, states, rows, values[:, :-1], self._options)
+        return values
+
     def retrieval_losses(self, targets: list[RetrievalTarget], latents: torch.Tensor) -> torch.Tensor:
         """Return the losses [n] of queries refined by `latents` [n, N, R], each against its target."""
         queries = []
@@ -193,12 +291,15 @@ class ExampleLoss:
         soft = self.policy.soft_tokens(torch.cat(queries)).split([len(query) for query in queries])  # the ranks' rule
         vectors = self.embedder.query_vectors([target.query for target in targets], list(soft))
         nearest = self._vectors.nearest(vectors, self._retrieval.mined)
-        losses = []
-        for vector, target, mined in zip(vectors, targets, nearest, strict=True):
-            rows = [*(self._vectors.rows[video] for video in [target.positive, *target.negatives]), *mined]
-            videos = self._vectors.matrix[list(dict.fromkeys(rows))].to(vector)  # the right one first, each once
-            losses.append(retrieval_loss(vector, videos[0], videos[1:], self._retrieval.temperature))
-        return torch.stack(losses)
+        rows = []  # of the right video and the wrong ones, each once
+        for target, mined in zip(targets, nearest, strict=True):
+            named = [self._vectors.rows[video] for video in [target.positive, *target.negatives]]
+            rows.append(list(dict.fromkeys([*named, *mined])))
+        width = max(map(len, rows))
+        table = torch.tensor([[*own, *own[:1] * (width - len(own))] for own in rows])
+        counts = torch.tensor([len(own) for own in rows], device=vectors.device)
+        videos = self._vectors.matrix[table.to(self._vectors.matrix.device)].to(vectors)
+        return retrieval_loss(vectors, videos, counts, self._retrieval.temperature)
 
 
 def load_vectors(folder: DatasetFolder, split: str) -> VideoVectors:
@@ -206,6 +307,30 @@ def load_vectors(folder: DatasetFolder, split: str) -> VideoVectors:
     matrix = torch.from_numpy(np.load(folder.video_embeddings(split), allow_pickle=False))
     rows = json.loads(folder.docid2row(split).read_text(encoding="utf-8"))
     return VideoVectors(torch.nn.functional.normalize(matrix, dim=-1), rows)
+
+
+def _has_latents(example: Example) -> bool:
+    return example.target is not None or example.latent_actions is not None
+
+
+def _sampled(example: Example, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return the latents of an example as the engine made them, float32 [N, R].
+
+    Raises:
+        LearnerError: it lacks them, or they have another shape.
+    """
+    actions, target = example.latent_actions, example.target
+    values = actions.values if actions else target.latents if target else None
+    if values is None or values.shape != shape:
+        raise LearnerError(
+            f"a reply about {_named(example)} needs the engine's latents of shape {list(shape)}, "
+            f"got {'none' if values is None else list(values.shape)}"
+        )
+    return torch.tensor(values)
+
+
+def _named(example: Example) -> str:
+    return ", ".join(clip.video_id for clip in example.clips) or "no clip"
 
 
 def _noise(action: LatentActions) -> torch.Tensor:

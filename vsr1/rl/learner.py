@@ -19,9 +19,11 @@ from vsr1.formats.atomic import replacing_folder
 from vsr1.model.checkpoint import copy_processor, load_policy, policy_sizes, write_weights
 from vsr1.model.embedder import Embedder
 from vsr1.model.processor import ClipProcessor
-from vsr1.model.recompute import recompute_mlps
 from vsr1.rl.batch import Example, LearnerError, add_totals, batch_totals, micro_batches
-from vsr1.rl.example_loss import ExampleLoss, ReadClip, VideoVectors
+from vsr1.rl.example_loss import ExampleLoss, VideoVectors
+from vsr1.rl.features import ReadClip
+from vsr1.rl.flops import ModelFlops
+from vsr1.rl.meter import peak_flops, work_numbers
 from vsr1.rl.objective import Counted, merged
 from vsr1.settings.parts import AgentConfig, ModelConfig
 from vsr1.settings.training import GrpoConfig, SftConfig
@@ -66,8 +68,6 @@ class Learner:
         is_compared = isinstance(stage, GrpoConfig) and stage.objective.kl != "none"
         reference = load().requires_grad_(False) if is_compared else None
         self._freeze()
-        if self._learner.gradient_checkpointing:
-            recompute_mlps([*self.policy.model.language_model.layers, *self.policy.model.visual.blocks])
         sources = embedder, vectors, ClipProcessor(model.policy), read_clip
         self.loss = ExampleLoss(stage, agent, self.policy, reference, *sources, temperature=temperature)
         self.engine = self._deepspeed(model)
@@ -81,8 +81,8 @@ class Learner:
             learning_rate: of the backbone; the heads keep their ratio to it.
 
         Returns:
-            the numbers of the whole batch, the same on every rank: of the losses, the gradient norm and the tokens that
-            were trained.
+            the numbers of the whole batch, the same on every rank: of the losses, the gradient norm, the tokens that
+            were trained and what the step took (`vsr1.rl.meter.work_numbers`).
 
         Raises:
             LearnerError: a loss or a gradient norm that is not finite; the weights are as before this step.
@@ -92,25 +92,36 @@ class Learner:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate * (heads if group["name"] == "heads" else 1.0)
         passes = micro_batches(examples, self._learner.micro_tokens)
+        meter = self.loss.meter
+        meter.begin()
         ranks = _of_all_ranks((batch_totals(examples), len(passes)))
         totals, rounds = add_totals([counts for counts, _ in ranks]), max(count for _, count in ranks)
         counted = []
         for i in range(rounds):  # a rank with fewer passes makes the rest with weight zero
             part = passes[i] if i < len(passes) else []
-            loss, numbers = self.engine(self.loss, part or passes[-1][-1:], totals)
+            loss, numbers = self.engine(self.loss, part or [passes[-1][-1][:1]], totals)
             if not torch.isfinite(loss):
                 raise LearnerError(f"{where}: the loss of pass {i} is {loss.item()}")
             # DeepSpeed averages gradients over ranks; the sums are already shares of the whole batch.
             self.engine.set_gradient_accumulation_boundary(i == rounds - 1)
-            self.engine.backward(loss * len(ranks) if part else loss * 0)
+            with meter.part("backward"):
+                self.engine.backward(loss * len(ranks) if part else loss * 0)
             if part:
                 counted.append(numbers)
-        self.engine.step()  # takes no step where the norm is not finite
+        with meter.part("optimise"):
+            self.engine.step()  # takes no step where the norm is not finite
         norm = float(self.engine.get_global_grad_norm())
         if not isfinite(norm):
             raise LearnerError(f"{where}: the gradient norm is not finite; no step was taken, lower the learning rate")
         self.steps += 1
-        return merged(_of_all_ranks(merged(counted) | {"grad_norm": norm})) | {"tokens": float(totals.tokens)}
+        values = _of_all_ranks((merged(counted) | {"grad_norm": norm}, meter.end()))
+        work = work_numbers([work for _, work in values], peak_flops(self.policy.device, self.policy.dtype))
+        return merged([numbers for numbers, _ in values]) | work | {"tokens": float(totals.tokens)}
+
+    @property
+    def flops(self) -> ModelFlops:
+        """What a forward pass costs."""
+        return ModelFlops.of(self.policy.config)
 
     def logprobs(self, examples: list[Example]) -> list[list[float]]:
         """Return log-probs of the replies of this rank's part under the present weights, without a step."""
@@ -118,9 +129,10 @@ class Learner:
         values: dict[int, list[float]] = {}
         with torch.no_grad():
             for i in range(max(_of_all_ranks(len(passes)))):
-                part = passes[i] if i < len(passes) else passes[-1][-1:]
-                of_each = self.engine(self.loss.logprobs, part).split([len(one.response_ids) for one in part])
-                values |= {id(one): logprobs.tolist() for one, logprobs in zip(part, of_each, strict=True)}
+                part = passes[i] if i < len(passes) else [passes[-1][-1][:1]]
+                own = [one for group in part for one in group]
+                of_each = self.engine(self.loss.logprobs, part).split([len(one.response_ids) for one in own])
+                values |= {id(one): logprobs.tolist() for one, logprobs in zip(own, of_each, strict=True)}
         return [values[id(one)] for one in examples]
 
     def evaluate(self, examples: list[Example]) -> Counted:
@@ -131,7 +143,7 @@ class Learner:
         with torch.no_grad():
             for i in range(max(count for _, count in ranks)):
                 part = passes[i] if i < len(passes) else []
-                _, numbers = self.engine(self.loss, part or passes[-1][-1:], totals)
+                _, numbers = self.engine(self.loss, part or [passes[-1][-1][:1]], totals)
                 counted += [numbers] if part else []
         return merged(_of_all_ranks(merged(counted))) | {"tokens": float(totals.tokens)}
 
@@ -213,7 +225,11 @@ class Learner:
         ]
         groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(
-            groups, lr=self._learner.learning_rate, weight_decay=self._learner.weight_decay, betas=(0.9, 0.999)
+            groups,
+            lr=self._learner.learning_rate,
+            weight_decay=self._learner.weight_decay,
+            betas=(0.9, 0.999),
+            fused=True,
         )
         settings = {
             "train_micro_batch_size_per_gpu": 1,

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch.nn import functional
 
 PolicyLoss = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -168,14 +167,15 @@ def latent_logratio(latents: torch.Tensor, means: torch.Tensor, noise: torch.Ten
 
 
 def retrieval_loss(
-    query: torch.Tensor, positive: torch.Tensor, negatives: torch.Tensor, temperature: float
+    queries: torch.Tensor, videos: torch.Tensor, counts: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """Return the InfoNCE of one refined query against its right video (method.md §3.2), a scalar.
+    """Return the InfoNCE of refined queries, each against its right video (method.md §3.2), [n].
 
     Args:
-        query: unit vector [E].
-        positive: unit vector [E].
-        negatives: unit vectors [n, E], n >= 1.
+        queries: unit vectors [n, E].
+        videos: unit vectors [n, m, E], of each query the right one and then the wrong ones.
+        counts: how many videos of each query count, int64 [n]; at least 2.
     """
-    scores = torch.cat([positive[None], negatives]) @ query / temperature
-    return functional.cross_entropy(scores[None], torch.zeros(1, dtype=torch.long, device=scores.device))
+    scores = torch.einsum("nme,ne->nm", videos, queries) / temperature
+    beyond = torch.arange(videos.shape[1], device=scores.device) >= counts[:, None]
+    return -scores.masked_fill(beyond, -torch.inf).log_softmax(-1)[:, 0]

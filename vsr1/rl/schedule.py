@@ -11,6 +11,7 @@ from vsr1.rl.batch import annealed
 from vsr1.settings.training import LearnerConfig
 
 Row = TypeVar("Row")
+SUMS = ("tokens", "example_bytes", "learner/clips_encoded")  # over the optimiser steps on one batch
 
 
 def optimiser_batches(rows: list[Row], minibatches: int, epochs: int, ranks: int, seed: int) -> list[list[Row]]:
@@ -38,10 +39,11 @@ def of_all_steps(steps: list[dict[str, float]]) -> dict[str, float]:
     values: dict[str, float] = {}
     for name in steps[0]:
         of_each = [step[name] for step in steps if name in step]
-        if name.endswith("_max"):
+        if name.endswith(("_max", "peak_gib")):
             values[name] = max(of_each)
         else:
-            values[name] = sum(of_each) / (1 if name in ("tokens", "example_bytes") else len(of_each))
+            is_sum = name in SUMS or name.startswith("seconds/")
+            values[name] = sum(of_each) / (1 if is_sum else len(of_each))
     return values | {"optimiser_steps": float(len(steps))}
 
 

@@ -49,7 +49,7 @@ def turn_example(
     target = actions = None
     negatives = negatives_of(task.gt_video, turn.record.video_id, task.negatives)
     if latents is not None and negatives:
-        target = RetrievalTarget(task.query, task.gt_video, negatives, _earlier(trajectory, place, agent))
+        target = RetrievalTarget(task.query, task.gt_video, negatives, _earlier(trajectory, place, agent), latents)
     if latents is not None and stage.latents.sigma:
         actions = LatentActions(latents, turn.seed, credit.latents)
     return Example(

@@ -25,11 +25,24 @@ class LearnerConfig(Section):
     micro_tokens: int = Field(
         16_384,
         ge=1,
-        description="most tokens of one forward pass of one rank, padding included; a longer row is a pass of its own",
+        description="most tokens of one forward pass of one rank, a prompt that replies share counted once; one reply "
+        "with its prompt is a pass at least",
     )
     gradient_checkpointing: bool = Field(
-        False, description="compute MLPs again in backward instead of keeping them: less memory, more time"
+        False, description="compute layers again in backward instead of keeping their insides: less memory, more time"
     )
+    compile: bool = Field(
+        False, description="fuse the layers' small operations by torch.compile; not with zero_stage=3"
+    )
+    vision_cache_gib: float = Field(
+        2.0, ge=0, description="features of clips kept for later passes and steps, where the vision tower is frozen"
+    )
+
+    @model_validator(mode="after")
+    def _whole_weights_are_compiled(self) -> LearnerConfig:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("learner.compile=true needs whole weights on every rank: take learner.zero_stage 1 or 2")
+        return self
 
 
 Negatives = Annotated[
@@ -48,6 +61,12 @@ class RetrievalLossConfig(Section):
     weight: float = Field(0.3, ge=0)
     temperature: float = Field(0.1, gt=0)
     mined: int = Field(0, ge=0, description="videos nearest to the refined query itself, also negatives")
+    latent_passes: int = Field(
+        2,
+        ge=1,
+        le=8,
+        description="over how many latents its gradient runs back; as many as latents: all, the exact one",
+    )
 
 
 class SftConfig(Section):

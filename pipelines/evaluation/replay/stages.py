@@ -155,7 +155,7 @@ class Stages:
         for place, turn in enumerate(trajectory.turns):
             loss = self._sources.loss(turn.weight_version)
             with torch.no_grad():
-                result = loss.logprobs([self._example(trajectory, place, NO_CREDIT)]).tolist()
+                result = loss.logprobs([[self._example(trajectory, place, NO_CREDIT)]]).tolist()
             what = f"turn {turn.number}, log-probs"
             distances.append(same_numbers(what, turn.response_logprobs, result, self._tolerances.logprob))
         every = np.concatenate(distances)
