@@ -60,7 +60,19 @@ def test_a_figure_that_is_no_number_is_refused() -> None:
 
 def test_every_measurement_has_a_command() -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert names == {"latents", "parity", "weights", "data", "retrieval", "kills", "report", "serve", "faults", "fuzz"}
+    assert names == {
+        "latents",
+        "parity",
+        "weights",
+        "data",
+        "retrieval",
+        "kills",
+        "report",
+        "serve",
+        "faults",
+        "fuzz",
+        "learner",
+    }
     refused = CliRunner().invoke(app, ["weights", "--way", "smoke"])
     assert refused.exit_code == 2 and "nccl" in refused.output
 

@@ -11,6 +11,7 @@ import ray.exceptions
 from pipelines.command import guarded
 from pipelines.stage.faults import dead_actor, last_line, reason
 from vsr1.rl.batch import split_over_ranks
+from vsr1.rl.flops import ModelFlops
 
 DEAD = """The actor died unexpectedly before finishing this task.
 \tclass_name: RewardWorkerActor
@@ -61,7 +62,7 @@ def test_a_fault_of_the_machine_has_a_known_reason(error: Exception, line: str) 
 
 def test_what_our_own_code_raises_is_a_reason_and_what_it_only_met_is_not() -> None:
     with pytest.raises(ValueError, match="cannot feed") as own:
-        split_over_ranks([], 2)
+        split_over_ranks([], 2, ModelFlops(0, 0, 0, 0, 0, 0, 1))
     assert reason(own.value) == str(own.value)
     for fault in (lambda: json.loads("{"), lambda: {}["meta"], lambda: 1 / 0, lambda: int("x")):
         with pytest.raises((ValueError, KeyError, ZeroDivisionError)) as met:
