@@ -106,6 +106,7 @@ def _start(folder: Path) -> int:
         return pid
     code = 1
     try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # who called may have one of its own
         signal.alarm(HANG_S)
         with (folder / "errors").open("w") as errors, (folder / "answers").open("w") as answers:
             os.dup2(errors.fileno(), 2)
