@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from bench.lengths import ExactEngine
-from bench.measure import Rounds, in_turn
+from bench.measure import Rounds, device, dtype_name, in_turn
 from bench.reference import ForwardState, prefill, roll_latents, token_logprobs
 from vsr1.engine.engine import PolicyEngine, Reply
 from vsr1.engine.gate import PushError
@@ -96,10 +96,10 @@ def bench_parity(shape: str, samples: int) -> dict[str, Any]:
     with random_policy(shape) as folder:
         replies = _on_engine(folder, samples, lambda engine: _parity_replies(engine, clips, samples))
         exact = _oracle(folder, clips, replies, "float32")
-        stock = exact if _dtype() == "float32" else _oracle(folder, clips, replies, _dtype())
+        stock = exact if dtype_name() == "float32" else _oracle(folder, clips, replies, dtype_name())
     # Without the refine token, which the benchmark forces.
     engine = [(torch.tensor(reply.logprobs[:-1]), torch.tensor(reply.latents)) for reply in replies]
-    figures: dict[str, Any] = {"shape": shape, "samples": samples, "dtype": _dtype()}
+    figures: dict[str, Any] = {"shape": shape, "samples": samples, "dtype": dtype_name()}
     for first, kind in enumerate(("text", "video")):
         for name, answers in (("engine", engine), ("hugging_face", stock)):
             pairs = list(zip(answers[first::2], exact[first::2], strict=True))
@@ -122,7 +122,7 @@ def bench_weights(shape: str, way: str, rounds: int) -> dict[str, Any]:
         rounds: pushes measured.
     """
     with random_policy(shape) as folder:
-        policy = load_policy(folder, device=_device(), dtype=_dtype())
+        policy = load_policy(folder, device=device(), dtype=dtype_name())
         if way == "nccl":
             torch.cuda.synchronize()
             os.environ["CUDA_VISIBLE_DEVICES"] = "1"  # of the engine's process, which starts now
@@ -158,7 +158,7 @@ def random_policy(shape: str) -> Iterator[Path]:
             tokenizer = policy_tokenizer(base)
             processor = toy_processor(tokenizer)
             torch.manual_seed(0)
-            with torch.device(_device()):
+            with torch.device(device()):
                 torch.set_default_dtype(torch.bfloat16)
                 policy = VideoSearchPolicy(config_2b(tokenizer))
                 torch.set_default_dtype(torch.float32)
@@ -172,7 +172,7 @@ def _on_engine(folder: Path, samples: int, use: Callable[[PolicyEngine], Awaitab
     room = {"max_num_seqs": samples, "latent_slots": samples, "max_model_len": 4096, "gpu_memory_utilization": 0.5}
 
     async def run() -> T:
-        engine = await ExactEngine.start(folder, EngineConfig(**room | options), device=_device(), dtype=_dtype())
+        engine = await ExactEngine.start(folder, EngineConfig(**room | options), device=device(), dtype=dtype_name())
         try:
             return await use(engine)
         finally:
@@ -215,7 +215,7 @@ async def latent_rounds(engine: PolicyEngine, clips: list[Clip], work: LatentWor
 @torch.no_grad()
 def hugging_face_rounds(folder: Path, clip: Clip, work: LatentWork) -> Rounds:
     """Time a refinement of one row: `cached`, a prefill and cached steps; `full`, `DEPTH` forwards as the reference."""
-    policy = load_policy(folder, device=_device(), dtype=_dtype()).eval()
+    policy = load_policy(folder, device=device(), dtype=dtype_name()).eval()
     processor = ClipProcessor(folder)
     seen = processor.process(clip, policy.device)
     reply = [int(token) for token in np.random.default_rng(0).integers(20, 200, work.words)]
@@ -251,7 +251,7 @@ def _oracle(
     folder: Path, clips: list[Clip], replies: list[Reply], dtype: str
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return log-probs and latents of each reply's own tokens, one row at a time."""
-    policy = load_policy(folder, device=_device(), dtype=dtype).eval()
+    policy = load_policy(folder, device=device(), dtype=dtype).eval()
     processor = ClipProcessor(folder)
     processed = [processor.process(clip, policy.device) for clip in clips]
     barred = (refine_token_id(processor.tokenizer), int(processor.tokenizer.eos_token_id))  # see `ExactLengths`
@@ -332,11 +332,3 @@ def _clips(sizes: Iterable[tuple[int, int, int]]) -> list[Clip]:
         Clip.make(f"v{i}", rng.integers(0, 255, (count, high, wide, 3), np.uint8), np.arange(count) * 1.0)
         for i, (count, high, wide) in enumerate(sizes)
     ]
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _dtype() -> str:
-    return "bfloat16" if torch.cuda.is_available() else "float32"

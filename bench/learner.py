@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.measure import Rounds
+from bench.measure import Rounds, device, dtype_name
 from vsr1.engine.latent_table import latent_noise
 from vsr1.model.checkpoint import refine_token_id, save_policy
 from vsr1.model.embedder import Embedder
@@ -154,9 +154,9 @@ def build_models(shape: str, folder: Path) -> tuple[VideoSearchPolicy, torch.nn.
     for name, kind in (("policy", VideoSearchPolicy), ("embedder", Qwen3VLModel)):
         tokenizer = ClipProcessor(folder / name).tokenizer
         torch.manual_seed(len(models))
-        torch.set_default_dtype(getattr(torch, _dtype()))
+        torch.set_default_dtype(getattr(torch, dtype_name()))
         try:
-            with torch.device(_device()):
+            with torch.device(device()):
                 models.append(kind(config_2b(tokenizer) if shape == "2b" else toy_config(tokenizer)))
         finally:
             torch.set_default_dtype(torch.float32)
@@ -221,16 +221,16 @@ def _rank(rank: int, work: LearnerWork, folder: Path, port: int) -> None:
     """Measure as one rank of the product's learner; rank 0 leaves the figures in the folder."""
     from vsr1.rl.learner import Learner
 
-    os.environ["LOCAL_RANK"] = str(rank) if _device() == "cuda" else "0"
-    if _device() == "cuda":
+    os.environ["LOCAL_RANK"] = str(rank) if device() == "cuda" else "0"
+    if device() == "cuda":
         torch.cuda.set_device(rank)
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // work.ranks))
     address = f"tcp://127.0.0.1:{port}"
-    backend = "nccl" if _device() == "cuda" else "gloo"
+    backend = "nccl" if device() == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, init_method=address, rank=rank, world_size=work.ranks)
     model = ModelConfig(
-        policy=folder / "policy", embedder=folder / "embedder", dtype=_dtype(), device=_device()
+        policy=folder / "policy", embedder=folder / "embedder", dtype=dtype_name(), device=device()
     )  # fmt: skip
     dim = 2048 if work.shape == "2b" else toy_config(ClipProcessor(folder / "policy").tokenizer).refine_dim
     batches = Batches(work, folder)
@@ -246,11 +246,3 @@ def _vectors(dim: int) -> VideoVectors:
     matrix = torch.randn(VIDEOS, dim, generator=torch.Generator().manual_seed(0))
     rows = {str(i): i for i in range(VIDEOS)}
     return VideoVectors(torch.nn.functional.normalize(matrix, dim=-1), rows)
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _dtype() -> str:
-    return "bfloat16" if torch.cuda.is_available() else "float32"

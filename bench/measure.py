@@ -98,3 +98,15 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _rounded(part) for key, part in value.items()}
     return [_rounded(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def device() -> str:
+    """Return where models of a measurement run: on a GPU where there is one."""
+    import torch  # here, because most measurements do without
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def dtype_name() -> str:
+    """Return the dtype of these models."""
+    return "bfloat16" if device() == "cuda" else "float32"

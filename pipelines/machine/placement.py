@@ -233,8 +233,7 @@ def check_placement(config: Config, stage: Stage) -> None:
 
 def _services(config: Config, splits: int, available: Capacity) -> tuple[Role, ...]:
     """Return the actors around the learner; each node has a clip store for each split."""
-    cluster, shards = config.cluster, config.retrieval.shards
-    replicas = splits * config.retrieval.replicas
+    cluster = config.cluster
     return (
         Role(
             "rollout worker",
@@ -244,11 +243,26 @@ def _services(config: Config, splits: int, available: Capacity) -> tuple[Role, .
             "cluster.rollout",
             on_device=True,
         ),
-        Role("retrieval shard", shards, cluster.shard, "retrieval.shards", "cluster.shard", replicas),
-        Role("retrieval service", splits, cluster.retrieval, size_key="cluster.retrieval", on_device=True),
+        *retrieval_roles(config, splits),
         Role("reward worker", cluster.reward_workers, cluster.reward, "cluster.reward_workers", "cluster.reward"),
-        Role("clip store", splits, cluster.clips, size_key="cluster.clips", times=len(available.nodes)),
+        clip_stores(config, splits, available),
     )
+
+
+def retrieval_roles(config: Config, corpora: int) -> tuple[Role, Role]:
+    """Return the shards and the services that search so many corpora."""
+    cluster, retrieval = config.cluster, config.retrieval
+    replicas = corpora * retrieval.replicas
+    return (
+        Role("retrieval shard", retrieval.shards, cluster.shard, "retrieval.shards", "cluster.shard", replicas),
+        Role("retrieval service", corpora, cluster.retrieval, size_key="cluster.retrieval", on_device=True),
+    )
+
+
+def clip_stores(config: Config, corpora: int, available: Capacity) -> Role:
+    """Return the stores of the clips of so many corpora, one of each a node."""
+    clips = config.cluster.clips
+    return Role("clip store", corpora, clips, size_key="cluster.clips", times=len(available.nodes))
 
 
 def capacity(config: Config) -> Capacity:

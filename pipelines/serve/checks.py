@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.machine.placement import Capacity, Plan, Role, capacity
+from pipelines.machine.placement import Capacity, Plan, Role, capacity, clip_stores, retrieval_roles
 from pipelines.serve.gateway.keys import read_keys
 from vsr1.config import Config, ConfigError
 from vsr1.formats.dataset import DatasetFolder
@@ -39,19 +39,13 @@ def named_corpora(folders: Sequence[str], split: str, others: dict[str, CorpusCo
 
 def serving_plan(config: Config, agents: bool, available: Capacity) -> Plan:
     """Return the actors of the service; without agents it only retrieves."""
-    cluster, retrieval, corpora = config.cluster, config.retrieval, len(config.serve.corpora)
-    roles = [
-        Role("gateway, library", 2, HANDS_ON),
-        Role("retrieval service", corpora, cluster.retrieval, size_key="cluster.retrieval"),
-        Role(
-            "retrieval shard", retrieval.shards, cluster.shard, "retrieval.shards", "cluster.shard",
-            corpora * retrieval.replicas,
-        ),
-    ]  # fmt: skip
+    cluster, corpora = config.cluster, len(config.serve.corpora)
+    shards, services = retrieval_roles(config, corpora)
+    roles = [Role("gateway, library", 2, HANDS_ON), services, shards]
     if agents:
         models, least = len(config.served_models), config.serve.least_replicas
         roles.append(Role("agent", least, cluster.rollout, "serve.least_replicas", "cluster.rollout", models))
-        roles.append(Role("clip store", corpora, cluster.clips, size_key="cluster.clips", times=len(available.nodes)))
+        roles.append(clip_stores(config, corpora, available))
     return Plan("the service", tuple(roles), available)
 
 

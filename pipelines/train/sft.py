@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +29,7 @@ from pipelines.train.records import held_out, record_example, record_rows, rows_
 from vsr1.config import RENAMED, Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import lines_sha256
+from vsr1.rl.batch import Example
 from vsr1.rl.flops import learner_speed
 from vsr1.rl.schedule import learning_rate, of_all_batches
 from vsr1.runs.checkpoints import Best
@@ -195,28 +197,27 @@ def train_rank(settings: dict[str, Any]) -> None:
     folder = ClipFolder(DatasetFolder(config.data.root).clips("train"), config.data.timestamps)
     held = settings["held"][rank]
 
+    def examples_of(shown: Iterable[tuple[dict[str, Any], Clip]]) -> list[Example]:
+        """Return the examples of rows and their clips, which take the place of those of the batch before."""
+        clips.clear()
+        examples = []
+        for row, clip in shown:
+            clips[clip.reference] = clip
+            examples.append(record_example(row, clip, processor, system, config.sft.negatives))
+        return examples
+
     def evaluate() -> dict[str, float]:
         parts = []
         for start in range(0, len(held), per_rank):
-            clips.clear()
-            examples = []
-            for row in held[start : start + per_rank]:
-                clip = folder.read(row["video_id"])
-                clips[clip.reference] = clip
-                examples.append(record_example(row, clip, processor, system, config.sft.negatives))
-            parts.append(learner.evaluate(examples))
+            shown = ((row, folder.read(row["video_id"])) for row in held[start : start + per_rank])
+            parts.append(learner.evaluate(examples_of(shown)))
         return of_all_batches(parts)
 
     rows = iter(settings["streams"][rank].iter_rows()) if learner.steps < steps else iter(())
     with RunLog(config.run_dir, wandb=config.tracking.wandb) if rank == 0 else nullcontext() as log:
         for step in range(learner.steps + 1, steps + 1):
             began = time.monotonic()
-            clips.clear()
-            examples = []
-            for row in islice(rows, per_rank):
-                clip = clip_of(row)
-                clips[clip.reference] = clip
-                examples.append(record_example(row, clip, processor, system, config.sft.negatives))
+            examples = examples_of((row, clip_of(row)) for row in islice(rows, per_rank))
             read = time.monotonic()
             rate = learning_rate(config.sft.learner, step, (step - 1) / steps)
             metrics = learner.step(examples, rate) | {"learning_rate": rate}

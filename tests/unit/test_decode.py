@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr1.video.decode import VideoError, _size, frame_indices, probe_video, sample_video
+from vsr1.video.container import VideoError
+from vsr1.video.decode import _size, frame_indices, probe_video, sample_video
 
 WIDTH, HEIGHT = 64, 48
 MILLISECOND = Fraction(1, 1000)

@@ -14,7 +14,8 @@ import pytest
 from av.stream import Disposition
 
 from vsr1.video import decode
-from vsr1.video.decode import SampledVideo, VideoError, sample_video
+from vsr1.video.container import VideoError
+from vsr1.video.decode import SampledVideo, sample_video
 
 RATE, COUNT = 4, 40  # frames a second, frames
 WIDTH, HEIGHT = 64, 48

@@ -12,7 +12,7 @@ import pytest
 from pipelines.serve.gateway.faults import ApiError
 from pipelines.serve.library import sandbox
 from vsr1.settings.serving import UploadConfig
-from vsr1.video.decode import VideoError
+from vsr1.video.container import VideoError
 from vsr1.video.excerpt import write_excerpt
 
 

@@ -13,7 +13,7 @@ from pipelines.train.grpo import steps_of
 from vsr1.config import Config
 from vsr1.episode.sample import FailedSample, SampleId
 from vsr1.episode.trajectory import Trajectory
-from vsr1.rl.batch import annealed
+from vsr1.rl.schedule import annealed
 from vsr1.search.record import SearchTask
 from vsr1.settings.parts import AgentConfig
 from vsr1.settings.training import GrpoConfig

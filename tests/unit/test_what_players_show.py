@@ -15,7 +15,8 @@ from av.stream import Disposition
 
 from vsr1.settings.data import DataConfig
 from vsr1.video.clips import ClipFolder, make_clip, player_offset, write_meta
-from vsr1.video.decode import SampledVideo, VideoError, probe_video, sample_video
+from vsr1.video.container import VideoError
+from vsr1.video.decode import SampledVideo, probe_video, sample_video
 from vsr1.video.excerpt import write_excerpt
 
 RATE, COUNT, WIDTH, HEIGHT = 4, 40, 96, 64  # 10 seconds

@@ -202,12 +202,3 @@ def _within(group: list[Example], tokens: int) -> list[list[Example]]:
 
 def _size(group: list[Example]) -> int:
     return len(group[0].prompt_ids) + sum(len(example.response_ids) for example in group)
-
-
-def annealed(done: float) -> float:
-    """Return the factor of the learning rates: 1 in the first half of a training, then evenly down to 0.
-
-    Args:
-        done: share of the training that is over, in 0..1.
-    """
-    return min(1.0, 2 * (1 - done))

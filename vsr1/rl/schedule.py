@@ -7,7 +7,6 @@ import random
 from itertools import pairwise
 from typing import TypeVar
 
-from vsr1.rl.batch import annealed
 from vsr1.settings.training import LearnerConfig
 
 Row = TypeVar("Row")
@@ -76,3 +75,12 @@ def learning_rate(settings: LearnerConfig, step: int, progress: float) -> float:
         "cosine": (1 + math.cos(math.pi * progress)) / 2,
     }[settings.schedule]
     return settings.learning_rate * factor * min(1.0, step / max(1, settings.warmup_steps))
+
+
+def annealed(done: float) -> float:
+    """Return the factor of the learning rates: 1 in the first half of a training, then evenly down to 0.
+
+    Args:
+        done: share of the training that is over, in 0..1.
+    """
+    return min(1.0, 2 * (1 - done))

@@ -24,6 +24,7 @@ from PIL import Image
 from vsr1.video.container import (
     NO_FRAME,
     Shown,
+    VideoError,
     check_file,
     decoded_frames,
     open_video,
@@ -34,7 +35,6 @@ from vsr1.video.container import (
     upright,
     zero_of,
 )
-from vsr1.video.container import VideoError as VideoError
 
 Sampling = Literal["time", "legacy"]
 TOLERANCE_SECONDS = 1.0  # that a length may differ from what is said of it

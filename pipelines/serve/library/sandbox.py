@@ -20,7 +20,7 @@ from vsr1.settings.data import DataConfig
 from vsr1.settings.serving import UploadConfig
 from vsr1.video.check import MEDIA_TYPES, RefusedVideoError, VideoLimits, check_video
 from vsr1.video.clips import make_clip, write_meta
-from vsr1.video.decode import VideoError
+from vsr1.video.container import VideoError
 from vsr1.video.excerpt import write_excerpt
 
 OUT_OF_MEMORY = (b"MemoryError", b"Cannot allocate memory")  # how Python and the system say it
