@@ -23,6 +23,8 @@ from safetensors.torch import save_file
 from bench.lengths import ExactEngine
 from bench.measure import Rounds, device, dtype_name, in_turn
 from bench.reference import ForwardState, prefill, roll_latents, token_logprobs
+from bench.toy.models import config_2b, new_policy, toy_processor
+from bench.toy.tokenizer import policy_tokenizer, train_tokenizer, vocabulary_texts
 from vsr1.engine.engine import PolicyEngine, Reply
 from vsr1.engine.gate import PushError
 from vsr1.episode.environment import Prompt
@@ -34,8 +36,6 @@ from vsr1.model.processor import ClipProcessor
 from vsr1.model.vision import encode_clips
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_parts, turn_prompt
 from vsr1.settings.parts import EngineConfig
-from vsr1.toy.models import config_2b, new_policy, toy_processor
-from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer, vocabulary_texts
 from vsr1.video.clips import Clip
 
 DEPTH = 8

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 
 from bench.measure import Rounds, device, dtype_name
+from bench.toy.models import config_2b, toy_config, toy_processor
+from bench.toy.tokenizer import embedder_tokenizer, policy_tokenizer, train_tokenizer, vocabulary_texts
 from vsr1.engine.latent_table import latent_noise
 from vsr1.model.checkpoint import refine_token_id, save_policy
 from vsr1.model.embedder import Embedder
@@ -32,8 +34,6 @@ from vsr1.rl.meter import peak_flops, work_numbers
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.settings.parts import AgentConfig, ModelConfig
 from vsr1.settings.training import GrpoConfig, LatentActionConfig, LearnerConfig, SftConfig
-from vsr1.toy.models import config_2b, toy_config, toy_processor
-from vsr1.toy.tokenizer import embedder_tokenizer, policy_tokenizer, train_tokenizer, vocabulary_texts
 from vsr1.video.clips import Clip, ClipReference
 
 SIGMA, VIDEOS, NEGATIVES, RATE = 0.05, 64, 24, 1e-6

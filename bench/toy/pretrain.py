@@ -27,6 +27,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset
 
+from bench.toy.captions import caption
+from bench.toy.models import MERGE, PATCH, new_embedder, new_policy
+from bench.toy.tokenizer import train_tokenizer, vocabulary_texts
 from vsr1.model.checkpoint import save_policy
 from vsr1.model.embedder import Embedder, template
 from vsr1.model.forward import Row, rotary_positions, run_rows, token_logprobs
@@ -35,10 +38,8 @@ from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor, pair_marks
 from vsr1.model.vision import Grid, VisionFeatures, encode_clips
 from vsr1.search.prompts import SYSTEM_PROMPT, assistant_text, turn_prompt
-from vsr1.toy.models import MERGE, PATCH, new_embedder, new_policy
 from vsr1.toy.render import FRAMES_PER_SECOND, render
-from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
-from vsr1.toy.world import FAMILY, Example, caption, find_queried, make_corpus, reasoning
+from vsr1.toy.world import FAMILY, Example, find_queried, make_corpus, reasoning
 from vsr1.video.decode import frame_indices
 
 BATCH = 128

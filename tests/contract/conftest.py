@@ -19,14 +19,14 @@ from filelock import FileLock
 from playwright.sync_api import Browser, expect, sync_playwright
 from safetensors.torch import load_file, save_file
 
+from bench.toy.models import write_random_models
+from bench.toy.tokenizer import train_tokenizer, vocabulary_texts
 from pipelines.data.build import ensure_dataset
 from vsr1.config import load_config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.checkpoint import refine_token_id
 from vsr1.model.processor import ClipProcessor
 from vsr1.toy.corpus import write_toy_corpus
-from vsr1.toy.models import write_random_models
-from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
 from vsr1.video.clips import Clip, write_clip
 from vsr1.video.decode import SampledVideo
 

@@ -17,6 +17,8 @@ from safetensors.torch import load
 
 from actors.clips import ClipStores
 from actors.learner import LearnerGroup
+from bench.toy.models import HIDDEN, write_random_models
+from bench.toy.tokenizer import train_tokenizer, vocabulary_texts
 from vsr1.config import Config
 from vsr1.formats.atomic import write_json
 from vsr1.formats.dataset import DatasetFolder
@@ -24,8 +26,6 @@ from vsr1.model.checkpoint import load_policy
 from vsr1.model.processor import ClipProcessor
 from vsr1.rl.batch import Example, LearnerError, RetrievalTarget, Sampled
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
-from vsr1.toy.models import HIDDEN, write_random_models
-from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
 from vsr1.video.clips import Clip, ClipError, ClipReference
 
 pytestmark = pytest.mark.timeout(600)

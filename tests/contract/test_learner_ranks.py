@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from bench.reference import prefill, roll_latents
+from bench.toy.models import HIDDEN, toy_config, toy_processor, write_random_models
+from bench.toy.tokenizer import policy_tokenizer, train_tokenizer, vocabulary_texts
 from vsr1.engine.latent_table import latent_noise
 from vsr1.model.checkpoint import load_policy, save_policy
 from vsr1.model.policy import VideoSearchPolicy
@@ -34,8 +36,6 @@ from vsr1.settings.training import (
     RetrievalLossConfig,
     SftConfig,
 )
-from vsr1.toy.models import HIDDEN, toy_config, toy_processor, write_random_models
-from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer, vocabulary_texts
 from vsr1.video.clips import Clip
 
 pytestmark = pytest.mark.timeout(500)

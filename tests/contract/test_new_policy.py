@@ -9,14 +9,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bench.reference import prefill, roll_latents
+from bench.toy.models import new_policy, toy_processor, write_random_models
+from bench.toy.tokenizer import embedder_tokenizer, train_tokenizer, vocabulary_texts
 from vsr1.model.checkpoint import load_policy, policy_sizes, refine_token_id
 from vsr1.model.embedder import Embedder
 from vsr1.model.forward import Row
 from vsr1.model.new_policy import NEUTRAL_WORD, lacks_heads, write_new_policy
 from vsr1.model.policy import VideoSearchPolicy, build_heads, init_heads
 from vsr1.model.processor import ClipProcessor
-from vsr1.toy.models import new_policy, toy_processor, write_random_models
-from vsr1.toy.tokenizer import embedder_tokenizer, train_tokenizer, vocabulary_texts
 from vsr1.toy.world import make_corpus
 
 TOY = Path(__file__).parents[2] / "checkpoints" / "toy"

@@ -91,9 +91,6 @@ def test_serve_deploy_and_swap_on_a_head(local_head: Any, toy_data: Path, tmp_pa
     assert search(url).json() | {"id": "", "usage": 0, "turns": 0} == answer | {
         "id": "", "usage": 0, "turns": 0, "weight_version": 1,
     }  # fmt: skip
-    embedder = str(REPOSITORY / "checkpoints/toy/embedder")
-    done = run(str(BIN / "vsr1"), "swap", "toy", embedder, "--address", local_head.gcs)
-    assert done.returncode == 1 and "does not fit the policy" in done.stderr
     stranger = {name: value for name, value in local_head.env.items() if not name.startswith("RAY_AUTH")}
     done = subprocess.run(
         [str(BIN / "vsr1"), "swap", "toy", policy, "--address", local_head.gcs],

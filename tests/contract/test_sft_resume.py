@@ -1,6 +1,8 @@
-"""Stage 1 goes on from where it was stopped, to the bit, and says which rank stopped it."""
+"""Stage 1 goes on from where it was stopped, to the bit, and says which rank stopped it.
 
-import shutil
+What a run does that has ended is in `run/test_stages.py`.
+"""
+
 import threading
 import time
 from pathlib import Path
@@ -10,14 +12,14 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from bench.toy.models import HIDDEN, write_random_models
+from bench.toy.tokenizer import train_tokenizer, vocabulary_texts
 from pipelines.train import sft
 from vsr1.config import Config
 from vsr1.formats.atomic import write_json
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.runs.scalars import read_scalars
-from vsr1.runs.state import StateError, StateFolder
-from vsr1.toy.models import HIDDEN, write_random_models
-from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
+from vsr1.runs.state import StateFolder
 from vsr1.video.clips import write_meta
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
@@ -110,15 +112,3 @@ def test_a_stopped_run_ends_in_the_same_bits(world: Path, whole: Path) -> None:
         return {row["step"]: row["value"] for row in rows if row["name"] == "token_loss"}
 
     assert losses("stopped") == losses("whole") and len(losses("whole")) == STEPS
-
-
-def test_a_state_is_not_continued_under_other_settings(world: Path, whole: Path) -> None:
-    with pytest.raises(StateError, match=r"sft\.learner\.learning_rate was 0\.001, is 0\.002.*another run_dir"):
-        sft.train(_config(world, "whole", learning_rate=2e-3))
-
-
-def test_a_finished_run_writes_its_checkpoint_again(world: Path, whole: Path) -> None:
-    wanted = load_file(whole / "model.safetensors")
-    shutil.rmtree(whole)
-    again = load_file(sft.train(_config(world, "whole")) / "model.safetensors")
-    assert all(wanted[name].equal(again[name]) for name in wanted)

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from bench.reference import prefill, roll_latents
+from bench.toy.models import HIDDEN, write_random_models
+from bench.toy.tokenizer import train_tokenizer, vocabulary_texts
 from vsr1.engine.latent_table import latent_noise
 from vsr1.model.checkpoint import load_policy
 from vsr1.model.embedder import Embedder
@@ -20,8 +22,6 @@ from vsr1.rl.example_loss import ExampleLoss, VideoVectors
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.settings.parts import AgentConfig
 from vsr1.settings.training import GrpoConfig, RetrievalLossConfig, SftConfig
-from vsr1.toy.models import HIDDEN, write_random_models
-from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
 from vsr1.video.clips import Clip, ClipError, ClipReference
 
 VIDEOS, DEPTH = 4, 3

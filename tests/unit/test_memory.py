@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from bench.toy.models import HIDDEN, write_random_models
+from bench.toy.tokenizer import train_tokenizer, vocabulary_texts
 from vsr1.model.attention import LayerOptions
 from vsr1.model.checkpoint import load_policy
 from vsr1.model.forward import Row, States, run_latents, run_rows, token_logprobs
 from vsr1.model.policy import LOGPROB_CHUNK, VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
 from vsr1.model.vision import encode_clips
-from vsr1.toy.models import HIDDEN, write_random_models
-from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
 from vsr1.video.clips import Clip
 
 

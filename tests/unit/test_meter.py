@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.toy.models import config_2b, toy_config
+from bench.toy.tokenizer import policy_tokenizer, train_tokenizer, vocabulary_texts
 from vsr1.model.forward import Row, run_rows, token_logprobs
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.vision import encode_clips
 from vsr1.rl.flops import ModelFlops, learner_speed
 from vsr1.rl.meter import Work, peak_flops, work_numbers
-from vsr1.toy.models import config_2b, toy_config
-from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer, vocabulary_texts
 
 PROMPT, REPLIES = 50, [7, 11, 5]
 

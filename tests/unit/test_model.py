@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.reference import prefill, roll_latents, token_logprobs
+from bench.toy.models import write_random_models
+from bench.toy.tokenizer import train_tokenizer, vocabulary_texts
 from vsr1.model.checkpoint import CheckpointError, copy_processor, load_policy, policy_sizes, save_policy
 from vsr1.model.embedder import Embedder
 from vsr1.model.forward import Row, rotary_positions
 from vsr1.model.processor import ClipProcessor
 from vsr1.model.vision import VisionFeatures, encode_clips
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
-from vsr1.toy.models import write_random_models
-from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
 from vsr1.video.clips import Clip
 
 REPLY = "<think> 0 red circle moving left. not found. </think> <answer>not_matched</answer> <REFINE>"

@@ -13,7 +13,7 @@ from vsr1.episode.rewards import RewardError, Term, scored
 from vsr1.episode.trajectory import Turn
 from vsr1.search.parse import parse_reply
 from vsr1.search.record import SearchTrajectory, SearchTurn
-from vsr1.search.rewards import RetrievalScores, SearchRewards, retrieval_gain
+from vsr1.search.rewards import SearchRewards, probability_of_first
 from vsr1.settings.training import RewardConfig
 
 RIGHT, WRONG = "right", "wrong"
@@ -194,10 +194,8 @@ def test_a_score_that_is_not_finite_is_an_error() -> None:
 
 
 def test_extreme_scores_do_not_overflow() -> None:
-    high = RetrievalScores(1e6, np.array([-1e6] * 24))
-    low = RetrievalScores(-1e6, np.array([1e6] * 24))
-    assert retrieval_gain(low, high, "delta_p", 0.1) == 1.0
-    assert retrieval_gain(high, low, "delta_p", 0.1) == -1.0
+    assert probability_of_first([1e6] + [-1e6] * 24, 0.1) == 1.0
+    assert probability_of_first([-1e6] + [1e6] * 24, 0.1) == 0.0
 
 
 def test_an_episode_averages_its_turns_and_grounds_with_the_last() -> None:

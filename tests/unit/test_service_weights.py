@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from bench.toy.models import write_random_models
+from bench.toy.tokenizer import train_tokenizer, vocabulary_texts
 from pipelines.serve.agents.agents import AgentReplica
 from pipelines.serve.agents.weights import Weights
 from pipelines.serve.gateway.schema import SearchBody
 from vsr1.config import Config
 from vsr1.engine.gate import MixedWeightsError, PushError
-from vsr1.toy.models import write_random_models
-from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
 
 
 class Engine:

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from bench.reference import ForwardState, prefill, roll_latents, token_logprobs
+from bench.toy.models import HIDDEN, write_random_models
+from bench.toy.tokenizer import train_tokenizer, vocabulary_texts
 from vsr1.engine.latent_table import latent_noise
 from vsr1.model.attention import LayerOptions
 from vsr1.model.checkpoint import load_policy
@@ -38,8 +40,6 @@ from vsr1.rl.objective import TokenBatch, latent_objective, token_objective
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.settings.parts import AgentConfig
 from vsr1.settings.training import GrpoConfig, LearnerConfig, RetrievalLossConfig, SftConfig
-from vsr1.toy.models import HIDDEN, write_random_models
-from vsr1.toy.tokenizer import train_tokenizer, vocabulary_texts
 from vsr1.video.clips import Clip, ClipReference
 
 DEPTH, SIGMA, VIDEOS = 4, 0.3, 5

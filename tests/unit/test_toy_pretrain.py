@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from bench.toy import pretrain
+from bench.toy.captions import caption
+from bench.toy.models import toy_processor, write_random_models
+from bench.toy.tokenizer import embedder_tokenizer, train_tokenizer, vocabulary_texts
 from vsr1.model.checkpoint import load_policy
 from vsr1.model.embedder import Embedder
 from vsr1.model.processor import ClipProcessor
-from vsr1.toy.models import toy_processor, write_random_models
-from vsr1.toy.tokenizer import embedder_tokenizer, train_tokenizer, vocabulary_texts
-from vsr1.toy.world import COLOURS, caption, make_corpus, sentences_about
+from vsr1.toy.world import COLOURS, make_corpus, sentences_about
 from vsr1.video.clips import Clip
 
 

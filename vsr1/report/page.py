@@ -26,7 +26,7 @@ from vsr1.metrics.summary import EvalSummary
 from vsr1.report import curves, figures
 from vsr1.report.films import Film, bytes_of_a_film, film_of
 from vsr1.report.metric_rows import METRIC_ROWS, Cell, Intervals, MetricRow, cells
-from vsr1.report.rows import Row
+from vsr1.report.rows import TRAINING, Row
 from vsr1.report.settings import setting_rows
 from vsr1.video.clips import Clip
 
@@ -97,6 +97,8 @@ def write_report(out: Path, *, title: str, runs: Sequence[Run]) -> None:
         chart=curves,
         figures=figures,
         settings=setting_rows([run.settings for run in runs]),
+        training=TRAINING,
+        most_turns=max((len(row["turns"]) for run in runs for row in run.rows), default=0),
         style=Markup(style),
         script=Markup(script),
         style_hash=_sha256(style),

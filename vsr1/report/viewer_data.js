@@ -16,9 +16,7 @@ const draw = (tag, attributes = {}, ...children) => fill(document.createElementN
 const find = (id) => document.getElementById(id);
 
 async function readData() {
-  const packed = atob(find("data").textContent);
-  const bytes = new Uint8Array(packed.length);
-  for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
+  const bytes = Uint8Array.from(atob(find("data").textContent), (character) => character.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return JSON.parse(await new Response(stream).text());
 }

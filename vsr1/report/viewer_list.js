@@ -4,15 +4,15 @@
 const ROW = 58; // pixels, as in page.css
 const BEYOND = 6; // rows kept above and below those in sight
 const SORTS = {
-  recorded: ["as recorded", (row) => row.order],
-  worst: ["worst rank change first", (row) => gain(row)],
-  best: ["best rank change first", (row) => -gain(row)],
-  mistaken: ["wrong verdict first", (row) => -mistakes(row)],
-  iou: ["IoU, highest first", (row) => -row.iou],
-  poor: ["IoU, lowest first", (row) => row.iou],
-  reward: ["reward, highest first", (row) => -row.reward],
-  unrewarded: ["reward, lowest first", (row) => row.reward],
-  query: ["query id", (row) => row.query_id],
+  recorded: (row) => row.order,
+  worst: (row) => gain(row),
+  best: (row) => -gain(row),
+  mistaken: (row) => -mistakes(row),
+  iou: (row) => -row.iou,
+  poor: (row) => row.iou,
+  reward: (row) => -row.reward,
+  unrewarded: (row) => row.reward,
+  query: (row) => row.query_id,
 };
 
 class List {
@@ -26,7 +26,6 @@ class List {
     this.box = find("rows");
     this.canvas = find("canvas");
     this.form = find("filters");
-    this.several = runs.length > 1;
     rows.forEach((row, order) => {
       row.order = order;
       row.from = (runs.length > 1 ? `${runs[row.run]}: ` : "")
@@ -34,7 +33,6 @@ class List {
       row.source_key = `${row.run}/${row.source}`;
       row.words = [row.query, row.query_id, row.gt_video, ...row.turns.map((turn) => turn.video)].join("\n").toLowerCase();
     });
-    this.offerChoices(runs);
     this.form.addEventListener("input", () => this.refresh());
     this.form.addEventListener("reset", () => setTimeout(() => this.refresh()));
     this.form.addEventListener("submit", (event) => event.preventDefault());
@@ -48,28 +46,6 @@ class List {
     this.refresh();
   }
 
-  offerChoices(runs) {
-    const { source, turns, sort } = this.form.elements;
-    source.append(make("option", { value: "" }, "everything"));
-    runs.forEach((name, run) => {
-      const target = this.several ? make("optgroup", { label: name }) : source;
-      const ofRun = this.rows.filter((row) => row.run === run);
-      for (const key of new Set(ofRun.map((row) => row.source_key))) {
-        const label = key.slice(key.indexOf("/") + 1);
-        target.append(make("option", { value: key }, label === TRAINING ? "training, all steps" : label));
-        if (label !== TRAINING) continue;
-        const steps = [...new Set(ofRun.filter((row) => row.source_key === key).map((row) => row.step))];
-        for (const step of steps.sort((a, b) => a - b)) {
-          target.append(make("option", { value: `${key}/${step}` }, `training step ${step}`));
-        }
-      }
-      if (this.several) source.append(target);
-    });
-    const most = Math.max(...this.rows.map((row) => row.turns.length));
-    for (let count = 1; count <= most; count++) turns.append(make("option", {}, String(count)));
-    for (const [value, [label]] of Object.entries(SORTS)) sort.append(make("option", { value }, label));
-  }
-
   refresh() {
     const { text, source, outcome, turns, sort, mistaken, refined } = this.form.elements;
     const wanted = text.value.trim().toLowerCase();
@@ -80,7 +56,7 @@ class List {
       && (!turns.value || Number(turns.value) === row.turns.length)
       && (!mistaken.checked || mistakes(row) > 0)
       && (!refined.checked || isRefined(row)));
-    const key = new Map(kept.map((row) => [row, SORTS[sort.value][1](row)]));
+    const key = new Map(kept.map((row) => [row, SORTS[sort.value](row)]));
     const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
     this.shown = kept.sort((a, b) => compare(key.get(a), key.get(b)) || a.order - b.order);
     this.active = Math.max(0, this.shown.indexOf(this.opened));

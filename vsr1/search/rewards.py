@@ -7,9 +7,7 @@ verdict and the span are those the agent acted on, so a reward never disagrees w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -21,20 +19,6 @@ from vsr1.search.record import SearchTrajectory, SearchTurn
 from vsr1.settings.training import RewardConfig
 
 CORRECT_REJECTION = 0.5  # temporal IoU of a correct "not_matched" that gives no time
-
-
-@dataclass(frozen=True)
-class RetrievalScores:
-    """Similarity of one query vector to the right video and to its negatives."""
-
-    positive: float
-    negatives: np.ndarray  # [n] float
-
-    def probability(self, temperature: float) -> float:
-        """Return softmax([positive, negatives…] / temperature)[0], in 0..1 (method.md §4.4)."""
-        logits = np.append(np.float64(self.positive), np.asarray(self.negatives, np.float64)) / temperature
-        weights = np.exp(logits - logits.max())
-        return float(weights[0] / weights.sum())
 
 
 class SearchRewards:
@@ -129,25 +113,28 @@ def retrieval(trajectory: SearchTrajectory, turn: Turn[SearchTurn], config: Rewa
     query_id = trajectory.task.query_id
     if turn.record.lacks_refinement:
         return config.no_refine_penalty
-    before = after = _scores(query_id, turn, "before", turn.record.gt_score_before, turn.record.negative_scores_before)
-    if turn.record.refined:
-        after = _scores(query_id, turn, "after", turn.record.gt_score_after, turn.record.negative_scores_after)
-    if len(before.negatives) != len(after.negatives):
+    record = turn.record
+    before = after = _scores(query_id, turn, "before", record.gt_score_before, record.negative_scores_before)
+    if record.refined:
+        after = _scores(query_id, turn, "after", record.gt_score_after, record.negative_scores_after)
+    if len(before) != len(after):
         raise RewardError(
-            f"retrieval of query {query_id!r}, turn {turn.number}: {len(before.negatives)} negatives before the "
-            f"refinement and {len(after.negatives)} after it; ask both searches for the same videos"
+            f"retrieval of query {query_id!r}, turn {turn.number}: {len(before) - 1} negatives before the refinement "
+            f"and {len(after) - 1} after it; ask both searches for the same videos"
         )
-    return retrieval_gain(before, after, config.retrieval_form, config.retrieval_temperature)
-
-
-def retrieval_gain(
-    before: RetrievalScores, after: RetrievalScores, form: Literal["delta_p", "p_after"], temperature: float
-) -> float:
-    """Return p_after - p_before in (-1, 1), or p_after in (0, 1]; 0 without negatives."""
-    if len(after.negatives) == 0:
+    if len(after) == 1:
         return 0.0
-    p_after = after.probability(temperature)
-    return p_after if form == "p_after" else p_after - before.probability(temperature)
+    p_after = probability_of_first(after, config.retrieval_temperature)
+    if config.retrieval_form == "p_after":
+        return p_after
+    return p_after - probability_of_first(before, config.retrieval_temperature)
+
+
+def probability_of_first(scores: Sequence[float], temperature: float) -> float:
+    """Return softmax(scores / temperature)[0], in 0..1 (method.md §4.4)."""
+    logits = np.asarray(scores, np.float64) / temperature
+    weights = np.exp(logits - logits.max())
+    return float(weights[0] / weights.sum())
 
 
 def _time_tags(turn: Turn[SearchTurn]) -> tuple[bool, bool]:
@@ -156,10 +143,11 @@ def _time_tags(turn: Turn[SearchTurn]) -> tuple[bool, bool]:
 
 def _scores(
     query_id: str, turn: Turn[SearchTurn], when: str, positive: float | None, negatives: list[float] | None
-) -> RetrievalScores:
+) -> list[float]:
+    """Return the similarity of a query vector to the right video, then to each of its negatives."""
     if positive is None or negatives is None:
         raise RewardError(
             f"retrieval of query {query_id!r}, turn {turn.number}: the scores {when} the refinement are missing; "
             "every search of a training rollout must ask for the scores of the right video and of its negatives"
         )
-    return RetrievalScores(positive, np.asarray(negatives, np.float64))
+    return [positive, *negatives]

@@ -1,5 +1,1 @@
-"""The toy world: films, sentences, a corpus in the layout of a real one, and tiny models of the real architecture."""
-
-from vsr1 import compat
-
-compat.prepare()
+"""The toy world: films, sentences, and a corpus in the layout of a real one."""

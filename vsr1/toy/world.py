@@ -24,29 +24,27 @@ MOTIONS = ("left", "right", "up", "down", "pulsing")
 _ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "motion": MOTIONS}
 MIN_SECONDS, MAX_SECONDS, MIN_EVENT_SECONDS = 16, 48, 5
 FAMILY = 4  # films that differ from the first of them in one attribute each
-COARSENESS = 0.1  # of a caption: how often an attribute is left out
 UNSEEN_SPLITS = ("val", "test")  # these hold looks and sentence forms that no other split has
 MOST_REFUSED = 10_000  # films in a row that may not join a corpus
 Look = tuple[str, str, str]  # colour, shape, motion
 
-_DOING = {
+DOING = {
     "left": "moving left", "right": "moving right", "up": "moving up", "down": "moving down",
     "pulsing": "growing and shrinking",
 }  # fmt: skip
-_LONG_DOING = {
+LONG_DOING = {
     "left": "that is moving to the left", "right": "that is moving to the right", "up": "that is moving up the screen",
     "down": "that is moving down the screen", "pulsing": "that keeps growing and shrinking",
 }  # fmt: skip
 _OPENINGS = ("", "first there is ", "we see ", "there is ", "on the screen is ", "it starts with ")
 _FORWARD = (", and then ", ", followed by ", ", and right after that ", ", then comes ", " and next ", " before ")
 _BACKWARD = (" right after ", " that comes after ", ", which follows ", " once we have seen ")
-_SENTENCES = [
+SENTENCES = [
     (f"{opening}a {first}{joint}a {second}", (i + j) % 4 == 0)  # and whether no training split has this form
     for i, opening in enumerate(_OPENINGS)
     for joints, first, second in ((_FORWARD, "{0}", "{1}"), (_BACKWARD, "{1}", "{0}"))
     for j, joint in enumerate(joints)
 ]
-_IN_ORDER = [text for text, is_new in _SENTENCES if not is_new and text.index("{0}") < text.index("{1}")]
 
 
 class ToyWorldError(ValueError):
@@ -98,20 +96,7 @@ class Example:
 
 def describe(event: Event) -> str:
     """Name an event in a few words, as in a trace."""
-    return f"{event.colour} {event.shape} {_DOING[event.motion]}"
-
-
-def caption(example: Example, rng: np.random.Generator) -> str:
-    """Write a caption as search engines are trained on: the queried events and perhaps others, always in their order.
-
-    Now and then an attribute is left out. No caption names a later event first, as many queries do.
-    """
-    first = int(rng.integers(example.first + 1))
-    end = int(rng.integers(example.first + 2, len(example.film.events) + 1))
-    named = [_coarsely(event, rng) for event in example.film.events[first:end]]
-    if len(named) == 2 and rng.random() < 0.5:
-        return _IN_ORDER[int(rng.integers(len(_IN_ORDER)))].format(*named)
-    return ", ".join(named)
+    return f"{event.colour} {event.shape} {DOING[event.motion]}"
 
 
 def is_unseen(look: Look) -> bool:
@@ -133,7 +118,7 @@ def make_corpus(split: str, videos: int, seed: int) -> list[Example]:
     rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
     has_unseen = split in UNSEEN_SPLITS
     looks = [look for look in product(COLOURS, SHAPES, MOTIONS) if has_unseen or not is_unseen(look)]
-    sentences = [sentence for sentence, is_new in _SENTENCES if is_new == has_unseen]
+    sentences = [sentence for sentence, is_new in SENTENCES if is_new == has_unseen]
     stories: set[tuple[Look, ...]] = set()  # of the films so far
     shown: set[tuple[Look, Look]] = set()  # by some film, one event after the other
     queried: set[tuple[Look, Look]] = set()
@@ -164,7 +149,7 @@ def make_corpus(split: str, videos: int, seed: int) -> list[Example]:
 
 def sentences_about(pair: tuple[Event, Event]) -> list[str]:
     """Return every way in which a training split may name two consecutive events."""
-    return [_sentence(pair, sentence) for sentence, is_new in _SENTENCES if not is_new]
+    return [_sentence(pair, sentence) for sentence, is_new in SENTENCES if not is_new]
 
 
 def further_queries(example: Example, count: int, seed: int) -> list[str]:
@@ -228,13 +213,6 @@ def _confuser(base: Example, rng: np.random.Generator) -> Film:
     return Film("", base.film.duration, tuple(events), int(rng.integers(2**31)))
 
 
-def _coarsely(event: Event, rng: np.random.Generator) -> str:
-    named = rng.random(3) >= COARSENESS
-    doing = _DOING if rng.random() < 0.5 else _LONG_DOING
-    words = np.where(named, (event.colour, event.shape, doing[event.motion]), ("", "shape", ""))
-    return " ".join(word for word in words if word)
-
-
 def _sentence(pair: tuple[Event, ...], sentence: str) -> str:
-    named = [f"{event.colour} {event.shape} {_LONG_DOING[event.motion]}" for event in pair]
+    named = [f"{event.colour} {event.shape} {LONG_DOING[event.motion]}" for event in pair]
     return sentence.format(*named)

@@ -1,19 +1,21 @@
 """Both stages and the evaluation, every part real: weights move, versions advance, and a dead part stops the step."""
 
+import asyncio
 import json
 import re
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import ray
 from safetensors.torch import load_file
 
+from actors.rollout import start_engine
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.machine.placement import PlanError
 from pipelines.train import grpo, sft
@@ -21,6 +23,7 @@ from vsr1.config import Config, load_config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.policy import HEAD_NAMES
 from vsr1.runs.scalars import read_scalars
+from vsr1.runs.state import StateError
 from vsr1.settings.parts import ActorResources
 
 from .options import CONFIG, REPOSITORY
@@ -84,6 +87,27 @@ def test_a_good_run_prints_its_own_lines_only(run: Config, stage: str, own: str)
     assert "ray._private.worker: " in (run.run_dir / "logs" / "driver.log").read_text()
 
 
+@pytest.fixture
+def ended(run: Config, tmp_path: Path) -> Config:
+    """The run of Stage 1 with its state, in a folder of its own without the checkpoint."""
+    copytree(run.run_dir / "state", tmp_path / "state")
+    return load_config(run.run_dir / "config.sft.yaml", [f"run_dir={tmp_path}"])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_state_is_not_continued_under_other_settings(ended: Config) -> None:
+    faster = ended.sft.learner.model_copy(update={"learning_rate": 2e-3})
+    config = ended.model_copy(update={"sft": ended.sft.model_copy(update={"learner": faster})})
+    with pytest.raises(StateError, match=r"sft\.learner\.learning_rate was 2e-05, is 0\.002.*another run_dir"):
+        sft.train(config)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_finished_run_writes_its_checkpoint_again(run: Config, ended: Config) -> None:
+    wanted, again = _weights(run.run_dir / "checkpoints" / "sft"), load_file(sft.train(ended) / "model.safetensors")
+    assert all(wanted[name].equal(again[name]) for name in wanted)
+
+
 @pytest.mark.chaos
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_dead_retrieval_service_stops_the_step_with_its_name(run: Config, tmp_path: Path) -> None:
@@ -123,19 +147,13 @@ def _check_post_mortem(config: Config, error: Exception) -> None:
     assert json.loads((folder / "versions.json").read_text())["ray"] == ray.__version__
 
 
-def test_without_vllm_there_is_no_other_engine() -> None:
-    program = (
-        "import asyncio, sys\n"
-        "sys.modules['vllm'] = None  # importing it fails as if it were not installed\n"
-        "from actors.rollout import start_engine\n"
-        "from vsr1.config import load_config\n"
-        f"config = load_config({str(CONFIG)!r})\n"
-        "asyncio.run(start_engine(config, config.model.policy))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("ModuleNotFoundError") and "vllm" in last
+def test_without_vllm_there_is_no_other_engine(run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing vLLM fails as if it were not installed."""
+    for name in [name for name in sys.modules if name.startswith("vllm.")]:  # those of an earlier test
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ModuleNotFoundError, match="vllm"):
+        asyncio.run(start_engine(run, run.model.policy))
 
 
 @pytest.mark.usefixtures("ray_cluster")

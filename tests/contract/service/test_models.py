@@ -41,6 +41,8 @@ def test_a_search_names_its_model(served: Served) -> None:
 def test_what_does_not_fit_is_refused_and_the_old_weights_stay(served: Served, policy_folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot replace.*tokenizer\.json differs"):
         swap_weights("second", policy_folder)
+    with pytest.raises(CheckpointError, match="does not fit the policy"):
+        swap_weights("second", served.config.model.embedder)
     with pytest.raises(CheckpointError, match="does not exist"):
         swap_weights("second", served.other / "nowhere")
     with pytest.raises(ServiceError, match="'third' is not served; there are first, second"):

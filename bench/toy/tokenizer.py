@@ -11,9 +11,10 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from bench.toy.captions import caption
 from vsr1.model.policy import REFINE_TOKEN
 from vsr1.search.prompts import SYSTEM_PROMPT, assistant_text, user_text
-from vsr1.toy.world import caption, make_corpus, reasoning
+from vsr1.toy.world import make_corpus, reasoning
 
 END_OF_TEXT, TURN_END = "<|endoftext|>", "<|im_end|>"
 SPECIAL_TOKENS = (

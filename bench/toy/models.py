@@ -18,9 +18,9 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from bench.toy.tokenizer import END_OF_TEXT, TURN_END, embedder_tokenizer, policy_tokenizer
 from vsr1.model.checkpoint import save_policy
 from vsr1.model.policy import VideoSearchPolicy
-from vsr1.toy.tokenizer import END_OF_TEXT, TURN_END, embedder_tokenizer, policy_tokenizer
 
 HIDDEN, LAYERS, VISION_HIDDEN, VISION_LAYERS = 192, 4, 128, 3
 PATCH, MERGE = 16, 2
