@@ -1,4 +1,4 @@
-"""Captions of toy films, as search engines are trained on: coarser than queries, and always in the order of the film."""
+"""Captions of toy films, as search engines are trained on: coarser than queries, always in the order of the film."""
 
 from __future__ import annotations
 

@@ -17,12 +17,12 @@ PIECES += ["matched", "not matched", "1.5", "nan", "inf", "1e999", "-2", " ", "\
 
 def test_a_whole_match() -> None:
     text = "<think> a red square </think> <answer>matched</answer> <start>2.0</start> <end>5.25</end> <REFINE>"
-    assert parse_reply(text, 30.0) == Judgement("a red square", "matched", (2.0, 5.25), True, True)
+    assert parse_reply(text, 30.0) == Judgement("a red square", "matched", (2.0, 5.25))
 
 
 def test_a_whole_rejection() -> None:
     text = "<think> no square </think> <answer>not_matched</answer> <REFINE>"
-    assert parse_reply(text, 30.0) == Judgement("no square", "not_matched", None, False, False)
+    assert parse_reply(text, 30.0) == Judgement("no square", "not_matched", None)
 
 
 @pytest.mark.parametrize(
@@ -74,18 +74,17 @@ def test_no_answer_is_unknown() -> None:
 def test_spans(start: str, end: str, span: Span | None) -> None:
     reply = parse_reply(f"<start>{start}</start><end>{end}</end>", 10.0)
     assert reply.span == span
-    assert reply.has_start and reply.has_end
 
 
 def test_a_missing_end_gives_no_span() -> None:
     reply = parse_reply("<start>2</start><end>5", 10.0)
-    assert (reply.span, reply.has_start, reply.has_end) == (None, True, False)
+    assert reply.span is None
 
 
 def test_the_last_of_each_tag_decides() -> None:
     first = "<think>a</think><answer>matched</answer><start>1</start><end>2</end>"
     second = "<think>b</think><answer>not_matched</answer><start>3</start><end>4</end>"
-    assert parse_reply(first + second, 10.0) == Judgement("b", "not_matched", (3.0, 4.0), True, True)
+    assert parse_reply(first + second, 10.0) == Judgement("b", "not_matched", (3.0, 4.0))
 
 
 @pytest.mark.parametrize(
@@ -120,4 +119,3 @@ def test_no_text_raises(text: str, duration: float) -> None:
     assert reply.verdict in ("matched", "not_matched", "unknown")
     if reply.span is not None:
         assert 0 <= reply.span[0] < reply.span[1] <= duration
-        assert reply.has_start and reply.has_end

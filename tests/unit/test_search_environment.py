@@ -46,7 +46,7 @@ class MovingCorpus:
         left = [(video, 1.0 - i / 4) for i, video in enumerate("abc") if video not in request.exclude]
         version = request.index_version or f"v{len(self.asked)}"
         scores = {video: SCORES[video] for video in request.scores_of}
-        return SearchResult(left[: request.k], not left, 2, scores, version, np.ones(4, np.float32))
+        return SearchResult(left[: request.k], 2, scores, version, np.ones(4, np.float32))
 
 
 async def load_clip(video_id: str) -> Clip:

@@ -35,7 +35,7 @@ class ScriptedReply:
 
 async def search(request: SearchRequest) -> SearchResult:
     left = [(video, score) for video, score in RANKING if video not in request.exclude]
-    return SearchResult(left, not left, None, dict(RANKING), "v1", np.ones(2, np.float32))
+    return SearchResult(left, None, dict(RANKING), "v1", np.ones(2, np.float32))
 
 
 async def clip(video_id: str) -> Clip:

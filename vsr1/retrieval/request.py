@@ -1,8 +1,8 @@
 """What a search asks, what it answers and how it fails.
 
 A search answers in full or raises `RetrievalError`; only a request that allows it gets a partial answer, which names
-the shards that are missing. `retrieved` has min(k, videos not excluded) entries; it is empty only when everything is
-excluded, and then `exhausted` says so.
+the shards that are missing. `retrieved` has min(k, videos not excluded) entries: of a full answer it is empty only when
+everything is excluded.
 """
 
 from __future__ import annotations
@@ -75,11 +75,10 @@ class SearchRequest:
 class SearchResult:
     """The answer to one `SearchRequest`. Scores are inner products of unit vectors.
 
-    With `missing` shards it covers the others only: no rank, no scores of videos there, and `exhausted` is not known.
+    With `missing` shards it covers the others only: no rank, and no scores of videos there.
     """
 
     retrieved: list[tuple[str, float]]  # by (-score, id)
-    exhausted: bool  # every video of the corpus was excluded
     rank_of: int | None  # among all videos, nothing excluded, 1 is best, ties by id; None if not asked
     scores: dict[str, float]  # of `scores_of`
     index_version: str

@@ -199,7 +199,7 @@ class Searcher:
 
         parts, missing = await self._scatter(find)
         if not parts:
-            return [SearchResult([], False, None, {}, catalogue.version, vector, missing) for vector in vectors]
+            return [SearchResult([], None, {}, catalogue.version, vector, missing) for vector in vectors]
         probe_scores = Ragged(np.full(len(probes.values), np.nan, np.float32), probes.ends)
         for shard, part in parts.items():
             probe_scores.values[shard_of == shard] = part.probe_scores
@@ -264,7 +264,6 @@ def _result(
     by_id = {ids[row]: score for row, score in scores.items() if not math.isnan(score)}  # NaN: its shard is missing
     return SearchResult(
         retrieved=[(ids[row], score) for row, score in retrieved.items()],
-        exhausted=due == 0 and not missing,
         rank_of=rank,
         scores={video_id: by_id[video_id] for video_id in request.scores_of if video_id in by_id},
         index_version=plan.catalogue.version,

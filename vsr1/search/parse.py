@@ -30,8 +30,6 @@ class Judgement:
     think: str | None  # stripped; None without a complete element
     verdict: Verdict
     span: Span | None  # seconds, 0 <= start < end <= duration
-    has_start: bool
-    has_end: bool
 
 
 def parse_reply(text: str, duration: float) -> Judgement:
@@ -50,14 +48,8 @@ def parse_reply(text: str, duration: float) -> Judgement:
     if not (math.isfinite(duration) and duration >= 0):
         raise ValueError(f"parse_reply: duration {duration} s must be finite and not negative; check the clip")
     think = last_element(text, "think")
-    start, end = last_element(text, "start"), last_element(text, "end")
-    return Judgement(
-        think=None if think is None else think.strip(),
-        verdict=read_verdict(text),
-        span=_span(start, end, duration),
-        has_start=start is not None,
-        has_end=end is not None,
-    )
+    span = _span(last_element(text, "start"), last_element(text, "end"), duration)
+    return Judgement(None if think is None else think.strip(), read_verdict(text), span)
 
 
 def last_element(text: str, tag: str) -> str | None:

@@ -56,7 +56,6 @@ class LocalSearch:
         best = order[~np.isin(order, plan.exclude)][: request.k]
         return SearchResult(
             retrieved=[(catalogue.video_ids[row], float(scores[row])) for row in best],
-            exhausted=not len(best),
             rank_of=None if plan.rank_row is None else 1 + int(np.flatnonzero(order == plan.rank_row)[0]),
             scores={video: by_id[video] for video in request.scores_of},
             index_version=catalogue.version,

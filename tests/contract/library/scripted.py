@@ -26,7 +26,8 @@ from vsr1.formats.annotations import Annotation, read_annotations
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.parts import AgentConfig
 
-WORD_S = 0.01  # from one word to the next
+WORD_S = 0.01  # from one word to the next, in answers that a test follows: of annotated queries, and of such ones:
+FOLLOWED = "what "
 LONGEST_PROMPT = 2000  # characters
 LATE = "what only the third video shows"  # whichever that is
 LATE_TURN, LATE_SPAN = 3, (2.0, 6.0)
@@ -100,8 +101,9 @@ class ScriptedAgent:
             [video_id] = [clip.video_id for clip in prompt.clips]
             span = moment.time if moment and moment.video == video_id else None
             text = late_script(turn, video_id) if body.query == LATE else script(body.query, video_id, span)
+            pause_s = WORD_S if moment or body.query.startswith(FOLLOWED) else 0.0
             for number, word in enumerate(text.split(" ")):
-                await asyncio.sleep(WORD_S)
+                await asyncio.sleep(pause_s)
                 on_text(word if number == 0 else f" {word}")
             refines = "not_matched" in text
             soft = np.random.default_rng(turn).normal(size=(agent.depth, dim)).astype(np.float32) if refines else None

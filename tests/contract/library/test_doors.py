@@ -25,7 +25,7 @@ from playwright.sync_api import Browser, expect
 
 from pipelines.serve.gateway.faults import CODES
 
-from .scripted import LATE, LATE_SPAN
+from .scripted import FOLLOWED, LATE, LATE_SPAN
 from .served import LIMITS, ORIGIN, Served
 
 SECRET_QUERY = "a query that nobody else should ever read"
@@ -98,7 +98,7 @@ def test_a_search_that_nobody_wants_ends(served: Served, http: httpx2.Client) ->
     def gone() -> float:
         return served.metric("vsr1_searches_total").get('{result="search_gone"}', 0)
 
-    before, queries = gone(), [f"what is in no video, {number}" for number in range(4)]
+    before, queries = gone(), [f"{FOLLOWED}is in no video, {number}" for number in range(4)]
     with ExitStack() as streams:
         for query in queries:
             body = {"query": query, "stream": True, "max_turns": 16}
