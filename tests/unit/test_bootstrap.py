@@ -28,11 +28,3 @@ def test_metrics_are_drawn_together_and_repeat() -> None:
     assert both[2] == pytest.approx([7.0, 7.0])
     assert bootstrap_intervals(values).tolist() == bootstrap_intervals(values).tolist()
     assert bootstrap_intervals(values).tolist() != bootstrap_intervals(values, seed=1).tolist()
-
-
-def test_unusable_values_are_errors() -> None:
-    for values, match in ((np.zeros((0, 2)), "shape"), (np.zeros(3), "shape"), (np.array([[np.nan]]), "not a number")):
-        with pytest.raises(ValueError, match=match):
-            bootstrap_intervals(values)
-    with pytest.raises(ValueError, match="level"):
-        bootstrap_intervals(np.zeros((2, 1)), level=1.0)

@@ -88,7 +88,7 @@ def test_two_durations_of_one_video_are_told(tmp_path: Path) -> None:
 def test_files_of_other_evaluators_come_in_every_form_too(tmp_path: Path) -> None:
     windows = [{"qid": 7, "pred_relevant_windows": [[0, 1, 0.5]]}, {"qid": "8", "pred_relevant_windows": []}]
     (tmp_path / "list.json").write_bytes(json.dumps(windows, indent=1).encode("utf-16"))
-    assert read_moment_detr(tmp_path / "list.json") == {7: [(0.0, 1.0, 0.5)], "8": []}
+    assert read_moment_detr(tmp_path / "list.json") == {"7": [(0.0, 1.0, 0.5)], "8": []}
     (tmp_path / "tvr.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"video2idx": {}, "VR": []}).encode())
     assert read_tvr(tmp_path / "tvr.json") == {"VR": {}}
     (tmp_path / "text").write_text("7 0 1")

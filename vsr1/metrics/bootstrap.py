@@ -16,19 +16,9 @@ def bootstrap_intervals(
     percentiles of the resampled means (Efron and Tibshirani 1993, §13.3). One seed gives one result.
 
     Args:
-        values: [Q, M] numbers, a row each query.
+        values: float64 [Q, M], a row each query, at least one.
         level: share of the resampled means inside the interval.
-
-    Raises:
-        ValueError: no query, another shape, a value that is not finite, or a level outside (0, 1).
     """
-    values = np.asarray(values, np.float64)
-    if values.ndim != 2 or not len(values):
-        raise ValueError(f"bootstrap_intervals: values of shape {values.shape}; expected [queries, metrics]")
-    if not np.isfinite(values).all():
-        raise ValueError("bootstrap_intervals: a value is infinite or not a number; find the query that has it")
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"bootstrap_intervals: level {level} must be in (0, 1) and resamples {resamples} at least 1")
     count = len(values)
     generator, even = np.random.default_rng(seed), np.full(count, 1 / count)
     means = [generator.multinomial(count, even) @ values / count for _ in range(resamples)]  # times drawn [Q], values

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from vsr1.episode.moments import Span
 from vsr1.formats.atomic import write_lines
@@ -23,7 +23,7 @@ ExchangeFormat = Literal["tvr", "moment-detr"]
 NO_VIDEO = -1  # index of no video, in a TVR entry that stands for none
 
 Pair = Annotated[tuple[float, float], Field(strict=False)]
-QueryId = int | str
+QueryId = Annotated[int | str, AfterValidator(str)]  # one tool writes numbers, another texts
 RowT = TypeVar("RowT", bound=BaseModel)
 
 
@@ -89,13 +89,11 @@ def score_exchange(path: Path, ground_truth: Path, form: ExchangeFormat) -> dict
         RankedScoreError: the queries of the two files differ.
     """
     if form == "tvr":
-        submission = {task: _by_text(path, rankings) for task, rankings in read_tvr(path).items()}
-        return tvr_scores(submission, _by_text(ground_truth, read_tvr_truth(ground_truth)))
-    truth = _by_text(ground_truth, read_moment_detr_truth(ground_truth))
-    return moment_detr_scores(_by_text(path, read_moment_detr(path)), truth)
+        return tvr_scores(read_tvr(path), read_tvr_truth(ground_truth))
+    return moment_detr_scores(read_moment_detr(path), read_moment_detr_truth(ground_truth))
 
 
-def read_tvr(path: Path) -> dict[str, dict[QueryId, list[Moment]]]:
+def read_tvr(path: Path) -> dict[str, dict[str, list[Moment]]]:
     """Return the rankings of each task of a TVR submission.
 
     Raises:
@@ -115,19 +113,19 @@ def read_tvr(path: Path) -> dict[str, dict[QueryId, list[Moment]]]:
     }
 
 
-def read_tvr_truth(path: Path) -> dict[QueryId, TrueMoment]:
+def read_tvr_truth(path: Path) -> dict[str, TrueMoment]:
     """Return TVR's ground truth; `ts` is one span, or several annotators' spans. Raises as `read_tvr` does."""
     rows = ((row, row.ts if isinstance(row.ts, list) else [row.ts]) for row in _lines(path, _TvrTruth))
     return _by_query(path, ((row.desc_id, TrueMoment(row.vid_name, tuple(spans))) for row, spans in rows))
 
 
-def read_moment_detr(path: Path) -> dict[QueryId, list[Window]]:
+def read_moment_detr(path: Path) -> dict[str, list[Window]]:
     """Return the windows of each query of Moment-DETR predictions, in order. Raises as `read_tvr` does."""
     rows = _lines(path, _Windows)
     return _by_query(path, ((row.qid, [_window(path, row.qid, w) for w in row.pred_relevant_windows]) for row in rows))
 
 
-def read_moment_detr_truth(path: Path) -> dict[QueryId, list[Span]]:
+def read_moment_detr_truth(path: Path) -> dict[str, list[Span]]:
     """Return the true windows of each query of Moment-DETR's ground truth. Raises as `read_tvr` does."""
     return _by_query(path, ((row.qid, row.relevant_windows) for row in _lines(path, _DetrTruth)))
 
@@ -173,17 +171,17 @@ def _detr_truth(row: PredictionRow) -> dict[str, Any]:
     return _detr_query(row) | {"duration": row.gt_duration, "relevant_windows": [row.gt_span]}
 
 
-def _moment(path: Path, query: QueryId, entry: list[float], names: dict[int, str]) -> Moment:
+def _moment(path: Path, query: str, entry: list[float], names: dict[int, str]) -> Moment:
     return names.get(int(entry[0])), *_span(path, query, entry[1:])
 
 
-def _span(path: Path, query: QueryId, entry: list[float]) -> Span:
+def _span(path: Path, query: str, entry: list[float]) -> Span:
     if len(entry) < 2:
         raise PredictionError(f"{path}: query {query}: a prediction lacks its start or end: {entry}")
     return entry[0], entry[1]
 
 
-def _window(path: Path, query: QueryId, entry: list[float]) -> Window:
+def _window(path: Path, query: str, entry: list[float]) -> Window:
     start, end = _span(path, query, entry)
     return (start, end, entry[2]) if len(entry) > 2 else (start, end)
 
@@ -202,18 +200,13 @@ def _lines(path: Path, kind: type[RowT]) -> Iterator[RowT]:
             raise _unreadable(path, f" {place}:", error) from None
 
 
-def _by_query(path: Path, items: Iterable[tuple[QueryId, Any]]) -> dict[QueryId, Any]:
-    values: dict[QueryId, Any] = {}
+def _by_query(path: Path, items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for query, value in items:
         if query in values:
             raise PredictionError(f"{path}: query {query} is there twice; keep one")
         values[query] = value
     return values
-
-
-def _by_text(path: Path, values: dict[QueryId, Any]) -> dict[QueryId, Any]:
-    """Return values by their query ids as text: one tool writes them as numbers, another does not."""
-    return _by_query(path, ((str(query), value) for query, value in values.items()))
 
 
 def _unreadable(path: Path, place: str, error: ValidationError) -> PredictionError:
