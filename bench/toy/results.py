@@ -41,7 +41,7 @@ def results(folder: Path) -> str:
         arm, _, seed = file.parent.name.rpartition("-")
         label, _, agent = file.stem.partition("-")
         if seed.isdigit() and label in EVALUATIONS and not file.name.endswith(".published.json"):
-            summaries[f"{arm} {agent}".strip()].append(EvalSummary.from_json(json.loads(file.read_text())))
+            summaries[f"{arm} {agent}".strip()].append(EvalSummary.model_validate(json.loads(file.read_text())))
     if not summaries:
         raise PredictionError(f"{folder} has no evaluation in a folder ARM-SEED; name run_dir so")
     turns = ("1", "2", "3")

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 
+from vsr1.config import config_values
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.metrics.summary import EvalSummary
 from vsr1.report import TRAINING, Run, row_of, write_report
@@ -63,7 +63,7 @@ def read_run(folder: Path, name: str, data: Path | None = None, with_frames: boo
     logs = sorted((log for log in folder.glob(f"*{EVALUATION_LOG}") if not log.name.startswith(".")), key=_place)
     if not logs and not any(path.is_file() for path in (config, scalars, training)):
         raise ReportError(f"{folder} has neither scalars.jsonl nor trajectories; give the run_dir of a stage")
-    settings = _settings(config)
+    settings = config_values(config) if config.is_file() else None  # unchecked: a run of another version can be shown
     evaluations: dict[str, EvalSummary] = {}
     unfinished, rows = [], list[Row]()
     for log in logs:
@@ -128,16 +128,6 @@ def _names(paths: Sequence[Path]) -> list[str]:
         if max(Counter(names).values(), default=0) < 2:
             return names
         depth += 1
-
-
-def _settings(path: Path) -> dict[str, Any] | None:
-    """Read settings as they are, not checked against this version's schema: a run of another version can be shown."""
-    if not path.is_file():
-        return None
-    tree = OmegaConf.to_container(OmegaConf.load(path))
-    if not isinstance(tree, dict):
-        raise ReportError(f"{path} is not a configuration; restore it or remove it")
-    return {str(key): value for key, value in tree.items()}
 
 
 def _frames(folder: Path, settings: Mapping[str, Any] | None, data: Path | None) -> Frames:

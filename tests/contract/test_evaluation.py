@@ -93,7 +93,7 @@ def test_the_rows_scored_again_give_the_summary(world: Workers, settings: Config
     summary, _ = counted(world, config)
     rows, problems = read_predictions(tmp_path / "eval.jsonl")
     assert not problems
-    written = EvalSummary.from_json(json.loads((tmp_path / "eval.json").read_text()))
+    written = EvalSummary.model_validate(json.loads((tmp_path / "eval.json").read_text()))
     assert written == summary
     assert summarise(rows, summary.corpus_size).model_copy(update={"settings": summary.settings}) == summary
     assert all(len(row.ranked_moments) == QUERIES for row in rows)

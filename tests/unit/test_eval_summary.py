@@ -100,9 +100,9 @@ def test_json_uses_the_reference_names_and_comes_back(four: list[SearchTrajector
     assert row["refined"]["R@1"] == 0.5
     assert row["moments"]["IoU@0.5@R1"] == 0.5
     assert row["moments"]["mIoU@R1"] == 0.375
-    assert EvalSummary.from_json(row) == summary
+    assert EvalSummary.model_validate(row) == summary
     with pytest.raises(ValidationError, match="corpus_size"):
-        EvalSummary.from_json({key: value for key, value in row.items() if key != "corpus_size"})
+        EvalSummary.model_validate({key: value for key, value in row.items() if key != "corpus_size"})
 
 
 def test_nothing_to_summarise_is_an_error() -> None:

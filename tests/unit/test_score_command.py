@@ -93,7 +93,7 @@ def test_values_of_the_traps(trapped: Path) -> None:
     assert code == 0
     values = json.loads(out)
     problems = values.pop("problems")
-    summary = EvalSummary.from_json(values)
+    summary = EvalSummary.model_validate(values)
     assert (summary.queries, summary.failed, summary.turns) == (8, {"ClipError": 1}, 2)
     assert (summary.engine.recall_at_1, summary.refined.recall_at_1) == (5 / 8, 6 / 8)
     assert summary.engine.mrr == pytest.approx((5 + 1 / 4 + 1 / 9) / 8)

@@ -132,11 +132,6 @@ class EvalSummary(Scores):
         """Return plain values under the reference's metric names (`R@1`, `MRR`, `IoU@0.5@R1`, …)."""
         return self.model_dump(mode="json", by_alias=True)
 
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> EvalSummary:
-        """Read what `to_json` wrote. Raises pydantic's ValidationError, which names each missing or unknown field."""
-        return cls.model_validate(row)
-
 
 def refined_rank(trajectory: SearchTrajectory) -> int:
     """Return the right video's rank in the last ranking made: after the last turn's refinement, else before it."""
