@@ -22,7 +22,7 @@ from vsr1.episode.sample import SampleId
 from vsr1.episode.trajectory import Turn
 from vsr1.metrics.prediction_rows import prediction_row
 from vsr1.metrics.summary import summarise
-from vsr1.report import write_report
+from vsr1.report.page import write_report
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
 from vsr1.search.prompts import assistant_text

@@ -111,20 +111,14 @@ def replay_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of tables.")] = False,
 ) -> None:
     """Recompute recorded trajectories stage by stage and name the first stage that differs; then the exit code is 1."""
-    from pipelines.evaluation.replay.command import TOLERANCES, replay
-    from pipelines.evaluation.replay.stages import Tolerances
+    from pipelines.evaluation.replay.command import replay
     from vsr1.runs.folder import config_of
 
     settings = read_settings(config or [guarded(config_of, file)], overrides)
-    usual = TOLERANCES[settings.model.dtype]
-    tolerances = Tolerances(
-        usual.score if score_tolerance is None else score_tolerance,
-        usual.logprob if logprob_tolerance is None else logprob_tolerance,
-    )
     if rerun:  # on Ray, whose actors write into the run folder too
         keep_console(settings)
-    options = {"query": query, "sample": sample, "step": step, "rerun": rerun, "tolerances": tolerances}
-    results = guarded(replay, file, settings, **options)
+    tolerances = {"score_tolerance": score_tolerance, "logprob_tolerance": logprob_tolerance}
+    results = guarded(replay, file, settings, query=query, sample=sample, step=step, rerun=rerun, **tolerances)
     different = [result for result in results if result.first]
     if as_json:
         print(json.dumps([result.to_json() for result in results], ensure_ascii=False, indent=2))

@@ -17,9 +17,8 @@ from pydantic import ValidationError
 from vsr1.config import config_values
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.metrics.summary import EvalSummary
-from vsr1.report import TRAINING, Run, row_of, write_report
-from vsr1.report.page import Frames
-from vsr1.report.rows import Row
+from vsr1.report.page import Frames, Run, write_report
+from vsr1.report.rows import TRAINING, Row, row_of
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
 from vsr1.runs.scalars import read_scalars
 from vsr1.runs.trajectories import read_log

@@ -11,7 +11,7 @@ from vsr1.metrics.exchange import ExchangeFormat, write_submission, write_truth
 from vsr1.metrics.predictions import PredictionError, PredictionRow, Problem, read_predictions
 from vsr1.metrics.rescoring import TOLERANCE
 from vsr1.metrics.summary import EvalSummary, summarise
-from vsr1.report import metric_table
+from vsr1.report.metric_rows import metric_table
 
 
 def score_predictions(

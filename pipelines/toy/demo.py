@@ -22,7 +22,7 @@ from pipelines.stage.connection import connect
 from pipelines.stage.progress import shown_progress
 from pipelines.train import grpo, sft
 from vsr1.config import Config
-from vsr1.report import metric_table
+from vsr1.report.metric_rows import metric_table
 from vsr1.runs.folder import write_config
 
 

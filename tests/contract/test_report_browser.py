@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from bench.report import write_synthetic_run
 from pipelines.evaluation.report import read_run
-from vsr1.report import write_report
+from vsr1.report.page import write_report
 from vsr1.toy.render import render
 from vsr1.video.clips import Clip
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vsr1.metrics.bootstrap import bootstrap_intervals
+from vsr1.report.figures import bootstrap_intervals
 
 
 def test_two_queries_by_hand() -> None:

@@ -18,7 +18,7 @@ from vsr1.metrics.ranked import (
     moment_detr_scores,
     tvr_scores,
 )
-from vsr1.metrics.retrieval import mrr, recall_at
+from vsr1.metrics.summary import mrr, recall_at
 
 CASES = 1000
 KS = (1, 5, 10, 100)

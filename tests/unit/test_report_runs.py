@@ -13,7 +13,7 @@ from pipelines.cli import app
 from pipelines.evaluation.report import ReportError, read_run, write_run_report
 from vsr1.config import Config, dump_config
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.report import TRAINING
+from vsr1.report.rows import TRAINING
 from vsr1.runs.trajectories import TrajectoryLogError, append_trajectories, read_log, write_trajectories
 from vsr1.video.clips import ClipFolder, write_clip, write_meta
 from vsr1.video.decode import SampledVideo

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr1.metrics.retrieval import mean_rank, median_rank, mrr, recall_at
+from vsr1.metrics.summary import mean_rank, median_rank, mrr, recall_at
 
 RANKS = st.lists(st.integers(1, 500), min_size=1, max_size=40)
 

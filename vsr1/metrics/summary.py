@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from vsr1.episode.moments import recall_at_iou
 from vsr1.metrics.predictions import PredictionRow, Problem, TurnRow
 from vsr1.metrics.rescoring import differences, recomputed
-from vsr1.metrics.retrieval import mean_rank, median_rank, mrr, recall_at
 from vsr1.search.record import SearchTrajectory
 
 
@@ -240,6 +239,31 @@ def turns_after(rows: Sequence[PredictionRow]) -> dict[int, list[TurnRow | None]
 def turns_run(rows: Sequence[PredictionRow]) -> dict[int, list[TurnRow]]:
     """Return turn 1, turn 2, … of the rows that ran it, with the keys of `turns_after`."""
     return {number: [row.turns[number - 1] for row in rows if len(row.turns) >= number] for number in turns_after(rows)}
+
+
+def recall_at(ranks: Sequence[int | None], k: int) -> float:
+    """Return the share of queries whose right video is among the first `k` (VR R@k, data-eval.md §5), in 0..1.
+
+    `k` may exceed the corpus: no rank does, so the result is then the share of queries with a rank.
+    """
+    return fmean(rank is not None and rank <= k for rank in ranks)
+
+
+def mrr(ranks: Sequence[int | None]) -> float:
+    """Return the mean reciprocal rank, in 0..1."""
+    return fmean(0.0 if rank is None else 1.0 / rank for rank in ranks)
+
+
+def mean_rank(ranks: Sequence[int | None]) -> float | None:
+    """Return the mean of the ranks, None without any."""
+    known = [rank for rank in ranks if rank is not None]
+    return fmean(known) if known else None
+
+
+def median_rank(ranks: Sequence[int | None]) -> float | None:
+    """Return the median of the ranks, the mean of the middle two for an even count; None without any."""
+    known = [rank for rank in ranks if rank is not None]
+    return float(median(known)) if known else None
 
 
 def retrieval_scores(ranks: Sequence[int | None]) -> RetrievalScores:

@@ -10,11 +10,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from vsr1.metrics.bootstrap import bootstrap_intervals
 from vsr1.report.metric_rows import DASH, METRIC_ROWS, MetricRow
 from vsr1.report.rows import Row
 
 IOU_BINS = 10
+RESAMPLES = 1000  # of a bootstrap interval
 LEAST_SPAN = 30  # ranks that a matrix shows at least, so that those of good evaluations look alike
 _SHADES = 5
 _RANK_LIMITS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 100_000, 1_000_000, 10_000_000)
@@ -42,6 +42,25 @@ def intervals(rows: Sequence[Row], failed: int) -> dict[MetricRow, tuple[float, 
     played_QM = np.array([[of_query(row) for of_query in metrics.values()] for row in rows], np.float64)
     ends = bootstrap_intervals(np.pad(played_QM, ((0, failed), (0, 0)))).tolist()
     return {metric: (low, high) for metric, (low, high) in zip(metrics, ends, strict=True)}
+
+
+def bootstrap_intervals(
+    values: np.ndarray, *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+) -> np.ndarray:
+    """Return the interval of the mean over queries of each of M metrics: [M, 2], lower and upper end.
+
+    Queries are drawn with replacement, as many as there are; a draw takes all metrics of a query together. The ends are
+    percentiles of the resampled means (Efron and Tibshirani 1993, §13.3). One seed gives one result.
+
+    Args:
+        values: float64 [Q, M], a row each query, at least one.
+        level: share of the resampled means inside the interval.
+    """
+    count = len(values)
+    generator, even = np.random.default_rng(seed), np.full(count, 1 / count)
+    means = [generator.multinomial(count, even) @ values / count for _ in range(resamples)]  # times drawn [Q], values
+    tail = 50 * (1 - level)
+    return np.percentile(means, [tail, 100 - tail], axis=0).T
 
 
 def rank_matrix(rows: Iterable[Row]) -> RankMatrix:

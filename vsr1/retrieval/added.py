@@ -89,9 +89,6 @@ class AddedFolder:
     def video(self, video_id: str) -> Path:
         return self._place("videos", video_id)
 
-    def deleted(self, video_id: str) -> Path:
-        return self._place("deleted", video_id)
-
     def _place(self, state: State, video_id: str) -> Path:
         if problem := video_id_problem(video_id):
             raise ClipError(f"video id {video_id!r} {problem}; name the video otherwise")
@@ -148,12 +145,12 @@ class AddedFolder:
         if self.has(video_id, "incoming"):
             _forget(self.incoming(video_id))
         if self.has(video_id):
-            _move(self.video(video_id), self.deleted(video_id))
+            _move(self.video(video_id), self._place("deleted", video_id))
 
     def purge(self, video_id: str) -> None:
         """Free the disk of a deleted video."""
         if self.has(video_id, "deleted"):
-            _forget(self.deleted(video_id))
+            _forget(self._place("deleted", video_id))
 
     def purge_all(self) -> None:
         """Free the disk of all deleted videos, of what was never received whole, and of what a kill left of them."""

@@ -6,7 +6,7 @@ What is in memory at one time is a step of a training, or a trajectory of an eva
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,8 @@ def replay(
     sample: int | None = None,
     step: int | None = None,
     rerun: bool = False,
-    tolerances: Tolerances | None = None,
+    score_tolerance: float | None = None,
+    logprob_tolerance: float | None = None,
 ) -> list[Replayed]:
     """Replay the trajectories of a file that fit, all of them by default.
 
@@ -89,7 +90,7 @@ def replay(
         file: `train_trajectories.jsonl`, or `<name>.trajectories.jsonl` of an evaluation.
         config: of the run.
         rerun: of an evaluation, also play each again through a real engine, which starts Ray.
-        tolerances: by default those of the run's dtype.
+        score_tolerance, logprob_tolerance: by default those of the run's dtype.
 
     Raises:
         ReplayError: no trajectory fits, or a rerun of sampled ones.
@@ -99,7 +100,9 @@ def replay(
         raise ReplayError(f"{file} holds sampled rollouts; --rerun plays greedy ones again, those of an evaluation")
     agent = _agent_of(file, config)
     sources = Sources(config, agent, file.parent, is_training=is_training)
-    stages = Stages(sources, tolerances or TOLERANCES[config.model.dtype])
+    changes = {"score": score_tolerance, "logprob": logprob_tolerance}
+    chosen = {name: value for name, value in changes.items() if value is not None}
+    stages = Stages(sources, replace(TOLERANCES[config.model.dtype], **chosen))
     results: list[Replayed] = []
     recorded: dict[str, Replies] = {}  # by query id
     others: list[str] = []

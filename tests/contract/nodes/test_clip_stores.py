@@ -1,15 +1,12 @@
 """Clip stores on a cluster of two nodes: each node reads a clip once, however many samples need it."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pytest
 import ray
 from ray.cloudpickle import register_pickle_by_value
-from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.clips import ClipStores
@@ -33,19 +30,6 @@ class NotingFolder:
 class NotedClip:
     frames: np.ndarray
     timestamps: np.ndarray
-
-
-@pytest.fixture
-def nodes() -> Iterator[list[str]]:
-    """A driver on a cluster of two nodes; yields their ids."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 * 2**20})
-    cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
-    ray.init(address=cluster.address, log_to_driver=False)
-    try:
-        yield sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 @ray.remote(num_cpus=0)

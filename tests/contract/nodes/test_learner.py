@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import ray
 from ray.cloudpickle import register_pickle_by_value
-from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 from safetensors.torch import load
 
@@ -39,19 +38,6 @@ class Folder:
 
     def read(self, video_id: str) -> Clip:
         return self._clips[video_id]
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[list[str]]:
-    """Ids of two nodes of one CPU each, so that a rank that takes one is alone on its node."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
-    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-    ray.init(address=cluster.address, log_to_driver=False)
-    try:
-        yield sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
