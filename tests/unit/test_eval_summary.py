@@ -108,8 +108,6 @@ def test_json_uses_the_reference_names_and_comes_back(four: list[SearchTrajector
 def test_nothing_to_summarise_is_an_error() -> None:
     with pytest.raises(ValueError, match="no rows"):
         summarise([])
-    with pytest.raises(ValueError, match="'q' has no turn"):
-        rows([path()])
 
 
 def test_rank_outside_the_corpus_is_an_error(four: list[SearchTrajectory]) -> None:

@@ -241,7 +241,7 @@ def test_a_search_waits_for_a_shard_that_comes_back() -> None:
 
 def test_a_partial_answer_names_what_is_missing() -> None:
     async def story() -> None:
-        search, parts = searcher()
+        search, parts = searcher(config=QUICK.model_copy(update={"deadline_s": 1.0}))
         parts[0].fault = "dead"
         request = SearchRequest("y", k=5, partial=True, rank_of="a", scores_of=["a", "e"], exclude=["d"])
         result = await search.search(request)
@@ -251,7 +251,7 @@ def test_a_partial_answer_names_what_is_missing() -> None:
         assert (emptied.retrieved, emptied.missing) == ([], ["shard 0"])
         parts[1].fault = "dead"
         with pytest.raises(RetrievalError, match=r"waiting for shard 0 .*; shard 1"):
-            await asyncio.wait_for(search.search(request), 6)  # no shard, no answer
+            await search.search(request)  # no shard, no answer
 
     asyncio.run(story())
 

@@ -45,10 +45,8 @@ def prediction_row(
         durations: seconds of every video of the corpus, for `ranked_moments`; null without them.
 
     Raises:
-        ValueError: a trajectory without a turn, a rank outside the corpus, or a video without a duration.
+        ValueError: a rank outside the corpus, or a video without a duration.
     """
-    if not trajectory.turns:
-        raise ValueError(f"prediction_row: the trajectory of query {trajectory.task.query_id!r} has no turn; rerun it")
     following = [turn.record.retrieved for turn in trajectory.turns[1:]] + [None]
     turns = [_turn(turn, after, latents) for turn, after in zip(trajectory.turns, following, strict=True)]
     row = PredictionRow(

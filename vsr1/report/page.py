@@ -69,13 +69,7 @@ class Evaluation:
 
 
 def write_report(out: Path, *, title: str, runs: Sequence[Run]) -> None:
-    """Write the page to `out`, whose folder is made if missing.
-
-    Raises:
-        ValueError: no run, or two runs of one name.
-    """
-    if not runs or len({run.name for run in runs}) < len(runs):
-        raise ValueError(f"report: runs {[run.name for run in runs]}; give at least one, each with a name of its own")
+    """Write the page of runs, each with a name of its own, to `out`, whose folder is made if missing."""
     evaluations = _evaluations(runs)
     folder = Path(__file__).parent
     environment = Environment(

@@ -27,17 +27,11 @@ const allFilms = new Promise((resolve) => {
   else resolve();
 });
 
+// Frames side by side as one picture, null where the page has none.
 async function film(number) {
   if (number === null) return null;
-  const id = `film-${number}`;
-  const next = `film-${number + 1}`; // where it is there, the one before it is whole
-  if (!find(next)) await allFilms;
-  const element = find(id);
-  const { count, width, height, seconds } = element.dataset;
-  return {
-    source: "data:image/webp;base64," + element.textContent,
-    count: Number(count), width: Number(width), height: Number(height), seconds: Number(seconds),
-  };
+  if (!find(`film-${number + 1}`)) await allFilms; // where the next one is there, this one is whole
+  return find(`film-${number}`).content.firstElementChild.cloneNode();
 }
 
 const fixed = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));

@@ -133,18 +133,15 @@ function rewards(row) {
 }
 
 async function fillFilm(target, row, turn, narrow) {
-  const frames = await film(turn.film);
-  if (!frames && !turn.right) return;
-  const duration = turn.right ? Math.max(row.gt_duration, row.gt_span[1]) : frames.seconds;
-  if (frames) {
-    const image = make("img", {
-      "src": frames.source, "width": frames.width * frames.count, "height": frames.height,
-      "class": Math.max(frames.width, frames.height) <= 96 ? "coarse" : null,
-      "alt": `${frames.count} frames of ${turn.video}, spread over ${fixed(frames.seconds, 1)} seconds`,
-    });
+  const image = await film(turn.film);
+  if (!image && !turn.right) return;
+  const { count, seconds } = image ? image.dataset : {};
+  const duration = turn.right ? Math.max(row.gt_duration, row.gt_span[1]) : Number(seconds);
+  if (image) {
+    image.alt = `${count} frames of ${turn.video}, spread over ${fixed(Number(seconds), 1)} seconds`;
     const strip = make("div", { class: "strip" }, image);
-    strip.style.width = `${Math.min(100, 100 * frames.seconds / duration)}%`;
-    strip.style.setProperty("--frames", frames.count);
+    strip.style.width = `${Math.min(100, 100 * seconds / duration)}%`;
+    strip.style.setProperty("--frames", count);
     target.append(strip);
   }
   target.append(timeline(row, turn, duration, narrow ? 5 : 8), legend(row, turn));

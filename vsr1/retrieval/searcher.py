@@ -174,11 +174,6 @@ class Searcher:
                 embedded = await self.embedded(lambda: self._embedder.embed_queries(queries, soft_tokens))
             finally:
                 self._is_embedding = False
-        if embedded.shape != (len(texts), self._embedder.dim):
-            raise RetrievalError(
-                f"the embedder gave an array {embedded.shape} for {len(texts)} queries, not "
-                f"({len(texts)}, {self._embedder.dim})"
-            )
         fresh = iter(embedded.astype(np.float32))
         return [next(fresh) if plan.vector is None else plan.vector for plan in batch]
 

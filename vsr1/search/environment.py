@@ -17,7 +17,7 @@ import numpy as np
 from vsr1.episode.environment import Observation, PolicyReply, turn_of
 from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.search.events import Judged, Observe, Refined, Retrieved, TurnStarted, unobserved
-from vsr1.search.parse import ACCEPTS, Judgement, last_element, parse_reply
+from vsr1.search.parse import ACCEPTS, Judgement, parse_reply
 from vsr1.search.prompts import agent_prompt, turn_parts
 from vsr1.search.record import EndReason, SearchTask, SearchTrajectory, SearchTurn
 from vsr1.search.targets import negatives_of
@@ -69,7 +69,7 @@ class SearchEnvironment:
         if self._agent.exclude_rejected and not accepted:
             self._rejected.append(self._clip.video_id)
         self._tell(judgement)
-        rewrite = self._rewrite(reply.text) if not accepted else None
+        rewrite = judgement.rewrite if self._agent.refinement == "text" and not accepted else None
         request = None if accepted else self._refined_request(reply, rewrite)
         after = None if request is None else await self._retrieve(request)
         if after is not None:
@@ -99,12 +99,6 @@ class SearchEnvironment:
         seconds = time.monotonic() - self._shown_at
         shown = self._clip.video_id
         self._observe(Judged(self._number, shown, judgement.verdict, judgement.span, judgement.think or "", seconds))
-
-    def _rewrite(self, text: str) -> str | None:
-        """Return the query in new words, where refinement is by text and the reply has some."""
-        if self._agent.refinement != "text":
-            return None
-        return (last_element(text, "query") or "").strip() or None
 
     def _refined_request(self, reply: PolicyReply, rewrite: str | None) -> SearchRequest | None:
         """Return the next search, None if the reply holds nothing to refine the query with."""
@@ -200,12 +194,8 @@ class SearchEnvironment:
         return Observation([before, self._clip, after])
 
     def _rank(self, result: SearchResult) -> int:
-        """Return the rank of the right video, 0 where there is none."""
-        if not self._task.gt_video:
-            return 0
-        if result.rank_of is None:
-            raise ValueError("the retrieval service left out the rank it was asked for")
-        return result.rank_of
+        """Return the rank of the right video, 0 where there is none to ask for."""
+        return result.rank_of or 0
 
     def _end(self, reason: EndReason) -> Observation | None:
         """End the episode: no observation follows."""

@@ -30,10 +30,11 @@ class Judgement:
     think: str | None  # stripped; None without a complete element
     verdict: Verdict
     span: Span | None  # seconds, 0 <= start < end <= duration
+    rewrite: str | None = None  # the query in new words, stripped; None without any
 
 
 def parse_reply(text: str, duration: float) -> Judgement:
-    """Read reasoning, verdict and span (grammar of method.md §2.3).
+    """Read reasoning, verdict, span and rewrite (grammar of method.md §2.3).
 
     The answer is lower-cased and its spaces become `_` before it is compared; anything unknown is `unknown`. A time is
     one decimal number and nothing else. The span is clamped to the video and is None if an end is missing, is no such
@@ -49,7 +50,8 @@ def parse_reply(text: str, duration: float) -> Judgement:
         raise ValueError(f"parse_reply: duration {duration} s must be finite and not negative; check the clip")
     think = last_element(text, "think")
     span = _span(last_element(text, "start"), last_element(text, "end"), duration)
-    return Judgement(None if think is None else think.strip(), read_verdict(text), span)
+    rewrite = (last_element(text, "query") or "").strip() or None
+    return Judgement(None if think is None else think.strip(), read_verdict(text), span, rewrite)
 
 
 def last_element(text: str, tag: str) -> str | None:

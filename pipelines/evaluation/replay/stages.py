@@ -31,7 +31,7 @@ from vsr1.rl.credit import Credit, credits_of
 from vsr1.runs.trajectories import LoggedTrajectory
 from vsr1.search.environment import seconds_shown
 from vsr1.search.examples import is_trained, turn_example
-from vsr1.search.parse import last_element, parse_reply
+from vsr1.search.parse import parse_reply
 from vsr1.search.prompts import agent_prompt, turn_prompt
 from vsr1.search.record import SearchTrajectory
 from vsr1.search.rewards import SearchRewards
@@ -98,8 +98,7 @@ class Stages:
             same(f"{where}, verdict", record.verdict, reply.verdict)
             same(f"{where}, span", record.span, reply.span)
             if self._sources.agent.refinement == "text":
-                rewrite = (last_element(turn.text, "query") or "").strip() or None
-                same(f"{where}, rewrite", record.rewrite, None if record.verdict == "matched" else rewrite)
+                same(f"{where}, rewrite", record.rewrite, None if record.verdict == "matched" else reply.rewrite)
         return f"{sum(len(turn.response_token_ids) for turn in trajectory.turns)} tokens"
 
     def _rewards(self, trajectory: SearchTrajectory) -> str:

@@ -33,7 +33,7 @@ def served(
         settings = [
             f"run_dir={folder / 'run'}", f"data.root={toy_data}", f"serve.corpora.{CORPUS}.root={toy_data}",
             f"serve.corpora.{SMALL}.root={toy_data}", f"serve.corpora.{SMALL}.split=val",
-            "serve.model=first", f"serve.models.second={other}", "eval.top_k=5",
+            "serve.model=first", f"serve.models.second={other}", "eval.top_k=5", f"eval.limit={QUERIES}",
             f"serve.searches_a_replica={AT_ONCE}", f"serve.waiting_searches={AT_ONCE}",
             "retrieval.shards=1", "cluster.rollout.memory_gib=1",  # Ray offers what is free when it starts
         ]  # fmt: skip
@@ -44,7 +44,7 @@ def served(
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         start_agent(config, "127.0.0.1", port)
-        queries = [one.task.query for one in evaluated][:QUERIES]
+        queries = [one.task.query for one in evaluated]
         service = Served(f"http://127.0.0.1:{port}", config, evaluated, queries, other, {})
         for model in ("first", "second"):
             service.traces[model] = {query: trace(service.search(query, model=model)[1]) for query in queries}
