@@ -79,7 +79,7 @@ def write_synthetic_run(folder: Path, count: int, seed: int = 0) -> dict[str, Ex
         if not played:
             continue
         size = max(100, count)
-        rows = [prediction_row(item, at, max_turns=3, corpus_size=size) for at, item in enumerate(played)]
+        rows = [prediction_row(item, at, max_turn=3, corpus_size=size) for at, item in enumerate(played)]
         (folder / f"{name}.json").write_text(json.dumps(summarise(rows).to_json()))
         append_trajectories(folder / f"{name}{EVALUATION_LOG}", [LoggedTrajectory(item) for item in played])
     for step, first in enumerate(range(2 * queries, count, GROUP), start=1):

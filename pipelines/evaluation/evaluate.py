@@ -99,8 +99,7 @@ class Evaluation:
         durations = {name: row["source_duration_sec"] for name, row in clips.items()}
         durations |= {query.task.gt_video: query.task.gt_duration for query in self.queries}
         corpus_size = len(json.loads(self._folder.docid2row(self._split).read_text(encoding="utf-8")))
-        shared: dict[str, Any] = {"max_turns": self.agent.max_turns, "corpus_size": corpus_size}
-        shared |= {"fingerprint": self.fingerprint}
+        shared = {"max_turn": self.agent.max_turns, "corpus_size": corpus_size, "fingerprint": self.fingerprint}
         rows = []
         for query in self.queries:
             outcome = self.outcomes[query.task.id.prompt]

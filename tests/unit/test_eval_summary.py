@@ -34,7 +34,7 @@ def path(*turns: Turn[SearchTurn], end: str = "matched", gt_span: Span = (10.0, 
 
 
 def rows(trajectories: list[SearchTrajectory], corpus_size: int = CORPUS) -> list[PredictionRow]:
-    return [prediction_row(item, i, max_turns=3, corpus_size=corpus_size) for i, item in enumerate(trajectories)]
+    return [prediction_row(item, i, max_turn=3, corpus_size=corpus_size) for i, item in enumerate(trajectories)]
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_failed_query_is_a_miss_everywhere_but_in_mean_ranks_and_costs(four: l
         4,
         "video_file_missing",
         "no clip of v",
-        max_turns=3,
+        max_turn=3,
         corpus_size=CORPUS,
     )
     summary = summarise([*rows(four), lost])
@@ -209,7 +209,7 @@ def test_published_verification_counts_no_unknown_and_judges_the_ranking_that_no
 
 
 def test_rows_of_different_runs_are_a_problem(four: list[SearchTrajectory]) -> None:
-    made = [prediction_row(four[1], 0, max_turns=1, corpus_size=5, fingerprint=name) for name in ("a", "b")]
+    made = [prediction_row(four[1], 0, max_turn=1, corpus_size=5, fingerprint=name) for name in ("a", "b")]
     with pytest.raises(ValueError, match=r"fingerprint: rows of different runs are mixed: a, b"):
         summarise(made)
     assert summarise(made[:1]).fingerprint == "a"

@@ -54,7 +54,7 @@ def two_turns() -> SearchTrajectory:
 
 
 def row_of(trajectory: SearchTrajectory, **changes: Any) -> PredictionRow:
-    return prediction_row(trajectory, 3, **{"max_turns": 3, "corpus_size": 9, "latents": 2, **changes})
+    return prediction_row(trajectory, 3, **{"max_turn": 3, "corpus_size": 9, "latents": 2, **changes})
 
 
 def test_every_published_field_is_written() -> None:
@@ -190,7 +190,7 @@ def test_sequential_rows_are_judged_on_the_selected_video() -> None:
 
 def test_a_failed_row_comes_back(tmp_path: Path) -> None:
     row = failed_row(
-        SearchTask(SampleId("2_fig"), "2_fig", "q", "v", (1, 2), 9.0), 2, "ClipError", "no frames", max_turns=2
+        SearchTask(SampleId("2_fig"), "2_fig", "q", "v", (1, 2), 9.0), 2, "ClipError", "no frames", max_turn=2
     )
     [back], problems = read_predictions(file_of(tmp_path / "p.jsonl", row.model_dump_json()))
     assert (back, problems, differences(back)) == (row, [], [])

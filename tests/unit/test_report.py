@@ -111,7 +111,7 @@ SCALARS = [
 
 def evaluations() -> dict[str, EvalSummary]:
     def scored(*made: SearchTrajectory) -> EvalSummary:
-        return summarise([prediction_row(item, i, max_turns=2, corpus_size=20) for i, item in enumerate(made)])
+        return summarise([prediction_row(item, i, max_turn=2, corpus_size=20) for i, item in enumerate(made)])
 
     missed = scored(trajectory("not found", "a"), trajectory("matched the right video", "b"))
     found = scored(*(trajectory("matched the right video", query) for query in "ab"))

@@ -55,7 +55,7 @@ def good() -> list[dict[str, Any]]:
         6,
         "ClipError",
         "no frames",
-        max_turns=2,
+        max_turn=2,
     )
     return [
         row(1, turn("matched", **span(10, 20))),

@@ -19,7 +19,7 @@ def _trajectory(query_id: str, rank: int) -> SearchTrajectory:
 
 
 def _evaluation(folder: Path, label: str, ranks: list[int]) -> None:
-    rows = [prediction_row(_trajectory(str(i), rank), i, max_turns=1, corpus_size=9) for i, rank in enumerate(ranks)]
+    rows = [prediction_row(_trajectory(str(i), rank), i, max_turn=1, corpus_size=9) for i, rank in enumerate(ranks)]
     folder.mkdir(exist_ok=True)
     (folder / f"{label}.json").write_text(json.dumps(summarise(rows).to_json()))
 

@@ -30,19 +30,17 @@ def prediction_row(
     trajectory: SearchTrajectory,
     index: int,
     *,
-    max_turns: int,
-    corpus_size: int,
     latents: int | None = None,
-    fingerprint: str | None = None,
     durations: Mapping[str, float] | None = None,
+    **shared: Any,
 ) -> PredictionRow:
     """Return a row with every field of data-eval.md §4.4 and ours; null where this system has no counterpart.
 
     Args:
         index: position of the query in its split.
         latents: of one refinement, as configured.
-        fingerprint: of all settings that the row depends on.
         durations: seconds of every video of the corpus, for `ranked_moments`; null without them.
+        shared: what all rows of an evaluation have: `max_turn`, `corpus_size` and `fingerprint`.
 
     Raises:
         ValueError: a rank outside the corpus, or a video without a duration.
@@ -54,40 +52,25 @@ def prediction_row(
         orig_rank=turns[0].rank,
         final_rank=turns[-1].policy_rank,
         stop_reason=_stop_reason(trajectory),
-        max_turn=max_turns,
         turns=turns,
-        corpus_size=corpus_size,
         text_tokens=sum(turn.text_tokens or 0 for turn in turns),
         latent_tokens=sum(turn.latent_tokens or 0 for turn in turns),
         seconds=sum(turn.seconds or 0.0 for turn in turns),
         end_reason=trajectory.end_reason,
-        fingerprint=fingerprint,
         ranked_moments=None if durations is None else ranked_moments(trajectory, durations),
+        **shared,
     )
     return recomputed(row)
 
 
-def failed_row(
-    task: SearchTask,
-    index: int,
-    reason: str,
-    message: str,
-    *,
-    max_turns: int | None = None,
-    corpus_size: int | None = None,
-    fingerprint: str | None = None,
-) -> PredictionRow:
-    """Return the row of a query that could not be evaluated: a skip of data-eval.md §4.3, or a sample that failed."""
-    return PredictionRow(
-        **_question(task, index),
-        status="failed",
-        reason=reason,
-        message=message,
-        max_turn=max_turns,
-        corpus_size=corpus_size,
-        fingerprint=fingerprint,
-        ranked_moments=[],
-    )
+def failed_row(task: SearchTask, index: int, reason: str, message: str, **shared: Any) -> PredictionRow:
+    """Return the row of a query that could not be evaluated: a skip of data-eval.md §4.3, or a sample that failed.
+
+    Args:
+        shared: see `prediction_row`.
+    """
+    failure = {"status": "failed", "reason": reason, "message": message}
+    return PredictionRow(**_question(task, index), **failure, **shared, ranked_moments=[])
 
 
 def ranked_moments(trajectory: SearchTrajectory, durations: Mapping[str, float]) -> list[RankedMoment]:
