@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's own spelling)
 
 SLOWEST = (  # half a minute or more each
-    "run", "service", "library", "test_service_deploy", "test_learner_ranks", "nodes", "test_sft_resume",
+    "run", "service", "library", "head", "test_learner_ranks", "nodes", "test_sft_resume",
     "test_bench", "test_engine_latents", "test_evaluation", "test_engine_parity", "test_data_build",
     "test_teacher_engine", "test_retrieval_actors", "test_push", "test_selftest",
 )  # fmt: skip

@@ -99,12 +99,6 @@ def own_head() -> Callable[[], AbstractContextManager[LocalHead]]:
     return start_head
 
 
-@pytest.fixture(scope="module")
-def local_head() -> Iterator[LocalHead]:
-    with start_head() as head:
-        yield head
-
-
 @pytest.fixture(scope="session")
 def policy_folder(tmp_path_factory):
     """A random policy that often samples the refine token: its row in the tied table is made long."""

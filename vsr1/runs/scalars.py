@@ -12,8 +12,9 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from vsr1.formats.atomic import cut_torn_line
 
@@ -21,7 +22,7 @@ SCALARS = "scalars.jsonl"  # in the run's folder
 _FIELDS = {"stage", "step", "name", "value", "time"}
 
 
-class RunLog:
+class RunLog(AbstractContextManager["RunLog"]):
     """Writes to `folder`/tensorboard and `folder`/scalars.jsonl; use it as a context manager.
 
     Args:
@@ -61,18 +62,12 @@ class RunLog:
             self._tracked.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
             self._tracked.log(named | {f"{stage}/step": step})
 
-    def close(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """Flush and close both files."""
         self._lines.close()
         self._board.close()
         if self._tracked:
             self._tracked.finish()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def _tracked(project: str, folder: Path) -> Any:

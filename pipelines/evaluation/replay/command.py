@@ -11,7 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from actors.rollout import Sampling
 from pipelines.evaluation.evaluate import agents_of
@@ -64,12 +65,9 @@ class Replayed:
 
     def table(self) -> Table:
         """Return a row a stage, for the terminal."""
-        table = Table(title=self.name)
-        for heading in ("stage", "", "what"):
-            table.add_column(heading, overflow="fold")
+        table = Table(*(Column(heading, overflow="fold") for heading in ("stage", "", "what")), title=self.name)
         for item in self.findings:
-            style = _STYLES[item.status]
-            table.add_row(item.stage, f"[{style}]{item.status}[/]", item.detail.replace("[", r"\["))
+            table.add_row(item.stage, Text(item.status, _STYLES[item.status]), Text(item.detail))
         return table
 
 

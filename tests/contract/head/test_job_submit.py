@@ -1,6 +1,6 @@
 """A job submitted to a Ray head with token authentication runs, and nobody gets in without the token.
 
-Both stages run as such jobs in run/test_stages.py.
+Both stages run as such jobs in ../run/test_stages.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 RAY = str(Path(sys.executable).parent / "ray")
 
 

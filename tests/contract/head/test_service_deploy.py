@@ -19,7 +19,7 @@ from pipelines.serve.deploy import application
 from vsr1.config import Config
 from vsr1.toy.world import COLOURS, SHAPES
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 START_S = 200
 RUNNING = 16  # searches when the service is stopped
