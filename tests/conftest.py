@@ -23,7 +23,7 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's own spelling)
 
 SLOWEST = (  # half a minute or more each
     "run", "service", "library", "head", "test_learner_ranks", "nodes", "test_sft_resume",
-    "test_bench", "test_engine_latents", "test_evaluation", "test_engine_parity", "test_data_build",
+    "test_bench", "engine", "test_evaluation", "test_data_build",
     "test_teacher_engine", "test_retrieval_actors", "test_push", "test_selftest",
 )  # fmt: skip
 

@@ -22,10 +22,7 @@ async function readData() {
 }
 
 // The films stand behind this script, so that the list shows before they are read; one asked for early is waited for.
-const allFilms = new Promise((resolve) => {
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", resolve);
-  else resolve();
-});
+const allFilms = new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve));
 
 // Frames side by side as one picture, null where the page has none.
 async function film(number) {
@@ -39,7 +36,5 @@ const signed = (value, digits) => (value < 0 ? "−" : "+") + Math.abs(value).to
 const words = (name) => name.replaceAll("_", " ");
 const span = (pair) => `${fixed(pair[0], 1)}–${fixed(pair[1], 1)} s`;
 const mark = (good) => (good ? "✓" : "✗");
-const mistakes = (row) => row.turns.filter((turn) => !turn.correct).length;
 const isRefined = (row) => row.turns.some((turn) => turn.refined);
-const gain = (row) => Math.log(row.first_rank) - Math.log(row.last_rank); // 2 to 1 counts as much as 200 to 100
 const TRAINING = "training";

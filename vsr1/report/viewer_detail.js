@@ -4,17 +4,16 @@
 const TAG = /(<\/?(?:think|answer|start|end|query)>|<REFINE>)/;
 
 function detail(row, group) {
-  const badges = [badge(row.outcome !== "right video" ? "bad" : "good", {
+  const outcome = badge(row.outcome !== "right video" ? "bad" : "good", {
     "right video": "✓ matched the right video", "wrong video": "✗ matched a wrong video", "not found": "✗ not found",
-  }[row.outcome])];
-  if (isRefined(row)) badges.push(badge("", "refined"));
+  }[row.outcome]);
   const link = make("a", { href: "#t=" + encodeURIComponent(row.id) }, "link to this trajectory");
   const compare = group.length > 1
     && make("a", { class: "button", href: "#g=" + encodeURIComponent(row.id) }, `Compare group: ${group.length} samples`);
   return [
     make("header", {},
       make("h3", { tabindex: -1 }, row.query),
-      make("p", {}, badges),
+      make("p", {}, outcome, isRefined(row) && badge("", "refined")),
       make("p", { class: "faint" }, `${row.from} · query ${row.query_id} · ended: ${words(row.end || "no reason given")}`,
         make("span", { class: "screen" }, " · ", link)),
       facts([
@@ -31,8 +30,7 @@ function detail(row, group) {
 
 function groupView(rows) {
   const row = rows[0];
-  const rewardOf = rows.map((item) => item.reward);
-  const mean = rewardOf.reduce((sum, value) => sum + value, 0) / rows.length;
+  const mean = rows.reduce((sum, item) => sum + item.reward, 0) / rows.length;
   return [
     make("header", {},
       make("h3", { tabindex: -1 }, row.query),

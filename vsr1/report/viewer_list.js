@@ -3,17 +3,6 @@
 
 const ROW = 58; // pixels, as in page.css
 const BEYOND = 6; // rows kept above and below those in sight
-const SORTS = {
-  recorded: (row) => row.order,
-  worst: (row) => gain(row),
-  best: (row) => -gain(row),
-  mistaken: (row) => -mistakes(row),
-  iou: (row) => -row.iou,
-  poor: (row) => row.iou,
-  reward: (row) => -row.reward,
-  unrewarded: (row) => row.reward,
-  query: (row) => row.query_id,
-};
 
 class List {
   // `open(row, byKey)` is called with a row that the reader chose.
@@ -28,6 +17,8 @@ class List {
     this.form = find("filters");
     rows.forEach((row, order) => {
       row.order = order;
+      row.gain = Math.log(row.first_rank) - Math.log(row.last_rank); // 2 to 1 counts as much as 200 to 100
+      row.wrong = row.turns.filter((turn) => !turn.correct).length;
       row.from = (runs.length > 1 ? `${runs[row.run]}: ` : "")
         + (row.source === TRAINING ? `training step ${row.step}, sample ${row.sample}` : row.source);
       row.source_key = `${row.run}/${row.source}`;
@@ -54,11 +45,11 @@ class List {
       && (!source.value || source.value === row.source_key || source.value === `${row.source_key}/${row.step}`)
       && (!outcome.value || outcome.value === row.outcome)
       && (!turns.value || Number(turns.value) === row.turns.length)
-      && (!mistaken.checked || mistakes(row) > 0)
+      && (!mistaken.checked || row.wrong > 0)
       && (!refined.checked || isRefined(row)));
-    const key = new Map(kept.map((row) => [row, SORTS[sort.value](row)]));
-    const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
-    this.shown = kept.sort((a, b) => compare(key.get(a), key.get(b)) || a.order - b.order);
+    const [, minus, field] = /^(-?)(.+)$/.exec(sort.value); // a field of the rows, with "-" the largest first
+    const compare = (a, b) => (a[field] < b[field] ? -1 : a[field] > b[field] ? 1 : 0);
+    this.shown = kept.sort((a, b) => (minus ? compare(b, a) : compare(a, b)) || a.order - b.order);
     this.active = Math.max(0, this.shown.indexOf(this.opened));
     find("count").textContent = kept.length === this.rows.length
       ? `${kept.length} trajectories` : `${kept.length} of ${this.rows.length} trajectories`;
@@ -81,7 +72,6 @@ class List {
 
   option(position) {
     const row = this.shown[position];
-    const wrong = mistakes(row);
     const option = make("div", {
       "role": "option", "id": `option-${position}`, "data-position": position, "data-id": row.id,
       "aria-selected": String(row === this.opened), "aria-setsize": this.shown.length, "aria-posinset": position + 1,
@@ -92,8 +82,8 @@ class List {
       make("span", { class: "from" }, `${row.from} · ${row.query_id}`),
       make("span", { class: "ranks" }, rankChange(row.first_rank, row.last_rank)),
       make("span", { class: "iou" }, `IoU ${fixed(row.iou, 2)}`),
-      make("span", { class: wrong ? "verdict bad" : "verdict good", title: wrong ? `wrong verdicts: ${wrong}` : "every verdict correct" },
-        mark(!wrong), make("span", { class: "unseen" }, wrong ? " a wrong verdict" : " verdicts correct"))));
+      make("span", { class: row.wrong ? "verdict bad" : "verdict good", title: row.wrong ? `wrong verdicts: ${row.wrong}` : "every verdict correct" },
+        mark(!row.wrong), make("span", { class: "unseen" }, row.wrong ? " a wrong verdict" : " verdicts correct"))));
     option.style.transform = `translateY(${position * ROW}px)`;
     return option;
   }

@@ -68,34 +68,10 @@ async def cancelled_on_its_way(engine: PolicyEngine) -> Reply:
     return await _generate(engine, [NEW] * 3, 0)
 
 
-def _run(folder, config: EngineConfig, play):
-    async def started():
-        engine = await PolicyEngine.start(folder, config)
-        try:
-            return await play(engine)
-        finally:
-            engine.shutdown()
-
-    return asyncio.run(started())
-
-
 @pytest.fixture(scope="module")
 def squeezed(policy_folder, clips):
     """Replies of an engine with small steps and a key-value cache for a few requests, and pre-emptions a request."""
     preemptions: list[int] = []
-
-    async def play(engine: PolicyEngine):
-        stock = engine._llm.generate
-
-        async def watched(*args):
-            async for output in stock(*args):
-                preemptions.append(output.metrics.num_preemptions)
-                yield output
-
-        engine._llm.generate = watched
-        return await asyncio.gather(
-            *[_generate(engine, clips, seed, temperature=0, max_tokens=72) for seed in range(48)]
-        )
 
     tight = EngineConfig(
         latent_slots=24,
@@ -106,12 +82,30 @@ def squeezed(policy_folder, clips):
         max_model_len=512,
         log_stats=True,
     )
-    return _run(policy_folder, tight, play), preemptions
+
+    async def play():
+        engine = await PolicyEngine.start(policy_folder, tight)
+        stock = engine._llm.generate
+
+        async def watched(*args):
+            async for output in stock(*args):
+                preemptions.append(output.metrics.num_preemptions)
+                yield output
+
+        engine._llm.generate = watched
+        try:
+            return await asyncio.gather(
+                *[_generate(engine, clips, seed, temperature=0, max_tokens=72) for seed in range(48)]
+            )
+        finally:
+            engine.shutdown()
+
+    return asyncio.run(play()), preemptions
 
 
 @pytest.fixture(scope="module")
-def roomy(policy_folder, clips):
-    """What one ordinary engine did: plain replies, replies by depth, noisy ones twice, and one after many aborts."""
+def roomy(on_engine, clips):
+    """What an ordinary engine did: plain replies, replies by depth, noisy ones twice, and one after many aborts."""
 
     async def play(engine: PolicyEngine):
         played = {}
@@ -138,7 +132,7 @@ def roomy(policy_folder, clips):
         played["after"] = await asyncio.gather(*[_generate(engine, clips, seed) for seed in range(24)])
         return played
 
-    return _run(policy_folder, EngineConfig(latent_slots=7), play)
+    return on_engine(play)
 
 
 def _gaps(replies: list[Reply], folder, clips, sigma: float = 0.0) -> tuple[float, float]:

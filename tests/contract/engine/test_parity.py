@@ -17,7 +17,6 @@ from vsr1.model.manifest import record
 from vsr1.model.processor import ClipProcessor
 from vsr1.model.vision import encode_clips
 from vsr1.search.prompts import SYSTEM_PROMPT, VIDEO_PLACEHOLDER, turn_parts, turn_prompt
-from vsr1.settings.parts import EngineConfig
 from vsr1.video.clips import Clip
 
 LIMIT = 24
@@ -68,8 +67,8 @@ def _noted(reset, emptied: list[str]):
 
 
 @pytest.fixture(scope="module")
-def played(policy_folder, clips):
-    """What one engine did: replies before and after a push of changed weights, failed pushes, one that mends them."""
+def played(on_engine, policy_folder, clips):
+    """What the engine did: replies before and after a push of changed weights, failed pushes, one that mends them."""
 
     async def play(engine: PolicyEngine):
         before = await _replies(engine, clips, seed=0)
@@ -118,14 +117,7 @@ def played(policy_folder, clips):
             versions=versions,
         )  # fmt: skip
 
-    async def started():
-        engine = await PolicyEngine.start(policy_folder, EngineConfig(latent_slots=5, videos_per_prompt=2))
-        try:
-            return await play(engine)
-        finally:
-            engine.shutdown()
-
-    return asyncio.run(started())
+    return on_engine(play)
 
 
 def _gaps(replies: list[Reply], policy, folder, clips) -> tuple[float, float]:
