@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,10 @@ class Catalogue:
     video_ids: list[str]  # sorted; row i is video_ids[i]
     dim: int
     version: str  # first 16 hex digits of sha256 over ids and vectors
-    _rows: dict[str, int] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_rows", {video_id: row for row, video_id in enumerate(self.video_ids)})
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {video_id: row for row, video_id in enumerate(self.video_ids)}
 
     def __len__(self) -> int:
         return len(self.video_ids)
