@@ -201,14 +201,12 @@ def placement_plan(config: Config, stage: Stage, available: Capacity) -> Plan:
     if stage == "eval":
         return Plan("the evaluation", _services(config, 1, available), available, on_gpus)
     each, key = config.cluster.learner, f"{stage}.learner.ranks"
+    ranks = config.grpo.learner.ranks if stage == "grpo" else config.sft.learner.ranks
+    learner = Role("learner rank", ranks, each, key, "cluster.learner", on_device=True)
     if stage == "grpo":
-        learner = Role("learner rank", config.grpo.learner.ranks, each, key, "cluster.learner", on_device=True)
         return Plan("Stage 2", (*_services(config, len(grpo_splits(config)), available), learner), available, on_gpus)
-    ranks = config.sft.learner.ranks
-    roles = (  # Ray Train reserves no memory
-        Role(
-            "learner rank", ranks, each.model_copy(update={"memory_gib": 0.0}), key, "cluster.learner", on_device=True
-        ),
+    roles = (
+        replace(learner, each=each.model_copy(update={"memory_gib": 0.0})),  # Ray Train reserves none
         Role("clip reader", ranks, ActorResources(cpus=READER_CPUS, memory_gib=0), key, times=READERS),
         Role("clip stream", ranks, ActorResources(cpus=0, memory_gib=0), key),
     )
@@ -233,16 +231,9 @@ def check_placement(config: Config, stage: Stage) -> None:
 
 def _services(config: Config, splits: int, available: Capacity) -> tuple[Role, ...]:
     """Return the actors around the learner; each node has a clip store for each split."""
-    cluster = config.cluster
+    cluster, workers = config.cluster, config.rollout.workers
     return (
-        Role(
-            "rollout worker",
-            config.rollout.workers,
-            cluster.rollout,
-            "rollout.workers",
-            "cluster.rollout",
-            on_device=True,
-        ),
+        Role("rollout worker", workers, cluster.rollout, "rollout.workers", "cluster.rollout", on_device=True),
         *retrieval_roles(config, splits),
         Role("reward worker", cluster.reward_workers, cluster.reward, "cluster.reward_workers", "cluster.reward"),
         clip_stores(config, splits, available),
