@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vsr1.episode.moments import Span
 from vsr1.formats.atomic import write_lines
@@ -23,7 +23,7 @@ ExchangeFormat = Literal["tvr", "moment-detr"]
 NO_VIDEO = -1  # index of no video, in a TVR entry that stands for none
 
 Pair = Annotated[tuple[float, float], Field(strict=False)]
-QueryId = Annotated[int | str, AfterValidator(str)]  # one tool writes numbers, another texts
+QueryId = int | str  # one tool writes numbers, another texts; results are by the text
 RowT = TypeVar("RowT", bound=BaseModel)
 
 
@@ -171,17 +171,17 @@ def _detr_truth(row: PredictionRow) -> dict[str, Any]:
     return _detr_query(row) | {"duration": row.gt_duration, "relevant_windows": [row.gt_span]}
 
 
-def _moment(path: Path, query: str, entry: list[float], names: dict[int, str]) -> Moment:
+def _moment(path: Path, query: QueryId, entry: list[float], names: dict[int, str]) -> Moment:
     return names.get(int(entry[0])), *_span(path, query, entry[1:])
 
 
-def _span(path: Path, query: str, entry: list[float]) -> Span:
+def _span(path: Path, query: QueryId, entry: list[float]) -> Span:
     if len(entry) < 2:
         raise PredictionError(f"{path}: query {query}: a prediction lacks its start or end: {entry}")
     return entry[0], entry[1]
 
 
-def _window(path: Path, query: str, entry: list[float]) -> Window:
+def _window(path: Path, query: QueryId, entry: list[float]) -> Window:
     start, end = _span(path, query, entry)
     return (start, end, entry[2]) if len(entry) > 2 else (start, end)
 
@@ -200,12 +200,12 @@ def _lines(path: Path, kind: type[RowT]) -> Iterator[RowT]:
             raise _unreadable(path, f" {place}:", error) from None
 
 
-def _by_query(path: Path, items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _by_query(path: Path, items: Iterable[tuple[QueryId, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for query, value in items:
-        if query in values:
+        if str(query) in values:
             raise PredictionError(f"{path}: query {query} is there twice; keep one")
-        values[query] = value
+        values[str(query)] = value
     return values
 
 
