@@ -69,7 +69,7 @@ def failed_row(task: SearchTask, index: int, reason: str, message: str, **shared
     Args:
         shared: see `prediction_row`.
     """
-    failure = {"status": "failed", "reason": reason, "message": message}
+    failure: dict[str, Any] = {"status": "failed", "reason": reason, "message": message}
     return PredictionRow(**_question(task, index), **failure, **shared, ranked_moments=[])
 
 
