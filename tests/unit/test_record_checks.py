@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.train.record_checks import RecordError, check_grpo_records, check_sft_records
+from pipelines.train.sft import train
 from vsr1.config import Config
 from vsr1.formats.atomic import write_json, write_lines
 from vsr1.formats.dataset import DatasetFolder
@@ -187,3 +188,20 @@ def test_a_dry_run_ends_with_1_where_the_records_cannot_be_used(config: Config, 
     outcome = CliRunner().invoke(app, [stage, "--dry-run", *settings])
     assert outcome.exit_code == 1
     assert "1 fault in its records" in outcome.stderr and "query: Input should be a valid string" in outcome.stderr
+
+
+def test_stage_1_reads_its_records_once_where_nothing_was_built(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = DatasetFolder(config.data.root).sft_records()
+    config = Config.model_validate(
+        {"run_dir": tmp_path / "run", "data": {"root": tmp_path}, "sft": {"batch_size": 2, "val_records": 2}}
+    )
+    write_json(path, [sft(qid=f"q{number}") for number in range(6)])
+    monkeypatch.setattr("pipelines.train.sft.connect", lambda config: path.unlink())
+    monkeypatch.setattr("pipelines.train.sft.check_placement", lambda config, stage: None)
+    monkeypatch.setattr("pipelines.train.sft._train", lambda plan, progress: plan)
+    plan: Any = train(config)
+    assert (len(plan.records.rows), len(plan.records.held), plan.records.steps, plan.done) == (4, 2, 2, 0)
+    with pytest.raises(FileNotFoundError, match="build the dataset first"):
+        train(config)
