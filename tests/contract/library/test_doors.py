@@ -253,6 +253,7 @@ DEEP = "[" * 60_000
         ("POST", "/v1/search", {"content": '{"query":"a\\ud800"}', "headers": JSON}, 422, "invalid_request"),
         ("POST", "/v1/search", {"json": {"query": "a", "top_k": 10**30}}, 422, "invalid_request"),
         ("POST", "/v1/search", {"json": {"query": "0" * 2_000}}, 422, "query_too_long"),
+        ("POST", "/v1/search", {"json": {"query": "0" * 2_000, "stream": True}}, 422, "query_too_long"),
         ("POST", "/v1/search", {"json": {"query": "a", "max_turns": "2"}}, 422, "invalid_request"),
         ("POST", "/v1/search", {"json": {"query": "a" * 70_000}}, 413, "body_too_large"),
         ("POST", "/v1/search", {"content": iter([b"x" * 40_000] * 2), "headers": JSON}, 413, "body_too_large"),
