@@ -87,7 +87,7 @@ def check(config: Config) -> _Records | None:
         What it trains on; None where the dataset has still to be built.
     """
     began = _states(config).root.exists()
-    if not began and not DatasetFolder(config.data.root).sft_records().is_file():
+    if config.toy.create and not began and not DatasetFolder(config.data.root).sft_records().is_file():
         return None
     records = _records(config)
     if began:  # another run is refused
