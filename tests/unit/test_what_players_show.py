@@ -174,6 +174,8 @@ def joined(path: Path) -> None:
 
 def test_a_clock_that_goes_back_is_an_error_also_between_samples(tmp_path: Path) -> None:
     joined(tmp_path / "a.ts")
+    with pytest.raises(VideoError, match=r"its clock goes back after \d+\.\d s; encode it again"):
+        probe_video(tmp_path / "a.ts")
     for most in (2, 3, 64):
         with pytest.raises(VideoError, match=r"lies .* s before an earlier one; encode it again"):
             sample(tmp_path / "a.ts", max_frames=most)
