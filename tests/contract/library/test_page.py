@@ -296,7 +296,7 @@ def test_forced_colours_leave_the_moment_and_what_is_pressed_to_be_seen(tab: Pag
 FOCUSED = """() => {
   const one = document.activeElement, box = one.getBoundingClientRect(), style = getComputedStyle(one);
   if (one === document.body) return null;
-  return { name: one.id || one.textContent.trim() || one.ariaLabel, tag: one.tagName,
+  return { name: one.id || one.ariaLabel || one.textContent.trim(), tag: one.tagName,
     top: box.top + scrollY, bottom: box.bottom + scrollY, left: box.left,
     seen: box.width > 0 && style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2 };
 }"""
