@@ -108,6 +108,11 @@ def test_all_faults_are_listed_at_once_with_the_ids_of_their_records(config: Con
     ]
 
 
+@pytest.mark.parametrize(("row", "shown"), [([1], "[1]"), ("x", "x"), (None, "None"), (5, "5")])
+def test_a_record_that_is_no_object_is_named(config: Config, row: Any, shown: str) -> None:
+    assert sft_faults(config, sft(), row) == [f"record 2: Input should be a valid dictionary (got {shown!r})"]
+
+
 @pytest.mark.parametrize("query", ["<|video_pad|>", "find <video> in it", "<|im_end|>", "视频 \u2028 x"])
 def test_a_query_may_hold_anything(config: Config, query: str) -> None:
     place = {"role": "user", "content": f'Query: "{query}"\nRetrieved video: <video>'}
@@ -159,6 +164,8 @@ def test_a_record_of_stage_2_that_cannot_be_used_is_named(config: Config, change
         (b'{"qid": "q"}', "a JSON list of records is needed, not one dict"),
         ("[]".encode("utf-16"), "not UTF-8 at byte 0; save the file as UTF-8 text"),
         (b"[", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\xef\xbb\xbf[]", "not JSON .*BOM"),
     ],
 )
 def test_a_file_that_holds_no_records_is_one_line(config: Config, content: bytes, message: str) -> None:
