@@ -15,7 +15,7 @@ from av.stream import Disposition
 
 from vsr1.settings.data import DataConfig
 from vsr1.video.clips import ClipFolder, make_clip, player_offset, write_meta
-from vsr1.video.container import VideoError
+from vsr1.video.container import VideoError, open_video, read_packets
 from vsr1.video.decode import SampledVideo, probe_video, sample_video
 from vsr1.video.excerpt import write_excerpt
 
@@ -196,6 +196,22 @@ def program_stream(path: Path) -> Path:
 def cut(path: Path, share: float) -> Path:
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share) // 4 * 4 + 3])
     return path
+
+
+def test_pictures_that_are_decoded_before_0_are_no_clock_that_goes_back(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "faststart"}) as output:
+        stream = output.add_stream("libx264", rate=RATE, options={"bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for index in range(COUNT):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, RATE)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    with av.open(str(tmp_path / "a.mp4")) as content:
+        assert next(content.demux(video=0)).dts < 0
+    container, stream = open_video(tmp_path / "a.mp4")
+    with container:
+        assert read_packets(tmp_path / "a.mp4", container, stream).fault == ""
 
 
 def longer_packets(path: Path) -> Path:

@@ -125,7 +125,8 @@ def read_packets(
     Args:
         watch: called with the pictures so far and the seconds that they span.
     """
-    shown, rate, before = Shown(), _rate(stream), Fraction(0)
+    shown, rate = Shown(), _rate(stream)
+    before: Fraction | None = None
     try:
         for packet in container.demux():
             tick = packet.pts if packet.pts is not None else packet.dts
@@ -135,7 +136,7 @@ def read_packets(
             if packet.stream_index != stream.index or not packet.size or packet.is_discard:
                 continue
             if packet.dts is not None and base:
-                if before - packet.dts * base > JITTER:
+                if before is not None and before - packet.dts * base > JITTER:
                     shown.fault = f"its clock goes back after {float(before):.1f} s; encode it again"
                 before = packet.dts * base
             begin = tick * base if tick is not None and base else len(shown.times) / rate
