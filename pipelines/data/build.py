@@ -132,13 +132,19 @@ def build_dataset(
     return BuildReport(clips, log.reports, recall, records, embedder["weights"])
 
 
-def ensure_dataset(config: Config, progress: Announce | None = None) -> None:
-    """Render and build the toy corpus if `toy.create` says so and `data.root` holds no dataset; Ray must be running."""
+def ensure_dataset(config: Config, progress: Announce | None = None) -> bool:
+    """Render and build the toy corpus if `toy.create` says so and `data.root` holds no dataset; Ray must be running.
+
+    Returns:
+        Whether there was something to build.
+    """
     folder = DatasetFolder(config.data.root)
-    if config.toy.create and not folder.sft_records().is_file():
-        if not folder.events("test").is_file():
-            render_toy(config)
-        build_dataset(config, progress)
+    if not config.toy.create or folder.sft_records().is_file():
+        return False
+    if not folder.events("test").is_file():
+        render_toy(config)
+    build_dataset(config, progress)
+    return True
 
 
 def render_toy(config: Config, progress: Callable[[int, int], None] | None = None) -> None:

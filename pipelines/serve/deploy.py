@@ -14,9 +14,11 @@ from actors.corpus import resources
 from pipelines.serve.agents.agents import Agents
 from pipelines.serve.checks import check_served
 from pipelines.serve.gateway.app import HttpGateway
+from pipelines.serve.gateway.words import PromptWords
 from pipelines.serve.library.library import Library, Retrieval
 from pipelines.serve.running import AGENT, declare, serve_until_interrupted, start_serve
 from vsr1.config import Config, ConfigError
+from vsr1.search.prompts import agent_prompt
 from vsr1.settings.serving import CorpusConfig
 
 APPLICATION = "vsr1"
@@ -61,7 +63,10 @@ def bind(config: Config, agent: Any) -> serve.Application:
         ).bind(config, name, library)
         for name, checkpoint in (config.served_models if agent else {}).items()
     }
-    return HttpGateway.options(ray_actor_options=small, **shared).bind(settings, agents, library)  # type: ignore[attr-defined]
+    system, most = agent_prompt(config.agent), config.rollout.engine.max_model_len
+    words = {name: PromptWords(folder, system, most) for name, folder in config.served_models.items()}
+    gateway = HttpGateway.options(ray_actor_options=small, **shared)  # type: ignore[attr-defined]
+    return gateway.bind(settings, agents, library, words)
 
 
 def serve_agent(config: Config, host: str, port: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from pipelines.machine.resources import check_port
 from pipelines.stage.connection import connect
 from vsr1.config import Config
 
+# Ray's own: what its proxy has in front of it. It counts for a Ray that this process starts.
+os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "pipelines.serve.front:middlewares")
 AGENT = "agent-"  # before the name of a model: its deployment
 POLL_S = 0.5
 TELL_S = 10.0  # from one line to the next of what is waited for

@@ -44,7 +44,8 @@ def reason(error: BaseException) -> str | None:
     """Return what an error means in one line, or in those that our own code wrote; None if it is not known."""
     cause = getattr(error, "cause", error)  # what failed inside a Ray actor
     if type(cause).__module__.split(".")[0] in OWN_PACKAGES:
-        return str(cause)
+        ours, start, rest = str(cause).partition("The actor ")  # Ray's many lines on a death, told by our own error
+        return ours + dead_actor(start + rest) if "Worker exit detail" in rest else str(cause)
     text = f"{type(cause).__name__}: {cause}"
     for pattern, meaning in KNOWN:
         if re.search(pattern, text):

@@ -7,6 +7,7 @@ and write the report.
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import ray
@@ -23,7 +24,7 @@ from pipelines.stage.progress import shown_progress
 from pipelines.train import grpo, sft
 from vsr1.config import Config
 from vsr1.report.metric_rows import metric_table
-from vsr1.runs.folder import write_config
+from vsr1.runs.folder import owned, write_config
 
 
 def run_demo(config: Config, console: Console) -> Path:
@@ -32,13 +33,29 @@ def run_demo(config: Config, console: Console) -> Path:
     Raises:
         MachineError: a package is not installed.
         PlanError: the machine is too small for the configuration.
+        RunFolderError: another process works in `run_dir`.
     """
     check_packages("vllm", "deepspeed", "faiss")
     check_placement(config, "demo")
-    run = config.run_dir
-    if run.exists():
-        shutil.rmtree(run)
-    run.mkdir(parents=True)
+    with owned(config.run_dir, "demo"):
+        empty(config.run_dir)
+        return _run(config, console)
+
+
+def empty(run: Path) -> None:
+    """Remove what is in a run folder but its locks; raise as `owned` where one of them is held."""
+    with ExitStack() as others:
+        for lock in run.glob(".*.lock"):
+            if lock.name != ".demo.lock":
+                others.enter_context(owned(run, lock.stem.removeprefix(".")))
+        for path in run.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.suffix != ".lock":
+                path.unlink()
+
+
+def _run(config: Config, console: Console) -> Path:
     write_config(config, "demo")
     keep_console(config)
     with console.status("toy videos") as status:
@@ -60,6 +77,6 @@ def run_demo(config: Config, console: Console) -> Path:
             after, _ = evaluate.evaluate(after_grpo, progress, name="after")
     finally:
         ray.shutdown()
-    out = write_run_report([run])
+    out = write_run_report([config.run_dir])
     console.print(metric_table({"before GRPO": before, "after GRPO": after}))
     return out

@@ -51,8 +51,8 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
         if config.tracking.wandb:
             check_packages("wandb", fix="pip install 'vsr1[wandb]', or leave tracking.wandb out")
         connect(config)
-        ensure_dataset(config)
-        check_grpo_records(config)
+        if ensure_dataset(config):
+            check_grpo_records(config)
         check_placement(config, "grpo")
         return _train(config, progress)
 

@@ -131,7 +131,8 @@ def _check(path: Path, kind: type[RecordT], faults_of: Callable[[RecordT], Itera
             for item in error.errors():
                 field = ".".join(str(part) for part in item["loc"])
                 value = "" if item["type"] == "missing" else f" (got {str(item['input'])[:80]!r})"
-                faults.append(f"{name}: {f'{field}: ' if field else ''}{item['msg']}{value}")
+                message = item["msg"].partition(" or instance of ")[0]  # of a class that only this file knows
+                faults.append(f"{name}: {f'{field}: ' if field else ''}{message}{value}")
     if faults:
         more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
         remedy = "correct or remove them, or build the dataset again with `vsr1 data build`"
@@ -169,5 +170,5 @@ def _text(path: Path) -> str:
 def _value(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{place}: not JSON ({error})") from error

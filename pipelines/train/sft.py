@@ -62,42 +62,45 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
         RunFolderError: another process trains in `run_dir`.
         SftError: a rank failed or died.
     """
-    check(config)
+    records = check(config)
     with kept_in_folder(config, "sft"):
         if config.tracking.wandb:
             check_packages("wandb", fix="pip install 'vsr1[wandb]', or leave tracking.wandb out")
         connect(config)
         check_placement(config, "sft")
-        ensure_dataset(config)
-        return _train(config, progress)
-
-
-def check(config: Config) -> None:
-    """See that a run can start, as far as dataset and run folder tell by themselves; errors as of `train`."""
-    if _states(config).root.exists():  # of an earlier run: another one is refused
-        _planned(config)
-    elif DatasetFolder(config.data.root).sft_records().is_file():
-        check_sft_records(config)
+        if ensure_dataset(config) or records is None:
+            records = _records(config)
+        return _train(_plan(config, records), progress)
 
 
 @dataclass(frozen=True)
-class _Plan:
-    config: Config  # with a policy that has heads
+class _Records:
     rows: list[dict[str, Any]]
     held: list[dict[str, Any]]  # of the evaluations
     steps: int
-    settings: dict[str, Any]
-    done: int  # steps of the state that the run goes on from
-    state: Path | None
 
 
-def _planned(config: Config) -> _Plan:
-    """Return what a run has to do, and has done.
+def check(config: Config) -> _Records | None:
+    """See that a run can start, as far as dataset and run folder tell by themselves; errors as of `train`.
+
+    Returns:
+        What it trains on; None where the dataset has still to be built.
+    """
+    began = _states(config).root.exists()
+    if config.toy.create and not began and not DatasetFolder(config.data.root).sft_records().is_file():
+        return None
+    records = _records(config)
+    if began:  # another run is refused
+        _plan(config, records)
+    return records
+
+
+def _records(config: Config) -> _Records:
+    """Read the records.
 
     Raises:
-        StateError: the folder holds a run of other settings.
-        RecordError: records that cannot be used.
-        ValueError: the records do not fill a batch.
+        RecordError: some cannot be used.
+        ValueError: they do not fill a batch.
     """
     check_sft_records(config)
     rows = record_rows(DatasetFolder(config.data.root), with_rewrites=config.agent.refinement == "text")
@@ -109,17 +112,35 @@ def _planned(config: Config) -> _Plan:
     steps = min(steps, config.sft.max_steps or steps)
     if steps == 0:
         raise ValueError(f"{len(rows)} records do not fill one batch of {batch}; lower sft.batch_size")
+    return _Records(rows, held, steps)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    config: Config  # with a policy that has heads
+    records: _Records
+    settings: dict[str, Any]
+    done: int  # steps of the state that the run goes on from
+    state: Path | None
+
+
+def _plan(config: Config, records: _Records) -> _Plan:
+    """Return what a run has to do, and has done.
+
+    Raises:
+        StateError: the folder holds a run of other settings.
+    """
     config = _with_heads(config)
-    settings = _settings(config, rows, steps)
+    settings = _settings(config, records.rows, records.steps)
     done, state = _states(config).claim(settings, RENAMED, DEFAULTS) or (0, None)
-    return _Plan(config, rows, held, steps, settings, done, state)
+    return _Plan(config, records, settings, done, state)
 
 
-def _train(config: Config, progress: Progress) -> Path:
-    plan = _planned(config)
-    config, steps, ranks, folder = plan.config, plan.steps, config.sft.learner.ranks, DatasetFolder(config.data.root)
+def _train(plan: _Plan, progress: Progress) -> Path:
+    config, records, folder = plan.config, plan.records, DatasetFolder(plan.config.data.root)
+    steps, ranks = records.steps, config.sft.learner.ranks
     per_rank = config.sft.batch_size // ranks
-    ordered = list(islice(rows_in_order(plan.rows, config.seed), steps * config.sft.batch_size))
+    ordered = list(islice(rows_in_order(records.rows, config.seed), steps * config.sft.batch_size))
     clips = ClipFolder(folder.clips("train"), config.data.timestamps)
     need = config.cluster.learner
     trainer = TorchTrainer(
@@ -130,7 +151,7 @@ def _train(config: Config, progress: Progress) -> Path:
             "per_rank": per_rank,
             "settings": plan.settings,
             "state": plan.state,
-            "held": [plan.held[rank::ranks] for rank in range(ranks)],
+            "held": [records.held[rank::ranks] for rank in range(ranks)],
             "streams": [
                 with_clips(rows_of_rank(ordered, rank, ranks, per_rank, plan.done), clips, per_rank)
                 for rank in range(ranks)
@@ -214,7 +235,8 @@ def train_rank(settings: dict[str, Any]) -> None:
         return of_all_batches(parts)
 
     rows = iter(settings["streams"][rank].iter_rows()) if learner.steps < steps else iter(())
-    with RunLog(config.run_dir, wandb=config.tracking.wandb) if rank == 0 else nullcontext() as log:
+    after = dict.fromkeys(("sft", "sft_val"), learner.steps)
+    with RunLog(config.run_dir, wandb=config.tracking.wandb, after=after) if rank == 0 else nullcontext() as log:
         for step in range(learner.steps + 1, steps + 1):
             began = time.monotonic()
             examples = examples_of((row, clip_of(row)) for row in islice(rows, per_rank))

@@ -10,7 +10,7 @@ import ray.exceptions
 
 from pipelines.command import guarded
 from pipelines.stage.faults import dead_actor, last_line, reason
-from vsr1.rl.batch import split_over_ranks
+from vsr1.rl.batch import LearnerError, split_over_ranks
 from vsr1.rl.flops import ModelFlops
 
 DEAD = """The actor died unexpectedly before finishing this task.
@@ -34,6 +34,12 @@ def test_an_actor_that_died_is_named_with_its_process() -> None:
         "run_dir/logs"
     )
     assert dead_actor(DEAD.replace("\tip", "\tname: retrieval-train\n\tip")).startswith("retrieval-train died (")
+
+
+def test_a_death_that_our_own_error_tells_is_one_line_too() -> None:
+    assert reason(LearnerError(f"learner rank 0 died, and the step with it: {DEAD}")) == (
+        f"learner rank 0 died, and the step with it: {dead_actor(DEAD)}"
+    )
 
 
 def test_the_reason_in_a_traceback_is_our_own_error_and_not_the_advice_after_it() -> None:

@@ -17,8 +17,10 @@ from pipelines.serve.gateway.faults import LONGEST_MESSAGE, ApiError
 from pipelines.serve.gateway.gateway import Gateway
 from pipelines.serve.gateway.keys import add_key
 from pipelines.serve.gateway.schema import Video
+from pipelines.serve.gateway.words import PromptWords
 from vsr1.settings.serving import ServeConfig
 
+TOY_POLICY = Path(__file__).parents[2] / "checkpoints" / "toy" / "sft"
 USAGE = {"prompt_tokens": 1, "text_tokens": 1, "latent_tokens": 1, "seconds": 0.1}
 RESULT = {
     "id": "0" * 32, "status": "not_found", "query": "a ring", "corpus": "toy", "moments": [], "turns": [],
@@ -82,7 +84,8 @@ class Service:
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.agent, self.library = Agent(), Library(folder / "film.mp4")
         values = {"corpora": {"toy": {"root": folder}}, "body_limit_s": 0.3} | settings
-        self.gateway = Gateway(ServeConfig.model_validate(values), {"vsr1": self.agent}, self.library)  # type: ignore
+        words = {"vsr1": PromptWords(TOY_POLICY, "check this video", 1024)}
+        self.gateway = Gateway(ServeConfig.model_validate(values), {"vsr1": self.agent}, self.library, words)  # type: ignore
         self.app = build_app(self.gateway)
 
     def client(self, **options: Any) -> httpx2.AsyncClient:
@@ -112,7 +115,28 @@ def test_an_id_of_a_sub_folder_has_all_its_routes(service: Service) -> None:
     bodies = {"thumbnail": b"picture", "clip?start=0&end=2": b"film", "file": bytes(range(100))}
     for part, body in bodies.items():
         assert service.ask("GET", f"/v1/videos/a%2FIMG_0001/{part}").content == body
+        assert service.ask("GET", f"/v1/videos/a/IMG_0001/{part}").content == body
     assert service.ask("DELETE", "/v1/videos/a%2FIMG_0001").status_code == 204
+
+
+NAMES = {
+    "a%2Fclip": "a/clip",
+    "a/b%2Ffile": "a/b/file",
+    "thumbnail": "thumbnail",
+    "a%2Fthumbnail%2Fclip": "a/thumbnail/clip",
+}
+
+
+@pytest.mark.parametrize("sent", NAMES)
+def test_an_id_that_ends_like_a_part_of_a_video_has_all_its_routes(service: Service, sent: str) -> None:
+    deleted = []
+    service.library.delete = Handle(lambda corpus, name: deleted.append(name))
+    answer = service.ask("GET", f"/v1/videos/{sent}")
+    assert (answer.status_code, answer.json()["video_id"]) == (200, NAMES[sent])
+    assert service.ask("GET", f"/v1/videos/{sent}/thumbnail").content == b"picture"
+    assert service.ask("DELETE", f"/v1/videos/{sent}").status_code == 204 and deleted == [NAMES[sent]]
+    assert code(service.ask("DELETE", f"/v1/videos/{sent}/clip")) == (405, "wrong_method")
+    assert service.ask("DELETE", f"/v1/videos/{sent}/clip").headers["allow"] == "GET, HEAD"
 
 
 FOREIGN = [
@@ -308,6 +332,19 @@ def test_a_stream_speaks_before_its_search_has_a_place(service: Service, monkeyp
 def test_a_refusal_of_a_stream_has_its_status(service: Service) -> None:
     answer = service.ask("POST", "/v1/search", json={"query": "a", "stream": True, "corpus": "no"})
     assert code(answer) == (404, "unknown_corpus")
+
+
+def test_words_that_fill_the_model_are_refused_before_the_search_waits(service: Service) -> None:
+    service.agent.go.clear()
+    words = "0" * 1200
+    for body in ({"stream": True}, {}):
+        assert code(service.ask("POST", "/v1/search", json={"query": words} | body)) == (422, "query_too_long")
+    message = {"model": "vsr1", "messages": [{"role": "user", "content": words}], "stream": True}
+    answer = service.ask("POST", "/v1/chat/completions", json=message)
+    assert code(answer) == (400, "query_too_long") and "the model takes 1024" in answer.json()["error"]["message"]
+    assert service.agent.bodies == []
+    service.agent.go.set()
+    assert service.ask("POST", "/v1/search", json={"query": "a ring " * 200}).status_code == 200
 
 
 def test_a_server_that_stops_says_so_and_finishes_searches_and_uploads(

@@ -17,8 +17,11 @@ import site, sys
 site.addsitedir(sys.argv[1])  # as Python does at its start
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 processor = AutoProcessor.from_pretrained(sys.argv[2])
-model = Qwen3VLForConditionalGeneration.from_pretrained(sys.argv[2])
+model, info = Qwen3VLForConditionalGeneration.from_pretrained(sys.argv[2], output_loading_info=True)
 print(type(processor).__name__, type(model).__name__)
+others = {name for name in info["unexpected_keys"] if not name.startswith("refine_")}  # beside the heads
+print(len(info["missing_keys"]), len(info["mismatched_keys"]), len(others), bool(processor.chat_template))
+print(model.dtype, model.lm_head.weight.data_ptr() == model.model.language_model.embed_tokens.weight.data_ptr())
 """
 
 
@@ -28,7 +31,10 @@ def test_stock_transformers_reads_a_checkpoint(tmp_path: Path) -> None:
     result = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
     )
-    assert result.stdout.split() == ["Qwen3VLProcessor", "Qwen3VLForConditionalGeneration"], result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[-3:] == ["Qwen3VLProcessor Qwen3VLForConditionalGeneration", "0 0 0 True", "torch.float32 True"], (
+        result.stderr
+    )
 
 
 def test_weights_can_be_read_by_whoever_reads_the_files_beside_them(tmp_path: Path) -> None:

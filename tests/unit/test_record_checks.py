@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.train.record_checks import RecordError, check_grpo_records, check_sft_records
+from pipelines.train.sft import train
 from vsr1.config import Config
 from vsr1.formats.atomic import write_json, write_lines
 from vsr1.formats.dataset import DatasetFolder
@@ -107,6 +108,11 @@ def test_all_faults_are_listed_at_once_with_the_ids_of_their_records(config: Con
     ]
 
 
+@pytest.mark.parametrize(("row", "shown"), [([1], "[1]"), ("x", "x"), (None, "None"), (5, "5")])
+def test_a_record_that_is_no_object_is_named(config: Config, row: Any, shown: str) -> None:
+    assert sft_faults(config, sft(), row) == [f"record 2: Input should be a valid dictionary (got {shown!r})"]
+
+
 @pytest.mark.parametrize("query", ["<|video_pad|>", "find <video> in it", "<|im_end|>", "视频 \u2028 x"])
 def test_a_query_may_hold_anything(config: Config, query: str) -> None:
     place = {"role": "user", "content": f'Query: "{query}"\nRetrieved video: <video>'}
@@ -158,6 +164,8 @@ def test_a_record_of_stage_2_that_cannot_be_used_is_named(config: Config, change
         (b'{"qid": "q"}', "a JSON list of records is needed, not one dict"),
         ("[]".encode("utf-16"), "not UTF-8 at byte 0; save the file as UTF-8 text"),
         (b"[", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\xef\xbb\xbf[]", "not JSON .*BOM"),
     ],
 )
 def test_a_file_that_holds_no_records_is_one_line(config: Config, content: bytes, message: str) -> None:
@@ -187,3 +195,20 @@ def test_a_dry_run_ends_with_1_where_the_records_cannot_be_used(config: Config, 
     outcome = CliRunner().invoke(app, [stage, "--dry-run", *settings])
     assert outcome.exit_code == 1
     assert "1 fault in its records" in outcome.stderr and "query: Input should be a valid string" in outcome.stderr
+
+
+def test_stage_1_reads_its_records_once_where_nothing_was_built(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = DatasetFolder(config.data.root).sft_records()
+    config = Config.model_validate(
+        {"run_dir": tmp_path / "run", "data": {"root": tmp_path}, "sft": {"batch_size": 2, "val_records": 2}}
+    )
+    write_json(path, [sft(qid=f"q{number}") for number in range(6)])
+    monkeypatch.setattr("pipelines.train.sft.connect", lambda config: path.unlink())
+    monkeypatch.setattr("pipelines.train.sft.check_placement", lambda config, stage: None)
+    monkeypatch.setattr("pipelines.train.sft._train", lambda plan, progress: plan)
+    plan: Any = train(config)
+    assert (len(plan.records.rows), len(plan.records.held), plan.records.steps, plan.done) == (4, 2, 2, 0)
+    with pytest.raises(FileNotFoundError, match="build the dataset first"):
+        train(config)

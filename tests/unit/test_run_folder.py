@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.toy.demo import empty
 from vsr1.config import Config
 from vsr1.runs.folder import RunFolderError, check_untrained, differences, kept_in, owned, write_config
 from vsr1.runs.scalars import RunLog
@@ -36,6 +37,22 @@ def test_a_second_training_is_refused_while_the_first_lives(tmp_path: Path, stag
         holder.wait()
     with owned(tmp_path, stage):
         pass  # the lock of a killed run is gone with it
+
+
+def test_a_demo_does_not_empty_a_folder_in_which_somebody_works(tmp_path: Path) -> None:
+    config = Config.model_validate({"run_dir": tmp_path / "run", "cluster": {"num_cpus": 1}})
+    weights = tmp_path / "run" / "checkpoints" / "grpo" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    (tmp_path / "run" / "link").symlink_to(tmp_path)
+    for stage in ("sft", "before", "demo"):
+        in_use = pytest.raises(RunFolderError, match=f"in use by `{stage}` of process")
+        with owned(config.run_dir, stage), in_use, owned(config.run_dir, "demo"):
+            empty(config.run_dir)
+    assert weights.is_file()
+    with owned(config.run_dir, "demo"):
+        empty(config.run_dir)
+    assert {path.suffix for path in config.run_dir.iterdir()} == {".lock"} and tmp_path.is_dir()
 
 
 def test_stages_follow_each_other_in_a_folder(tmp_path: Path) -> None:

@@ -49,6 +49,29 @@ def test_resuming_appends_after_cutting_a_torn_line(tmp_path: Path) -> None:
     assert [row["step"] for row in read_scalars(tmp_path / "scalars.jsonl")] == [1, 2]
 
 
+def test_tensorboard_forgets_what_a_dead_run_logged_past_the_step_that_the_next_goes_on_from(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        for step in range(1, 7):
+            log.log("sft", step, {"loss": float(step)})
+        log.log("sft_val", 5, {"loss": 5.0})
+        log.log("grpo", 6, {"reward": 1.0})
+    with RunLog(tmp_path, after={"sft": 3, "sft_val": 3}) as log:
+        log.log("sft", 4, {"loss": 40.0})
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+
+    def points(name: str) -> list[tuple[int, float]]:
+        return [(event.step, event.value) for event in board.Scalars(name)]
+
+    assert points("sft/loss") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+    assert points("grpo/reward") == [(6, 1.0)], "of a stage that ended"
+    assert "sft_val/loss" not in board.Tags()["scalars"] or points("sft_val/loss") == []
+    assert [row["step"] for row in read_scalars(tmp_path / "scalars.jsonl")][-1] == 4, "no line is lost or doubled"
+    assert len(read_scalars(tmp_path / "scalars.jsonl")) == 9
+    with RunLog(tmp_path, after={"sft": 6}):
+        pass
+    assert EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("sft/loss")[-1].value == 40.0
+
+
 def test_reading_names_the_bad_line(tmp_path: Path) -> None:
     path = tmp_path / "scalars.jsonl"
     with pytest.raises(FileNotFoundError):

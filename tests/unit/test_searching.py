@@ -10,6 +10,7 @@ import pytest
 from pipelines.serve.agents.searching import Searching
 from pipelines.serve.gateway.events import Event
 from pipelines.serve.gateway.schema import SearchBody
+from vsr1.episode.environment import PromptError
 from vsr1.episode.trajectory import FinishReason
 from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.settings.parts import AgentConfig
@@ -96,6 +97,28 @@ def test_a_score_below_the_threshold_is_no_moment() -> None:
 def test_nothing_left_is_no_turn() -> None:
     result = play(REJECTS, exclude_ids=["b", "c"])[-1]["result"]
     assert (result["status"], len(result["turns"])) == ("not_found", 1)
+
+
+def test_a_prompt_that_is_refused_is_refused_before_any_event() -> None:
+    def refusing(wait: bool) -> list[str]:
+        kinds = []
+
+        async def reply_to(prompt: Any, turn: int, agent: AgentConfig, on_text: Any) -> Any:
+            if wait:
+                await asyncio.sleep(0.01)
+            raise PromptError("too long")
+
+        async def events() -> None:
+            searching = Searching(SearchBody(query="a ring"), AgentConfig(), ("id", "toy", "small"), 7, 10.0)
+            async for event in searching.events(search, clip, reply_to):
+                kinds.append(event["type"])
+
+        with pytest.raises(PromptError, match="too long"):
+            asyncio.run(events())
+        return kinds
+
+    assert refusing(wait=False) == []
+    assert refusing(wait=True) == ["retrieved", "turn.started"]
 
 
 def test_an_error_of_a_part_comes_through() -> None:

@@ -15,7 +15,7 @@ from av.stream import Disposition
 
 from vsr1.settings.data import DataConfig
 from vsr1.video.clips import ClipFolder, make_clip, player_offset, write_meta
-from vsr1.video.container import VideoError
+from vsr1.video.container import VideoError, open_video, read_packets
 from vsr1.video.decode import SampledVideo, probe_video, sample_video
 from vsr1.video.excerpt import write_excerpt
 
@@ -174,13 +174,50 @@ def joined(path: Path) -> None:
 
 def test_a_clock_that_goes_back_is_an_error_also_between_samples(tmp_path: Path) -> None:
     joined(tmp_path / "a.ts")
+    with pytest.raises(VideoError, match=r"its clock goes back after \d+\.\d s; encode it again"):
+        probe_video(tmp_path / "a.ts")
     for most in (2, 3, 64):
         with pytest.raises(VideoError, match=r"lies .* s before an earlier one; encode it again"):
             sample(tmp_path / "a.ts", max_frames=most)
 
 
+def program_stream(path: Path) -> Path:
+    with av.open(str(path), "w", format="mpeg") as output:
+        stream = output.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for index in range(100):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return path
+
+
 def cut(path: Path, share: float) -> Path:
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share) // 4 * 4 + 3])
+    return path
+
+
+def test_pictures_that_are_decoded_before_0_are_no_clock_that_goes_back(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "faststart"}) as output:
+        stream = output.add_stream("libx264", rate=RATE, options={"bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for index in range(COUNT):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, RATE)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    with av.open(str(tmp_path / "a.mp4")) as content:
+        assert next(content.demux(video=0)).dts < 0
+    container, stream = open_video(tmp_path / "a.mp4")
+    with container:
+        assert read_packets(tmp_path / "a.mp4", container, stream).fault == ""
+
+
+def longer_packets(path: Path) -> Path:
+    """Add 16 bytes to each packet of a transport stream, as some broadcasts have them."""
+    content = path.read_bytes()
+    path.write_bytes(b"".join(content[at : at + 188] + bytes(16) for at in range(0, len(content), 188)))
     return path
 
 
@@ -192,15 +229,21 @@ CUT: dict[str, Callable[[Path], Path]] = {
     "webm": lambda folder: cut(film(folder / "a.webm", "libvpx"), 0.6),
     "avi": lambda folder: cut(film(folder / "a.avi", "mpeg4"), 0.75),
     "flv": lambda folder: cut(film(folder / "a.flv"), 0.6),
+    "ts": lambda folder: cut(film(folder / "a.ts"), 0.6),
+    "m2ts": lambda folder: cut(film(folder / "a.m2ts"), 0.6),
+    "ts of a broadcast": lambda folder: cut(longer_packets(film(folder / "a.ts")), 0.6),
+    "mpg": lambda folder: cut(program_stream(folder / "a.mpg"), 0.6),
+    "ogv": lambda folder: cut(film(folder / "a.ogv", "libvpx"), 0.6),
+    "wmv": lambda folder: cut(film(folder / "a.wmv", "wmv2"), 0.4),
 }
 
 
 @pytest.mark.parametrize("kind", CUT)
 def test_a_file_that_was_cut_is_named_and_kept_only_if_that_is_asked(tmp_path: Path, kind: str) -> None:
     path = CUT[kind](tmp_path)
-    with pytest.raises(VideoError, match=r"container says \d+\.\d s|middle of a fragment"):
+    with pytest.raises(VideoError, match=r"container says \d+\.\d s|middle of a fragment or packet"):
         probe_video(path)
-    with pytest.raises(VideoError, match=r"container says \d+\.\d s|middle of a fragment"):
+    with pytest.raises(VideoError, match=r"container says \d+\.\d s|middle of a fragment or packet"):
         make_clip(tmp_path / "clips", "a", path, DataConfig())
     row = make_clip(tmp_path / "clips", "a", path, DataConfig(other_length="keep"))
     assert row["source_duration_sec"] < 8 and "cut or damaged" in row["source_fault"]
@@ -222,19 +265,15 @@ def test_pictures_that_do_not_decode_in_the_middle_are_named(tmp_path: Path) -> 
     assert "do not decode; fetch it again" in sample(tmp_path / "a.mkv").fault
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "webm", "flv", "ts", "mpg", "3gp", "wmv", "mov", "mts"])
+WHOLE = ["mp4", "mkv", "avi", "webm", "flv", "ts", "m2ts", "mpg", "3gp", "wmv", "mov", "mts", "ogv"]
+
+
+@pytest.mark.parametrize("suffix", WHOLE)
 def test_whole_files_of_every_container_have_no_fault(tmp_path: Path, suffix: str) -> None:
-    codec = {"webm": "libvpx", "mpg": "mpeg2video", "wmv": "wmv2", "avi": "mpeg4"}
+    codec = {"webm": "libvpx", "ogv": "libvpx", "mpg": "mpeg2video", "wmv": "wmv2", "avi": "mpeg4"}
     path = tmp_path / f"a.{suffix}"
     if suffix == "mpg":
-        with av.open(str(path), "w", format="mpeg") as output:
-            stream = output.add_stream("mpeg2video", rate=25)
-            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-            for index in range(100):
-                frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24").reformat(format="yuv420p")
-                frame.pts, frame.time_base = index, Fraction(1, 25)
-                output.mux(stream.encode(frame))
-            output.mux(stream.encode())
+        program_stream(path)
     else:
         film(path, codec.get(suffix, "libx264"), sound=suffix in ("mp4", "mkv", "mov"))
     got = sample(path)

@@ -11,9 +11,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vsr1.formats.atomic import cut_torn_line
@@ -29,9 +30,16 @@ class RunLog(AbstractContextManager["RunLog"]):
         folder: the run's folder, created if missing; an earlier log in it is continued.
         clock: seconds since the epoch, stamped on each line.
         wandb: project of Weights & Biases, in which the run has the name of its folder; None leaves it out.
+        after: by stage the step that it goes on from: what an earlier run logged past it leaves TensorBoard.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time, wandb: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clock: Callable[[], float] = time.time,
+        wandb: str | None = None,
+        after: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # here: it brings all of torch, which a reader does without
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +47,13 @@ class RunLog(AbstractContextManager["RunLog"]):
         cut_torn_line(path)
         self._clock = clock
         self._lines = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(log_dir=str(folder / "tensorboard"))
+        rows = read_scalars(path) if after else []
+        dead = {row["step"] for row in rows if row["step"] > after.get(row["stage"], math.inf)}
+        first = min(dead, default=None)
+        self._board = SummaryWriter(log_dir=str(folder / "tensorboard"), purge_step=first)
+        for row in rows:  # TensorBoard drops what is of this step or later, whatever its stage
+            if first is not None and first <= row["step"] <= after.get(row["stage"], math.inf):
+                self._add(row)
         self._tracked = _tracked(wandb, folder) if wandb else None
 
     def log(self, stage: str, step: int, values: dict[str, float]) -> None:
@@ -55,12 +69,15 @@ class RunLog(AbstractContextManager["RunLog"]):
         for name, value in values.items():
             row = {"stage": stage, "step": step, "name": name, "value": float(value), "time": now}
             self._lines.write(json.dumps(row) + "\n")
-            self._board.add_scalar(f"{stage}/{name}", float(value), step, walltime=now)
+            self._add(row)
         self._lines.flush()
         if self._tracked:
             named = {f"{stage}/{name}": float(value) for name, value in values.items()}
             self._tracked.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
             self._tracked.log(named | {f"{stage}/step": step})
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self._board.add_scalar(f"{row['stage']}/{row['name']}", row["value"], row["step"], walltime=row["time"])
 
     def __exit__(self, *error: object) -> None:
         """Flush and close both files."""

@@ -18,6 +18,8 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from vsr1.video.cut import is_cut
+
 NO_FRAME = "not one frame of it decodes; the file is truncated or damaged, fetch it again"
 STATING = ("mov", "matroska", "avi", "asf", "flv")  # containers whose header holds a length; others are estimates
 PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails  # covers and previews
@@ -54,7 +56,7 @@ class Shown:
     end: Fraction = Fraction(0)
     reach: Fraction = Fraction(0)
     fault: str = ""  # why the file cannot be read to its end
-    is_cut: bool = False  # a box of an MP4 file in fragments, whose header states no length, is not whole
+    is_cut: bool = False  # the file ends in the middle of a piece, see `vsr1.video.cut`
 
     def add(self, begin: Fraction, seconds: Fraction) -> None:
         """Add a picture; the end of the first one is the first end."""
@@ -124,6 +126,7 @@ def read_packets(
         watch: called with the pictures so far and the seconds that they span.
     """
     shown, rate = Shown(), _rate(stream)
+    before: Fraction | None = None
     try:
         for packet in container.demux():
             tick = packet.pts if packet.pts is not None else packet.dts
@@ -132,6 +135,10 @@ def read_packets(
                 shown.reach = max(shown.reach, (tick + (packet.duration or 0)) * base)
             if packet.stream_index != stream.index or not packet.size or packet.is_discard:
                 continue
+            if packet.dts is not None and base:
+                if before is not None and before - packet.dts * base > JITTER:
+                    shown.fault = f"its clock goes back after {float(before):.1f} s; encode it again"
+                before = packet.dts * base
             begin = tick * base if tick is not None and base else len(shown.times) / rate
             shown.add(begin, packet.duration * base if packet.duration and base else 1 / rate)
             if watch:
@@ -141,21 +148,9 @@ def read_packets(
     except av.FFmpegError as error:
         raise VideoError(path, f"cannot be read ({error.strerror}); fetch or encode it again") from error
     shown.times.sort()
-    shown.is_cut = container.format.name.startswith("mov") and not stream.frames and _ends_in_a_box(path)
+    if not (container.format.name.startswith("mov") and stream.frames):  # whose header states a length
+        shown.is_cut = is_cut(path, container.format.name.split(",")[0])
     return shown
-
-
-def _ends_in_a_box(path: Path) -> bool:
-    """Return whether an MP4 file is shorter than the boxes in it, each of which begins with its bytes and its name."""
-    place, size = 0, path.stat().st_size
-    with path.open("rb") as file:
-        while place < size:
-            file.seek(place)
-            head = file.read(16)
-            length = int.from_bytes(head[:4], "big")
-            length = int.from_bytes(head[8:], "big") if length == 1 else length or size - place
-            place += max(length, 8)
-    return place > size
 
 
 def decoded_frames(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:

@@ -211,7 +211,7 @@ def _loss(stated: tuple[Fraction | None, Fraction | None], shown: Shown, packets
     if pictures is not None and pictures - span > _tolerance(pictures):
         return f"its pictures last {float(span):.1f} s, its container says {float(pictures):.1f} s: {remedy}"
     if packets.is_cut:
-        return f"it ends at {float(shown.end):.1f} s in the middle of a fragment: {remedy}"
+        return f"it ends at {float(shown.end):.1f} s in the middle of a fragment or packet: {remedy}"
     reach = max(packets.reach, shown.end)
     if last is not None and last - reach > _tolerance(last):
         return f"it ends at {float(reach):.1f} s, its container says {float(last):.1f} s: {remedy}"

@@ -22,8 +22,9 @@ from pipelines.serve.gateway.schema import SearchBody
 from pipelines.serve.library.library import node_id
 from vsr1.config import Config
 from vsr1.engine.gate import Gate
-from vsr1.episode.environment import Prompt
+from vsr1.episode.environment import Prompt, PromptError
 from vsr1.retrieval.request import SearchRequest, SearchResult
+from vsr1.search.prompts import VIDEO_PLACEHOLDER
 from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import Clip
 
@@ -96,7 +97,18 @@ class AgentReplica:
         return self._parts[corpus]
 
     async def _reply(self, prompt: Prompt, turn: int, agent: AgentConfig, on_text: OnText) -> Reply:
-        return await self._ready().generate(
+        """Return the engine's reply.
+
+        Raises:
+            PromptError: the engine would not take the prompt; it is raised before the first wait.
+        """
+        engine, most = self._ready(), self._config.rollout.engine.max_model_len
+        [clip] = prompt.clips
+        words = VIDEO_PLACEHOLDER.join(part for part in prompt.parts if isinstance(part, str))
+        count = len(engine.processor.prompt_ids(words, clip))
+        if count >= most:
+            raise PromptError(f"the prompt has {count} tokens with video {clip.video_id!r}, the model takes {most}")
+        return await engine.generate(
             prompt,
             max_tokens=agent.max_new_tokens,
             latents=agent.depth,

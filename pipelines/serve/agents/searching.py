@@ -52,13 +52,17 @@ class Searching:
     async def events(self, search: Search, load_clip: LoadClip, reply_to: ReplyTo) -> AsyncGenerator[Event, None]:
         """Play the episode and yield its events; the last is `done`. Errors of its parts come through.
 
-        A reader that stops early cancels the episode, which frees its place in the engine.
+        No event comes before the policy has taken the first prompt: what `reply_to` raises before its first wait, and
+        what goes wrong before it is called, comes before any event. A reader that stops early cancels the episode,
+        which frees its place in the engine.
         """
         task = SearchTask(SampleId(self._id), self._id, self._body.query, exclude=self._body.exclude_ids or [])
         settings = SearchSettings.of(self._agent, self._body.top_k or LISTED)
         environment = SearchEnvironment(task, settings, search, load_clip, self._observe)
+        begun = asyncio.Event()
 
         async def reply(prompt: Prompt, turn: int) -> PolicyReply:
+            asyncio.get_running_loop().call_soon(begun.set)
             on_text = partial(self._tell, "reasoning.delta", turn)
             return await reply_to(prompt, turn, self._agent, lambda text: on_text(text=text))
 
@@ -73,7 +77,11 @@ class Searching:
                 self._end(environment.trajectory(), is_whole)
 
         episode = asyncio.create_task(play())
+        episode.add_done_callback(lambda _: begun.set())
         try:
+            await begun.wait()
+            if episode.done():
+                episode.result()  # raises what ended it
             async for _, event in self._log.read():
                 yield event
             await episode

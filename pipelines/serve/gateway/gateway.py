@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from pipelines.serve.gateway.intake import Intake
 from pipelines.serve.gateway.keys import NOBODY_S, ApiKey, Limiter, key_of, read_keys, secret_of
 from pipelines.serve.gateway.runs import SearchRun, SearchRuns
 from pipelines.serve.gateway.schema import CorpusName, SearchBody
+from pipelines.serve.gateway.words import PromptWords
 from vsr1.episode.environment import PromptError
 from vsr1.retrieval.request import SearchTimeoutError, UnknownVideoError
 from vsr1.settings.serving import ServeConfig
@@ -33,12 +35,19 @@ class Gateway:
 
     Args:
         agents: by model the handle of its `AgentReplica`; the first is the default. With none, it only retrieves.
+        words: by model its prompt.
     """
 
-    def __init__(self, settings: ServeConfig, agents: dict[str, Any], library: LibraryHandle) -> None:
+    def __init__(
+        self,
+        settings: ServeConfig,
+        agents: dict[str, Any],
+        library: LibraryHandle,
+        words: Mapping[str, PromptWords] = MappingProxyType({}),
+    ) -> None:
         self.settings, self.library, self.intake = settings, library, Intake(settings, library)
         self._agents = {name: handle.options(stream=True) for name, handle in agents.items()}
-        self.models = list(agents)  # that a request may name
+        self._words, self.models = words, list(agents)  # that a request may name
         self._keys = read_keys(settings.key_file) if settings.key_file else None
         self.limiter = Limiter()
         self._runs = SearchRuns(settings)
@@ -66,6 +75,8 @@ class Gateway:
             ApiError: it was refused.
         """
         key, search_id = self.key_of(request), uuid4().hex
+        if words := self._words.get(body.model or self.models[0]):
+            await asyncio.to_thread(words.check, body.query)
         return await self._runs.begin(search_id, key.name, self._events(search_id, body, key), resumable)
 
     def run(self, search_id: str, request: Request) -> SearchRun:

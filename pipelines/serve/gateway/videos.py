@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import anyio
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
+from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.datastructures import Headers
 from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from pipelines.serve.gateway.answers import ADMITTED, WITH_BODY, answer, errors
@@ -24,6 +26,8 @@ from pipelines.serve.gateway.intake import Intake
 from pipelines.serve.gateway.schema import Seconds, Version, Video, VideoId, VideoPage, VideoSource
 from vsr1.video.check import MEDIA_TYPES
 
+PARTS = ("/thumbnail", "/clip", "/file")
+
 
 class VideoIdConvertor(StringConvertor):
     """An id in a path: anything, slashes of sub-folders too."""
@@ -31,16 +35,23 @@ class VideoIdConvertor(StringConvertor):
     regex = r"[\s\S]+"
 
 
-class LoneVideoIdConvertor(VideoIdConvertor):
-    """An id that ends a path."""
+class VideoRoute(APIRoute):
+    """A route of a video. What follows an id is what a slash separates as it was sent: `%2F` belongs to the id.
 
-    regex = VideoIdConvertor.regex + r"(?<!/thumbnail)(?<!/clip)(?<!/file)"
+    So `/v1/videos/a/clip` is a part of video `a`, `/v1/videos/a%2Fclip` and `/v1/videos/clip` are videos.
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        pieces = (
+            (scope.get("raw_path") or scope["path"].encode()).decode(errors="replace").split("/")[3:]
+        )  # behind /v1/videos/
+        has_part = len(pieces) > 1 and f"/{unquote(pieces[-1])}" in PARTS
+        return super().matches(scope) if has_part == self.path.endswith(PARTS) else (Match.NONE, {})
 
 
 register_url_convertor("video", VideoIdConvertor())
-register_url_convertor("lone_video", LoneVideoIdConvertor())
 
-router = APIRouter(prefix="/v1/videos", tags=["videos"])
+router = APIRouter(prefix="/v1/videos", tags=["videos"], route_class=VideoRoute)
 OF_VIDEO = ("unknown_video", "unknown_corpus", "invalid_request", "retrieval_failed", *ADMITTED)
 OF_DELETION = ("video_on_its_way", "too_few_videos", "stopping", "disk_full", *OF_VIDEO)
 OF_CLIP = ("invalid_range", "decode_limit", "no_source", "not_a_video", "disk_full", *OF_VIDEO)
@@ -132,13 +143,13 @@ async def file(video_id: VideoId, request: Request, gateway: Admitted, corpus: C
     return _kept(Film(path, media_type=kind), request, version, v)
 
 
-@router.get("/{video_id:lone_video}", responses=errors(*OF_VIDEO))
+@router.get("/{video_id:video}", responses=errors(*OF_VIDEO))
 async def video(video_id: VideoId, gateway: Admitted, corpus: Chosen) -> Video:
     """Tell how far a video is, and how long one that is ready."""
     return await gateway.library.video.remote(corpus, video_id)
 
 
-@router.delete("/{video_id:lone_video}", status_code=204, responses=errors(*OF_DELETION))
+@router.delete("/{video_id:video}", status_code=204, responses=errors(*OF_DELETION))
 async def delete_video(video_id: VideoId, gateway: Admitted, corpus: Chosen) -> None:
     """Take a video out of the searches that begin from now on.
 

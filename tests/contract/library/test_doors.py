@@ -253,6 +253,7 @@ DEEP = "[" * 60_000
         ("POST", "/v1/search", {"content": '{"query":"a\\ud800"}', "headers": JSON}, 422, "invalid_request"),
         ("POST", "/v1/search", {"json": {"query": "a", "top_k": 10**30}}, 422, "invalid_request"),
         ("POST", "/v1/search", {"json": {"query": "0" * 2_000}}, 422, "query_too_long"),
+        ("POST", "/v1/search", {"json": {"query": "0" * 2_000, "stream": True}}, 422, "query_too_long"),
         ("POST", "/v1/search", {"json": {"query": "a", "max_turns": "2"}}, 422, "invalid_request"),
         ("POST", "/v1/search", {"json": {"query": "a" * 70_000}}, 413, "body_too_large"),
         ("POST", "/v1/search", {"content": iter([b"x" * 40_000] * 2), "headers": JSON}, 413, "body_too_large"),
@@ -294,6 +295,45 @@ def test_slow_bodies_and_slow_readers_hold_nothing(served: Served, http: httpx2.
         served.until_idle()
     matched = '{result="matched"}'
     assert served.metric("vsr1_searches_total")[matched] == before.get(matched, 0) + 1, "it ended, though nobody read"
+
+
+def test_every_answer_has_the_id_of_its_request(served: Served, http: httpx2.Client) -> None:
+    stream = {"json": {"query": "a ring", "stream": True, "max_turns": 1}}
+    no_key, long, part = {"X-API-Key": "no"}, {"x-padding": "a" * 40_000}, {"Range": "bytes=0-9"}
+    beyond, film = {"Range": "bytes=99999999-"}, "/v1/videos/test_0001/file"
+    told: list[tuple[str, str, dict[str, Any]]] = [
+        ("GET", "/healthz", {}), ("HEAD", "/", {}), ("GET", "/page.js", {}), ("GET", "/metrics", {}),
+        ("GET", "/v2/search", {}), ("PUT", "/v1/search", {}), ("POST", "/v1/search", {"content": "x"}),
+        ("GET", "/v1/corpora", {"headers": no_key}), ("GET", "/v1/corpora", {"headers": long}),
+        ("POST", "/v1/search", {"json": {"query": "a" * 70_000}}), ("POST", "/v1/search", {"json": {}}),
+        ("POST", "/v1/search", stream), ("POST", "/v1/search", {"json": {"query": "0" * 2000}}),
+        ("GET", film, {"headers": part}), ("GET", film, {"headers": beyond}),
+    ]  # fmt: skip
+    ids = []
+    for method, path, sent in told:
+        answer = http.request(method, path, **sent)
+        [one] = answer.headers.get_list("x-request-id")
+        ids.append(one)
+    assert len(set(ids)) == len(told) and all(ids)
+    assert http.get("/v2/x", headers={"X-Request-Id": "3f-a_1"}).headers["x-request-id"] == "3f-a_1"
+    with served.raw("GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-Id: a b\r\nConnection: close\r\n\r\n") as connection:
+        assert "x-request-id: a b" not in connection.makefile().read().lower()
+
+
+def test_a_client_of_http_1_0_gets_its_answers_without_chunks(served: Served) -> None:
+    def ask(path: str, body: str = "") -> tuple[str, str]:
+        head = f"{'POST' if body else 'GET'} {path} HTTP/1.0\r\nX-API-Key: {served.key}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
+        with served.raw(f"{head}\r\n{body}") as connection:
+            fields, _, content = connection.makefile(newline="").read().partition("\r\n\r\n")
+        return fields.lower(), content
+
+    fields, content = ask("/v1/search", json.dumps({"query": "a ring", "stream": True, "max_turns": 1}))
+    assert "transfer-encoding" not in fields and "connection: close" in fields
+    blocks = [block for block in content.split("\n\n") if "data: " in block]
+    assert blocks[-1].splitlines()[1] == "event: done" and json.loads(blocks[-1].partition("data: ")[2])
+    fields, content = ask("/v1/corpora")
+    assert f"content-length: {len(content)}" in fields and json.loads(content)[0]["name"] == "toy"
 
 
 def test_only_the_sites_that_are_named_may_ask(http: httpx2.Client) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -271,6 +272,67 @@ def test_the_videos_of_a_corpus_come_in_pages(tab: Page, served: Served) -> None
     tab.get_by_role("button", name=ids[5]).first.click()
     expect(tab.locator("#answer video")).to_have_js_property("videoWidth", 64)
     expect(tab.locator("#answer h2")).to_be_focused()
+
+
+def colour(place: Locator, name: str) -> str:
+    return place.evaluate("(element, name) => getComputedStyle(element)[name]", name)
+
+
+def test_forced_colours_leave_the_moment_and_what_is_pressed_to_be_seen(tab: Page) -> None:
+    tab.emulate_media(forced_colors="active")
+    open_moment(tab, PART)
+    highlight = tab.evaluate("(d => (d.style.color = 'Highlight', document.body.append(d), getComputedStyle(d).color))"
+                             "(document.createElement('div'))")  # fmt: skip
+    assert colour(tab.locator(".timeline .mark"), "backgroundColor") == highlight
+    assert colour(tab.locator(".timeline .track"), "backgroundColor") != highlight
+    inside = tab.locator("#answer .strip img.inside").first
+    assert (colour(inside, "outlineColor"), colour(inside, "outlineStyle")) == (highlight, "solid")
+    loop = tab.get_by_role("button", name="Loop the moment")
+    assert colour(loop, "backgroundColor") != highlight
+    loop.click()
+    assert colour(loop, "backgroundColor") == highlight
+
+
+FOCUSED = """() => {
+  const one = document.activeElement, box = one.getBoundingClientRect(), style = getComputedStyle(one);
+  if (one === document.body) return null;
+  return { name: one.id || one.ariaLabel || one.textContent.trim(), tag: one.tagName,
+    top: box.top + scrollY, bottom: box.bottom + scrollY, left: box.left,
+    seen: box.width > 0 && style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2 };
+}"""
+
+
+def test_the_keyboard_goes_through_the_page_as_it_is_read(tab: Page) -> None:
+    open_moment(tab, PART)
+    tab.get_by_text("Videos of this corpus").click()
+    expect(tab.locator("#videos img").first).to_have_js_property("naturalWidth", 64)
+    tab.evaluate("document.activeElement.blur()")
+    tab.locator("#query").focus()
+    stops: list[dict[str, Any]] = []
+    for _ in range(100):
+        stop = tab.evaluate(FOCUSED)
+        if stop is None:
+            break
+        if stop["tag"] != "VIDEO":  # whose controls are the browser's
+            stops.append(stop)
+        tab.keyboard.press("Tab")
+    names = [stop["name"] for stop in stops]
+    assert [stop["name"] for stop in stops if not stop["seen"]] == []
+    assert names[:2] == ["query", "Search"] and names.index("corpus") < names.index("turns")
+    assert {"file", "Add", "test_0000", "Delete test_0000", "Position in the video", "Copy link"} <= set(names)
+    for before, after in pairwise(stops):
+        assert after["top"] >= before["bottom"] - 1 or after["left"] > before["left"], (before, after)
+
+
+def test_the_focus_is_not_lost_where_its_button_goes(tab: Page, found: dict[str, Any], served: Served) -> None:
+    tab.locator("#examples button").first.focus()
+    tab.keyboard.press("Enter")
+    expect(tab.locator("#message")).to_be_focused()
+    expect(tab.locator("#answer h2")).to_be_visible()
+    search(tab, found["query"])
+    tab.get_by_role("button", name="Not this one").focus()
+    tab.keyboard.press("Enter")
+    expect(tab.locator("#message")).to_be_focused()
 
 
 def test_the_page_fits_a_phone(tab: Page, found: dict[str, Any]) -> None:

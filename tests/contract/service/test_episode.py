@@ -3,11 +3,14 @@
 Before the weights change, see `test_models.py`.
 """
 
+from itertools import takewhile
 from pathlib import Path
 
 import ray
+from transformers import AutoTokenizer
 
 from vsr1.search.parse import last_element
+from vsr1.search.prompts import agent_prompt, turn_prompt
 from vsr1.search.record import latents_of
 
 from .served import CORPUS, SMALL, Served
@@ -58,6 +61,17 @@ def test_a_prompt_that_is_longer_than_the_model_takes_is_refused(served: Served)
     status, answer = served.search(query="0" * 2_000)
     assert (status, answer["error"]["code"]) == (422, "query_too_long")
     assert "ask in fewer words" in answer["error"]["message"]
+
+
+def test_words_that_leave_no_room_for_the_video_are_refused_before_any_event(served: Served) -> None:
+    most, system = served.config.rollout.engine.max_model_len, agent_prompt(served.config.agent)
+    tokenizer = AutoTokenizer.from_pretrained(served.config.model.policy)
+    lengths = (len(tokenizer.encode(turn_prompt("0" * count, system))) for count in range(1, 2_000))
+    query = "0" * (sum(1 for _ in takewhile(lambda length: length < most - 5, lengths)))
+    for stream in (False, True):
+        status, answer = served.search(query, stream=stream)
+        assert (status, answer["error"]["code"]) == (422, "query_too_long")
+        assert "tokens with video" in answer["error"]["message"]
 
 
 def test_a_search_names_its_corpus_where_there_are_two(served: Served) -> None:
