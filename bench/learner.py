@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.kernels import kernels
 from bench.measure import Rounds, device, dtype_name
 from vsr1.engine.latent_table import latent_noise
 from vsr1.model.checkpoint import refine_token_id, save_policy
@@ -29,6 +30,7 @@ from vsr1.model.processor import ClipProcessor
 from vsr1.rl.batch import Example, LatentActions, RetrievalTarget, Sampled, batch_totals, micro_batches
 from vsr1.rl.example_loss import ExampleLoss, VideoVectors
 from vsr1.rl.meter import peak_flops, work_numbers
+from vsr1.rl.objective import fetched, merged
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.settings.parts import AgentConfig, ModelConfig
 from vsr1.settings.training import GrpoConfig, LatentActionConfig, LearnerConfig, SftConfig
@@ -55,11 +57,12 @@ class LearnerWork:
     latents: bool = True
     latent_passes: int = 2
     micro_tokens: int = 16_384
-    recompute: bool = False
+    recompute: int = 0
     compiled: bool = False
     ranks: int = 0
     zero_stage: int = 1
     rounds: int = 5
+    profile: bool = False
 
 
 def bench_learner(work: LearnerWork) -> dict[str, Any]:
@@ -86,8 +89,12 @@ def measured(work: LearnerWork, batches: Batches, step: Step, rank: int = 0) -> 
             numbers.append(step(examples))
     seconds = taken.seconds["step"][1:]
     names = sorted({name for one in numbers[1:] for name in one if name.startswith(("seconds/", "learner/", "mfu"))})
-    figures = {name: median(one[name] for one in numbers[1:]) for name in names}
-    return {"first_step_s": taken.seconds["step"][0], "step_s": median(seconds), "loss": numbers[-1]["loss"]} | figures
+    figures: dict[str, Any] = {name: median(one[name] for one in numbers[1:]) for name in names}
+    figures |= {"first_step_s": taken.seconds["step"][0], "step_s": median(seconds), "loss": numbers[-1]["loss"]}
+    if work.profile:
+        examples = batches.step(work.rounds + 1)[rank :: max(work.ranks, 1)]
+        figures["kernels"] = kernels(lambda: step(examples))
+    return figures
 
 
 class Batches:
@@ -197,12 +204,12 @@ def plain_step(
     def step(examples: list[Example]) -> dict[str, float]:
         totals, meter = batch_totals(examples), loss.meter
         meter.begin()
-        counted = 0.0
+        counted = []
         for groups in micro_batches(examples, work.micro_tokens):
-            share, numbers = loss(groups, totals)
+            share, values = loss(groups, totals)
             with meter.part("backward"):
                 share.backward()
-            counted += numbers["loss"]
+            counted.append(values)
         with meter.part("optimise"):
             for master, parameter in zip(masters, trained, strict=True):
                 master.grad = None if parameter.grad is None else parameter.grad.float()
@@ -212,7 +219,7 @@ def plain_step(
             with torch.no_grad():
                 torch._foreach_copy_(trained, masters)
             optimizer.zero_grad()
-        return work_numbers([meter.end()], peak_flops(policy.device, policy.dtype)) | {"loss": counted}
+        return work_numbers([meter.end()], peak_flops(policy.device, policy.dtype)) | merged(fetched(counted))
 
     return step
 

@@ -24,7 +24,7 @@ from vsr1.rl.example_loss import ExampleLoss, VideoVectors
 from vsr1.rl.features import ReadClip
 from vsr1.rl.flops import ModelFlops
 from vsr1.rl.meter import peak_flops, work_numbers
-from vsr1.rl.objective import Counted, merged
+from vsr1.rl.objective import Counted, Values, fetched, merged
 from vsr1.settings.parts import AgentConfig, ModelConfig
 from vsr1.settings.training import GrpoConfig, SftConfig
 
@@ -96,27 +96,29 @@ class Learner:
         meter.begin()
         ranks = _of_all_ranks((batch_totals(examples), len(passes)))
         totals, rounds = add_totals([counts for counts, _ in ranks]), max(count for _, count in ranks)
-        counted = []
+        values: list[Values] = []  # of every pass, on the device until the last one is queued
         for i in range(rounds):  # a rank with fewer passes makes the rest with weight zero
             part = passes[i] if i < len(passes) else []
             loss, numbers = self.engine(self.loss, part or [passes[-1][-1][:1]], totals)
-            if not torch.isfinite(loss):
-                raise LearnerError(f"{where}: the loss of pass {i} is {loss.item()}")
+            values.append(numbers)
             # DeepSpeed averages gradients over ranks; the sums are already shares of the whole batch.
             self.engine.set_gradient_accumulation_boundary(i == rounds - 1)
             with meter.part("backward"):
                 self.engine.backward(loss * len(ranks) if part else loss * 0)
-            if part:
-                counted.append(numbers)
+        counted = fetched(values)
+        for i, numbers in enumerate(counted):
+            if not isfinite(numbers["loss"]):
+                raise LearnerError(f"{where}: the loss of pass {i} is {numbers['loss']}; no step was taken")
         with meter.part("optimise"):
             self.engine.step()  # takes no step where the norm is not finite
         norm = float(self.engine.get_global_grad_norm())
         if not isfinite(norm):
             raise LearnerError(f"{where}: the gradient norm is not finite; no step was taken, lower the learning rate")
         self.steps += 1
-        values = _of_all_ranks((merged(counted) | {"grad_norm": norm}, meter.end()))
-        work = work_numbers([work for _, work in values], peak_flops(self.policy.device, self.policy.dtype))
-        return merged([numbers for numbers, _ in values]) | work | {"tokens": float(totals.tokens)}
+        own = merged(counted[: len(passes)]) | {"grad_norm": norm}
+        of_ranks = _of_all_ranks((own, meter.end()))
+        work = work_numbers([work for _, work in of_ranks], peak_flops(self.policy.device, self.policy.dtype))
+        return merged([numbers for numbers, _ in of_ranks]) | work | {"tokens": float(totals.tokens)}
 
     @property
     def flops(self) -> ModelFlops:
@@ -139,13 +141,13 @@ class Learner:
         """Return what `step` counts of this rank's part of a batch and those of the others, without a step."""
         passes = micro_batches(examples, self._learner.micro_tokens)
         ranks = _of_all_ranks((batch_totals(examples), len(passes)))
-        totals, counted = add_totals([counts for counts, _ in ranks]), []
+        totals, counted = add_totals([counts for counts, _ in ranks]), list[Values]()
         with torch.no_grad():
             for i in range(max(count for _, count in ranks)):
                 part = passes[i] if i < len(passes) else []
                 _, numbers = self.engine(self.loss, part or [passes[-1][-1][:1]], totals)
                 counted += [numbers] if part else []
-        return merged(_of_all_ranks(merged(counted))) | {"tokens": float(totals.tokens)}
+        return merged(_of_all_ranks(merged(fetched(counted)))) | {"tokens": float(totals.tokens)}
 
     def full_weights(self, *, trained_only: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield whole tensors by checkpoint key; ZeRO-3 gathers each, so all ranks must iterate to the end."""
