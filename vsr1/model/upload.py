@@ -17,5 +17,10 @@ def upload(
     Args:
         dtype: of the result; None: as the values are.
     """
+    on_gpu = device.type == "cuda"
+    if isinstance(values, np.ndarray):  # of the host's memory that a GPU reads from, in one copy
+        staged = torch.empty(values.shape, dtype=torch.from_numpy(values[:0].copy()).dtype, pin_memory=on_gpu)
+        staged.numpy()[...] = values
+        return staged.to(device, dtype, non_blocking=on_gpu)
     tensor = torch.as_tensor(values, dtype=dtype)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor.to(device)

@@ -65,7 +65,7 @@ def encode_clips(
         _tables(size, visual.num_grid_per_side, visual.interpolation_mode, visual.spatial_merge_size, device)
         for size in sizes
     ]
-    hidden_PD = visual.patch_embed(torch.cat([pixels[i] for i in order]).to(device))
+    hidden_PD = visual.patch_embed(torch.cat([pixels[i].to(device) for i in order]))
     corners_W4D = visual.pos_embed(torch.cat([indices for indices, _, _ in tables]))
     weights_W4 = torch.cat([weights for _, weights, _ in tables])
     places_WD = (corners_W4D * weights_W4[:, :, None]).sum(1).to(hidden_PD.dtype)
@@ -100,7 +100,8 @@ def blank_clip(visual: Qwen3VLVisionModel) -> tuple[torch.Tensor, Grid]:
     """Return pixels and grid of the smallest clip, all zeros: for a pass that shows none but must run the tower."""
     config, side = visual.config, visual.spatial_merge_size
     width = config.in_channels * config.temporal_patch_size * config.patch_size**2
-    return torch.zeros(side * side, width), (1, side, side)
+    weight = visual.patch_embed.proj.weight
+    return torch.zeros(side * side, width, device=weight.device), (1, side, side)
 
 
 def _project(
