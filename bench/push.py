@@ -54,7 +54,9 @@ def bench_push(work: LearnerWork, push: PushWork) -> dict[str, Any]:
         )
         learner = _Ranks(orders, answers, ranks)
         if push.way == "nccl":
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(work.ranks)  # of the engine's process, which starts now
+            gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            # Of the engine's process, which starts now.
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[work.ranks] if len(gpus) > 1 else str(work.ranks)
         figures = asyncio.run(_rounds(work, push, folder, learner))
         learner.end()
     return asdict(work) | asdict(push) | figures
