@@ -168,18 +168,18 @@ class ExampleLoss:
     def _count(self, groups: list[list[Example]], rows: list[list[Row]]) -> None:
         """Add the operations of a pass to the step's work."""
         work, flops, columns = self.meter.work, self._flops, max(self._agent.depth - 1, 0)
-        forward = TRAINED + (self._reference is not None)
+        forward, is_trained = TRAINED + (self._reference is not None), self._features.is_trained
         for group, own in zip(groups, rows, strict=True):
             words = [len(example.response_ids) for example in group]
             replies = [
                 (count + columns * _has_latents(example), count) for count, example in zip(words, group, strict=True)
             ]
             prompt = len(group[0].prompt_ids)
-            clips = sum(flops.clip(grid) for grid in own[0].grids)
+            clips = sum(flops.clip(grid, is_trained=is_trained) for grid in own[0].grids)
             work.flops += forward * flops.prompt(prompt, replies)
             work.unshared_flops += sum(forward * flops.prompt(prompt, [reply]) + clips for reply in replies)
             work.tokens += sum(words) + prompt * len(group)
-        work.flops += sum(flops.clip(grid) for grid in self._features.encoded)
+        work.flops += sum(flops.clip(grid, is_trained=is_trained) for grid in self._features.encoded)
         work.clips += len(self._features.encoded)
         self._features.encoded.clear()
 

@@ -49,7 +49,7 @@ class ClipFeatures:
         missing = list({one.content_hash: one for one in wanted if one.content_hash not in seen}.values())
         clips = [self._processor.process(self._read_clip(one), self._policy.device) for one in missing]
         visual = self._policy.model.visual
-        is_trained = any(parameter.requires_grad for parameter in visual.parameters())
+        is_trained = self.is_trained
         inputs = [(clip.pixels, clip.grid) for clip in clips] or [blank_clip(visual)]
         grids = [grid for _, grid in inputs]
         with torch.set_grad_enabled(is_trained and torch.is_grad_enabled()):
@@ -61,6 +61,11 @@ class ClipFeatures:
         if not is_trained:
             self._keep(seen)
         return {one: seen[one.content_hash] for one in wanted}, None if missing else features[0]
+
+    @property
+    def is_trained(self) -> bool:
+        """Tell whether a part of the tower is trained."""
+        return any(parameter.requires_grad for parameter in self._policy.model.visual.parameters())
 
     def _keep(self, seen: dict[str, Seen]) -> None:
         self._kept |= seen

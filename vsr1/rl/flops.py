@@ -27,6 +27,7 @@ class ModelFlops:
     patch: float  # all blocks of the vision tower, for one patch before merging
     patch_pair: float
     merged: float  # the mergers, for one video token
+    merged_backward: float  # the same of their backward pass, where they are trained and the blocks are not
     merge: int  # patches of a video token, in one direction
 
     @classmethod
@@ -46,6 +47,7 @@ class ModelFlops:
             patch=2.0 * (vision.depth * block + pixels * vision.hidden_size),
             patch_pair=4.0 * vision.depth * vision.hidden_size,
             merged=2.0 * mergers * joined * (joined + vision.out_hidden_size),
+            merged_backward=2.0 * mergers * joined * (joined + 2 * vision.out_hidden_size),
             merge=vision.spatial_merge_size,
         )
 
@@ -61,12 +63,17 @@ class ModelFlops:
             total += self.token * tokens + self.pair * tokens * (prompt + (tokens + 1) / 2) + self.word * words
         return total
 
-    def clip(self, grid: tuple[int, int, int]) -> float:
-        """Return the operations of a clip in the vision tower, which attends inside each frame pair."""
+    def clip(self, grid: tuple[int, int, int], *, is_trained: bool = False) -> float:
+        """Return the operations of a clip in the vision tower, which attends inside each frame pair.
+
+        Args:
+            grid: frame pairs, patch rows, patch columns.
+            is_trained: the mergers are, and their backward pass counts.
+        """
         pairs, height, width = grid
         window = height * width
-        attention = self.patch_pair * window * window + self.merged * window / self.merge**2
-        return pairs * (self.patch * window + attention)
+        merged = self.merged + (self.merged_backward if is_trained else 0)
+        return pairs * (self.patch * window + self.patch_pair * window * window + merged * window / self.merge**2)
 
 
 def learner_speed(numbers: Mapping[str, float]) -> dict[str, float]:
