@@ -27,7 +27,6 @@ class ModelFlops:
     patch: float  # all blocks of the vision tower, for one patch before merging
     patch_pair: float
     merged: float  # the mergers, for one video token
-    merged_backward: float  # the same of their backward pass, where they are trained and the blocks are not
     merge: int  # patches of a video token, in one direction
 
     @classmethod
@@ -47,7 +46,6 @@ class ModelFlops:
             patch=2.0 * (vision.depth * block + pixels * vision.hidden_size),
             patch_pair=4.0 * vision.depth * vision.hidden_size,
             merged=2.0 * mergers * joined * (joined + vision.out_hidden_size),
-            merged_backward=2.0 * mergers * joined * (joined + 2 * vision.out_hidden_size),
             merge=vision.spatial_merge_size,
         )
 
@@ -72,7 +70,7 @@ class ModelFlops:
         """
         pairs, height, width = grid
         window = height * width
-        merged = self.merged + (self.merged_backward if is_trained else 0)
+        merged = self.merged * (TRAINED if is_trained else 1)
         return pairs * (self.patch * window + self.patch_pair * window * window + merged * window / self.merge**2)
 
 
