@@ -106,7 +106,7 @@ class Learner:
                 loss, numbers = self.engine(self.loss, groups, totals)
                 values.append(numbers)
                 # Without a wait for it: a loss that is not finite spoils the gradients, and with them no step is taken.
-                loss = torch.where(loss.isfinite(), loss, loss * torch.nan)
+                loss = loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
                 # DeepSpeed averages gradients over ranks; the sums are already shares of the whole batch.
                 self.engine.set_gradient_accumulation_boundary(i == rounds - 1)
                 with meter.part("backward"):
