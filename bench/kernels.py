@@ -22,7 +22,11 @@ LARGEST = 12  # kernels that are named
 
 
 def kernels(call: Callable[[], Any]) -> dict[str, Any]:
-    """Return seconds of a call, of the GPU's work in it by kind, its idle time, and the kernels that take most."""
+    """Return seconds of a call, of the GPU's work in it by kind, its idle time, and the kernels that take most.
+
+    Raises:
+        RuntimeError: the profiler has recorded nothing.
+    """
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         began = time.perf_counter()
@@ -38,7 +42,9 @@ def kernels(call: Callable[[], Any]) -> dict[str, Any]:
         seconds[kind] += taken
         names[name[:90]].append(taken)
         spans.append((event.start_ns(), event.start_ns() + event.duration_ns()))
-    idle, end = 0, min(spans)[0] if spans else 0
+    if not spans:
+        raise RuntimeError("the profiler recorded no kernel on this machine; measure without --profile")
+    idle, end = 0, min(spans)[0]
     for start, stop in sorted(spans):
         idle += max(0, start - end)
         end = max(end, stop)

@@ -2,7 +2,7 @@
 
 TRL knows no clips. An image costs it what a pair of frames costs, so a clip of 64 frames is 32 images with their time
 stamps before them: the same patches and video tokens. Rewards are random, replies have their exact length. Run it where
-TRL is installed, it is no dependency: `python bench/peer_trl.py --shape 2b --frames 64 --side 256`. It prints a line of
+TRL is installed, it is no dependency: `python -m bench.peer_trl --shape 2b --frames 64 --side 256`. It prints a line of
 JSON for each variant of TRL's settings; the fastest one counts.
 """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,11 +70,16 @@ class _Ranks:
         self._orders, self._answers, self._processes = orders, answers, processes
 
     def send(self, name: str, parts: list[Any] | None = None) -> None:
-        for rank, queue in enumerate(self._orders):
-            queue.put((name, parts and parts[rank]))
+        for rank, order in enumerate(self._orders):
+            order.put((name, parts and parts[rank]))
 
     async def answer(self) -> Any:
-        return await asyncio.to_thread(self._answers.get)
+        """Wait for rank 0; raises what a rank died of."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._answers.get, True, 1.0)
+            except queue.Empty:
+                self._processes.join(timeout=0)
 
     async def call(self, name: str, parts: list[Any] | None = None) -> Any:
         self.send(name, parts)
