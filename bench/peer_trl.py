@@ -12,7 +12,6 @@ import argparse
 import gc
 import json
 import random
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -203,7 +202,7 @@ def one_engine() -> None:
     """Let all variants share the first one's engine: its start is not what is measured."""
     from trl.generation.vllm_generation import VLLMGeneration
 
-    start, engines = VLLMGeneration._init_vllm, []
+    start, engines = VLLMGeneration._init_vllm, list[Any]()
 
     def shared(generation: Any) -> None:
         if engines:
@@ -248,4 +247,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

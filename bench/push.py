@@ -23,6 +23,7 @@ from torch.multiprocessing import get_context
 from bench.learner import RATE, SIGMA, Batches, LearnerWork, free_port, joined_learner, write_models
 from bench.lengths import ExactEngine
 from bench.measure import Rounds, device, dtype_name
+from vsr1.engine.engine import PolicyEngine, Way
 from vsr1.engine.transfer import WeightSender, share
 from vsr1.episode.environment import Prompt
 from vsr1.model.manifest import record
@@ -38,7 +39,7 @@ HOST, ROOM = "127.0.0.1", 16  # tokens that the engine has room for beyond promp
 class PushWork:
     """How the weights go to an engine that has a share of its GPU's memory."""
 
-    way: str = "file"
+    way: Way = "file"
     memory: float = 0.25
 
 
@@ -128,7 +129,7 @@ async def _rounds(work: LearnerWork, push: PushWork, folder: Path, learner: _Ran
     return medians | {name: float(np.median([one[name] for one in numbers[1:]])) for name in names}
 
 
-async def _replies(engine: ExactEngine, batches: Batches, work: LearnerWork, number: int) -> list[Example]:
+async def _replies(engine: PolicyEngine, batches: Batches, work: LearnerWork, number: int) -> list[Example]:
     """Return the engine's replies to new clips as examples, what they earned by chance."""
     depth = AgentConfig().latents if work.latents else 0
     before, after = turn_parts("a red circle", SYSTEM_PROMPT)

@@ -73,7 +73,9 @@ class Embedder:
     ) -> torch.Tensor:
         """As `embed_queries`, on tensors; gradients flow through to `soft_tokens`."""
         text, device = self.model.language_model, self.model.device
-        rows, places, start = [], [], 0  # token ids of each text, and where soft tokens are among all
+        rows: list[list[int]] = []  # token ids of each text
+        places: list[int] = []  # of soft tokens among the tokens of all texts
+        start = 0
         for i, query in enumerate(queries):
             ids = self._query_ids(query)
             soft = soft_tokens[i] if soft_tokens is not None else None

@@ -132,8 +132,8 @@ def _attend(
     mixed = []
     lengths = [n * window for n, window in zip(frames, windows, strict=True)]
     for parts, n in zip(zip(*(part.split(lengths) for part in (query, key, value)), strict=True), frames, strict=True):
-        heads = (part.unflatten(0, (n, -1)).transpose(1, 2) for part in parts)
-        read = functional.scaled_dot_product_attention(*heads, scale=scale)
+        q, k, v = (part.unflatten(0, (n, -1)).transpose(1, 2) for part in parts)
+        read = functional.scaled_dot_product_attention(q, k, v, scale=scale)
         mixed.append(read.transpose(1, 2).flatten(0, 1).flatten(1))
     return torch.cat(mixed)
 
