@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -30,7 +30,6 @@ Value = TypeVar("Value")
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # of one layer, [T, key heads, D] each
 FLASH_CAPABILITY = (8, 0)  # of the GPUs that FlashAttention runs on
 ALL = slice(None)
-FEW = 2048  # tokens below which a call of a compiled part takes the host longer than its operations one by one
 _log = logging.getLogger(__name__)
 
 
@@ -185,7 +184,6 @@ def run_layers(
         states before and after the final norm [T, H], and keys and values of this pass, none without `keep`.
     """
     angles = tuple(part[0] for part in text.rotary_emb(hidden[None], positions[:, None]))
-    options = options if len(hidden) >= FEW else replace(options, compiled=False)
     project, mix, finish = options.fused(_project), options.fused(_gated), options.fused(_finish)
     again = len(text.layers) if options.recompute is True else int(options.recompute)
     kept = []
