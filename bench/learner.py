@@ -163,12 +163,12 @@ class Batches:
         return example
 
 
-def write_models(shape: str, folder: Path, *, weights: bool) -> None:
-    """Write tokenizers and processors for clips of any size, and random weights if they are wanted."""
+def write_models(shape: str, folder: Path, *, weights: bool, pixels: int = 1 << 30) -> None:
+    """Write tokenizers and processors for clips of up to `pixels`, and random weights if they are wanted."""
     base = train_tokenizer(vocabulary_texts(0, 200))
     for name, tokenizer in (("policy", policy_tokenizer(base)), ("embedder", embedder_tokenizer(base))):
         processor = toy_processor(tokenizer)
-        processor.video_processor.size = {"shortest_edge": 2 * 32 * 32, "longest_edge": 1 << 30}
+        processor.video_processor.size = {"shortest_edge": 2 * 32 * 32, "longest_edge": pixels}
         processor.save_pretrained(folder / name)
     if weights:
         policy, embedder = build_models(shape, folder)
