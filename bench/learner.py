@@ -83,7 +83,7 @@ def bench_learner(work: LearnerWork) -> dict[str, Any]:
     """Take steps and return medians over the rounds, the first step left out."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_models(work.shape, folder, weights=work.ranks > 0)
+        write_models(work.shape, folder, weights=work.ranks > 0, pixels=work.frames * work.side**2)
         if not work.ranks:
             batches = Batches(work, folder)
             return asdict(work) | measured(work, batches, plain_step(work, folder, batches))
@@ -163,8 +163,13 @@ class Batches:
         return example
 
 
-def write_models(shape: str, folder: Path, *, weights: bool, pixels: int = 1 << 30) -> None:
-    """Write tokenizers and processors for clips of up to `pixels`, and random weights if they are wanted."""
+def write_models(shape: str, folder: Path, *, weights: bool, pixels: int = 64 * 448 * 448) -> None:
+    """Write tokenizers and processors, and random weights if they are wanted.
+
+    Args:
+        pixels: of the largest clip; larger ones are made smaller. An engine tries one when it starts, and vLLM's cache
+            refuses it beyond 4 GiB.
+    """
     base = train_tokenizer(vocabulary_texts(0, 200))
     for name, tokenizer in (("policy", policy_tokenizer(base)), ("embedder", embedder_tokenizer(base))):
         processor = toy_processor(tokenizer)

@@ -48,7 +48,6 @@ def bench_push(work: LearnerWork, push: PushWork) -> dict[str, Any]:
     processes = get_context("spawn")
     with tempfile.TemporaryDirectory() as name:
         folder, port = Path(name), free_port()
-        # An engine tries the largest clip when it starts.
         write_models(work.shape, folder, weights=True, pixels=work.frames * work.side**2)
         orders = [processes.Queue() for _ in range(work.ranks)]
         answers = processes.Queue()
