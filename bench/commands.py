@@ -63,20 +63,50 @@ def learner(
     latents: Annotated[bool, typer.Option(help="Losses on 8 latents after each reply.")] = True,
     latent_passes: Annotated[int, typer.Option(min=1, max=8, help="As retrieval_loss.latent_passes.")] = 2,
     micro_tokens: Annotated[int, typer.Option(min=1, help="As learner.micro_tokens.")] = 16_384,
-    recompute: Annotated[bool, typer.Option(help="As learner.gradient_checkpointing.")] = False,
+    recompute: Annotated[int, typer.Option(min=0, help="As learner.gradient_checkpointing, in layers.")] = 0,
     compiled: Annotated[bool, typer.Option(help="As learner.compile.")] = False,
     ranks: Annotated[int, typer.Option(min=0, help="DeepSpeed ranks; 0: one process without DeepSpeed.")] = 0,
     zero_stage: Annotated[int, typer.Option(min=1, max=3, help="As learner.zero_stage.")] = 1,
     rounds: Rounds = 5,
+    profile: Annotated[bool, typer.Option(help="One more step, and what the GPU did in it.")] = False,
 ) -> None:
     """Take steps of the learner alone: seconds, their parts, memory, and the share of the GPU."""
     from bench.learner import LearnerWork, bench_learner
 
     work = LearnerWork(
         shape, stage, frames, side, prompts, group, words, shared, latents, latent_passes, micro_tokens,
-        recompute, compiled, ranks, zero_stage, rounds,
+        recompute, compiled, ranks, zero_stage, rounds, profile,
     )  # fmt: skip
     show("learner", bench_learner, work)
+
+
+@app.command()
+def push(
+    shape: Shape = "toy",
+    way: Way = "file",
+    frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 16,
+    side: Annotated[int, typer.Option(min=32, help="Pixels of a frame's side.")] = 64,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts a step, each about a clip of its own.")] = 4,
+    group: Annotated[int, typer.Option(min=1, help="Replies to a prompt.")] = 8,
+    words: Annotated[int, typer.Option(min=2, help="Tokens of a reply.")] = 96,
+    latents: Annotated[bool, typer.Option(help="8 latents after each reply, and the losses on them.")] = True,
+    micro_tokens: Annotated[int, typer.Option(min=1, help="As learner.micro_tokens.")] = 16_384,
+    recompute: Annotated[int, typer.Option(min=0, help="As learner.gradient_checkpointing, in layers.")] = 0,
+    compiled: Annotated[bool, typer.Option(help="As learner.compile.")] = False,
+    ranks: Annotated[int, typer.Option(min=1, help="DeepSpeed ranks.")] = 1,
+    zero_stage: Annotated[int, typer.Option(min=1, max=3, help="As learner.zero_stage.")] = 1,
+    memory: Annotated[float, typer.Option(help="The engine's share of its GPU's memory.")] = 0.25,
+    rounds: Rounds = 5,
+) -> None:
+    """Take whole steps without the search: replies of an engine, the learner on them, the push of its weights."""
+    from bench.learner import LearnerWork
+    from bench.push import PushWork, bench_push
+
+    work = LearnerWork(
+        shape, 2, frames, side, prompts, group, words, True, latents, 2, micro_tokens, recompute, compiled, ranks,
+        zero_stage, rounds,
+    )  # fmt: skip
+    show("push", bench_push, work, PushWork(way, memory))
 
 
 @app.command()

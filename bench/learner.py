@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from bench.kernels import kernels
 from bench.measure import Rounds, device, dtype_name
 from bench.toy.models import config_2b, toy_config, toy_processor
 from bench.toy.tokenizer import embedder_tokenizer, policy_tokenizer, train_tokenizer, vocabulary_texts
@@ -28,13 +29,28 @@ from vsr1.model.checkpoint import refine_token_id, save_policy
 from vsr1.model.embedder import Embedder
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
-from vsr1.rl.batch import Example, LatentActions, RetrievalTarget, Sampled, batch_totals, micro_batches
+from vsr1.rl.batch import (
+    Example,
+    LatentActions,
+    RetrievalTarget,
+    Sampled,
+    batch_totals,
+    micro_batches,
+    split_over_ranks,
+)
 from vsr1.rl.example_loss import ExampleLoss, VideoVectors
+from vsr1.rl.flops import ModelFlops
 from vsr1.rl.meter import peak_flops, work_numbers
+from vsr1.rl.objective import fetched, merged
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.settings.parts import AgentConfig, ModelConfig
 from vsr1.settings.training import GrpoConfig, LatentActionConfig, LearnerConfig, SftConfig
 from vsr1.video.clips import Clip, ClipReference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Qwen3VLConfig
+
+    from vsr1.rl.learner import Learner
 
 SIGMA, VIDEOS, NEGATIVES, RATE = 0.05, 64, 24, 1e-6
 Step = Callable[[list[Example]], dict[str, float]]
@@ -55,39 +71,48 @@ class LearnerWork:
     latents: bool = True
     latent_passes: int = 2
     micro_tokens: int = 16_384
-    recompute: bool = False
+    recompute: int = 0
     compiled: bool = False
     ranks: int = 0
     zero_stage: int = 1
     rounds: int = 5
+    profile: bool = False
 
 
 def bench_learner(work: LearnerWork) -> dict[str, Any]:
     """Take steps and return medians over the rounds, the first step left out."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_models(work.shape, folder, weights=work.ranks > 0)
+        write_models(work.shape, folder, weights=work.ranks > 0, pixels=work.frames * work.side**2)
         if not work.ranks:
             batches = Batches(work, folder)
             return asdict(work) | measured(work, batches, plain_step(work, folder, batches))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        torch.multiprocessing.spawn(_rank, (work, folder, port), nprocs=work.ranks)
+        torch.multiprocessing.spawn(_rank, (work, folder, free_port()), nprocs=work.ranks)
         return asdict(work) | torch.load(folder / "figures.pt")
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def measured(work: LearnerWork, batches: Batches, step: Step, rank: int = 0) -> dict[str, Any]:
     """Return the figures of steps; all ranks take them."""
     taken, numbers = Rounds(), []
     for number in range(work.rounds + 1):
-        examples = batches.step(number)[rank :: max(work.ranks, 1)]
+        examples = batches.parts(batches.step(number))[rank]
         with taken.time("step"):
             numbers.append(step(examples))
     seconds = taken.seconds["step"][1:]
     names = sorted({name for one in numbers[1:] for name in one if name.startswith(("seconds/", "learner/", "mfu"))})
-    figures = {name: median(one[name] for one in numbers[1:]) for name in names}
-    return {"first_step_s": taken.seconds["step"][0], "step_s": median(seconds), "loss": numbers[-1]["loss"]} | figures
+    figures: dict[str, Any] = {name: median(one[name] for one in numbers[1:]) for name in names}
+    figures |= {"first_step_s": taken.seconds["step"][0], "step_s": median(seconds), "loss": numbers[-1]["loss"]}
+    if work.profile:
+        examples = batches.parts(batches.step(work.rounds + 1))[rank]
+        figures["kernels"] = kernels(lambda: step(examples))
+    return figures
 
 
 class Batches:
@@ -97,13 +122,18 @@ class Batches:
         self._work, self._processor = work, ClipProcessor(folder / "policy")
         self._refine = refine_token_id(self._processor.tokenizer)
         self.clip = lru_cache(4 * work.prompts)(self._clip)  # made before a step is timed, as a clip store would
-        self._width = 2048 if work.shape == "2b" else toy_config(self._processor.tokenizer).refine_dim
+        config = config_of(work.shape, self._processor.tokenizer)
+        self._width, self._flops = config.refine_dim, ModelFlops.of(config)
 
     def _clip(self, reference: ClipReference) -> Clip:
         """Return the clip of that number, the same in every process."""
         work, number = self._work, int(reference.video_id)
         pixels = np.random.default_rng(number).integers(0, 255, (work.frames, work.side, work.side, 3), np.uint8)
         return Clip(reference.video_id, pixels, np.arange(work.frames) * 1.0, str(number))
+
+    def parts(self, examples: list[Example]) -> list[list[Example]]:
+        """Return what each rank gets of a step's examples."""
+        return split_over_ranks(examples, max(self._work.ranks, 1), self._flops)
 
     def step(self, number: int) -> list[Example]:
         """Return the examples of a step, the replies of a prompt spread over the whole."""
@@ -133,17 +163,25 @@ class Batches:
         return example
 
 
-def write_models(shape: str, folder: Path, *, weights: bool) -> None:
-    """Write tokenizers and processors for clips of any size, and random weights if they are wanted."""
+def write_models(shape: str, folder: Path, *, weights: bool, pixels: int = 64 * 448 * 448) -> None:
+    """Write tokenizers and processors, and random weights if they are wanted.
+
+    Args:
+        pixels: of the largest clip; larger ones are made smaller. An engine tries one when it starts, and vLLM's cache
+            refuses it beyond 4 GiB.
+    """
     base = train_tokenizer(vocabulary_texts(0, 200))
     for name, tokenizer in (("policy", policy_tokenizer(base)), ("embedder", embedder_tokenizer(base))):
         processor = toy_processor(tokenizer)
-        processor.video_processor.size = {"shortest_edge": 2 * 32 * 32, "longest_edge": 1 << 30}
+        processor.video_processor.size = {"shortest_edge": 2 * 32 * 32, "longest_edge": pixels}
         processor.save_pretrained(folder / name)
     if weights:
         policy, embedder = build_models(shape, folder)
         save_policy(folder / "policy", policy)
         embedder.save_pretrained(folder / "embedder")
+        del policy, embedder
+        if device() == "cuda":
+            torch.cuda.empty_cache()  # for the processes that load them
 
 
 def build_models(shape: str, folder: Path) -> tuple[VideoSearchPolicy, torch.nn.Module]:
@@ -157,10 +195,15 @@ def build_models(shape: str, folder: Path) -> tuple[VideoSearchPolicy, torch.nn.
         torch.set_default_dtype(getattr(torch, dtype_name()))
         try:
             with torch.device(device()):
-                models.append(kind(config_2b(tokenizer) if shape == "2b" else toy_config(tokenizer)))
+                models.append(kind(config_of(shape, tokenizer)))
         finally:
             torch.set_default_dtype(torch.float32)
     return models[0], models[1]
+
+
+def config_of(shape: str, tokenizer: PreTrainedTokenizerBase) -> Qwen3VLConfig:
+    """Return the sizes of a shape."""
+    return config_2b(tokenizer) if shape == "2b" else toy_config(tokenizer)
 
 
 def stage_of(work: LearnerWork) -> SftConfig | GrpoConfig:
@@ -197,12 +240,12 @@ def plain_step(
     def step(examples: list[Example]) -> dict[str, float]:
         totals, meter = batch_totals(examples), loss.meter
         meter.begin()
-        counted = 0.0
+        counted = []
         for groups in micro_batches(examples, work.micro_tokens):
-            share, numbers = loss(groups, totals)
+            share, values = loss(groups, totals)
             with meter.part("backward"):
                 share.backward()
-            counted += numbers["loss"]
+            counted.append(values)
         with meter.part("optimise"):
             for master, parameter in zip(masters, trained, strict=True):
                 master.grad = None if parameter.grad is None else parameter.grad.float()
@@ -212,13 +255,13 @@ def plain_step(
             with torch.no_grad():
                 torch._foreach_copy_(trained, masters)
             optimizer.zero_grad()
-        return work_numbers([meter.end()], peak_flops(policy.device, policy.dtype)) | {"loss": counted}
+        return work_numbers([meter.end()], peak_flops(policy.device, policy.dtype)) | merged(fetched(counted))
 
     return step
 
 
-def _rank(rank: int, work: LearnerWork, folder: Path, port: int) -> None:
-    """Measure as one rank of the product's learner; rank 0 leaves the figures in the folder."""
+def joined_learner(rank: int, work: LearnerWork, folder: Path, port: int, batches: Batches) -> Learner:
+    """Return the product's learner as one rank of the process group at `port`, in a process of its own."""
     from vsr1.rl.learner import Learner
 
     os.environ["LOCAL_RANK"] = str(rank) if device() == "cuda" else "0"
@@ -232,9 +275,15 @@ def _rank(rank: int, work: LearnerWork, folder: Path, port: int) -> None:
     model = ModelConfig(
         policy=folder / "policy", embedder=folder / "embedder", dtype=dtype_name(), device=device()
     )  # fmt: skip
-    dim = 2048 if work.shape == "2b" else toy_config(ClipProcessor(folder / "policy").tokenizer).refine_dim
+    dim = config_of(work.shape, ClipProcessor(folder / "policy").tokenizer).refine_embedder_dim
+    agent = AgentConfig() if work.latents else AgentConfig(refinement="none")
+    return Learner(stage_of(work), model, agent, _vectors(dim), batches.clip)
+
+
+def _rank(rank: int, work: LearnerWork, folder: Path, port: int) -> None:
+    """Measure as one rank of the product's learner; rank 0 leaves the figures in the folder."""
     batches = Batches(work, folder)
-    learner = Learner(stage_of(work), model, AgentConfig(), _vectors(dim), batches.clip)
+    learner = joined_learner(rank, work, folder, port, batches)
     figures = measured(work, batches, lambda examples: learner.step(examples, RATE), rank)
     if rank == 0:
         torch.save(figures, folder / "figures.pt")

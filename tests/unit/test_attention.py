@@ -1,5 +1,7 @@
 """Attention over segments: the reads of a GPU's kernel, played in plain tensors, against a call a sequence."""
 
+import logging
+
 import pytest
 import torch
 
@@ -89,3 +91,14 @@ def test_reads_joined_equal_a_call_a_sequence(case: str, request: pytest.Fixture
     request.getfixturevalue("kernel")
     for one, other in zip(_results(*_segments(case)), wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_gpu_without_flash_attention_goes_the_slower_way_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if device.index == 7 else (9, 0))
+    with caplog.at_level(logging.WARNING):
+        assert not attention._has_flash(torch.device("cuda", 7), torch.bfloat16)
+        assert not attention._has_flash(torch.device("cuda", 6), torch.float32)
+    assert caplog.text.count("attention runs a sequence at a time, which is slower") == 2
+    assert attention._has_flash(torch.device("cuda", 6), torch.bfloat16)

@@ -19,6 +19,7 @@ from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
 from vsr1.rl.batch import Example, LatentActions, RetrievalTarget, Sampled, batch_totals, by_prompt
 from vsr1.rl.example_loss import ExampleLoss, VideoVectors
+from vsr1.rl.objective import fetched
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.settings.parts import AgentConfig
 from vsr1.settings.training import GrpoConfig, RetrievalLossConfig, SftConfig
@@ -94,7 +95,7 @@ def test_tokens_that_are_not_trained_take_no_part(models: Models) -> None:
                 replace(example, sampled=Sampled([own[0], own[1] + shift, *own[2:]], advantage, mask))
                 for example, own, advantage, mask in zip(plain, known, advantages, masks, strict=True)
             ]
-            return loss(by_prompt(examples), batch_totals(examples))[1]
+            return fetched([loss(by_prompt(examples), batch_totals(examples))[1]])[0]
 
         assert numbers(None, None)["policy_loss"] == pytest.approx(-(4 * 1.0 + 2 * -3.0) / 6, abs=1e-4)
         masked = numbers([True, False, True, True], [True, False], shift=5.0)  # of the tokens that are left out

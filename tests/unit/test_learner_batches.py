@@ -3,11 +3,22 @@
 from dataclasses import fields
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr1.rl.batch import BatchTotals, Example, add_totals, by_prompt, micro_batches, split_over_ranks
+from vsr1.rl.batch import (
+    BatchTotals,
+    Example,
+    LearnerError,
+    add_totals,
+    by_prompt,
+    micro_batches,
+    split_over_ranks,
+)
 from vsr1.rl.flops import ModelFlops
+from vsr1.rl.learner import memory_named
+from vsr1.settings.training import LearnerConfig
 
 FLOPS = ModelFlops(token=1000.0, pair=1.0, word=300.0, patch=0.0, patch_pair=0.0, merged=0.0, merge=2)
 GROUPS = st.lists(st.tuples(st.integers(1, 60), st.lists(st.integers(1, 20), min_size=1, max_size=6)), min_size=1)
@@ -78,3 +89,14 @@ def test_counts_of_ranks_add_up_by_name() -> None:
     assert {f.name: getattr(add_totals([first, second]), f.name) for f in fields(BatchTotals)} == {
         "tokens": 11, "replies": 22, "refined": 33, "sampled_latents": 44,
     }  # fmt: skip
+
+
+def test_a_gpu_that_is_too_small_for_a_pass_is_named_with_what_to_set() -> None:
+    groups = [[Example([1, 2, 3], [4, 5]), Example([1, 2, 3], [6])], [Example([7], [8])]]
+    with (
+        pytest.raises(LearnerError, match=r"rank 1, pass 2: .* too small for 3 replies of 8 tokens; lower") as error,
+        memory_named("rank 1, pass 2", groups, LearnerConfig(micro_tokens=500)),
+    ):
+        raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+    for part in ("learner.micro_tokens=500", "learner.gradient_checkpointing=False", "tried to allocate 3 GiB"):
+        assert part in str(error.value)

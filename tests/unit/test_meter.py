@@ -46,6 +46,12 @@ def test_the_formula_of_vision_is_what_torch_counts(tokenizer) -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encode_clips(policy.model.visual, [pixels], [grid])
     assert flops.clip(grid) - flops.patch_pair * 3 * 24**2 == _products(counter)
+    policy.model.visual.requires_grad_(False).merger.requires_grad_(True)
+    policy.model.visual.deepstack_merger_list.requires_grad_(True)
+    [features] = encode_clips(policy.model.visual, [pixels], [grid])
+    with FlopCounterMode(display=False) as counter:
+        (features.tokens.sum() + sum(level.sum() for level in features.deepstack)).backward()
+    assert flops.clip(grid, is_trained=True) - flops.clip(grid) == _products(counter)
 
 
 def test_a_model_of_two_billion_takes_six_operations_a_weight_and_token(tokenizer) -> None:

@@ -12,31 +12,50 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+import torch._dynamo.config
+import torch._functorch.config
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
 
+from vsr1.model.upload import upload
+
+Value = TypeVar("Value")
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # of one layer, [T, key heads, D] each
 FLASH_CAPABILITY = (8, 0)  # of the GPUs that FlashAttention runs on
 ALL = slice(None)
 _log = logging.getLogger(__name__)
 
 
+@cache
+def _compiled(part: Callable[..., Any]) -> Callable[..., Any]:
+    # A part serves trained and frozen layers, with and without gradient: each is a version of its own.
+    torch._dynamo.config.recompile_limit = 32
+    # What no product is needed for is computed again in backward: 50 instead of 75 KB a token and layer at 2B.
+    torch._functorch.config.activation_memory_budget = 0.8
+    return torch.compile(part, dynamic=True)
+
+
 @dataclass(frozen=True)
 class LayerOptions:
     """How layers are run, to the same result.
 
-    `recompute` keeps the input of each layer only and computes the layer again in backward; `compiled` fuses what lies
-    between the matrix products (`torch.compile`), which ZeRO-3 does not stand.
+    `recompute` of the first layers keep their input only and are computed again in backward, or all (True);
+    `compiled` fuses what lies between the matrix products (`torch.compile`), which ZeRO-3 does not stand.
     """
 
-    recompute: bool = False
+    recompute: bool | int = False
     compiled: bool = False
+
+    def fused(self, part: Callable[..., Value]) -> Callable[..., Value]:
+        """Return a part of a layer as it is run; the compiled one is made once, for all layers and shapes."""
+        return _compiled(part) if self.compiled else part
 
 
 DEFAULTS = LayerOptions()
@@ -113,24 +132,25 @@ class Segments:
         begins, key_begins = ([0, *accumulate(part)] for part in (self._lengths, self._key_lengths))
         sources = key_begins[-1] - begins[-1] or begins[-1]  # tokens of the pass before, or of this one
         for back in range(2, 1 + max(map(len, self._pieces))):
-            runs: dict[int, list[int]] = {}  # tokens that read a piece, by the piece
+            runs: dict[int, list[np.ndarray]] = {}  # tokens that read a piece, by the piece
             for place, pieces in enumerate(self._pieces):
                 if len(pieces) >= back:
-                    runs.setdefault(pieces[-back], []).extend(range(begins[place], begins[place + 1]))
-            keys = [token for piece in runs for token in range(key_begins[piece], key_begins[piece + 1])]
-            counts, key_counts = [len(run) for run in runs.values()], [self._key_lengths[piece] for piece in runs]
-            queries = [token for run in runs.values() for token in run]
+                    runs.setdefault(pieces[-back], []).append(np.arange(begins[place], begins[place + 1]))
+            keys = np.concatenate([np.arange(key_begins[piece], key_begins[piece + 1]) for piece in runs])
+            counts = [sum(map(len, run)) for run in runs.values()]
+            key_counts = [self._key_lengths[piece] for piece in runs]
+            queries = np.concatenate([tokens for run in runs.values() for tokens in run])
             places = self._places(queries, begins[-1]), self._places(keys, sources)
             starts = self._starts(counts), self._starts(key_counts)
             reads.append(_Read(False, *places, *starts, (max(counts), max(key_counts))))
         return reads
 
-    def _places(self, tokens: list[int], count: int) -> torch.Tensor | slice:
+    def _places(self, tokens: np.ndarray, count: int) -> torch.Tensor | slice:
         """Return an index of tokens among `count`, which copies none where it is of all in their order."""
-        return ALL if tokens == list(range(count)) else torch.tensor(tokens, device=self._device)
+        return ALL if np.array_equal(tokens, np.arange(count)) else upload(tokens, self._device)
 
     def _starts(self, counts: list[int]) -> torch.Tensor:
-        return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=self._device)
+        return upload([0, *accumulate(counts)], self._device, torch.int32)
 
     def _new_mask(self, count: int, reach: int) -> torch.Tensor | None:
         if count == reach:
@@ -164,14 +184,17 @@ def run_layers(
         states before and after the final norm [T, H], and keys and values of this pass, none without `keep`.
     """
     angles = tuple(part[0] for part in text.rotary_emb(hidden[None], positions[:, None]))
-    parts = _compiled() if options.compiled else (_project, _finish)
+    project, mix, finish = options.fused(_project), options.fused(_gated), options.fused(_finish)
+    again = len(text.layers) if options.recompute is True else int(options.recompute)
     kept = []
     for place, layer in enumerate(text.layers):
-        arguments = layer, hidden, angles, segments, earlier[place] if earlier else None, parts
-        if options.recompute and torch.is_grad_enabled():
-            hidden, *own = checkpoint(_layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+        arguments = layer, hidden, angles, segments, earlier[place] if earlier else None, project
+        if place < again and torch.is_grad_enabled():
+            # The last product stands apart: it need not be computed again.
+            last = partial(_finish, gated=mix)
+            hidden, *own = checkpoint(_layer, *arguments, last, use_reentrant=False, preserve_rng_state=False)
         else:
-            hidden, *own = _layer(*arguments)
+            hidden, *own = _layer(*arguments, finish)
         if keep:
             kept.append((own[0], own[1]))
         if shown is not None and place < len(shown[1]):
@@ -185,10 +208,10 @@ def _layer(
     angles: tuple[torch.Tensor, torch.Tensor],
     segments: Segments,
     earlier: KeysValues | None,
-    parts: tuple[Callable[..., tuple[torch.Tensor, ...]], Callable[..., torch.Tensor]],
+    project: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    finish: Callable[..., torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run one layer; returns states, keys and values of these tokens."""
-    project, finish = parts
     query, key, value = project(layer, hidden, *angles)
     mixed = segments.attend(query, key, value, earlier, layer.self_attn.scaling)
     return finish(layer, hidden, mixed), key, value
@@ -206,14 +229,21 @@ def _project(
     return query, key, attention.v_proj(normed).view(shape)
 
 
-def _finish(layer: torch.nn.Module, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+def _gated(layer: torch.nn.Module, hidden: torch.Tensor, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the states after attention, and what the layer's last product is of."""
     hidden = hidden + layer.self_attn.o_proj(mixed.flatten(1))
-    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    normed, mlp = layer.post_attention_layernorm(hidden), layer.mlp
+    return hidden, mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed)
 
 
-@lru_cache(maxsize=1)
-def _compiled() -> tuple[Callable[..., tuple[torch.Tensor, ...]], Callable[..., torch.Tensor]]:
-    return torch.compile(_project, dynamic=True), torch.compile(_finish, dynamic=True)
+def _finish(
+    layer: torch.nn.Module,
+    hidden: torch.Tensor,
+    mixed: torch.Tensor,
+    gated: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _gated,
+) -> torch.Tensor:
+    hidden, product = gated(layer, hidden, mixed)
+    return hidden + layer.mlp.down_proj(product)
 
 
 class _Merged(torch.autograd.Function):

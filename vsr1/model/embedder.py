@@ -7,6 +7,7 @@ and without soft tokens share one batch.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from transformers import Qwen3VLModel
 
 from vsr1.formats.digest import weights_fingerprint
 from vsr1.formats.plain import plain
+from vsr1.model.attention import DEFAULTS, LayerOptions, Segments, run_layers
 from vsr1.model.forward import Row, run_rows
 from vsr1.model.processor import ClipProcessor, ProcessedClip
+from vsr1.model.upload import upload
 from vsr1.model.vision import encode_clips
 from vsr1.video.clips import Clip
 
@@ -62,10 +65,17 @@ class Embedder:
         with torch.no_grad():
             return self.query_vectors(queries, soft).cpu().numpy()
 
-    def query_vectors(self, queries: list[str], soft_tokens: list[torch.Tensor | None] | None = None) -> torch.Tensor:
+    def query_vectors(
+        self,
+        queries: list[str],
+        soft_tokens: list[torch.Tensor | None] | None = None,
+        options: LayerOptions = DEFAULTS,
+    ) -> torch.Tensor:
         """As `embed_queries`, on tensors; gradients flow through to `soft_tokens`."""
-        text = self.model.language_model
-        rows = []  # token ids of each text, -1 where a soft token goes
+        text, device = self.model.language_model, self.model.device
+        rows: list[list[int]] = []  # token ids of each text
+        places: list[int] = []  # of soft tokens among the tokens of all texts
+        start = 0
         for i, query in enumerate(queries):
             ids = self._query_ids(query)
             soft = soft_tokens[i] if soft_tokens is not None else None
@@ -73,25 +83,20 @@ class Embedder:
                 if soft.ndim != 2 or soft.shape[1] != self.dim:
                     raise ValueError(f"soft tokens of query {i} have shape {tuple(soft.shape)}, not [N, {self.dim}]")
                 at = max(len(ids) - TAIL_TOKENS, 0)
-                ids = [*ids[:at], *[-1] * len(soft), *ids[at:]]
+                ids = [*ids[:at], *[0] * len(soft), *ids[at:]]
+                places += range(start + at, start + at + len(soft))
             rows.append(ids)
-        width = max(len(ids) for ids in rows)
-        table = np.zeros((len(rows), width), np.int64)
-        for i, ids in enumerate(rows):
-            table[i, width - len(ids) :] = ids
-        tokens = torch.from_numpy(table).to(text.embed_tokens.weight.device)
-        padded = text.embed_tokens(tokens.clamp(min=0))
-        given = [soft for soft in soft_tokens or [] if soft is not None]
-        if given:
-            padded = padded.masked_scatter((tokens < 0)[..., None], torch.cat([soft.to(padded) for soft in given]))
-        lengths = torch.tensor([len(ids) for ids in rows], device=padded.device)
-        columns = torch.arange(width, device=padded.device)[None]
-        mask = (columns >= width - lengths[:, None]).long()
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        states = text(
-            inputs_embeds=padded, attention_mask=mask, position_ids=positions.expand(3, -1, -1), use_cache=False
-        )
-        return torch.nn.functional.normalize(states.last_hidden_state[:, -1].float(), dim=-1)
+            start += len(ids)
+        lengths = [len(ids) for ids in rows]
+        hidden = text.embed_tokens(upload(list(chain(*rows)), device))
+        if places:
+            soft_rows = torch.cat([soft for soft in soft_tokens or [] if soft is not None])
+            hidden = hidden.index_copy(0, upload(places, device), soft_rows.to(hidden))
+        positions = upload(np.concatenate([np.arange(count) for count in lengths]), device).expand(3, -1)
+        segments = Segments(lengths, [[i] for i in range(len(rows))], lengths, device)
+        _, states, _ = run_layers(text, hidden, positions, segments, options=options)
+        ends = upload(np.cumsum(lengths) - 1, device)
+        return torch.nn.functional.normalize(states[ends].float(), dim=-1)
 
     def embed_clips(self, clips: list[Clip]) -> np.ndarray:
         """Vectors of clips, float32 [n, dim]."""
@@ -107,7 +112,7 @@ class Embedder:
         )
         groups = [[Row(self.clip_ids(clip), [], (i,), (clip.grid,))] for i, clip in enumerate(processed)]
         states = run_rows(self.model, groups, features)
-        return torch.nn.functional.normalize(states.after_norm[states.ends].float(), dim=-1)
+        return torch.nn.functional.normalize(states.after_norm[states.last(list(range(len(groups))))].float(), dim=-1)
 
     def clip_ids(self, clip: ProcessedClip) -> list[int]:
         """The prompt that a clip is embedded with."""

@@ -6,7 +6,7 @@ from the inputs that are taken to come before them; sampled latents are known, s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from vsr1.model.attention import DEFAULTS, KeysValues, LayerOptions, Segments, run_layers
 from vsr1.model.policy import VideoSearchPolicy
+from vsr1.model.upload import upload
 from vsr1.model.vision import Grid, VisionFeatures
 
 
@@ -39,18 +40,41 @@ class Row:
 class States:
     """What a pass leaves: T tokens, of each group the prompt and then its replies, each with its latents' columns.
 
-    Rows are numbered through all groups, in their order.
+    Rows are numbered through all groups, in their order. What says where things are is of the host.
     """
 
     before_norm: torch.Tensor  # [T, H] residual stream before the final norm
     after_norm: torch.Tensor  # [T, H]
     sources: list[np.ndarray]  # of each row where the states are that its response follows from
-    ends: torch.Tensor  # int64 [rows] where the last token of each is
-    columns: torch.Tensor  # int64 [rows with latents, latents] where those are
-    next_positions: torch.Tensor  # int64 [rows] rotary position after the last token, equal on all three axes
+    ends: list[int]  # of each row where its last token is
+    columns: torch.Tensor  # int64 [rows with latents, latents] where those are, on the device
+    next_positions: list[int]  # of each row the rotary position after its last token, equal on all three axes
     keys_values: list[KeysValues]
     piece_lengths: list[int]  # of the keys: they add up to T
     prefixes: list[list[int]]  # of each row the pieces up to its last token
+    _followers: dict[tuple[int, ...], _Followers] = field(default_factory=dict)
+
+    def last(self, rows: list[int]) -> torch.Tensor:
+        """Return where the last tokens of rows are, int64 [n], on the device."""
+        return upload([self.ends[row] for row in rows], self.before_norm.device)
+
+    def followers(self, rows: list[int], columns: int) -> _Followers:
+        """Return where `columns` tokens after each of `rows` lie; it is made once."""
+        if (key := (columns, *rows)) not in self._followers:
+            device, pieces, count = self.before_norm.device, self.piece_lengths, len(rows)
+            keys = [[*self.prefixes[row], len(pieces) + i] for i, row in enumerate(rows)]
+            segments = Segments([columns] * count, keys, [*pieces, *[columns] * count], device)
+            places = np.array([self.next_positions[row] for row in rows])[:, None] + np.arange(columns)
+            self._followers[key] = _Followers(segments, upload(places.flatten(), device).expand(3, -1))
+        return self._followers[key]
+
+
+@dataclass(frozen=True)
+class _Followers:
+    """What tokens after the rows of a pass attend to, and their rotary positions [3, n]."""
+
+    segments: Segments
+    positions: torch.Tensor
 
 
 def rotary_positions(row: Row, video_token: int, merge: int) -> torch.Tensor:
@@ -110,7 +134,7 @@ def run_rows(
     followed, inputs = latents or ([], None)
     layout = _Layout(groups, followed, 0 if inputs is None else inputs.shape[1], config)
     columns = torch.tensor(layout.columns, dtype=torch.int64)
-    ids, is_video, columns = (part.to(device) for part in (layout.ids, layout.is_video, columns))
+    ids, is_video, columns = (upload(part, device) for part in (layout.ids, layout.is_video, columns))
     hidden = text.embed_tokens(ids)
     if inputs is not None:
         hidden = hidden.index_copy(0, columns.flatten(), inputs.flatten(0, 1).to(hidden.dtype))
@@ -122,11 +146,11 @@ def run_rows(
         shown = is_video, [torch.cat([clip.deepstack[level] for clip in clips]) for level in levels]
     segments = Segments(layout.segments, layout.segment_keys, layout.segments, device)
     before, after, kept = run_layers(
-        text, hidden, layout.positions.to(device), segments, shown=shown, keep=keep, options=options
+        text, hidden, upload(layout.positions, device), segments, shown=shown, keep=keep, options=options
     )
-    ends, places = (torch.tensor(part, device=device) for part in (layout.ends, layout.next_positions))
     return States(
-        before, after, layout.sources, ends, columns, places, kept, layout.piece_lengths, layout.prefixes
+        before, after, layout.sources, layout.ends, columns, layout.next_positions, kept, layout.piece_lengths,
+        layout.prefixes,
     )  # fmt: skip
 
 
@@ -149,12 +173,8 @@ def run_latents(
     if not columns:
         return latent_means(policy, states, rows)
     hidden = policy.latent_input(latents).flatten(0, 1).to(states.after_norm.dtype)
-    device, pieces = hidden.device, states.piece_lengths
-    keys = [[*states.prefixes[row], len(pieces) + i] for i, row in enumerate(rows)]
-    segments = Segments([columns] * count, keys, [*pieces, *[columns] * count], device)
-    places = states.next_positions[rows][:, None] + torch.arange(columns, device=device)
-    positions = places.flatten().expand(3, -1)
-    _, after, _ = run_layers(text, hidden, positions, segments, earlier=states.keys_values, options=options)
+    at = states.followers(rows, columns)
+    _, after, _ = run_layers(text, hidden, at.positions, at.segments, earlier=states.keys_values, options=options)
     return latent_means(policy, states, rows, after.view(count, columns, -1))
 
 
@@ -170,7 +190,7 @@ def latent_means(
             of the columns of `states`, which are of these rows.
     """
     later = states.after_norm[states.columns] if later is None and len(states.columns) else later
-    first = states.before_norm[states.ends[rows]][:, None]
+    first = states.before_norm[states.last(rows)][:, None]
     return policy.latent(first if later is None else torch.cat([first, later], dim=1)).float()
 
 
@@ -188,13 +208,11 @@ def token_logprobs(
     Returns:
         logprobs and entropies, float32 [response tokens of all rows], rows one after another.
     """
-    at = np.concatenate(states.sources)
-    targets = [token for row in rows for token in row.response]
+    places = np.concatenate([*states.sources, *([] if end is None else [states.ends])]).astype(np.int64)
+    targets = [token for row in rows for token in row.response] + ([] if end is None else [end] * len(rows))
     device = states.after_norm.device
-    places = torch.from_numpy(at).to(device)
-    if end is not None:
-        places, targets = torch.cat([places, states.ends]), targets + [end] * len(rows)
-    chosen, entropies = policy.lm_head(states.after_norm[places], torch.tensor(targets, device=device), temperature)
+    at = upload(places, device)
+    chosen, entropies = policy.lm_head(states.after_norm[at], upload(targets, device), temperature)
     return chosen, entropies
 
 

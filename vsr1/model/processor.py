@@ -16,6 +16,7 @@ import torch
 
 from vsr1 import compat
 from vsr1.formats.plain import encode_plain
+from vsr1.model.upload import upload
 from vsr1.video.clips import Clip
 
 compat.prepare()
@@ -54,7 +55,7 @@ class ClipProcessor:
 
     def process(self, clip: Clip, device: torch.device | None = None) -> ProcessedClip:
         """Rescaled, normalised and cut into patches on `device`; None: on the CPU."""
-        frames = torch.from_numpy(clip.frames.copy()).to(device)  # as bytes, a quarter of what comes out
+        frames = upload(clip.frames, device or torch.device("cpu"))  # as bytes, a quarter of what comes out
         batch = self._video(videos=[frames.permute(0, 3, 1, 2)], **PROCESSOR_KWARGS)
         t, h, w = (int(n) for n in batch["video_grid_thw"][0])
         return ProcessedClip(clip.content_hash, batch["pixel_values_videos"], (t, h, w), pair_marks(clip.timestamps))

@@ -14,6 +14,8 @@ from torch.nn import functional
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel, apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
+from vsr1.model.attention import DEFAULTS, LayerOptions
+
 Grid = tuple[int, int, int]  # frame pairs, patch rows, patch columns
 
 
@@ -41,7 +43,9 @@ class VisionFeatures:
         return VisionFeatures(self.tokens[:0], [level[:0] for level in self.deepstack])
 
 
-def encode_clips(visual: Qwen3VLVisionModel, pixels: list[torch.Tensor], grids: list[Grid]) -> list[VisionFeatures]:
+def encode_clips(
+    visual: Qwen3VLVisionModel, pixels: list[torch.Tensor], grids: list[Grid], options: LayerOptions = DEFAULTS
+) -> list[VisionFeatures]:
     """Run the vision tower over clips of any sizes; every module of it is called once (the ranks' rule, `vsr1.rl`).
 
     In names of tensors P counts the patches of all clips, those of one frame size one after another, W those of one
@@ -51,6 +55,7 @@ def encode_clips(visual: Qwen3VLVisionModel, pixels: list[torch.Tensor], grids: 
         visual: the tower of a Qwen3-VL model.
         pixels: per clip, flattened patches [t*h*w, channels*2*patch*patch] as the video processor makes them.
         grids: per clip (t, h, w) in patches; at least one clip.
+        options: of the blocks, none of which is computed again.
     """
     device = visual.patch_embed.proj.weight.device
     sizes = sorted({grid[1:] for grid in grids})
@@ -60,20 +65,23 @@ def encode_clips(visual: Qwen3VLVisionModel, pixels: list[torch.Tensor], grids: 
         _tables(size, visual.num_grid_per_side, visual.interpolation_mode, visual.spatial_merge_size, device)
         for size in sizes
     ]
-    hidden_PD = visual.patch_embed(torch.cat([pixels[i] for i in order]).to(device))
+    hidden_PD = visual.patch_embed(torch.cat([pixels[i].to(device) for i in order]))
     corners_W4D = visual.pos_embed(torch.cat([indices for indices, _, _ in tables]))
     weights_W4 = torch.cat([weights for _, weights, _ in tables])
     places_WD = (corners_W4D * weights_W4[:, :, None]).sum(1).to(hidden_PD.dtype)
     windows = [h * w for h, w in sizes]
-    by_size = zip(places_WD.split(windows), frames, strict=True)
-    hidden_PD = hidden_PD + torch.cat([place.repeat(n, 1) for place, n in by_size])
-    cosines, sines = visual.rotary_pos_emb(hidden_PD, torch.cat([positions for _, _, positions in tables]))
-    rotary = list(zip(cosines.split(windows), sines.split(windows), strict=True))
+    angles_W = visual.rotary_pos_emb(hidden_PD, torch.cat([positions for _, _, positions in tables]))
 
+    def of_patches(values: torch.Tensor) -> torch.Tensor:
+        """Repeat what there is of each place in a frame pair [W, n] for all pairs [P, n]."""
+        return torch.cat([part.repeat(n, 1) for part, n in zip(values.split(windows), frames, strict=True)])
+
+    hidden_PD, angles = hidden_PD + of_patches(places_WD), [of_patches(part) for part in angles_W]
+    project, finish = options.fused(_project), options.fused(_finish)
     levels = []
     for depth, block in enumerate(visual.blocks):
-        hidden_PD = hidden_PD + _attend(block.attn, block.norm1(hidden_PD), frames, rotary)
-        hidden_PD = hidden_PD + block.mlp(block.norm2(hidden_PD))
+        mixed = _attend(*project(block, hidden_PD, *angles), frames, windows, block.attn.scaling)
+        hidden_PD = finish(block, hidden_PD, mixed)
         if depth in visual.deepstack_visual_indexes:
             merger = visual.deepstack_merger_list[visual.deepstack_visual_indexes.index(depth)]
             levels.append(merger(hidden_PD))
@@ -92,33 +100,47 @@ def blank_clip(visual: Qwen3VLVisionModel) -> tuple[torch.Tensor, Grid]:
     """Return pixels and grid of the smallest clip, all zeros: for a pass that shows none but must run the tower."""
     config, side = visual.config, visual.spatial_merge_size
     width = config.in_channels * config.temporal_patch_size * config.patch_size**2
-    return torch.zeros(side * side, width), (1, side, side)
+    weight = visual.patch_embed.proj.weight
+    return torch.zeros(side * side, width, device=weight.device), (1, side, side)
+
+
+def _project(
+    block: torch.nn.Module, hidden: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return queries, keys and values of patches, [P, heads, head width] each."""
+    attention = block.attn
+    parts = attention.qkv(block.norm1(hidden)).view(len(hidden), 3, attention.num_heads, -1)
+    query, key, value = parts.unbind(1)
+    return *apply_rotary_pos_emb_vision(query, key, cosines, sines), value
 
 
 def _attend(
-    attention: torch.nn.Module,
-    hidden: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
     frames: list[int],
-    rotary: list[tuple[torch.Tensor, torch.Tensor]],
+    windows: list[int],
+    scale: float,
 ) -> torch.Tensor:
-    """Attend inside each frame pair.
+    """Attend inside each frame pair; returns [P, D].
 
     Args:
-        hidden: [P, D], pairs of a frame size one after another.
+        query: [P, heads, head width], pairs of a frame size one after another; `key` and `value` alike.
         frames: pairs of each size.
-        rotary: cosines and sines of each size, [patches of a pair, head width].
+        windows: patches of a pair of each size.
     """
-    windows = [len(cosines) for cosines, _ in rotary]
-    projected = attention.qkv(hidden).split([n * window for n, window in zip(frames, windows, strict=True)])
     mixed = []
-    for part, n, window, angles in zip(projected, frames, windows, rotary, strict=True):
-        query, key, value = part.view(n, window, 3, attention.num_heads, -1).permute(2, 0, 1, 3, 4).unbind(0)
-        query, key = apply_rotary_pos_emb_vision(query, key, *angles)
-        heads = functional.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale=attention.scaling
-        )
-        mixed.append(heads.transpose(1, 2).reshape(n * window, -1))
-    return attention.proj(torch.cat(mixed))
+    lengths = [n * window for n, window in zip(frames, windows, strict=True)]
+    for parts, n in zip(zip(*(part.split(lengths) for part in (query, key, value)), strict=True), frames, strict=True):
+        q, k, v = (part.unflatten(0, (n, -1)).transpose(1, 2) for part in parts)
+        read = functional.scaled_dot_product_attention(q, k, v, scale=scale)
+        mixed.append(read.transpose(1, 2).flatten(0, 1).flatten(1))
+    return torch.cat(mixed)
+
+
+def _finish(block: torch.nn.Module, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+    hidden = hidden + block.attn.proj(mixed)
+    return hidden + block.mlp(block.norm2(hidden))
 
 
 @lru_cache(maxsize=64)

@@ -16,25 +16,26 @@ import torch
 
 from vsr1.engine.latent_table import latent_noise
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.model.attention import LayerOptions
+from vsr1.model.attention import ALL, LayerOptions
 from vsr1.model.embedder import Embedder
 from vsr1.model.forward import Row, States, latent_means, run_latents, run_rows, token_logprobs
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
+from vsr1.model.upload import upload
 from vsr1.model.vision import VisionFeatures
 from vsr1.rl.batch import BatchTotals, Example, LatentActions, LearnerError, RetrievalTarget
 from vsr1.rl.features import ClipFeatures, ReadClip
 from vsr1.rl.flops import TRAINED, ModelFlops
 from vsr1.rl.losses import retrieval_loss
 from vsr1.rl.meter import GIB, Meter
-from vsr1.rl.objective import Counted, TokenBatch, latent_objective, token_objective
+from vsr1.rl.objective import TokenBatch, Values, latent_objective, token_objective
 from vsr1.settings.parts import AgentConfig
 from vsr1.settings.training import GrpoConfig, SftConfig
 
 
 @dataclass
 class VideoVectors:
-    """Corpus vectors of a split: unit rows [videos, E] and the row of each video id."""
+    """Corpus vectors of a split on the host: unit rows [videos, E] and the row of each video id."""
 
     matrix: torch.Tensor
     rows: dict[str, int]
@@ -86,13 +87,14 @@ class ExampleLoss:
         self._stage, self._retrieval, self._agent = stage, stage.retrieval_loss, agent
         self._reference, self._vectors = reference, vectors
         learner = stage.learner
-        self._features = ClipFeatures(policy, processor, read_clip, int(learner.vision_cache_gib * GIB))
         self._options = LayerOptions(learner.gradient_checkpointing, learner.compile)
+        budget = int(learner.vision_cache_gib * GIB)
+        self._features = ClipFeatures(policy, processor, read_clip, budget, self._options)
         self._flops = ModelFlops.of(policy.config)
         self._end_token = int(processor.tokenizer.eos_token_id)
         self._temperature = temperature
 
-    def __call__(self, groups: list[list[Example]], totals: BatchTotals) -> tuple[torch.Tensor, Counted]:
+    def __call__(self, groups: list[list[Example]], totals: BatchTotals) -> tuple[torch.Tensor, Values]:
         """Return the share of the whole batch's loss that these examples have, with gradient, and what to log of it."""
         with self.meter.part("encode"):
             rows, features = self.rows(groups)
@@ -101,7 +103,7 @@ class ExampleLoss:
 
     def _loss(
         self, groups: list[list[Example]], rows: list[list[Row]], features: list[VisionFeatures], totals: BatchTotals
-    ) -> tuple[torch.Tensor, Counted]:
+    ) -> tuple[torch.Tensor, Values]:
         examples = [example for group in groups for example in group]
         is_sampled = isinstance(self._stage, GrpoConfig)
         latents = self._latents(examples)
@@ -115,20 +117,22 @@ class ExampleLoss:
         )
         flat, end = [row for group in rows for row in group], None if is_sampled else self._end_token
         logprobs, entropy = token_logprobs(self.policy, states, flat, self._temperature, end)
-        trained = torch.tensor([flag for example in examples for flag in example.trained], device=logprobs.device)
-        ends, logprobs, entropy = logprobs[len(trained) :], logprobs[: len(trained)], entropy[: len(trained)]
+        flags = [flag for example in examples for flag in example.trained]
+        ends, logprobs, entropy = logprobs[len(flags) :], logprobs[: len(flags)], entropy[: len(flags)]
+        places = [place for place, flag in enumerate(flags) if flag]
+        trained = ALL if all(flags) else upload(places, logprobs.device, torch.int64)
         if is_sampled:
             reference = self._reference_logprobs(rows, features)
             total, counted = self._policy_loss(examples, logprobs, reference, trained, totals)
         else:
             total = -(logprobs.sum() + ends.sum()) / totals.tokens
-            counted = {"token_loss": -float(logprobs.detach().sum()) / totals.tokens}
-        counted["entropy"] = float(entropy.detach()[trained].sum()) / totals.tokens
+            counted = {"token_loss": -logprobs.detach().sum() / totals.tokens}
+        counted["entropy"] = entropy.detach()[trained].sum() / totals.tokens
         if latents is not None:
             for part, values in self._latent_losses(examples, states, latents, totals):
                 total = total + part
                 counted |= values
-        counted["loss"] = float(total.detach())
+        counted["loss"] = total.detach()
         self._count(groups, rows)
         return total, counted
 
@@ -164,18 +168,18 @@ class ExampleLoss:
     def _count(self, groups: list[list[Example]], rows: list[list[Row]]) -> None:
         """Add the operations of a pass to the step's work."""
         work, flops, columns = self.meter.work, self._flops, max(self._agent.depth - 1, 0)
-        forward = TRAINED + (self._reference is not None)
+        forward, is_trained = TRAINED + (self._reference is not None), self._features.is_trained
         for group, own in zip(groups, rows, strict=True):
             words = [len(example.response_ids) for example in group]
             replies = [
                 (count + columns * _has_latents(example), count) for count, example in zip(words, group, strict=True)
             ]
             prompt = len(group[0].prompt_ids)
-            clips = sum(flops.clip(grid) for grid in own[0].grids)
+            clips = sum(flops.clip(grid, is_trained=is_trained) for grid in own[0].grids)
             work.flops += forward * flops.prompt(prompt, replies)
             work.unshared_flops += sum(forward * flops.prompt(prompt, [reply]) + clips for reply in replies)
             work.tokens += sum(words) + prompt * len(group)
-        work.flops += sum(flops.clip(grid) for grid in self._features.encoded)
+        work.flops += sum(flops.clip(grid, is_trained=is_trained) for grid in self._features.encoded)
         work.clips += len(self._features.encoded)
         self._features.encoded.clear()
 
@@ -193,23 +197,24 @@ class ExampleLoss:
         examples: list[Example],
         logprobs: torch.Tensor,
         reference: torch.Tensor | None,
-        trained: torch.Tensor,
+        trained: torch.Tensor | slice,
         totals: BatchTotals,
-    ) -> tuple[torch.Tensor, Counted]:
-        """Return the policy loss of the tokens that are `trained`, bool [tokens], as are log-probs and reference."""
+    ) -> tuple[torch.Tensor, Values]:
+        """Return the policy loss of the tokens that are `trained`: int64 indices of log-probs and reference, or all."""
         assert isinstance(self._stage, GrpoConfig)
         sampled = [example.sampled for example in examples if example.sampled]
         lengths = [sum(example.trained) for example in examples]
-        behaviour = torch.tensor([logprob for one in sampled for logprob in one.logprobs]).to(logprobs)
+        device, dtype = logprobs.device, logprobs.dtype
+        behaviour = upload([logprob for one in sampled for logprob in one.logprobs], device, dtype)
         old = [logprob for one in sampled for logprob in one.old or []]  # all replies have them, or none
         advantages = torch.tensor([one.advantage for one in sampled]).repeat_interleave(torch.tensor(lengths))
         batch = TokenBatch(
             logprobs[trained],
             behaviour[trained],
             None if reference is None else reference[trained],
-            advantages.to(logprobs),
+            upload(advantages, device, dtype),
             lengths,
-            torch.tensor(old).to(logprobs)[trained] if old else None,
+            upload(old, device, dtype)[trained] if old else None,
         )
         return token_objective(batch, self._stage.objective, totals, self._agent.max_new_tokens)
 
@@ -231,11 +236,11 @@ class ExampleLoss:
             if values is not None and _has_latents(example):
                 values[place] = _sampled(example, shape[1:])
         device = self.policy.device
-        return Latents(rows, noise.to(device), None if values is None else values.to(device))
+        return Latents(rows, upload(noise, device), None if values is None else upload(values, device))
 
     def _latent_losses(
         self, examples: list[Example], states: States, known: Latents, totals: BatchTotals
-    ) -> Iterator[tuple[torch.Tensor, Counted]]:
+    ) -> Iterator[tuple[torch.Tensor, Values]]:
         """Yield the losses that reach the heads."""
         rows, passes = known.rows, self._passes
         settings = self._stage.latents if isinstance(self._stage, GrpoConfig) else None
@@ -248,8 +253,9 @@ class ExampleLoss:
         if settings and settings.sigma and settings.weight:
             if places := [place for place, row in enumerate(rows) if examples[row].latent_actions]:
                 actions = [examples[rows[place]].latent_actions for place in places]
-                advantages = torch.tensor([action.advantage for action in actions if action], device=means.device)
-                parts = values[places], means[places], known.noise[places]
+                advantages = upload([action.advantage for action in actions if action], means.device)
+                at = upload(places, means.device)
+                parts = values[at], means[at], known.noise[at]
                 yield latent_objective(*parts, advantages, settings, totals)
             else:
                 yield 0 * means.sum(), {}
@@ -263,12 +269,12 @@ class ExampleLoss:
             if not targets:
                 yield 0 * self.policy.soft_tokens(latents).sum(), {}
                 return
-            refined = latents[list(targets)]
+            refined = latents[upload(list(targets), latents.device)]
             loss = self.retrieval_losses(list(targets.values()), refined).sum() / totals.refined
             norms = refined.detach().norm(dim=-1).mean(dim=-1)
             yield (
                 self._retrieval.weight * loss,
-                {"retrieval_loss": float(loss.detach()), "latents/norm": float(norms.sum()) / totals.refined},
+                {"retrieval_loss": loss.detach(), "latents/norm": norms.sum() / totals.refined},
             )
 
     @torch.no_grad()
@@ -284,12 +290,13 @@ class ExampleLoss:
 
     def retrieval_losses(self, targets: list[RetrievalTarget], latents: torch.Tensor) -> torch.Tensor:
         """Return the losses [n] of queries refined by `latents` [n, N, R], each against its target."""
-        queries = []
+        refined = []
         for target, own in zip(targets, latents, strict=True):
             earlier = target.earlier_latents
-            queries.append(own if earlier is None else torch.cat([torch.tensor(earlier).to(own), own]))
-        soft = self.policy.soft_tokens(torch.cat(queries)).split([len(query) for query in queries])  # the ranks' rule
-        vectors = self.embedder.query_vectors([target.query for target in targets], list(soft))
+            refined.append(own if earlier is None else torch.cat([upload(earlier, own.device, own.dtype), own]))
+        soft = self.policy.soft_tokens(torch.cat(refined)).split([len(one) for one in refined])  # the ranks' rule
+        queries = [target.query for target in targets]
+        vectors = self.embedder.query_vectors(queries, list(soft), self._options)
         nearest = self._vectors.nearest(vectors, self._retrieval.mined)
         rows = []  # of the right video and the wrong ones, each once
         for target, mined in zip(targets, nearest, strict=True):
@@ -297,8 +304,8 @@ class ExampleLoss:
             rows.append(list(dict.fromkeys([*named, *mined])))
         width = max(map(len, rows))
         table = torch.tensor([[*own, *own[:1] * (width - len(own))] for own in rows])
-        counts = torch.tensor([len(own) for own in rows], device=vectors.device)
-        videos = self._vectors.matrix[table.to(self._vectors.matrix.device)].to(vectors)
+        counts = upload([len(own) for own in rows], vectors.device)
+        videos = upload(self._vectors.matrix[table], vectors.device, vectors.dtype)
         return retrieval_loss(vectors, videos, counts, self._retrieval.temperature)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from vsr1.model.attention import DEFAULTS, LayerOptions
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
 from vsr1.model.vision import Grid, VisionFeatures, blank_clip, encode_clips
@@ -21,10 +22,19 @@ class ClipFeatures:
     Args:
         policy: its tower encodes; features are kept while no part of it is trained.
         budget: bytes of features that stay between passes.
+        options: of the tower's blocks.
     """
 
-    def __init__(self, policy: VideoSearchPolicy, processor: ClipProcessor, read_clip: ReadClip, budget: int) -> None:
+    def __init__(
+        self,
+        policy: VideoSearchPolicy,
+        processor: ClipProcessor,
+        read_clip: ReadClip,
+        budget: int,
+        options: LayerOptions = DEFAULTS,
+    ) -> None:
         self._policy, self._processor, self._read_clip, self._budget = policy, processor, read_clip, budget
+        self._options = options
         self._kept: dict[str, Seen] = {}  # the least recently used first
         self.encoded: list[Grid] = []  # clips that went through the tower, for who counts them
 
@@ -39,17 +49,23 @@ class ClipFeatures:
         missing = list({one.content_hash: one for one in wanted if one.content_hash not in seen}.values())
         clips = [self._processor.process(self._read_clip(one), self._policy.device) for one in missing]
         visual = self._policy.model.visual
-        is_trained = any(parameter.requires_grad for parameter in visual.parameters())
+        is_trained = self.is_trained
         inputs = [(clip.pixels, clip.grid) for clip in clips] or [blank_clip(visual)]
         grids = [grid for _, grid in inputs]
         with torch.set_grad_enabled(is_trained and torch.is_grad_enabled()):
-            features = encode_clips(visual, [pixels.to(self._policy.dtype) for pixels, _ in inputs], grids)
+            pixels = [pixels.to(self._policy.dtype) for pixels, _ in inputs]
+            features = encode_clips(visual, pixels, grids, self._options)
         for one, feature, grid in zip(missing, features, grids, strict=False):  # the blank clip has no name
             seen[one.content_hash] = feature if is_trained else feature.clone(), grid
         self.encoded += [clip.grid for clip in clips]
         if not is_trained:
             self._keep(seen)
         return {one: seen[one.content_hash] for one in wanted}, None if missing else features[0]
+
+    @property
+    def is_trained(self) -> bool:
+        """Tell whether a part of the tower is trained."""
+        return any(parameter.requires_grad for parameter in self._policy.model.visual.parameters())
 
     def _keep(self, seen: dict[str, Seen]) -> None:
         self._kept |= seen

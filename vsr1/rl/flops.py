@@ -61,12 +61,17 @@ class ModelFlops:
             total += self.token * tokens + self.pair * tokens * (prompt + (tokens + 1) / 2) + self.word * words
         return total
 
-    def clip(self, grid: tuple[int, int, int]) -> float:
-        """Return the operations of a clip in the vision tower, which attends inside each frame pair."""
+    def clip(self, grid: tuple[int, int, int], *, is_trained: bool = False) -> float:
+        """Return the operations of a clip in the vision tower, which attends inside each frame pair.
+
+        Args:
+            grid: frame pairs, patch rows, patch columns.
+            is_trained: the mergers are, and their backward pass counts.
+        """
         pairs, height, width = grid
         window = height * width
-        attention = self.patch_pair * window * window + self.merged * window / self.merge**2
-        return pairs * (self.patch * window + attention)
+        merged = self.merged * (TRAINED if is_trained else 1)
+        return pairs * (self.patch * window + self.patch_pair * window * window + merged * window / self.merge**2)
 
 
 def learner_speed(numbers: Mapping[str, float]) -> dict[str, float]:

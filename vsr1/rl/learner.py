@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -24,9 +25,9 @@ from vsr1.rl.example_loss import ExampleLoss, VideoVectors
 from vsr1.rl.features import ReadClip
 from vsr1.rl.flops import ModelFlops
 from vsr1.rl.meter import peak_flops, work_numbers
-from vsr1.rl.objective import Counted, merged
+from vsr1.rl.objective import Counted, Values, fetched, merged
 from vsr1.settings.parts import AgentConfig, ModelConfig
-from vsr1.settings.training import GrpoConfig, SftConfig
+from vsr1.settings.training import GrpoConfig, LearnerConfig, SftConfig
 
 STATE = "deepspeed"  # folder of DeepSpeed's files in a saved state
 Value = TypeVar("Value")
@@ -85,7 +86,8 @@ class Learner:
             were trained and what the step took (`vsr1.rl.meter.work_numbers`).
 
         Raises:
-            LearnerError: a loss or a gradient norm that is not finite; the weights are as before this step.
+            LearnerError: a loss or a gradient norm that is not finite, or a GPU that is too small for a pass; the
+                weights are as before this step.
         """
         where = f"rank {torch.distributed.get_rank()}, step {self.steps + 1}"
         heads = self._learner.head_learning_rate / self._learner.learning_rate
@@ -96,27 +98,33 @@ class Learner:
         meter.begin()
         ranks = _of_all_ranks((batch_totals(examples), len(passes)))
         totals, rounds = add_totals([counts for counts, _ in ranks]), max(count for _, count in ranks)
-        counted = []
+        values: list[Values] = []  # of every pass, on the device until the last one is queued
         for i in range(rounds):  # a rank with fewer passes makes the rest with weight zero
             part = passes[i] if i < len(passes) else []
-            loss, numbers = self.engine(self.loss, part or [passes[-1][-1][:1]], totals)
-            if not torch.isfinite(loss):
-                raise LearnerError(f"{where}: the loss of pass {i} is {loss.item()}")
-            # DeepSpeed averages gradients over ranks; the sums are already shares of the whole batch.
-            self.engine.set_gradient_accumulation_boundary(i == rounds - 1)
-            with meter.part("backward"):
-                self.engine.backward(loss * len(ranks) if part else loss * 0)
-            if part:
-                counted.append(numbers)
+            groups = part or [passes[-1][-1][:1]]
+            with memory_named(f"{where}, pass {i}", groups, self._learner):
+                loss, numbers = self.engine(self.loss, groups, totals)
+                values.append(numbers)
+                # Without a wait for it: a loss that is not finite spoils the gradients, and with them no step is taken.
+                loss = loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+                # DeepSpeed averages gradients over ranks; the sums are already shares of the whole batch.
+                self.engine.set_gradient_accumulation_boundary(i == rounds - 1)
+                with meter.part("backward"):
+                    self.engine.backward(loss * len(ranks) if part else loss * 0)
         with meter.part("optimise"):
             self.engine.step()  # takes no step where the norm is not finite
+        counted = fetched(values)
+        for i, numbers in enumerate(counted):
+            if not isfinite(numbers["loss"]):
+                raise LearnerError(f"{where}: the loss of pass {i} is {numbers['loss']}; no step was taken")
         norm = float(self.engine.get_global_grad_norm())
         if not isfinite(norm):
             raise LearnerError(f"{where}: the gradient norm is not finite; no step was taken, lower the learning rate")
         self.steps += 1
-        values = _of_all_ranks((merged(counted) | {"grad_norm": norm}, meter.end()))
-        work = work_numbers([work for _, work in values], peak_flops(self.policy.device, self.policy.dtype))
-        return merged([numbers for numbers, _ in values]) | work | {"tokens": float(totals.tokens)}
+        own = merged(counted[: len(passes)]) | {"grad_norm": norm}
+        of_ranks = _of_all_ranks((own, meter.end()))
+        work = work_numbers([work for _, work in of_ranks], peak_flops(self.policy.device, self.policy.dtype))
+        return merged([numbers for numbers, _ in of_ranks]) | work | {"tokens": float(totals.tokens)}
 
     @property
     def flops(self) -> ModelFlops:
@@ -139,13 +147,13 @@ class Learner:
         """Return what `step` counts of this rank's part of a batch and those of the others, without a step."""
         passes = micro_batches(examples, self._learner.micro_tokens)
         ranks = _of_all_ranks((batch_totals(examples), len(passes)))
-        totals, counted = add_totals([counts for counts, _ in ranks]), []
+        totals, counted = add_totals([counts for counts, _ in ranks]), list[Values]()
         with torch.no_grad():
             for i in range(max(count for _, count in ranks)):
                 part = passes[i] if i < len(passes) else []
                 _, numbers = self.engine(self.loss, part or [passes[-1][-1][:1]], totals)
                 counted += [numbers] if part else []
-        return merged(_of_all_ranks(merged(counted))) | {"tokens": float(totals.tokens)}
+        return merged(_of_all_ranks(merged(fetched(counted)))) | {"tokens": float(totals.tokens)}
 
     def full_weights(self, *, trained_only: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield whole tensors by checkpoint key; ZeRO-3 gathers each, so all ranks must iterate to the end."""
@@ -245,6 +253,25 @@ class Learner:
             model=_Pass(self.policy), optimizer=optimizer, config=settings, dist_init_required=False
         )
         return engine
+
+
+@contextmanager
+def memory_named(where: str, groups: list[list[Example]], learner: LearnerConfig) -> Iterator[None]:
+    """Run a pass over groups of examples that share their prompt.
+
+    Raises:
+        LearnerError: the GPU's memory is too small for it; the message says how large the pass is and what to set.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        replies = sum(map(len, groups))
+        tokens = sum(len(group[0].prompt_ids) + sum(len(one.response_ids) for one in group) for group in groups)
+        raise LearnerError(
+            f"{where}: the memory of the GPU is too small for {replies} replies of {tokens} tokens; lower "
+            f"learner.micro_tokens={learner.micro_tokens}, or compute layers again "
+            f"(learner.gradient_checkpointing={learner.gradient_checkpointing}): {error}"
+        ) from error
 
 
 def on_rank_0(tensors: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor] | None:

@@ -28,33 +28,46 @@ class Work:
 
 
 class Meter:
-    """Takes the time of the parts of a step, with the work that they gave to a GPU."""
+    """Takes the time of the parts of a step: on a GPU that of the work which they gave to it, without a wait."""
 
     def __init__(self) -> None:
         self.work = Work()
+        self._marks: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []  # of each part its begin and its end
 
     def begin(self) -> None:
         """Begin a step."""
         self.work = Work()
+        self._marks.clear()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Add the seconds of the block to a part."""
+        if torch.cuda.is_available():
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            yield
+            last.record()
+            self._marks.append((name, first, last))
+            return
         began = time.perf_counter()
         yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.work.seconds[name] = self.work.seconds.get(name, 0.0) + time.perf_counter() - began
+        self._add(name, time.perf_counter() - began)
 
     def end(self) -> Work:
-        """Return what the step took."""
+        """Return what the step took, once the GPU is done with it."""
         if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            for name, first, last in self._marks:
+                self._add(name, first.elapsed_time(last) / 1000)
             self.work.peak_gib = torch.cuda.max_memory_allocated() / GIB
         else:  # of the process so far, in KiB
             self.work.peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
         return self.work
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.work.seconds[name] = self.work.seconds.get(name, 0.0) + seconds
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

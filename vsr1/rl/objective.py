@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vsr1.model.upload import upload
 from vsr1.rl.batch import BatchTotals
 from vsr1.rl.losses import (
     PolicyLoss,
@@ -23,7 +24,15 @@ from vsr1.rl.losses import (
 )
 from vsr1.settings.training import LatentActionConfig, ObjectiveConfig
 
+Values = dict[str, torch.Tensor]  # each one number, where it was computed
 Counted = dict[str, float]
+
+
+def fetched(parts: list[Values]) -> list[Counted]:
+    """Return what passes have counted as plain numbers; one wait for the device, whatever their number is."""
+    values = [value.detach().float() for part in parts for value in part.values()]
+    numbers = iter(torch.stack(values).tolist() if values else [])
+    return [{name: next(numbers) for name in part} for part in parts]
 
 
 def merged(parts: list[Counted]) -> Counted:
@@ -56,7 +65,7 @@ class TokenBatch:
 
 def token_objective(
     batch: TokenBatch, settings: ObjectiveConfig, totals: BatchTotals, limit: int
-) -> tuple[torch.Tensor, Counted]:
+) -> tuple[torch.Tensor, Values]:
     """Return the share of the policy loss, its KL term included.
 
     The ratio is taken against the learner's own policy as it was before its first step on the batch, so in that step it
@@ -68,28 +77,29 @@ def token_objective(
     logprobs, behaviour = batch.logprobs, batch.behaviour
     weights = token_weights(
         batch.lengths, settings.normalise, tokens=totals.tokens, sequences=totals.replies, limit=limit
-    ).to(logprobs)
+    )
+    weights = upload(weights, logprobs.device, logprobs.dtype)
     old = logprobs.detach() if batch.old is None else batch.old
     losses, cut_low, cut_high = _policy_loss(batch, behaviour if settings.mismatch == "ratio" else old, settings)
-    counted = {}
+    counted: Values = {}
     if settings.mismatch != "ratio":
         corrections, affected = mismatch_weights(
             old, behaviour, settings.mismatch, settings.mismatch_low, settings.mismatch_high
         )
         losses = losses * corrections
-        counted["mismatch/weighted_fraction"] = float(affected.sum()) / totals.tokens
+        counted["mismatch/weighted_fraction"] = affected.sum() / totals.tokens
     total = (losses * weights).sum()
     gap = (old - behaviour).abs()
     counted |= {
-        "policy_loss": float(total.detach()),
-        "clip_fraction/low": float(cut_low.sum()) / totals.tokens,
-        "clip_fraction/high": float(cut_high.sum()) / totals.tokens,
-        "mismatch/mean": float(gap.sum()) / totals.tokens,
-        "mismatch/gap_max": float(gap.max()),
+        "policy_loss": total.detach(),
+        "clip_fraction/low": cut_low.sum() / totals.tokens,
+        "clip_fraction/high": cut_high.sum() / totals.tokens,
+        "mismatch/mean": gap.sum() / totals.tokens,
+        "mismatch/gap_max": gap.max(),
     }
     if batch.reference is not None and settings.kl != "none":
         kl = kl_estimate(logprobs, batch.reference, settings.kl)
-        counted["kl"] = float(kl.detach().sum()) / totals.tokens
+        counted["kl"] = kl.detach().sum() / totals.tokens
         total = total + settings.kl_weight * (kl * weights).sum()
     return total, counted
 
@@ -101,7 +111,7 @@ def latent_objective(
     advantages: torch.Tensor,
     settings: LatentActionConfig,
     totals: BatchTotals,
-) -> tuple[torch.Tensor, Counted]:
+) -> tuple[torch.Tensor, Values]:
     """Return the share of the policy loss of sampled latents, weighted; each latent is an action of its reply.
 
     Args:
@@ -117,9 +127,9 @@ def latent_objective(
     actions = totals.sampled_latents * ratio.shape[1]
     total = settings.weight * losses.sum() / actions
     return total, {
-        "latents/policy_loss": float(total.detach()),
-        "latents/clip_fraction": float((cut_low | cut_high).sum()) / actions,
-        "latents/log_ratio_max": float(ratio.detach().abs().max()),
+        "latents/policy_loss": total.detach(),
+        "latents/clip_fraction": (cut_low | cut_high).sum() / actions,
+        "latents/log_ratio_max": ratio.detach().abs().max(),
     }
 
 
@@ -131,5 +141,5 @@ def _policy_loss(batch: TokenBatch, old: torch.Tensor, settings: ObjectiveConfig
         case "cispo":
             return cispo_loss(batch.logprobs, old, batch.advantages, low, high)
         case "gspo":
-            sequences = torch.repeat_interleave(torch.tensor(batch.lengths, device=batch.logprobs.device))
+            sequences = upload(torch.repeat_interleave(torch.tensor(batch.lengths)), batch.logprobs.device)
             return sequence_policy_loss(batch.logprobs, old, batch.advantages, sequences, low, high)

@@ -28,8 +28,10 @@ class LearnerConfig(Section):
         description="most tokens of one forward pass of one rank, a prompt that replies share counted once; one reply "
         "with its prompt is a pass at least",
     )
-    gradient_checkpointing: bool = Field(
-        False, description="compute layers again in backward instead of keeping their insides: less memory, more time"
+    gradient_checkpointing: bool | Annotated[int, Field(ge=0)] = Field(
+        False,
+        description="compute layers again in backward instead of keeping their insides, all or that many: less memory, "
+        "more time",
     )
     compile: bool = Field(
         False, description="fuse the layers' small operations by torch.compile; not with zero_stage=3"
