@@ -6,11 +6,13 @@ It returns whole trajectories with the engine's own tokens and never batches for
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 import ray
 
@@ -54,6 +56,8 @@ class RolloutWorkerActor:
         log_to(log)
         self._config, self._retrieval = config, retrieval
         self._engine: PolicyEngine | None = None
+        self._shown: WeakValueDictionary[tuple[str, str], Clip] = WeakValueDictionary()  # in episodes of this moment
+        self._fetched: dict[tuple[str, str], asyncio.Future[Clip]] = {}  # on their way from the store
 
     async def node(self) -> str:
         """Return the id of the Ray node that this worker is on."""
@@ -122,7 +126,23 @@ class RolloutWorkerActor:
         return await self._retrieval[split].search.remote(request)
 
     async def _clip(self, split: str, video_id: str) -> Clip:
-        return await self._clips[split].get.remote(video_id)
+        """Return a clip, which all episodes that look at it share: frames are copied once into this process."""
+        key = split, video_id
+        clip = self._shown.get(key)
+        if clip is None:
+            if key not in self._fetched:
+                self._fetched[key] = asyncio.ensure_future(self._fetch(key))
+            clip = await asyncio.shield(self._fetched[key])  # an episode that is cancelled leaves it to the others
+        return clip
+
+    async def _fetch(self, key: tuple[str, str]) -> Clip:
+        split, video_id = key
+        try:
+            clip: Clip = await self._clips[split].get.remote(video_id)
+        finally:
+            del self._fetched[key]
+        self._shown[key] = clip
+        return clip
 
     def _ready(self) -> PolicyEngine:
         if self._engine is None:

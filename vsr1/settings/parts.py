@@ -67,6 +67,10 @@ class EngineConfig(Section):
     gpu_memory_utilization: float = Field(0.6, gt=0, le=1)
     enforce_eager: bool | None = Field(None, description="no CUDA graphs; empty: graphs on a GPU, none on CPU")
     log_stats: bool = False
+    logits_processor: str = Field(
+        "vsr1.engine.latents:LatentLogitsProcessor",
+        description="class that decodes the policy's latents: this one, or a subclass that measures",
+    )
     seed: Seed = 0
 
 
