@@ -149,7 +149,7 @@ def written(work: LoopWork, folder: Path, learner: dict[str, Any] | None = None)
                     "max_model_len": -(-tokens // 256) * 256,
                     "max_num_seqs": work.at_once,
                     "latent_slots": work.at_once,
-                    "kv_cache_gib": 12 if work.shape == "2b" else 1,
+                    "kv_cache_gib": 1 if work.shape == "toy" else 12 if learner is None else 6,
                     "gpu_memory_utilization": 0.3,  # that must be free at the start
                     "logits_processor": EXACT_LENGTHS,
                 },
