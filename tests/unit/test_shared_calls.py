@@ -1,4 +1,4 @@
-"""Episodes of a rollout worker that look at one clip share it, and the store sends it once."""
+"""Episodes of a rollout worker that look at one clip share it, as they do searches that are under way."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from actors.rollout import RolloutWorkerActor
 from vsr1.config import Config
+from vsr1.retrieval.request import SearchRequest
 from vsr1.video.clips import Clip, ClipError
 
 FRAMES = np.zeros((2, 32, 32, 3), np.uint8)
@@ -49,7 +50,7 @@ def test_a_group_gets_one_copy_for_as_long_as_one_of_them_looks_at_it() -> None:
         clips.clear()
         await asyncio.sleep(0)
         gc.collect()
-        assert not actor._shown and not actor._fetched
+        assert not actor._shown
         await actor._clip("train", "a")
         assert store.sent == ["a", "a"]
 
@@ -77,5 +78,25 @@ def test_a_clip_that_cannot_be_read_is_asked_for_again() -> None:
             with pytest.raises(ClipError, match="gone"):
                 await actor._clip("train", "gone")
         assert store.sent == ["gone", "gone"]
+
+    asyncio.run(play())
+
+
+def test_samples_of_a_group_share_their_first_search_and_no_refined_one() -> None:
+    asked: list[SearchRequest] = []
+
+    async def search(request: SearchRequest) -> str:
+        asked.append(request)
+        await asyncio.sleep(0.01)
+        return f"answer {len(asked)}"
+
+    async def play() -> None:
+        actor = RolloutWorkerActor(Config(), {"train": SimpleNamespace(search=SimpleNamespace(remote=search))})
+        same = [SearchRequest(query="a dog", exclude=["x"]) for _ in range(4)]
+        soft = [SearchRequest(query="a dog", soft_tokens=np.zeros((1, 4), np.float32)) for _ in range(2)]
+        other = SearchRequest(query="a dog")
+        answers = await asyncio.gather(*(actor._search("train", request) for request in [*same, *soft, other]))
+        assert len(set(answers[:4])) == 1
+        assert len(asked) == 4
 
     asyncio.run(play())
