@@ -249,7 +249,9 @@ def test_a_step_begun_before_the_end_was_seen_changes_no_latent(policy_folder, m
     tokenizer = ClipProcessor(policy_folder).tokenizer
     vocabulary = len(tokenizer)
     wrote = []
-    table = SimpleNamespace(first_handle=vocabulary, write=lambda *written: wrote.append(written))
+    table = SimpleNamespace(
+        first_handle=vocabulary, before_norm=None, after_norm=None, write=lambda *written: wrote.append(written)
+    )
     monkeypatch.setattr(LatentTable, "current", table)
     config = SimpleNamespace(model_config=SimpleNamespace(tokenizer=str(policy_folder)))
     processor = LatentLogitsProcessor(config, torch.device("cpu"), is_pin_memory=False)
