@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from transformers import Qwen3VLProcessor
 
 from actors.rollout import Sampling
 from bench.learner import SIGMA, write_models
@@ -127,6 +128,10 @@ def written(work: LoopWork, folder: Path, learner: dict[str, Any] | None = None)
         learner: settings of a learner that shares the machine, as `grpo.learner`; None: there is none.
     """
     write_models(work.shape, folder, weights=True)
+    processor = Qwen3VLProcessor.from_pretrained(folder / "policy")
+    most = work.frames * work.side**2  # pixels of a clip; vLLM tries the largest clip that the processor lets through
+    processor.video_processor.size = {"shortest_edge": 2 * 32 * 32, "longest_edge": most}
+    processor.save_pretrained(folder / "policy")
     gpus = torch.cuda.device_count()
     if gpus:
         torch.cuda.empty_cache()
