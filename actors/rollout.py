@@ -6,11 +6,14 @@ It returns whole trajectories with the engine's own tokens and never batches for
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 import ray
 
@@ -25,6 +28,8 @@ from vsr1.video.clips import Clip
 
 if TYPE_CHECKING:
     from vsr1.engine.engine import PolicyEngine, Reply, Way
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,20 @@ async def start_engine(config: Config, policy: Path) -> PolicyEngine:
     return await PolicyEngine.start(policy, settings, device=model.device, dtype=model.dtype, allow_bin=model.allow_bin)
 
 
+class SharedCalls(Generic[Answer]):
+    """Lets callers who want the same at one time share one call."""
+
+    def __init__(self) -> None:
+        self._calls: dict[Hashable, asyncio.Future[Answer]] = {}
+
+    async def answer(self, key: Hashable, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Return what the call gives, or raise its error; a caller who is cancelled leaves it to the others."""
+        if key not in self._calls:
+            self._calls[key] = asyncio.ensure_future(call())
+            self._calls[key].add_done_callback(lambda _: self._calls.pop(key))
+        return await asyncio.shield(self._calls[key])
+
+
 class RolloutWorkerActor:
     """`retrieval` holds, by split, the handle of its `RetrievalService`."""
 
@@ -54,6 +73,9 @@ class RolloutWorkerActor:
         log_to(log)
         self._config, self._retrieval = config, retrieval
         self._engine: PolicyEngine | None = None
+        self._shown: WeakValueDictionary[tuple[str, str], Clip] = WeakValueDictionary()  # in episodes of this moment
+        self._clip_calls: SharedCalls[Clip] = SharedCalls()
+        self._search_calls: SharedCalls[SearchResult] = SharedCalls()
 
     async def node(self) -> str:
         """Return the id of the Ray node that this worker is on."""
@@ -119,10 +141,20 @@ class RolloutWorkerActor:
             self._engine = None
 
     async def _search(self, split: str, request: SearchRequest) -> SearchResult:
-        return await self._retrieval[split].search.remote(request)
+        """Answer a search; the samples of a group begin with the same one, and share its answer."""
+        search = partial(self._retrieval[split].search.remote, request)
+        if request.soft_tokens is not None or request.vector is not None:
+            return await search()
+        return await self._search_calls.answer((split, repr(request)), search)
 
     async def _clip(self, split: str, video_id: str) -> Clip:
-        return await self._clips[split].get.remote(video_id)
+        """Return a clip, which all episodes that look at it share: its frames come to this process once."""
+        clip = self._shown.get((split, video_id))
+        if clip is None:
+            get = partial(self._clips[split].get.remote, video_id)
+            clip = await self._clip_calls.answer((split, video_id), get)
+            self._shown[split, video_id] = clip
+        return clip
 
     def _ready(self) -> PolicyEngine:
         if self._engine is None:

@@ -80,6 +80,63 @@ def learner(
     show("learner", bench_learner, work)
 
 
+Prompts = Annotated[int, typer.Option(min=1, help="Prompts a round, each with a first clip of its own.")]
+Group = Annotated[int, typer.Option(min=2, help="Samples of a prompt.")]
+Frames = Annotated[int, typer.Option(min=2, help="Frames of a clip.")]
+Side = Annotated[int, typer.Option(min=32, help="Pixels of a frame's side.")]
+Words = Annotated[int, typer.Option(min=16, help="Tokens of a reply, before its 8 latents.")]
+RolloutWorkers = Annotated[int, typer.Option("--workers", min=1, help="Rollout workers, each with an engine.")]
+AtOnce = Annotated[int, typer.Option(min=1, help="Requests of an engine at one time.")]
+
+
+@app.command()
+def rollout(
+    shape: Shape = "toy",
+    prompts: Prompts = 16,
+    group: Group = 8,
+    frames: Frames = 16,
+    side: Side = 64,
+    words: Words = 64,
+    workers: RolloutWorkers = 1,
+    at_once: AtOnce = 64,
+    rounds: Rounds = 3,
+    plain: Annotated[bool, typer.Option(help="Also measure plain vLLM, with one worker.")] = True,
+) -> None:
+    """Play episodes on real actors: seconds, tokens a second, and the share of what plain vLLM reaches."""
+    from bench.rollout import LoopWork, bench_rollout
+
+    work = LoopWork(shape, prompts, group, frames, side, words, workers, at_once, rounds)
+    show("rollout", bench_rollout, work, plain and workers == 1)
+
+
+@app.command()
+def step(
+    shape: Shape = "toy",
+    prompts: Prompts = 16,
+    group: Group = 8,
+    frames: Frames = 16,
+    side: Side = 64,
+    words: Words = 64,
+    workers: RolloutWorkers = 1,
+    at_once: AtOnce = 64,
+    rounds: Rounds = 3,
+    ranks: Annotated[int, typer.Option(min=1, help="As learner.ranks.")] = 1,
+    zero_stage: Annotated[int, typer.Option(min=1, max=3, help="As learner.zero_stage.")] = 1,
+    micro_tokens: Annotated[int, typer.Option(min=1, help="As learner.micro_tokens.")] = 16_384,
+    recompute: Annotated[bool, typer.Option(help="As learner.gradient_checkpointing.")] = False,
+    compiled: Annotated[bool, typer.Option(help="As learner.compile.")] = False,
+) -> None:
+    """Take whole steps of Stage 2: seconds of rollouts, learner and push, and the parts of each."""
+    from bench.rollout import LoopWork
+    from bench.step import bench_step
+
+    learner = {
+        "ranks": ranks, "zero_stage": zero_stage, "micro_tokens": micro_tokens, "gradient_checkpointing": recompute,
+        "compile": compiled,
+    }  # fmt: skip
+    show("step", bench_step, LoopWork(shape, prompts, group, frames, side, words, workers, at_once, rounds), learner)
+
+
 @app.command()
 def push(
     shape: Shape = "toy",

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from bench.lengths import ExactEngine
+from bench.lengths import EXACT_LENGTHS
 from bench.measure import Rounds, device, dtype_name, in_turn
 from bench.reference import ForwardState, prefill, roll_latents, token_logprobs
 from bench.toy.models import config_2b, new_policy, toy_processor
@@ -169,10 +169,16 @@ def random_policy(shape: str) -> Iterator[Path]:
 
 def _on_engine(folder: Path, samples: int, use: Callable[[PolicyEngine], Awaitable[T]], **options: Any) -> T:
     """Start an engine with room for `samples` requests that refine at one time, await `use` of it, and end it."""
-    room = {"max_num_seqs": samples, "latent_slots": samples, "max_model_len": 4096, "gpu_memory_utilization": 0.5}
+    room: dict[str, Any] = {
+        "max_num_seqs": samples,
+        "latent_slots": samples,
+        "max_model_len": 4096,
+        "gpu_memory_utilization": 0.5,
+        "logits_processor": EXACT_LENGTHS,
+    }
 
     async def run() -> T:
-        engine = await ExactEngine.start(folder, EngineConfig(**room | options), device=device(), dtype=dtype_name())
+        engine = await PolicyEngine.start(folder, EngineConfig(**room | options), device=device(), dtype=dtype_name())
         try:
             return await use(engine)
         finally:

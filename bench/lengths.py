@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from vsr1.engine.engine import PolicyEngine
 from vsr1.engine.latents import LatentLogitsProcessor
+
+EXACT_LENGTHS = f"{__name__}:ExactLengths"  # `rollout.engine.logits_processor` of an engine of such replies
 
 
 class ExactLengths(LatentLogitsProcessor):
     """Bars the end token and the refine token until a reply is at its limit; there comes the refine token, if any."""
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        for row, (request, output) in self.requests.items():
-            left = request.text_limit - len(output)
-            if left == 1 and request.depth:
-                logits[row] = float("-inf")
-                logits[row, self.reader.refine_token] = 0.0
-            elif left > 0:
-                logits[row, [self.reader.end_token, self.reader.refine_token]] = float("-inf")
+        left = {row: request.text_limit - len(output) for row, (request, output) in self.requests.items()}
+        last = [row for row, tokens in left.items() if tokens == 1 and self.requests[row][0].depth]
+        short = [row for row, tokens in left.items() if tokens > 0 and row not in last]
+        if short:
+            logits[torch.tensor(short)[:, None], [self.reader.end_token, self.reader.refine_token]] = float("-inf")
+        if last:
+            logits[last] = float("-inf")
+            logits[last, self.reader.refine_token] = 0.0
         return super().apply(logits)
-
-
-class ExactEngine(PolicyEngine):
-    """A policy's engine whose replies are exactly `max_tokens` long."""
-
-    logits_processor = f"{__name__}:ExactLengths"

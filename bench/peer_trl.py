@@ -26,9 +26,9 @@ from PIL import Image
 
 from bench.learner import config_of
 from bench.measure import device, line
+from bench.toy.models import toy_processor
+from bench.toy.tokenizer import policy_tokenizer, train_tokenizer, vocabulary_texts
 from vsr1.search.prompts import SYSTEM_PROMPT
-from vsr1.toy.models import toy_processor
-from vsr1.toy.tokenizer import policy_tokenizer, train_tokenizer, vocabulary_texts
 
 WARM_UP = 2  # steps that do not count
 TEMPLATE = (

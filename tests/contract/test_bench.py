@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from bench.engine import LatentWork, hugging_face_rounds, latent_figures, latent_rounds, push_rounds
-from bench.lengths import ExactEngine
+from bench.lengths import EXACT_LENGTHS
 from bench.measure import Rounds
+from vsr1.engine.engine import PolicyEngine
 from vsr1.model.checkpoint import load_policy
 from vsr1.settings.parts import EngineConfig
 from vsr1.video.clips import Clip
@@ -22,7 +23,7 @@ def measured(policy_folder: Path, clips: list[Clip], tmp_path_factory: pytest.Te
     """Rounds of batches, rounds of pushes, and whether a tensor left out was named."""
 
     async def measure() -> tuple[Rounds, Rounds, bool]:
-        engine = await ExactEngine.start(policy_folder, EngineConfig(latent_slots=4))
+        engine = await PolicyEngine.start(policy_folder, EngineConfig(latent_slots=4, logits_processor=EXACT_LENGTHS))
         try:
             batches = await latent_rounds(engine, clips, WORK)
             file = tmp_path_factory.mktemp("push") / "pushed.part"

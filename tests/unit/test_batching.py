@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from vsr1.retrieval.batching import Batcher
+from vsr1.batching import Batcher
 
 
 class Doubler:

@@ -19,9 +19,10 @@ from typing import Any, Literal
 import numpy as np
 
 from vsr1 import compat
+from vsr1.batching import Batcher
 from vsr1.engine.gate import Gate, PushError
 from vsr1.engine.latent_table import MAX_DEPTH
-from vsr1.engine.options import engine_options, set_environment, video_inputs
+from vsr1.engine.options import BYTES, engine_options, set_environment, video_inputs
 from vsr1.engine.plugin import ENGINE_ARCHITECTURE, register
 from vsr1.engine.request import LatentRequest, ReplyReader
 from vsr1.episode.environment import Prompt, PromptError
@@ -53,8 +54,6 @@ class Reply:
 class PolicyEngine:
     """Build it with `start`; call `shutdown` when done."""
 
-    logits_processor = "vsr1.engine.latents:LatentLogitsProcessor"  # a subclass may name a subclass of it
-
     def __init__(self, llm: Any, processor: ClipProcessor, config: EngineConfig) -> None:
         self._llm = llm
         self.processor = processor
@@ -64,6 +63,7 @@ class PolicyEngine:
             self._slots.put_nowait(slot)
         self._numbers = itertools.count()
         self._gate = Gate()
+        self._latents: Batcher[LatentRequest, list[np.ndarray]] = Batcher(self._take, max_batch=config.latent_slots)
         self.weight_version = 0
 
     @classmethod
@@ -99,12 +99,11 @@ class PolicyEngine:
             model=str(folder),
             hf_overrides=overrides,
             dtype=dtype,
-            logits_processors=[cls.logits_processor],
+            logits_processors=[config.logits_processor],
             worker_extension_cls="vsr1.engine.worker.LatentWorkerExtension",
             logprobs_mode="processed_logprobs",
-            async_scheduling=False,  # the logits processor needs the newest token
             enable_log_requests=False,
-            **engine_options(config, device),
+            **engine_options(config, device) | {"mm_processor_kwargs": BYTES},
         )
         with compat.prepared_children():
             llm = AsyncLLM.from_engine_args(args)
@@ -267,7 +266,15 @@ class PolicyEngine:
         logprobs = [step[token].logprob for token, step in zip(ids, completion.logprobs, strict=False)]
         latents = soft = None
         if reason == "refined":
-            [raw] = await self._llm.collective_rpc("take_latents", args=(request.slot, request.depth))
-            latents, soft = (np.frombuffer(values, np.float32).reshape(request.depth, -1) for values in raw)
+            latents, soft = await self._latents.submit(request)
         seed, version = request.seed, self.weight_version
         return Reply(list(output.prompt_token_ids), ids, logprobs, text, reason, latents, soft, seed, version)
+
+    async def _take(self, requests: list[LatentRequest]) -> list[list[np.ndarray] | BaseException]:
+        """Return latents and soft tokens of requests that ended at one time, in one call for all."""
+        wanted = [(request.slot, request.depth) for request in requests]
+        [raw] = await self._llm.collective_rpc("take_latents", args=(wanted,))
+        return [
+            [np.frombuffer(values, np.float32).reshape(request.depth, -1) for values in pair]
+            for request, pair in zip(requests, raw, strict=True)
+        ]

@@ -59,6 +59,8 @@ class LatentLogitsProcessor(LogitsProcessor):
         forced: dict[int, int] = {}
         for row, (request, output) in self.requests.items():
             last = output[-1] if output else -1
+            if last == self.reader.end_token:  # the step that vLLM had begun before it saw the end
+                continue
             is_over = len(output) >= request.text_limit or (request.depth > 0 and last == self.reader.refine_token)
             step: int | None = None
             if last >= table.first_handle:

@@ -12,6 +12,8 @@ from vsr1.model.processor import PROCESSOR_KWARGS, engine_metadata
 from vsr1.settings.parts import EngineConfig
 from vsr1.video.clips import Clip
 
+BYTES = PROCESSOR_KWARGS | {"do_rescale": False, "do_normalize": False}  # for a model that normalises by itself
+
 
 def set_environment(config: EngineConfig, device: str) -> None:
     """Set vLLM's own switches, before it is imported; its engine process inherits them."""
@@ -50,6 +52,7 @@ def engine_options(config: EngineConfig, device: str) -> dict[str, Any]:
         "limit_mm_per_prompt": {"video": config.videos_per_prompt, "image": 0},
         "mm_processor_kwargs": PROCESSOR_KWARGS,
         "disable_log_stats": not config.log_stats,
+        "async_scheduling": config.async_scheduling and device != "cpu",
     }
     if device != "cpu":
         options["gpu_memory_utilization"] = config.gpu_memory_utilization

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from vsr1.retrieval.batching import Batcher
+from vsr1.batching import Batcher
 from vsr1.retrieval.corpus import Catalogue
 from vsr1.retrieval.index import Ragged, RankTarget, ShardHits, ShardQueries, merge_hits
 from vsr1.retrieval.plan import SearchPlan, plan_search

@@ -236,3 +236,24 @@ def test_a_reply_that_accepts_ends_at_its_refine_token(policy_folder, monkeypatc
     chosen = processor.apply(torch.zeros(3, vocabulary + 3 * MAX_DEPTH)).argmax(-1).tolist()
     assert chosen == [end, vocabulary + MAX_DEPTH, vocabulary + 2 * MAX_DEPTH]
     assert wrote == [([1, 2], [MAX_DEPTH, 2 * MAX_DEPTH])]
+
+
+def test_a_step_begun_before_the_end_was_seen_changes_no_latent(policy_folder, monkeypatch):
+    """A GPU's next step is prepared before the tokens of the one before are read: a row may run on after its end."""
+    tokenizer = ClipProcessor(policy_folder).tokenizer
+    vocabulary = len(tokenizer)
+    wrote = []
+    table = SimpleNamespace(
+        first_handle=vocabulary, before_norm=None, after_norm=None, write=lambda *written: wrote.append(written)
+    )
+    monkeypatch.setattr(LatentTable, "current", table)
+    config = SimpleNamespace(model_config=SimpleNamespace(tokenizer=str(policy_folder)))
+    processor = LatentLogitsProcessor(config, torch.device("cpu"), is_pin_memory=False)
+    words = tokenizer.encode("<answer>not_matched</answer> <REFINE>", add_special_tokens=False)
+    request = LatentRequest(0, depth=2, latents_unless=None, text_limit=len(words), seed=0, sigma=0.0)
+    params = SimpleNamespace(extra_args=request.extra_args())
+    over = [*words, vocabulary, tokenizer.eos_token_id]
+    processor.update_state(SimpleNamespace(removed=[], added=[(0, params, None, over)], moved=[]))
+    logits = torch.zeros(1, vocabulary + MAX_DEPTH)
+    assert torch.equal(processor.apply(logits.clone()), logits)
+    assert not wrote

@@ -1,0 +1,56 @@
+"""A whole step of Stage 2 by part, on random weights: rollouts, learner, push, as the driver takes them one by one."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from actors.learner import LearnerGroup
+from bench.measure import Rounds
+from bench.rollout import LoopWork, connected, prompts_of, written
+from pipelines.stage.workers import workers
+from pipelines.train.groups import roll_out_groups
+from pipelines.train.grpo import learn
+from vsr1.formats.dataset import TRAIN
+from vsr1.rl.credit import credits_of
+from vsr1.search.examples import clips_of, trained_examples
+
+
+def bench_step(work: LoopWork, learner: dict[str, Any]) -> dict[str, Any]:
+    """Return medians over steps, after one that warms up.
+
+    Args:
+        learner: as `grpo.learner`.
+    """
+    taken, numbers = Rounds(), []
+    with tempfile.TemporaryDirectory() as name:
+        config = written(work, Path(name), learner)
+        with (
+            connected(config),
+            workers(config, TRAIN) as others,
+            LearnerGroup(config, others.clips[TRAIN]) as learners,
+        ):
+            for step in range(work.rounds + 1):
+                with taken.time("step"):
+                    with taken.time("rollout"):
+                        prompts = prompts_of(work, step)
+                        groups = roll_out_groups(
+                            others, prompts, config, step, lambda one: learners.prefetch(clips_of(one))
+                        )
+                    with taken.time("learn"):
+                        credits = credits_of(groups.trained, config.grpo.objective, config.agent.max_new_tokens)
+                        examples = trained_examples(groups.trained, credits, config.grpo, config.agent)
+                        numbers.append(learn(learners, examples, config, step + 1, 0.0))
+                    with taken.time("push"):
+                        others.push(learners, version=step + 1)
+    names = sorted({name for one in numbers[1:] for name in one if name.startswith(("seconds/", "learner/", "mfu"))})
+    return asdict(work) | {
+        "learner": learner,
+        "first_step_s": taken.seconds["step"][0],
+        **{f"{part}_s": median(seconds[1:]) for part, seconds in taken.seconds.items()},
+        "examples": len(examples),
+        **{name: median(one[name] for one in numbers[1:]) for name in names},
+    }
