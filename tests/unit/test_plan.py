@@ -208,10 +208,11 @@ def test_a_stage_that_does_not_fit_is_refused(stage: Stage) -> None:
     [("sft", "Stage 1"), ("grpo", "Stage 2"), ("eval", "the evaluation"), ("demo", "the demo (largest: Stage 2)")],
 )
 def test_a_dry_run_shows_the_plan_of_its_own_stage(stage: str, title: str) -> None:
-    fitting = CliRunner().invoke(app, [stage, "--dry-run", "cluster.rollout.memory_gib=0.1"])
+    fitting = CliRunner().invoke(app, [stage, "--dry-run", "toy.create=true", "cluster.rollout.memory_gib=0.1"])
     assert fitting.exit_code == 0, fitting.output
     assert f"Placement of {title}" in fitting.output and "run_dir:" in fitting.output
-    refused = CliRunner().invoke(app, [stage, "--dry-run", "cluster.learner.gpus=99", "cluster.rollout.gpus=99"])
+    too_many = ["toy.create=true", "cluster.learner.gpus=99", "cluster.rollout.gpus=99"]
+    refused = CliRunner().invoke(app, [stage, "--dry-run", *too_many])
     assert refused.exit_code == 1
     assert "needs 99 GPUs, the largest node of this machine has" in refused.stderr
 
