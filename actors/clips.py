@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.handles import Remote
+from actors.handles import RETRIES, Remote
 from actors.logs import log_to
 from vsr1.video.clip_cache import ClipCache
 from vsr1.video.clips import Clip, ClipReference
@@ -133,7 +133,8 @@ class StoredClips:
     def ask(self, references: Iterable[ClipReference]) -> None:
         """Ask for the clips of a batch, and let go of those of the last one."""
         self._answers = {
-            reference: self._store.get.remote(reference.video_id) for reference in dict.fromkeys(references)
+            reference: self._store.get.options(max_task_retries=RETRIES).remote(reference.video_id)
+            for reference in dict.fromkeys(references)
         }
 
     def __call__(self, reference: ClipReference) -> Clip:

@@ -1,19 +1,24 @@
 """The rollout worker: one vLLM engine and many episodes at once.
 
 It returns whole trajectories with the engine's own tokens and never batches for training. New weights come in through
-`push`, between episodes only.
+`push`, between replies only. A worker whose engine process is gone ends, so that its callers see a dead actor.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 import tempfile
 from dataclasses import dataclass
 from functools import partial
+from inspect import isawaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 
+from actors.handles import RETRIES
 from actors.logs import log_to
 from vsr1.config import Config
 from vsr1.episode.environment import Prompt, run_episode
@@ -25,6 +30,9 @@ from vsr1.video.clips import Clip
 
 if TYPE_CHECKING:
     from vsr1.engine.engine import PolicyEngine, Reply, Way
+
+
+PROBE_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class RolloutWorkerActor:
             clips: by split, the handle of the `ClipStore` on this worker's node.
         """
         self._clips = clips
+        self._loop = asyncio.get_running_loop()
         self._engine = await start_engine(self._config, self._config.model.policy)
 
     async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> SearchTrajectory:
@@ -74,21 +83,40 @@ class RolloutWorkerActor:
         environment = SearchEnvironment(task, settings, partial(self._search, split), partial(self._clip, split))
 
         async def reply_to(prompt: Prompt, turn: int) -> Reply:
-            return await self._ready().generate(
-                prompt,
-                max_tokens=agent.max_new_tokens,
-                latents=agent.depth,
-                temperature=sampling.temperature,
-                seed=task.id.seed(self._config.seed, turn),
-                sigma=sampling.sigma,
-                top_p=sampling.top_p,
-                top_k=sampling.tokens,
-            )
+            engine = self._ready()
+            try:
+                return await engine.generate(
+                    prompt,
+                    max_tokens=agent.max_new_tokens,
+                    latents=agent.depth,
+                    temperature=sampling.temperature,
+                    seed=task.id.seed(self._config.seed, turn),
+                    sigma=sampling.sigma,
+                    top_p=sampling.top_p,
+                    top_k=sampling.tokens,
+                )
+            except Exception:
+                if engine.is_dead:
+                    logging.exception("the engine process is gone, and this worker ends with it")
+                    os._exit(1)
+                raise
 
         return await run_episode(environment, reply_to)
 
-    async def push(self, way: Way, sent: tuple[Any, Any], version: int) -> None:
-        """Take new weights once the running requests are answered, check them, and answer with them.
+    @ray.method(concurrency_group="health")  # on a loop of its own: preparing prompts may hold the other one up
+    async def probe(self) -> None:
+        """Return at the engine's next sign of life; an idle engine is asked for one token."""
+        engine, request = self._ready(), None
+        signs = engine.signs
+        while engine.signs == signs:
+            if request is None and engine.is_idle:
+                request = asyncio.run_coroutine_threadsafe(engine.one_token(), self._loop)
+            if request is not None and request.done():
+                request.result()
+            await asyncio.sleep(PROBE_PAUSE_S)
+
+    async def push(self, way: Way, sent: tuple[Any, Any], version: int) -> str:
+        """Take new weights once the running replies are there, check them, and answer with them.
 
         Args:
             way: how the learner sends them.
@@ -96,17 +124,23 @@ class RolloutWorkerActor:
                 layout of the broadcast that it sends now, and a reference to the manifest.
             version: of these weights.
 
+        Returns:
+            what names the weights that the engine holds now (`vsr1.model.manifest.digest`).
+
         Raises:
             PushError: some did not arrive.
         """
+        from vsr1.model.manifest import digest
+
         weights, manifest = sent
-        if way != "file":
+        if way == "file":
+            with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_shared_memory()) as file:
+                file.write(weights)
+                file.flush()
+                await self._ready().push_weights(way, [file.name], version, manifest)
+        else:
             await self._ready().push_weights(way, weights, version, manifest)
-            return
-        with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_shared_memory()) as file:
-            file.write(weights)
-            file.flush()
-            await self._ready().push_weights(way, [file.name], version, manifest)
+        return digest(await manifest if isawaitable(manifest) else manifest)
 
     async def join_transfer(self, host: str, port: int, rank: int, world_size: int) -> None:
         """Join the learner's NCCL group, see `PolicyEngine.join_transfer`."""
@@ -119,10 +153,10 @@ class RolloutWorkerActor:
             self._engine = None
 
     async def _search(self, split: str, request: SearchRequest) -> SearchResult:
-        return await self._retrieval[split].search.remote(request)
+        return await self._retrieval[split].search.options(max_task_retries=RETRIES).remote(request)
 
     async def _clip(self, split: str, video_id: str) -> Clip:
-        return await self._clips[split].get.remote(video_id)
+        return await self._clips[split].get.options(max_task_retries=RETRIES).remote(video_id)
 
     def _ready(self) -> PolicyEngine:
         if self._engine is None:
@@ -140,9 +174,10 @@ class RolloutWorkerHandle(Protocol):
     node: Any
     start: Any
     rollout: Any
+    probe: Any
     push: Any
     join_transfer: Any
     stop: Any
 
 
-RolloutWorker: Any = ray.remote(RolloutWorkerActor)  # Any: the stubs of Ray give a handle no `.remote`
+RolloutWorker: Any = ray.remote(concurrency_groups={"health": 2})(RolloutWorkerActor)  # Any: the stubs of Ray give a handle no `.remote`

@@ -65,6 +65,7 @@ class PolicyEngine:
         self._numbers = itertools.count()
         self._gate = Gate()
         self.weight_version = 0
+        self.signs = 0  # of life: requests taken and tokens that came out
 
     @classmethod
     async def start(
@@ -108,7 +109,15 @@ class PolicyEngine:
         )
         with compat.prepared_children():
             llm = AsyncLLM.from_engine_args(args)
-        return cls(llm, ClipProcessor(folder), config)
+        engine = cls(llm, ClipProcessor(folder), config)
+        process = llm.output_processor.process_outputs
+
+        def counted(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            engine.signs += 1
+            return process(outputs, *args, **kwargs)
+
+        llm.output_processor.process_outputs = counted  # else a token is only seen at the end of its reply
+        return engine
 
     async def generate(
         self,
@@ -187,6 +196,7 @@ class PolicyEngine:
         Raises:
             RuntimeError: vLLM ended the request, and not because the reply was over.
         """
+        self.signs += 1
         for _ in range(ATTEMPTS):
             request_id, written = f"r{next(self._numbers)}", ""
             final: Any = None
@@ -256,6 +266,20 @@ class PolicyEngine:
     async def check_health(self) -> None:
         """Raise vLLM's own error when the engine process is gone."""
         await self._llm.check_health()
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether no request is inside."""
+        return self._gate.inside == 0
+
+    @property
+    def is_dead(self) -> bool:
+        """Tell whether the engine process is gone."""
+        return bool(self._llm.errored)
+
+    async def one_token(self) -> None:
+        """Let the engine generate one token; errors as vLLM's own."""
+        await self.generate(Prompt(["a"]), max_tokens=1, latents=0, temperature=0.0, seed=0)
 
     def shutdown(self) -> None:
         self._llm.shutdown()
