@@ -180,4 +180,6 @@ class RolloutWorkerHandle(Protocol):
     stop: Any
 
 
-RolloutWorker: Any = ray.remote(concurrency_groups={"health": 2})(RolloutWorkerActor)  # Any: the stubs of Ray give a handle no `.remote`
+RolloutWorker: Any = ray.remote(concurrency_groups={"health": 2})(
+    RolloutWorkerActor
+)  # Any: the stubs of Ray give a handle no `.remote`

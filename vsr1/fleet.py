@@ -218,6 +218,13 @@ class Fleet:
         return sum(self._room(seat) for seat in self.seats.values())
 
     @property
+    def is_complete(self) -> bool:
+        """Tell whether all members serve and all spares are ready."""
+        ready = [State.STALE if seat.spare else State.HEALTHY for seat in self._living()]
+        spares = sum(seat.spare for seat in self._living())
+        return spares >= self._config.spares and ready == [seat.state for seat in self._living()]
+
+    @property
     def is_settled(self) -> bool:
         """Tell whether some member serves and none is on its way to the current weights."""
         states = [seat.state for seat in self.seats.values() if not seat.spare]

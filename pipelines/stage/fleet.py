@@ -17,10 +17,11 @@ from actors.rollout import RolloutWorkerHandle
 from pipelines.stage.faults import dead_actor
 from pipelines.stage.watch import Watch, WriteEvent, write_nothing
 from vsr1.config import Config
-from vsr1.fleet import Fleet, FleetError, Order
+from vsr1.fleet import Fleet, Order
 from vsr1.runs.scale import read_scale
 
 LOOK_EVERY_S = 1.0  # for requests to scale, and for nodes that leave
+PAUSE_S = 0.02  # where something is waited for
 LEAVE_S = 10.0  # that a member has to end its engine
 NODE_MARGIN_S = 5.0  # between the end of a member and that of its node
 
@@ -60,22 +61,24 @@ class RolloutFleet:
         self._calls: dict[ray.ObjectRef, tuple[Member, Callable[[Any], None]]] = {}
         self._leaving: dict[ray.ObjectRef, tuple[Member, float]] = {}
         self._sent: tuple[str, Any, int] | None = None  # how the last weights travel, what is sent, and their version
-        self._connected: list[Member] = []  # by NCCL
+        self._connected: Any = None  # by NCCL: start of the learner, and members
         self._is_starting = False
         self._looked = 0.0
-        self._scaled: Any = None  # the last request
+        self._scaled = read_scale(config.run_dir)  # the last request; one that is there was made to an earlier run
 
     def start(self) -> None:
         """Start the members and wait until all serve; the first one that cannot start raises its error."""
         self._is_starting = True
-        self.settle()
+        while not self._fleet.is_complete:
+            self.tick()
+            time.sleep(PAUSE_S)
         self._is_starting = False
 
     def settle(self) -> None:
         """Wait until some member serves, and none is on its way to the current weights."""
         while not self._fleet.is_settled:
             self.tick()
-            time.sleep(0.02)
+            time.sleep(PAUSE_S)
 
     def pick(self) -> Member | None:
         """Return the member that gets the next sample, least loaded of those that serve and have room; None: nobody.
@@ -118,9 +121,9 @@ class RolloutFleet:
         """
         way = self._config.rollout.transfer
         if way == "nccl":
-            if self._connected != self.members:
+            if self._connected != (learners.starts, self.members):
                 learners.open_transfer([member.handle for member in self.members])
-                self._connected = self.members
+                self._connected = learners.starts, self.members
             sent: Any = (learners.layout(), learners.broadcast())
         else:
             sent = learners.share() if way == "ipc" else learners.weights()
@@ -157,7 +160,7 @@ class RolloutFleet:
             self._leave(member)
         while self._leaving:
             self._end_leavers()
-            time.sleep(0.02)
+            time.sleep(PAUSE_S)
         self._members.clear()
 
     def _hear(self) -> None:
@@ -229,8 +232,7 @@ class RolloutFleet:
         leaving = draining_nodes()
         for member in self.members:
             if member.node in leaving:
-                limit_s = max(0.0, leaving[member.node] - NODE_MARGIN_S)
-                self._fleet.drain(member.name, "its node leaves", limit_s=limit_s, replace=True)
+                self._fleet.drain(member.name, "its node leaves", limit_s=leaving[member.node], replace=True)
 
     def _leave(self, member: Member) -> None:
         """Let a member end its engine, and end it then."""
@@ -247,10 +249,14 @@ class RolloutFleet:
         ray.kill(member.handle)
 
 
-def draining_nodes() -> dict[str, float]:
-    """Return the seconds that nodes which leave the cluster have left, by id; Ray moves no actor away from them."""
+def draining_nodes() -> dict[str, float | None]:
+    """Return the seconds in which nodes that leave the cluster should be empty, by id, None where that is open.
+
+    Ray itself moves no actor away from them.
+    """
     nodes = ray._private.state.state.get_draining_nodes()
-    return {node: end_ms / 1e3 - time.time() for node, end_ms in nodes.items()}
+    ends = {node: end_ms / 1e3 - time.time() - NODE_MARGIN_S for node, end_ms in nodes.items()}
+    return {node: max(0.0, end) if nodes[node] else None for node, end in ends.items()}
 
 
 def _reason(error: BaseException | None) -> str:

@@ -1,13 +1,13 @@
 """Plays samples on rollout workers and scores what they return, a bounded number at one time.
 
-Every task leaves exactly once, as a scored trajectory or as a failed sample with its reason. A task goes to the worker
-with the fewest episodes; what finished together is scored together, by a reward worker that is idle.
+Every task leaves exactly once, as a scored trajectory or as a failed sample with its reason. What the fleet lost with a
+member is played again; what finished together is scored together, by a reward worker that is idle.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,14 @@ from typing import Any
 import ray
 
 from actors.rewards import RewardWorkerHandle
-from actors.rollout import RolloutWorkerHandle, Sampling
+from actors.rollout import Sampling
+from pipelines.stage.fleet import Member, RolloutFleet
 from vsr1.episode.sample import FailedSample
 from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
 
 Outcome = SearchTrajectory | FailedSample
+TICK_S = 0.25  # between two looks at the fleet
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Occupancy:
 @dataclass
 class _Episode:
     task: SearchTask
-    worker: int
+    member: Member
     deadline: float
 
 
@@ -44,19 +46,11 @@ class RolloutPump:
     """Use it for one set of tasks at a time.
 
     Args:
-        at_once: episodes that a rollout worker plays at one time.
         deadline_s: seconds after which an episode is cancelled, and fails with `DeadlineError`.
     """
 
-    def __init__(
-        self,
-        rollouts: list[RolloutWorkerHandle],
-        rewards: list[RewardWorkerHandle],
-        at_once: int,
-        deadline_s: float,
-    ) -> None:
-        self._rollouts, self._rewards = rollouts, rewards
-        self._at_once, self._deadline_s = at_once, deadline_s
+    def __init__(self, fleet: RolloutFleet, rewards: list[RewardWorkerHandle], deadline_s: float) -> None:
+        self._fleet, self._rewards, self._deadline_s = fleet, rewards, deadline_s
 
     def play(
         self,
@@ -66,32 +60,35 @@ class RolloutPump:
         sampling: Sampling,
         watch: Callable[[Occupancy], None],
     ) -> Iterator[Outcome]:
-        """Yield outcomes in the order in which they come; a dead actor raises Ray's own error.
+        """Yield outcomes in the order in which they come.
 
         Args:
-            watch: is told what goes on whenever that changes.
+            watch: is told what goes on whenever that may have changed.
+
+        Raises:
+            FleetError: no rollout worker can be healed any more.
         """
-        waiting = iter(tasks)
+        waiting = deque(tasks)
         episodes: dict[ray.ObjectRef, _Episode] = {}
         scoring: dict[ray.ObjectRef, int] = {}  # reward worker of each batch
         unscored: list[SearchTrajectory] = []
-        load: Counter[int] = Counter()  # episodes by rollout worker
         count = 0
         while True:
-            while len(episodes) < self._at_once * len(self._rollouts) and (task := next(waiting, None)) is not None:
-                worker = min(range(len(self._rollouts)), key=lambda worker: load[worker])
-                reference = self._rollouts[worker].rollout.remote(split, task, agent, sampling)
-                episodes[reference] = _Episode(task, worker, time.monotonic() + self._deadline_s)
-                load[worker] += 1
+            self._fleet.tick()
+            while waiting and (member := self._fleet.pick()) is not None:
+                task = waiting.popleft()
+                reference = member.handle.rollout.remote(split, task, agent, sampling)
+                episodes[reference] = _Episode(task, member, time.monotonic() + self._deadline_s)
             idle = set(range(len(self._rewards))) - set(scoring.values())
             if unscored and idle:
                 worker = idle.pop()
                 scoring[self._rewards[worker].score.remote(unscored)] = worker
                 unscored = []
-            if not episodes and not scoring:
+            if not episodes and not scoring and not waiting:
                 return
-            watch(Occupancy(count, len(+load), len(episodes), len(scoring)))
-            for reference in _ready([*episodes, *scoring], min((e.deadline for e in episodes.values()), default=None)):
+            busy = {episode.member.name for episode in episodes.values()}
+            watch(Occupancy(count, len(busy), len(episodes), len(scoring)))
+            for reference in _ready([*episodes, *scoring]):
                 if reference in scoring:
                     del scoring[reference]
                     batch = ray.get(reference)
@@ -99,8 +96,12 @@ class RolloutPump:
                     yield from batch
                     continue
                 episode = episodes.pop(reference)
-                load[episode.worker] -= 1
                 outcome = _outcome(reference, episode.task)
+                if outcome is None:
+                    self._fleet.played(episode.member, died=True)
+                    waiting.appendleft(episode.task)
+                    continue
+                self._fleet.played(episode.member, failed=isinstance(outcome, FailedSample))
                 if isinstance(outcome, FailedSample):
                     count += 1
                     yield outcome
@@ -109,26 +110,28 @@ class RolloutPump:
             now = time.monotonic()
             for reference in [reference for reference, episode in episodes.items() if episode.deadline <= now]:
                 episode = episodes.pop(reference)
-                load[episode.worker] -= 1
+                self._fleet.played(episode.member, failed=True)
                 ray.cancel(reference)
                 count += 1
-                where = f"rollout worker {episode.worker}"
-                message = f"no end after {self._deadline_s:g} s (rollout.deadline_s) on {where}"
+                message = f"no end after {self._deadline_s:g} s (rollout.deadline_s) on {episode.member.name}"
                 yield FailedSample(episode.task.id, "DeadlineError", message)
 
 
-def _ready(references: list[ray.ObjectRef], deadline: float | None) -> list[ray.ObjectRef]:
-    """Wait for one of the references, at most until the deadline; return all that are there by then."""
-    timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-    ray.wait(references, timeout=timeout)
+def _ready(references: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+    """Wait for one of the references, at most until the fleet is looked at again; return all that are there by then."""
+    if not references:
+        time.sleep(TICK_S)
+        return []
+    ray.wait(references, timeout=TICK_S)
     return ray.wait(references, num_returns=len(references), timeout=0)[0]
 
 
-def _outcome(reference: Any, task: SearchTask) -> Outcome:
+def _outcome(reference: Any, task: SearchTask) -> Outcome | None:
+    """Return what became of an episode, None where its worker died."""
     try:
         trajectory: SearchTrajectory = ray.get(reference)
         return trajectory
     except ray.exceptions.RayActorError:
-        raise
+        return None
     except ray.exceptions.RayTaskError as error:
         return FailedSample(task.id, type(error.cause).__name__, str(error.cause))

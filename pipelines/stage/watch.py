@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.retrieval import RetrievalHandle
 from actors.watch import NodeWatch, NodeWatchHandle, Notice
 from vsr1.settings.parts import FleetConfig
 
@@ -61,6 +63,7 @@ class Watch:
         self._guarded: dict[str, _Guarded] = {}  # by the actor's name
         self._nodes: dict[str, NodeWatchHandle] = {}
         self._notices: dict[ray.ObjectRef, str] = {}  # node of each call
+        self._shards: list[Any] = []  # answers of retrieval services
         self._asked = 0.0
         self._lock = threading.Lock()
 
@@ -81,7 +84,22 @@ class Watch:
             on_return: is called by `tick` when Ray has started it again.
         """
         with self._lock:
+            if name in self._guarded and self._guarded[name].actor is actor:
+                return
             self._guarded[name] = _Guarded(role, actor, asked=_asked(actor), on_fault=on_fault, on_return=on_return)
+
+    def guard_shards(self, name: str, service: RetrievalHandle) -> None:
+        """Bring a retrieval service under the watch, and the shards that it has, whenever it is started."""
+
+        def ask() -> None:
+            self._shards.append(service.shards.remote())
+
+        self.guard(name, "retrieval", service, on_return=ask)
+        ask()
+
+    def guards(self, name: str) -> bool:
+        """Tell whether an actor's process is known, so that its end would be seen."""
+        return name in self._guarded and self._guarded[name].place is not None and self._guarded[name].asked is None
 
     def end(self, name: str) -> None:
         """End the process of an actor with all that it has started, also one that answers nothing, and let it go."""
@@ -101,6 +119,11 @@ class Watch:
 
     def tick(self) -> None:
         """Take what the nodes' watches have seen."""
+        for answer in ray.wait(self._shards, num_returns=len(self._shards), timeout=0)[0] if self._shards else []:
+            self._shards.remove(answer)
+            with suppress(ray.exceptions.RayError):  # the service died, and is asked again
+                for name, shard in ray.get(answer).items():
+                    self.guard(name, "shard", shard)
         with self._lock:
             guarded = dict(self._guarded)
         for name, actor in guarded.items():

@@ -70,10 +70,10 @@ def _train(config: Config, progress: Progress) -> Path:
     stream = PromptStream(config, choose=partial(_short_enough, config))
     with (
         workers(config, *splits, progress=progress) as others,
-        LearnerGroup(config, others.clips["train"], run / "logs") as learners,
+        others.learners(config, "train") as learners,
         RunLog(run, wandb=config.tracking.wandb) as log,
     ):
-        counts = {"rollout": len(others.rollouts), "retrieval": len(splits), "rewards": len(others.rewards)}
+        counts = {"rollout": len(others.fleet.members), "retrieval": len(splits), "rewards": len(others.rewards)}
         progress.begin("grpo", settings.steps, counts | {"learner": learners.ranks})
         best = Best(checkpoints / "grpo-best", learners.save)
         if settings.validate_every:

@@ -275,7 +275,7 @@ class PolicyEngine:
     @property
     def is_dead(self) -> bool:
         """Tell whether the engine process is gone."""
-        return bool(self._llm.errored)
+        return self._llm is None or bool(self._llm.errored)
 
     async def one_token(self) -> None:
         """Let the engine generate one token; errors as vLLM's own."""

@@ -161,11 +161,11 @@ class FleetConfig(Section):
     restarts_per_hour: int = Field(
         20, ge=0, description="of one rollout worker, and of the learner; 0 starts none again"
     )
-    snapshot_every: int = Field(
-        1,
+    snapshot_every: int | None = Field(
+        None,
         ge=0,
-        description="optimiser steps between copies of the learner's state in the object store, from which ranks that "
-        "died go on; 0: none",
+        description="optimiser steps between copies of the learner's state in memory, from which ranks that died go "
+        "on; empty: as often as takes a twentieth of its time; 0: none",
     )
     spares: int = Field(0, ge=0, description="more rollout workers that are started and play only when another dies")
     breaker_outcomes: int = Field(20, ge=5, description="last samples of a rollout worker that are judged")
