@@ -67,33 +67,36 @@ class ScriptedWorkerActor(RolloutWorkerActor):
         engine: Any = self._engine
         engine.inside += 1
         try:
-            match task.query:
-                case "fail":
-                    raise ValueError("no such video")
-                case "die":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                case "engine dies":
-                    engine.process.kill()
-                    await engine.process.wait()
-                case "wedge":
-                    engine.is_wedged = True
-                case "hang":
-                    await asyncio.sleep(3600)
-                case seconds:
-                    for _ in range(max(1, int(float(seconds) / 0.05))):
-                        await asyncio.sleep(0.05)
-                        await engine.one_token()
-            try:
-                await engine.one_token()
-            except RuntimeError:
-                if engine.is_dead or await engine.process.wait():
-                    os._exit(1)
-                raise
+            await self._act(task.query)
+        except (RuntimeError, OSError):
+            if engine.is_dead or await engine.process.wait():
+                os._exit(1)
+            raise
         finally:
             engine.inside -= 1
         trajectory = SearchTrajectory(task)
         trajectory.reward = float(engine.weight_version)
         return trajectory
+
+    async def _act(self, query: str) -> None:
+        engine: Any = self._engine
+        match query:
+            case "fail":
+                raise ValueError("no such video")
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "engine dies":
+                engine.process.kill()
+                await engine.process.wait()
+            case "wedge":
+                engine.is_wedged = True
+            case "hang":
+                await asyncio.sleep(3600)
+            case seconds:
+                for _ in range(max(1, int(float(seconds) / 0.05))):
+                    await asyncio.sleep(0.05)
+                    await engine.one_token()
+        await engine.one_token()
 
     async def push(self, way: str, sent: Any, version: int) -> str:
         await asyncio.sleep(self._pull_s)
