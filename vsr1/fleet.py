@@ -95,15 +95,24 @@ class Fleet:
         self.fingerprint: str | None = None  # of them; None until the first member has verified them
         self.events: list[dict[str, Any]] = []  # faults and healings, for whoever takes them out
         self._count = 0  # of names given
+        self._least = 0  # members that were asked for
+        self._full: float | None = None  # since when nobody has had room
+        self._needed = clock()  # when all members were needed last
 
     def scale(self, count: int) -> None:
         """Let that many members serve: new ones start, or some drain, those that do not serve and the idle first.
+
+        The fleet may grow beyond it, see `fleet.most`.
 
         Raises:
             ValueError: fewer than one; nothing would be rolled out.
         """
         if count < 1:
             raise ValueError(f"a fleet of {count} rollout workers plays nothing; keep one at least")
+        self._least = count
+        self._resize(count)
+
+    def _resize(self, count: int) -> None:
         seats = self._wanted()
         for _ in range(count - len(seats)):
             self._add()
@@ -246,6 +255,7 @@ class Fleet:
                 seat.is_on_trial = True
                 seat.outcomes.clear()
                 self._enter(seat, State.HEALTHY)
+        self._adapt(now)
         orders = [order for seat in list(self.seats.values()) for order in self._due(seat, now)]
         if not self._living():
             reasons = "; ".join(f"{seat.name}: {seat.reason}" for seat in self.seats.values() if seat.reason)
@@ -256,6 +266,23 @@ class Fleet:
         """Return the number of members in each state that has one."""
         states = [seat.state.value for seat in self.seats.values()]
         return {state: states.count(state) for state in dict.fromkeys(states)}
+
+    def _adapt(self, now: float) -> None:
+        """Grow by one where all have been full for long, and shrink by one where one could be spared for longer."""
+        seats = self._wanted()
+        is_full = all(seat.state is State.HEALTHY for seat in seats) and self.room == 0
+        self._full = (now if self._full is None else self._full) if is_full else None
+        if sum(seat.load for seat in seats) > (len(seats) - 1) * self._at_once:
+            self._needed = now
+        if self._full is not None and now - self._full >= self._config.grow_s and len(seats) < (self._config.most or 0):
+            self._change(len(seats) + 1)
+        elif now - self._needed >= self._config.shrink_s and len(seats) > self._least:
+            self._change(len(seats) - 1)
+
+    def _change(self, count: int) -> None:
+        self._full, self._needed = None, self._clock()
+        self.events.append({"kind": "scale", "role": "rollout", "workers": count, "reason": "fleet.most"})
+        self._resize(count)
 
     def _due(self, seat: Seat, now: float) -> list[Order]:
         if seat.state is State.STARTING and not seat.is_ordered:

@@ -260,6 +260,30 @@ def test_one_becomes_three_two_and_one_again_and_nobody_joins_with_old_weights()
         played.fleet.scale(0)
 
 
+def test_a_full_fleet_grows_and_one_that_could_be_spared_leaves_again() -> None:
+    played = Played(1, at_once=2, most=2, grow_s=30, shrink_s=100)
+    for _ in range(2):
+        played.fleet.given("rollout-0")
+    played.go(29)
+    assert played.states() == ["healthy"]
+    played.go(2)
+    assert played.states() == ["healthy", "healthy"] and played.events("scale")[0]["workers"] == 2
+    for _ in range(2):
+        played.fleet.given("rollout-1")
+    played.go(200)
+    assert played.states() == ["healthy", "healthy"]  # no more than `most`
+    played.fleet.played("rollout-0")
+    played.go(200)
+    assert played.states() == ["healthy", "healthy"]  # three samples need two members
+    played.fleet.played("rollout-0")
+    played.go(101)
+    assert played.states() == ["retired", "healthy"]
+    played.fleet.played("rollout-1")
+    played.fleet.played("rollout-1")
+    played.go(300)
+    assert played.states() == ["retired", "healthy"]  # as many as were asked for stay
+
+
 def test_who_does_not_serve_leaves_first() -> None:
     played = Played(2)
     played.slow.add("rollout-0")

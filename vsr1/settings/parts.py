@@ -167,6 +167,11 @@ class FleetConfig(Section):
         description="optimiser steps between copies of the learner's state in memory, from which ranks that died go "
         "on; empty: as often as takes a twentieth of its time; 0: none",
     )
+    most: int | None = Field(
+        None, ge=1, description="rollout workers to grow to from rollout.workers where all are full; empty: none more"
+    )
+    grow_s: float = Field(30.0, gt=0, description="seconds that all must be full before one more starts")
+    shrink_s: float = Field(600.0, gt=0, description="seconds that one could be spared before one leaves again")
     spares: int = Field(0, ge=0, description="more rollout workers that are started and play only when another dies")
     breaker_outcomes: int = Field(20, ge=5, description="last samples of a rollout worker that are judged")
     breaker_share: float = Field(
