@@ -1,19 +1,24 @@
 """A push, member by member: every real part of it but vLLM's own process and the learner's ranks."""
 
 import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
 
 from actors.rollout import RolloutWorkerActor
-from pipelines.stage.workers import Workers
+from pipelines.stage.fleet import RolloutFleet
+from pipelines.stage.watch import Watch
+from vsr1.config import Config
 from vsr1.engine.engine import PolicyEngine
-from vsr1.engine.gate import PushError
+from vsr1.fleet import FleetError
+from vsr1.model.manifest import Manifest, TensorRecord
 from vsr1.settings.parts import EngineConfig
 
 LAYOUT = [("head.weight", (2, 2), "float32")]
-MANIFEST = {"head.weight": "what was sent"}
+MANIFEST: Manifest = {"head.weight": TensorRecord((2, 2), "float32", 5, None)}
 
 
 class Process:
@@ -42,7 +47,7 @@ class Process:
         return True
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, concurrency_groups={"health": 2})
 class Worker(RolloutWorkerActor):
     def __init__(self, *lacks: str) -> None:
         tokenizer = SimpleNamespace(
@@ -51,6 +56,15 @@ class Worker(RolloutWorkerActor):
         self._process = Process(lacks)
         self._engine = PolicyEngine(self._process, SimpleNamespace(tokenizer=tokenizer), EngineConfig())
 
+    async def start(self, clips: dict) -> None:
+        self._engine.signs = 0
+
+    async def probe(self) -> None:
+        """A sign of life."""
+
+    async def stop(self) -> None:
+        """Nothing has to end."""
+
     async def state(self) -> tuple[list, int]:
         """The calls since this was asked last, and the version."""
         calls, self._process.calls = self._process.calls, []
@@ -58,9 +72,9 @@ class Worker(RolloutWorkerActor):
 
 
 class Learners:
-    """What `Workers.push` asks of a `LearnerGroup`."""
+    """What a push asks of a `LearnerGroup`."""
 
-    ranks = 1
+    ranks = starts = 1
 
     def __init__(self) -> None:
         self.joined: list[int] = []  # engines
@@ -81,40 +95,64 @@ class Learners:
         return ray.put(MANIFEST)
 
 
-@pytest.fixture(scope="module")
-def workers(ray_cluster: None) -> list:
-    """Two whose weights arrive, and one whose do not."""
-    return [Worker.remote(), Worker.remote(), Worker.remote("head.weight")]
+class Fleet(RolloutFleet):
+    """A fleet of workers that were started before."""
+
+    def __init__(self, folder: Path, transfer: str, workers: list) -> None:
+        config = Config(run_dir=folder, rollout={"workers": len(workers)}, fleet={"restarts_per_hour": 0})
+        config.rollout.transfer = transfer
+        names = {f"rollout-{i}": worker for i, worker in enumerate(workers)}
+        self.told: list[dict] = []
+        super().__init__(config, names.__getitem__, lambda node: {}, Watch(config.fleet), self.write)
+
+    def write(self, kind: str, **fields) -> None:
+        self.told.append({"kind": kind, **fields})
 
 
-def pushing(transfer: str, workers: list) -> Workers:
-    return Workers(clips={}, rewards=[], rollouts=workers, transfer=transfer, pump=None)
+@pytest.fixture
+def start(ray_cluster: None, tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
+    """Starts a fleet; each member is told which tensors do not arrive at it."""
+    fleets: list[Fleet] = []
+
+    def begin(transfer: str, *lacks: tuple[str, ...]) -> Fleet:
+        fleets.append(Fleet(tmp_path, transfer, [Worker.remote(*names) for names in lacks]))
+        fleets[-1].start()
+        return fleets[-1]
+
+    yield begin
+    for fleet in fleets:
+        fleet.stop()
+
+
+def states(fleet: Fleet) -> list:
+    return ray.get([member.handle.state.remote() for member in fleet.members])
 
 
 @pytest.mark.parametrize(("transfer", "weights"), [("file", [b"safetensors"]), ("ipc", b"handles"), ("nccl", LAYOUT)])
-def test_every_member_receives_is_checked_and_then_answers_with_the_version(workers, transfer: str, weights) -> None:
+def test_every_member_receives_is_checked_and_then_answers_with_the_version(start, transfer: str, weights) -> None:
     learners = Learners()
-    two = pushing(transfer, workers[:2])
+    fleet = start(transfer, (), ())
     for version in (1, 2):
-        two.push(learners, version)
+        fleet.push(learners, version)
+        fleet.settle()
         calls = [("receive_weights", transfer, weights), *[("reset",)] * 3, ("weight_faults", MANIFEST)]
-        assert ray.get([worker.state.remote() for worker in workers[:2]]) == [(calls, version)] * 2
+        assert states(fleet) == [(calls, version)] * 2
     assert learners.joined == ([2] if transfer == "nccl" else [])
 
 
 @pytest.mark.parametrize("transfer", ["file", "nccl"])
-def test_a_member_that_lacks_a_tensor_is_named_and_keeps_its_version(workers, transfer: str) -> None:
-    with pytest.raises(
-        PushError, match=r"rollout worker 1 failed in the push of weights 7: .*head\.weight: other valu"
-    ):
-        pushing(transfer, workers[1:]).push(Learners(), 7)
-    _, version = ray.get(workers[2].state.remote())
-    assert version == 0
+def test_a_member_that_lacks_a_tensor_is_named_and_plays_no_more(start, transfer: str) -> None:
+    fleet = start(transfer, (), ("head.weight",))
+    fleet.push(Learners(), 7)
+    fleet.settle()
+    assert [member.name for member in fleet.members] == ["rollout-0"]
+    [fault] = [event for event in fleet.told if event["kind"] == "fault"]
+    assert fault["member"] == "rollout-1" and "head.weight: other values" in fault["reason"]
+    assert {fleet.pick().name for _ in range(4)} == {"rollout-0"}
 
 
-@pytest.mark.chaos
-def test_a_member_that_is_dead_is_named(workers) -> None:
-    dead = Worker.remote()
-    ray.kill(dead)
-    with pytest.raises(PushError, match="rollout worker 1 failed in the push of weights 1: ActorDiedError"):
-        pushing("file", [workers[0], dead]).push(Learners(), 1)
+def test_weights_that_arrive_nowhere_end_the_stage_with_every_reason(start) -> None:
+    fleet = start("file", ("head.weight",), ("head.weight",))
+    fleet.push(Learners(), 7)
+    with pytest.raises(FleetError, match=r"rollout-0: PushError: 1 of 1 .*head\.weight.*rollout-1: PushError"):
+        fleet.settle()
