@@ -144,6 +144,14 @@ class LearnerRankActor:
         """Write a checkpoint folder (see `Learner.save`)."""
         self._learner.save(folder)
 
+    def save_state(self, folder: Path) -> None:
+        """Write this rank's part of a state (see `Learner.save_state`)."""
+        self._learner.save_state(folder)
+
+    def load_state(self, folder: Path) -> None:
+        """Go on from a state (see `Learner.load_state`)."""
+        self._learner.load_state(folder)
+
 
 class LearnerRankHandle(Protocol):
     """What a handle of a `LearnerRankActor` offers."""
@@ -159,6 +167,8 @@ class LearnerRankHandle(Protocol):
     share: Remote[[], Any]
     weights: Remote[[], Any]
     save: Remote[[Path], Any]
+    save_state: Remote[[Path], Any]
+    load_state: Remote[[Path], Any]
 
 
 LearnerRank: Any = ray.remote(LearnerRankActor)  # Any: the stubs of Ray give a handle no `.remote`
@@ -276,6 +286,14 @@ class LearnerGroup:
     def save(self, folder: Path) -> None:
         """Write a checkpoint folder, which appears whole or not at all."""
         self._all([rank.save.remote(folder) for rank in self.members])
+
+    def save_state(self, folder: Path) -> None:
+        """Write all that the next step depends on into a folder that all ranks see."""
+        self._all([rank.save_state.remote(folder) for rank in self.members])
+
+    def load_state(self, folder: Path) -> None:
+        """Go on from what `save_state` wrote, before the first step."""
+        self._all([rank.load_state.remote(folder) for rank in self.members])
 
     def close(self) -> None:
         """End the ranks and give their place back; a second call does nothing."""

@@ -17,6 +17,7 @@ from actors.corpus import CorpusActors, resources
 from actors.learner import LearnerGroup
 from actors.rewards import RewardWorker, RewardWorkerHandle
 from actors.rollout import RolloutWorker, RolloutWorkerHandle, Sampling
+from pipelines.stage.fleet import Member, RolloutFleet
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.stage.pump import Occupancy, Outcome, RolloutPump
 from vsr1.config import Config
@@ -54,8 +55,7 @@ class Workers:
         """
 
         def show(now: Occupancy) -> None:
-            waiting = len(tasks) - now.finished - now.episodes
-            loads = {"rollout": Load(now.rollout_workers, waiting), "rewards": Load(now.reward_workers)}
+            loads = {"rollout": Load(now.rollout_workers, now.waiting), "rewards": Load(now.reward_workers)}
             self.progress.now(f"{phase} {now.finished} of {len(tasks)}", retrieval=Load(1), **loads)
 
         return self.pump.play(split, tasks, agent, sampling, show)
@@ -139,7 +139,8 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterato
         ray.get([*[corpus.ready() for corpus in corpora.values()], *started])
         rollout = config.rollout
         at_once = rollout.max_episodes or 2 * rollout.engine.max_num_seqs
-        pump = RolloutPump(rollouts, rewards, at_once, rollout.deadline_s)
+        members = [Member(f"rollout worker {i}", worker) for i, worker in enumerate(rollouts)]
+        pump = RolloutPump(RolloutFleet(members, at_once), rewards, rollout.deadline_s)
         clips = {split: corpus.stores for split, corpus in corpora.items()}
         yield Workers(clips, rewards, rollouts, rollout.transfer, pump, progress)
     finally:

@@ -2,14 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
 import ray
 
 from actors.rollout import Sampling
+from pipelines.stage.fleet import Member, RolloutFleet
 from pipelines.stage.pump import Occupancy, Outcome, RolloutPump
+from vsr1.episode.environment import FinishedTurn
 from vsr1.episode.sample import FailedSample, SampleId
 from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
@@ -24,7 +26,9 @@ class Rollout:
     def __init__(self) -> None:
         self.now = self.most = self.played = 0
 
-    async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> SearchTrajectory:
+    async def rollout(
+        self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling, finished: Sequence[FinishedTurn]
+    ) -> AsyncIterator[SearchTrajectory]:
         self.now += 1
         self.played += 1
         self.most = max(self.most, self.now)
@@ -36,7 +40,7 @@ class Rollout:
             await asyncio.sleep(3600 if task.query == "hang" else float(task.query))
         finally:
             self.now -= 1
-        return SearchTrajectory(task)
+        yield SearchTrajectory(task)
 
     async def counts(self) -> tuple[int, int]:
         return self.most, self.played
@@ -73,7 +77,9 @@ def play(
     parts: Any, queries: list[str], at_once: int = 4, deadline_s: float = 60.0
 ) -> tuple[list[Outcome], list[Occupancy]]:
     watched: list[Occupancy] = []
-    pump = RolloutPump(*parts, at_once=at_once, deadline_s=deadline_s)
+    rollouts, rewards = parts
+    members = [Member(f"rollout worker {i}", worker) for i, worker in enumerate(rollouts)]
+    pump = RolloutPump(RolloutFleet(members, at_once), rewards, deadline_s)
     outcomes = pump.play("train", tasks(*queries), AgentConfig(), Sampling(10), watched.append)
     return list(outcomes), watched
 
