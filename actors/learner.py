@@ -150,7 +150,7 @@ class LearnerRankActor:
         self._learner.save(folder)
 
     def save_state(self, folder: Path) -> None:
-        """Write this rank's part of the state (see `Learner.save_state`)."""
+        """Write this rank's part of a state (see `Learner.save_state`)."""
         self._learner.save_state(folder)
 
     def load_state(self, folder: Path) -> None:

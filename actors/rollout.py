@@ -1,7 +1,7 @@
 """The rollout worker: one vLLM engine and many episodes at once.
 
-It returns whole trajectories with the engine's own tokens and never batches for training. New weights come in through
-`push`, between replies only. A worker whose engine process is gone ends, so that its callers see a dead actor.
+It returns each turn as it is finished, with the engine's own tokens, and never batches for training. New weights come
+in through `push`, between turns only. A worker whose engine process is gone ends: its callers see a dead actor.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import asyncio
 import logging
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import isawaitable
 from pathlib import Path
@@ -21,14 +22,17 @@ import ray
 from actors.handles import RETRIES
 from actors.logs import log_to
 from vsr1.config import Config
-from vsr1.episode.environment import Prompt, run_episode
+from vsr1.episode.environment import FinishedTurn, Prompt, replies_of
+from vsr1.episode.trajectory import Turn
 from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.search.environment import SearchEnvironment, SearchSettings
-from vsr1.search.record import SearchTask, SearchTrajectory
+from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn
 from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import Clip
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vsr1.engine.engine import PolicyEngine, Reply, Way
 
 
@@ -77,10 +81,23 @@ class RolloutWorkerActor:
         self._loop = asyncio.get_running_loop()
         self._engine = await start_engine(self._config, self._config.model.policy)
 
-    async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> SearchTrajectory:
-        """Play one episode over a split."""
+    async def rollout(
+        self,
+        split: str,
+        task: SearchTask,
+        agent: AgentConfig,
+        sampling: Sampling,
+        finished: Sequence[FinishedTurn] = (),
+    ) -> AsyncIterator[tuple[Turn[SearchTurn], np.ndarray | None] | SearchTrajectory]:
+        """Play one episode over a split; yield each turn with its reply's soft tokens, last the rest of the trajectory.
+
+        Args:
+            finished: turns of an attempt that was lost; they come again, without the engine.
+        """
         settings = SearchSettings.of(agent, sampling.top_k, sampling.rank_by_depth)
-        environment = SearchEnvironment(task, settings, partial(self._search, split), partial(self._clip, split))
+        version = finished[0].index_version if finished else None
+        search, clip = partial(self._search, split), partial(self._clip, split)
+        environment = SearchEnvironment(task, settings, search, clip, index_version=version)
 
         async def reply_to(prompt: Prompt, turn: int) -> Reply:
             engine = self._ready()
@@ -101,7 +118,9 @@ class RolloutWorkerActor:
                     os._exit(1)
                 raise
 
-        return await run_episode(environment, reply_to)
+        async for reply in replies_of(environment, reply_to, finished):
+            yield environment.trajectory().last, reply.soft_tokens
+        yield replace(environment.trajectory(), turns=[])
 
     @ray.method(concurrency_group="health")  # on a loop of its own: preparing prompts may hold the other one up
     async def probe(self) -> None:

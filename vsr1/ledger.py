@@ -47,7 +47,7 @@ class Entry:
     """An open sample, neither trained nor dropped; `id.attempt` counts how often it was lost."""
 
     id: SampleId
-    version: int  # step of the weights that it was issued under
+    step: int  # of the learner, when it was issued
     state: State = "issued"
     member: str = ""  # that plays it
     turns: list[FinishedTurn] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Memory:
 class Past:
     """What the frames of a run say, read in their order: those of a snapshot first, then those written after it."""
 
-    open: dict[str, tuple[int, int]] = field(default_factory=dict)  # of the snapshot: size and version of each prompt
+    open: dict[str, tuple[int, int]] = field(default_factory=dict)  # of the snapshot: size and step of each prompt
     closed: Counter[str] = field(default_factory=Counter)
     kills: Counter[str] = field(default_factory=Counter)
     samples: dict[Key, Memory] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Past:
 
     def _take(self, frame: Frame) -> None:
         if frame["kind"] == "snapshot":
-            self.open = {prompt: (size, version) for prompt, size, version in frame["open"]}
+            self.open = {prompt: (size, step) for prompt, size, step in frame["open"]}
             self.closed, self.kills = Counter(frame["closed"]), Counter(frame["kills"])
         elif frame["kind"] == "killed":
             self.kills.update(frame["prompts"])
@@ -109,7 +109,7 @@ class Ledger:
     Args:
         write: is given each frame before what it says happens; if it raises, that does not happen.
         past: of the run that goes on.
-        kills: deaths of workers that make a prompt poison.
+        kills: deaths of workers that make a prompt poison, at least two.
     """
 
     def __init__(self, write: Callable[[Frame], None] = _unwritten, past: Past | None = None, kills: int = 3) -> None:
@@ -120,11 +120,16 @@ class Ledger:
         self._failures: dict[Key, tuple[str, str]] = {}  # of samples of open prompts
         self.closed = Counter(self._past.closed)  # samples by "trained" and by the reasons of drops
         self._kills = Counter(self._past.kills)
+        self.suspects = {prompt for prompt, count in self._kills.items() if count >= kills - 1}  # are played alone
 
     @property
     def open(self) -> list[Entry]:
         """Return the open samples in the order of their issue."""
         return list(self._entries.values())
+
+    def __contains__(self, sample: SampleId) -> bool:
+        """Tell whether a sample is open."""
+        return (sample.prompt, sample.sample) in self._entries
 
     def __getitem__(self, sample: SampleId) -> Entry:
         """Return an open sample, whatever attempt is asked for.
@@ -137,28 +142,31 @@ class Ledger:
         except KeyError:
             raise LedgerError(f"sample {sample.sample} of prompt {sample.prompt!r} is not open") from None
 
-    def issue(self, prompt: str, size: int, version: int) -> list[Entry]:
+    def issue(self, prompt: str, size: int, step: int, weights: int | None = None) -> list[Entry]:
         """Open the samples of a prompt, with what a run before this one knew of them.
 
-        Turns that were not played with weights between those of the issue and the present ones are played again. What
-        failed for good before fails again: `failure_of` says so.
+        Of the turns that it knew only those stay whose weights are there: older than the present ones in prompts of
+        the snapshot, the present ones in others. What failed for good before fails again: `failure_of` says so.
 
         Args:
-            version: of the present weights; a prompt of the snapshot keeps its own.
+            step: that the learner has taken; a prompt of the snapshot keeps its own.
+            weights: version of the present ones, where that is not `step`.
 
         Raises:
             LedgerError: the prompt was issued already.
         """
         if prompt in self._sizes or prompt in self._ended:
             raise LedgerError(f"prompt {prompt!r} was issued already")
-        _, issued = self._past.open.pop(prompt, (size, version))
-        self._write({"kind": "issued", "prompt": prompt, "size": size, "version": issued})
+        newest = step if weights is None else weights
+        oldest = 0 if prompt in self._past.open else newest
+        _, issued = self._past.open.pop(prompt, (size, step))
+        self._write({"kind": "issued", "prompt": prompt, "size": size, "step": issued})
         self._sizes[prompt] = size
         entries = []
         for sample in range(size):
             memory = self._past.samples.get((prompt, sample), Memory())
             fresh = 0
-            while fresh < len(memory.turns) and issued <= memory.turns[fresh].weight_version <= version:
+            while fresh < len(memory.turns) and oldest <= memory.turns[fresh].weight_version <= newest:
                 fresh += 1
             entry = Entry(SampleId(prompt, sample, memory.attempt), issued, turns=memory.turns[:fresh])
             if fresh < len(memory.turns):
@@ -202,6 +210,7 @@ class Ledger:
             prompts = list(dict.fromkeys(entry.id.prompt for entry in entries))
             self._write({"kind": "killed", "prompts": prompts})
             self._kills.update(prompts)
+            self.suspects.update(prompt for prompt in prompts if self._kills[prompt] >= self._limit - 1)
         for entry in entries:
             self._note(entry, "lost", attempt=entry.id.attempt)
             entry.state, entry.member = "issued", ""
@@ -234,10 +243,6 @@ class Ledger:
             self._failures[sample.prompt, sample.sample] = (reason, message)
         self._close(sample, reason)
 
-    def is_suspect(self, prompt: str) -> bool:
-        """Tell whether the samples of a prompt must be played alone."""
-        return self._kills[prompt] >= self._limit - 1
-
     def is_poison(self, prompt: str) -> bool:
         """Tell whether a prompt has killed as many workers as it may, if it was alone with the last of them."""
         return self._kills[prompt] >= self._limit
@@ -247,9 +252,9 @@ class Ledger:
 
         A sample that failed is counted when its prompt is closed: until then the run that goes on drops it again.
         """
-        versions = {entry.id.prompt: entry.version for entry in self._entries.values()}
-        prompts = [(prompt, size, versions[prompt]) for prompt, size in self._sizes.items()]
-        kills = {prompt: self._kills[prompt] for prompt in versions if self._kills[prompt]}
+        steps = {entry.id.prompt: entry.step for entry in self._entries.values()}
+        prompts = [(prompt, self._sizes[prompt], step) for prompt, step in steps.items()]
+        kills = {prompt: self._kills[prompt] for prompt in steps if self._kills[prompt]}
         closed = self.closed - Counter(reason for reason, _ in self._failures.values())
         frames: list[Frame] = [{"kind": "snapshot", "open": prompts, "closed": dict(closed), "kills": kills}]
         for (prompt, sample), (reason, message) in self._failures.items():

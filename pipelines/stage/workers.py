@@ -47,6 +47,7 @@ class Workers:
     watch: Watch
     events: EventLog
     progress: Progress = QUIET
+    is_ahead: bool = False  # rollouts run ahead of the learner, so nobody waits for a push
 
     def play(
         self, split: str, tasks: Sequence[SearchTask], agent: AgentConfig, sampling: Sampling, phase: str = "rollouts"
@@ -58,8 +59,7 @@ class Workers:
         """
 
         def show(now: Occupancy) -> None:
-            waiting = len(tasks) - now.finished - now.episodes
-            loads = {"rollout": Load(now.rollout_workers, waiting), "rewards": Load(now.reward_workers)}
+            loads = {"rollout": Load(now.rollout_workers, now.waiting), "rewards": Load(now.reward_workers)}
             self.progress.now(f"{phase} {now.finished} of {len(tasks)}", retrieval=Load(1), **loads)
 
         return self.pump.play(split, tasks, agent, sampling, show)
@@ -67,12 +67,13 @@ class Workers:
     def push(self, learners: LearnerGroup, version: int) -> None:
         """Bring the learner's weights into every engine, in the way that `rollout.transfer` says, and wait for that.
 
-        Each engine checks what it got before it answers again; one that does not take them is started again.
+        Each engine checks what it got before it plays new samples; one that does not take them is started again.
         """
         loads = {"rollout": Load(len(self.fleet.members)), "learner": Load(learners.ranks)}
         self.progress.now("pushing the weights", **loads)
         self.fleet.push(learners, version)
-        self.fleet.settle()
+        if not self.is_ahead:
+            self.fleet.settle()
 
     def learners(self, config: Config, split: str) -> HealingLearners:
         """Return the learner of clips of a split, not started yet."""
@@ -146,7 +147,7 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterato
         ray.get([corpus.ready() for corpus in corpora.values()])
         pump = RolloutPump(fleet, rewards, config.rollout.deadline_s)
         stores = {split: corpus.stores for split, corpus in corpora.items()}
-        yield Workers(stores, rewards, fleet, pump, watch, events, progress)
+        yield Workers(stores, rewards, fleet, pump, watch, events, progress, is_ahead=config.grpo.staleness > 0)
     finally:
         fleet.stop()
         watch.stop()

@@ -7,6 +7,7 @@ or `hang` (this episode never ends).
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import psutil
@@ -63,7 +64,9 @@ class ScriptedWorkerActor(RolloutWorkerActor):
         await asyncio.sleep(self._start_s)
         self._engine = await ScriptedEngine.start()
 
-    async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> SearchTrajectory:
+    async def rollout(
+        self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling, finished: Sequence[Any] = ()
+    ) -> AsyncIterator[SearchTrajectory]:
         engine: Any = self._engine
         engine.inside += 1
         try:
@@ -76,7 +79,7 @@ class ScriptedWorkerActor(RolloutWorkerActor):
             engine.inside -= 1
         trajectory = SearchTrajectory(task)
         trajectory.reward = float(engine.weight_version)
-        return trajectory
+        yield trajectory
 
     async def _act(self, query: str) -> None:
         engine: Any = self._engine

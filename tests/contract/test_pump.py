@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import ray
 from actors.rollout import Sampling
 from pipelines.stage.fleet import Member
 from pipelines.stage.pump import Occupancy, Outcome, RolloutPump
+from vsr1.episode.environment import FinishedTurn
 from vsr1.episode.sample import FailedSample, SampleId
 from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
@@ -21,22 +22,26 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @ray.remote(num_cpus=0)
 class Rollout:
-    """Plays for as many seconds as the query says; `fail` and `hang` do that."""
+    """Plays for as many seconds as the query says; `fail`, `hang` and `die` do that."""
 
     def __init__(self) -> None:
         self.now = self.most = self.played = 0
 
-    async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> SearchTrajectory:
+    async def rollout(
+        self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling, finished: Sequence[FinishedTurn]
+    ) -> AsyncIterator[SearchTrajectory]:
         self.now += 1
         self.played += 1
         self.most = max(self.most, self.now)
         try:
             if task.query == "fail":
                 raise ValueError("no such video")
+            if task.query == "die":
+                ray.actor.exit_actor()
             await asyncio.sleep(3600 if task.query == "hang" else float(task.query))
         finally:
             self.now -= 1
-        return SearchTrajectory(task)
+        yield SearchTrajectory(task)
 
     async def counts(self) -> tuple[int, int]:
         return self.most, self.played
@@ -56,12 +61,11 @@ class Rewards:
         return self.batches
 
 
-class Fleet:
-    """Members that never die."""
+class Fixed:
+    """Members that nobody starts again."""
 
-    def __init__(self, rollouts: list[Any], at_once: int) -> None:
-        self.members, self.at_once = [Member(f"rollout-{i}", worker) for i, worker in enumerate(rollouts)], at_once
-        self.load: Counter[Member] = Counter()
+    def __init__(self, members: list[Member], at_once: int) -> None:
+        self.members, self.at_once, self.load = members, at_once, Counter()
 
     def tick(self) -> None:
         pass
@@ -95,7 +99,8 @@ def play(
 ) -> tuple[list[Outcome], list[Occupancy]]:
     watched: list[Occupancy] = []
     rollouts, rewards = parts
-    pump = RolloutPump(Fleet(rollouts, at_once), rewards, deadline_s)
+    members = [Member(f"rollout worker {i}", worker) for i, worker in enumerate(rollouts)]
+    pump = RolloutPump(Fixed(members, at_once), rewards, deadline_s)
     outcomes = pump.play("train", tasks(*queries), AgentConfig(), Sampling(10), watched.append)
     return list(outcomes), watched
 
@@ -138,10 +143,15 @@ def test_an_episode_that_never_ends_fails_at_its_deadline_and_its_place_is_free_
     outcomes, _ = play(parts, ["hang", *["0.01"] * 6], at_once=1, deadline_s=3.0)
     [failure] = [outcome for outcome in outcomes if isinstance(outcome, FailedSample)]
     assert (failure.id.sample, failure.reason) == (0, "DeadlineError")
-    assert "3 s (rollout.deadline_s) on rollout-" in failure.message
+    assert "3 s (rollout.deadline_s) on rollout worker" in failure.message
     assert len(outcomes) == 7
     later, _ = play(parts, ["0.01"] * 4, at_once=1, deadline_s=3.0)
     assert not any(isinstance(outcome, FailedSample) for outcome in later)
+
+
+def test_a_dead_worker_ends_the_play_with_rays_error(parts: Any) -> None:
+    with pytest.raises(ray.exceptions.RayActorError):
+        play(parts, ["0.01", "die", "0.01"])
 
 
 def test_nothing_to_play_is_nothing(parts: Any) -> None:
