@@ -142,6 +142,20 @@ def kills(
 
 
 @app.command()
+def heal(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A role to kill and stop; again for more; all if left out.")
+    ] = None,
+) -> None:
+    """Kill and stop a process of every role of Stage 2, and time how it is found and healed, by part."""
+    from bench.heal import ROLES, bench_heal
+
+    show("heal", bench_heal, read_settings(config, overrides), only or list(ROLES))
+
+
+@app.command()
 def report(
     trajectories: Annotated[int, typer.Option(min=1, help="Trajectories, each with a video of its own.")] = 5000,
     rounds: Rounds = 1,

@@ -142,6 +142,8 @@ class Fleet:
         if seat.state in (State.STARTING, State.RESTARTING):
             seat.heal["start"] = self._clock() - seat.since
             self._enter(seat, State.STALE)
+            if seat.spare:
+                self._tell("spare ready", seat, seconds=seat.heal | {"all": sum(seat.heal.values())})
 
     def holds(self, name: str, version: int, fingerprint: str) -> None:
         """Report which weights a member has taken and verified; it serves if they are the current ones."""

@@ -17,7 +17,7 @@ from actors.rollout import RolloutWorkerHandle
 from pipelines.stage.faults import dead_actor
 from pipelines.stage.watch import Watch, WriteEvent, write_nothing
 from vsr1.config import Config
-from vsr1.fleet import Fleet, Order
+from vsr1.fleet import Fleet, Order, State
 from vsr1.runs.scale import read_scale
 
 LOOK_EVERY_S = 1.0  # for requests to scale, and for nodes that leave
@@ -108,6 +108,10 @@ class RolloutFleet:
     def members(self) -> list[Member]:
         """Return the members that have a process."""
         return list(self._members.values())
+
+    def serving(self) -> list[str]:
+        """Return the names of the members that get samples."""
+        return [name for name, seat in self._fleet.seats.items() if seat.state is State.HEALTHY]
 
     def counts(self) -> dict[str, int]:
         """Return the number of members in each state."""

@@ -97,9 +97,11 @@ class Watch:
         self.guard(name, "retrieval", service, on_return=ask)
         ask()
 
-    def guards(self, name: str) -> bool:
-        """Tell whether an actor's process is known, so that its end would be seen."""
-        return name in self._guarded and self._guarded[name].place is not None and self._guarded[name].asked is None
+    def places(self) -> dict[str, tuple[str, int]]:
+        """Return node and process of the actors whose end would be seen, by name."""
+        with self._lock:
+            guarded = dict(self._guarded)
+        return {name: one.place for name, one in guarded.items() if one.place is not None and one.asked is None}
 
     def end(self, name: str) -> None:
         """End the process of an actor with all that it has started, also one that answers nothing, and let it go."""

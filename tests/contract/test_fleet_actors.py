@@ -239,7 +239,7 @@ def test_an_actor_that_ray_starts_again_is_told_of_with_its_seconds(stage) -> No
     running.watch.guard("clips-train", "clips", store)
     for number in (signal.SIGKILL, signal.SIGSTOP):
         first, count = ray.get(store.get.remote()), len(running.events)
-        running.until(lambda: running.watch.guards("clips-train"))
+        running.until(lambda: "clips-train" in running.watch.places())
         os.kill(first, number)
         began = time.monotonic()
         answer = store.get.options(max_task_retries=3).remote()

@@ -209,14 +209,13 @@ def _trained(
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("every", [1, 3])
 def test_ranks_that_die_or_stand_still_train_to_the_same_bits(
-    config: Config, stores: ClipStores, examples: list[Example], every: int
+    config: Config, stores: ClipStores, examples: list[Example]
 ) -> None:
-    config = config.model_copy(update={"fleet": FleetConfig(snapshot_every=every, stopped_s=1.0)})
+    config = config.model_copy(update={"fleet": FleetConfig(snapshot_every=2, stopped_s=1.0)})
     weights, healed = _trained(config, stores, examples, {})
     assert healed == []
-    others, healed = _trained(config, stores, examples, {1: signal.SIGKILL, 2: signal.SIGSTOP})
+    others, healed = _trained(config, stores, examples, {1: signal.SIGKILL, 3: signal.SIGSTOP})
     assert [event["member"] for event in healed] == ["learner"] * 2
     assert all("learner rank 1 died" in event["reason"] for event in healed)
     assert all(event["seconds"].keys() == {"start", "restore", "repeat", "all"} for event in healed)

@@ -329,6 +329,7 @@ def test_a_spare_serves_in_the_place_of_a_dead_member_which_becomes_the_spare() 
     played.fleet.started("rollout-0")
     played.go(2)
     assert played.states() == ["stale", "healthy"] and len(played.fleet.seats) == 2
+    assert [event["member"] for event in played.events("spare ready")] == ["rollout-1", "rollout-0"]
 
 
 def test_a_deaf_spare_is_dead_too() -> None:
