@@ -237,7 +237,7 @@ def _services(config: Config, splits: int, available: Capacity) -> tuple[Role, .
     return (
         Role(
             "rollout worker",
-            config.rollout.workers,
+            config.rollout.workers + config.fleet.spares,
             cluster.rollout,
             "rollout.workers",
             "cluster.rollout",
