@@ -20,8 +20,8 @@ import ray
 from actors.clips import ClipStores
 from actors.learner import LearnerGroup, LearnerRankActor, RankError
 from vsr1.config import Config
-from vsr1.fleet import HOUR_S
 from vsr1.rl.batch import Example
+from vsr1.seats import HOUR_S
 
 SHARE = 0.05  # of the learner's time that copies take, where `fleet.snapshot_every` is left empty
 Answer = TypeVar("Answer")

@@ -159,7 +159,14 @@ class RolloutWorkerActor:
                 await self._ready().push_weights(way, [file.name], version, manifest)
         else:
             await self._ready().push_weights(way, weights, version, manifest)
-        return digest(await manifest if isawaitable(manifest) else manifest)
+        self._manifest = await manifest if isawaitable(manifest) else manifest
+        return digest(self._manifest)
+
+    async def give(self) -> tuple[bytes, Any]:
+        """Return the weights of the last push as another worker takes them by `file`, and their manifest."""
+        with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_shared_memory()) as file:
+            await self._ready().write_weights(Path(file.name), self._manifest)
+            return Path(file.name).read_bytes(), self._manifest
 
     async def join_transfer(self, host: str, port: int, rank: int, world_size: int) -> None:
         """Join the learner's NCCL group, see `PolicyEngine.join_transfer`."""
@@ -195,6 +202,7 @@ class RolloutWorkerHandle(Protocol):
     rollout: Any
     probe: Any
     push: Any
+    give: Any
     join_transfer: Any
     stop: Any
 

@@ -17,67 +17,18 @@ fingerprint it has named since its process began. A spare is started and waits a
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
+from vsr1.seats import AWAKE, Order, Seat, State
 from vsr1.settings.parts import FleetConfig
 
-HOUR_S = 3600.0
 FEWEST_OUTCOMES = 5  # failures of which the breaker can tell
 TRIPS = 3  # of the breaker without a success, after each of which a member starts anew
 
 
 class FleetError(RuntimeError):
     """No member is left that could be healed; the message has the last reason of each."""
-
-
-class State(StrEnum):
-    STARTING = "starting"
-    STALE = "stale"
-    HEALTHY = "healthy"
-    SUSPECT = "suspect"
-    DEAD = "dead"
-    RESTARTING = "restarting"
-    DRAINING = "draining"
-    RETIRED = "retired"
-
-
-AWAKE = (State.STALE, State.HEALTHY, State.SUSPECT)
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is to be done with a member: `start` it, `restart` it, `probe` it, let it `pull` weights, or `end` it."""
-
-    do: Literal["start", "restart", "probe", "pull", "end"]
-    member: str
-    reason: str = ""
-
-
-@dataclass
-class Seat:
-    """What is known of one member."""
-
-    name: str
-    state: State
-    since: float  # when it came into its state
-    spare: bool = False
-    load: int = 0  # samples that it plays
-    samples: int = 0  # that it has got
-    seen: float = 0.0  # last sign of life
-    probed: float | None = None  # since when a probe is not answered
-    pulling: float | None = None  # since when it takes weights
-    outcomes: deque[bool] = field(default_factory=deque)  # whether its last samples failed
-    is_on_trial: bool = False  # the breaker lets one sample through
-    trips: int = 0  # of the breaker, since its last success
-    restarts: deque[float] = field(default_factory=deque)  # when
-    deadline: float = 0.0  # of a drain
-    reason: str = ""  # of its last fault
-    heal: dict[str, float] = field(default_factory=dict)  # seconds by part, since its last fault
-    is_ordered: bool = False  # its first start has been ordered
 
 
 class Fleet:
@@ -165,6 +116,10 @@ class Fleet:
             self._tell("healed", seat, seconds=seat.heal | {"all": sum(seat.heal.values())})
         seat.heal = {}
 
+    def postpone(self, name: str) -> None:
+        """Let a member that was to pull weights do so later, as nobody has them yet."""
+        self.seats[name].pulling = None
+
     def answered(self, name: str) -> None:
         """Report a sign of life: a token, or a sample that came to its end."""
         seat = self.seats[name]
@@ -181,9 +136,7 @@ class Fleet:
         """Report that a sample has left a member, played to its end or failed there."""
         seat = self.seats[name]
         seat.load -= 1
-        seat.outcomes.append(failed)
-        while len(seat.outcomes) > self._config.breaker_outcomes:
-            seat.outcomes.popleft()
+        seat.note(failed, self._config.breaker_outcomes)
         if not failed:
             seat.trips, seat.is_on_trial = 0, False
             self.answered(name)
@@ -210,6 +163,15 @@ class Fleet:
         self._tell("fault", seat, seconds=dict(seat.heal))
         if not seat.spare:
             seat.spare = self._promote(seat)
+
+    def awake(self) -> list[str]:
+        """Return the names of the members whose engines are up and that are to serve."""
+        return [seat.name for seat in self.seats.values() if seat.state in AWAKE and not seat.spare]
+
+    @property
+    def is_pulled(self) -> bool:
+        """Tell whether some member, but the one that is asked to now, takes weights."""
+        return sum(seat.pulling is not None for seat in self.seats.values()) > 1
 
     def push(self, version: int) -> None:
         """Make other weights the current ones: who serves has to take them first."""
@@ -253,7 +215,9 @@ class Fleet:
         for seat in list(self.seats.values()):
             if reason := self._lateness(seat, now):
                 self.lost(seat.name, reason)
-            elif seat.state is State.SUSPECT and seat.trips and now - seat.since >= self._pause(seat):
+            elif (
+                seat.state is State.SUSPECT and seat.trips and now - seat.since >= seat.pause_s(self._config.breaker_s)
+            ):
                 seat.is_on_trial = True
                 seat.outcomes.clear()
                 self._enter(seat, State.HEALTHY)
@@ -291,9 +255,7 @@ class Fleet:
             seat.is_ordered = True
             return [Order("start", seat.name)]
         if seat.state is State.DEAD:
-            while seat.restarts and now - seat.restarts[0] > HOUR_S:
-                seat.restarts.popleft()
-            if len(seat.restarts) >= self._config.restarts_per_hour:
+            if seat.recent_restarts(now) >= self._config.restarts_per_hour:
                 reason = seat.reason
                 self._enter(seat, State.RETIRED, f"{reason}; {len(seat.restarts)} restarts in an hour")
                 return [Order("end", seat.name, reason)]
@@ -339,10 +301,6 @@ class Fleet:
         share, elsewhere = failures / len(seat.outcomes), sum(outcomes) / max(1, len(outcomes))
         is_enough = seat.is_on_trial or failures >= FEWEST_OUTCOMES
         return bool(others) and is_enough and share >= self._config.breaker_share and share > 2 * elsewhere
-
-    def _pause(self, seat: Seat) -> float:
-        """Return the seconds until a suspect is tried again: twice as many each time, an hour at most."""
-        return min(HOUR_S, self._config.breaker_s * 2 ** (seat.trips - 1))
 
     def _trip(self, seat: Seat) -> None:
         seat.trips += 1

@@ -17,8 +17,9 @@ from actors.rollout import RolloutWorkerHandle
 from pipelines.stage.faults import dead_actor
 from pipelines.stage.watch import Watch, WriteEvent, write_nothing
 from vsr1.config import Config
-from vsr1.fleet import Fleet, Order, State
+from vsr1.fleet import Fleet
 from vsr1.runs.scale import read_scale
+from vsr1.seats import Order, State
 
 LOOK_EVERY_S = 1.0  # for requests to scale, and for nodes that leave
 PAUSE_S = 0.02  # where something is waited for
@@ -62,6 +63,8 @@ class RolloutFleet:
         self._leaving: dict[ray.ObjectRef, tuple[Member, float]] = {}
         self._sent: tuple[str, Any, int] | None = None  # how the last weights travel, what is sent, and their version
         self._connected: Any = None  # by NCCL: start of the learner, and members
+        self._receiving: set[Member] = set()  # who has not begun to receive the last broadcast
+        self._learners: Any = None  # of the last push
         self._is_starting = False
         self._looked = 0.0
         self._scaled = read_scale(config.run_dir)  # the last request; one that is there was made to an earlier run
@@ -123,15 +126,17 @@ class RolloutFleet:
         Args:
             learners: a `LearnerGroup`.
         """
-        way = self._config.rollout.transfer
-        if way == "nccl":
-            if self._connected != (learners.starts, self.members):
-                learners.open_transfer([member.handle for member in self.members])
-                self._connected = learners.starts, self.members
+        way, awake = self._config.rollout.transfer, [self._members[name] for name in self._fleet.awake()]
+        if way == "nccl" and awake:
+            if self._connected != (learners.starts, awake):
+                learners.open_transfer([member.handle for member in awake])
+                self._connected = learners.starts, awake
+            self._receiving = set(awake)
             sent: Any = (learners.layout(), learners.broadcast())
         else:
+            way = "ipc" if way == "ipc" else "file"
             sent = learners.share() if way == "ipc" else learners.weights()
-        self._sent = (way, sent, version)
+        self._sent, self._learners = (way, sent, version), learners
         self._fleet.push(version)
         self.tick()
 
@@ -221,6 +226,14 @@ class RolloutFleet:
             self._fleet.holds(member.name, self._fleet.version, "")
             return
         way, sent, version = self._sent
+        if way == "nccl" and member in self._receiving:
+            self._receiving.discard(member)
+        elif way == "nccl":  # the broadcast is over: another member has the weights, or the learner
+            way, peers = "file", self.serving()
+            if not peers and self._fleet.is_pulled:
+                self._fleet.postpone(member.name)
+                return
+            sent = self._members[peers[0]].handle.give.remote() if peers else self._learners.weights()
         taken = member.handle.push.remote(way, sent, version)
         self._then(member, taken, lambda print_: self._fleet.holds(member.name, version, print_))
 

@@ -1,6 +1,7 @@
 """A push, member by member: every real part of it but vLLM's own process and the learner's ranks."""
 
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,9 @@ class Process:
         if method == "receive_weights":
             way, weights = args
             args = (way, [open(path, "rb").read() for path in weights] if way == "file" else weights)  # noqa: SIM115
+        if method == "write_weights":
+            Path(args[1]).write_bytes(b"of a peer")
+            args = (pickle.loads(args[0]),)
         if method == "weight_faults":
             args = (pickle.loads(args[0]),)
         self.calls.append((method, *args))
@@ -98,12 +102,16 @@ class Learners:
 class Fleet(RolloutFleet):
     """A fleet of workers that were started before."""
 
-    def __init__(self, folder: Path, transfer: str, workers: list) -> None:
-        config = Config(run_dir=folder, rollout={"workers": len(workers)}, fleet={"restarts_per_hour": 0})
+    def __init__(self, folder: Path, transfer: str, workers: list, restarts: int) -> None:
+        config = Config(run_dir=folder, rollout={"workers": len(workers)}, fleet={"restarts_per_hour": restarts})
         config.rollout.transfer = transfer
-        names = {f"rollout-{i}": worker for i, worker in enumerate(workers)}
+        self.workers = {f"rollout-{i}": worker for i, worker in enumerate(workers)}
         self.told: list[dict] = []
-        super().__init__(config, names.__getitem__, lambda node: {}, Watch(config.fleet), self.write)
+        super().__init__(config, self.workers.__getitem__, lambda node: {}, Watch(config.fleet), self.write)
+
+    def renew(self, name: str) -> None:
+        """Let the next start of a member be that of a new worker."""
+        self.workers[name] = Worker.remote()
 
     def write(self, kind: str, **fields) -> None:
         self.told.append({"kind": kind, **fields})
@@ -114,8 +122,8 @@ def start(ray_cluster: None, tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
     """Starts a fleet; each member is told which tensors do not arrive at it."""
     fleets: list[Fleet] = []
 
-    def begin(transfer: str, *lacks: tuple[str, ...]) -> Fleet:
-        fleets.append(Fleet(tmp_path, transfer, [Worker.remote(*names) for names in lacks]))
+    def begin(transfer: str, *lacks: tuple[str, ...], restarts: int = 0) -> Fleet:
+        fleets.append(Fleet(tmp_path, transfer, [Worker.remote(*names) for names in lacks], restarts))
         fleets[-1].start()
         return fleets[-1]
 
@@ -149,6 +157,24 @@ def test_a_member_that_lacks_a_tensor_is_named_and_plays_no_more(start, transfer
     [fault] = [event for event in fleet.told if event["kind"] == "fault"]
     assert fault["member"] == "rollout-1" and "head.weight: other values" in fault["reason"]
     assert {fleet.pick().name for _ in range(4)} == {"rollout-0"}
+
+
+@pytest.mark.chaos
+def test_who_missed_a_broadcast_takes_the_weights_of_another_member(start) -> None:
+    fleet = start("nccl", (), (), restarts=1)
+    fleet.push(Learners(), 3)
+    fleet.settle()
+    states(fleet)
+    ray.kill(fleet.members[1].handle)
+    fleet.renew("rollout-1")
+    while fleet.serving() != ["rollout-0", "rollout-1"]:
+        fleet.tick()
+        time.sleep(0.05)
+    [given], _ = states(fleet)[0]
+    assert given == ("write_weights", MANIFEST)
+    calls, version = states(fleet)[1]
+    assert calls == [("receive_weights", "file", [b"of a peer"]), *[("reset",)] * 3, ("weight_faults", MANIFEST)]
+    assert version == 3
 
 
 def test_weights_that_arrive_nowhere_end_the_stage_with_every_reason(start) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from vsr1.fleet import Fleet, FleetError, Order, State
+from vsr1.fleet import Fleet, FleetError
+from vsr1.seats import Order, State
 from vsr1.settings.parts import FleetConfig
 
 

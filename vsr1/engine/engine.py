@@ -248,6 +248,11 @@ class PolicyEngine:
         if faults:
             raise PushError(f"{len(faults)} of {len(manifest)} tensors did not arrive: " + "; ".join(faults))
 
+    async def write_weights(self, path: Path, manifest: Manifest) -> None:
+        """Write the tensors of a manifest to a safetensors file while no push changes them."""
+        async with self._gate.enter():
+            await self._llm.collective_rpc("write_weights", args=(pickle.dumps(manifest), str(path)))
+
     async def reset_caches(self) -> None:
         """Forget prompts, processed clips and vision features; no request may run.
 
