@@ -168,9 +168,8 @@ class Fleet:
         """Return the names of the members whose engines are up and that are to serve."""
         return [seat.name for seat in self.seats.values() if seat.state in AWAKE and not seat.spare]
 
-    @property
-    def is_pulled(self) -> bool:
-        """Tell whether some member, but the one that is asked to now, takes weights."""
+    def is_taken(self) -> bool:
+        """Tell whether more than one member takes weights now."""
         return sum(seat.pulling is not None for seat in self.seats.values()) > 1
 
     def push(self, version: int) -> None:
@@ -215,9 +214,7 @@ class Fleet:
         for seat in list(self.seats.values()):
             if reason := self._lateness(seat, now):
                 self.lost(seat.name, reason)
-            elif (
-                seat.state is State.SUSPECT and seat.trips and now - seat.since >= seat.pause_s(self._config.breaker_s)
-            ):
+            elif seat.state is State.SUSPECT and seat.is_rested(now, self._config.breaker_s):
                 seat.is_on_trial = True
                 seat.outcomes.clear()
                 self._enter(seat, State.HEALTHY)

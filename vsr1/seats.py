@@ -61,9 +61,9 @@ class Seat:
         while len(self.outcomes) > most:
             self.outcomes.popleft()
 
-    def pause_s(self, first_s: float) -> float:
-        """Return the seconds until a suspect is tried again: twice as many each time, an hour at most."""
-        return min(HOUR_S, first_s * 2 ** (self.trips - 1))
+    def is_rested(self, now: float, first_s: float) -> bool:
+        """Tell whether a suspect may be tried again: after so many seconds, twice as many each time, an hour at most."""
+        return self.trips > 0 and now - self.since >= min(HOUR_S, first_s * 2 ** (self.trips - 1))
 
     def recent_restarts(self, now: float) -> int:
         """Return how often it has started again in the last hour."""

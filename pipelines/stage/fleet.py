@@ -230,7 +230,7 @@ class RolloutFleet:
             self._receiving.discard(member)
         elif way == "nccl":  # the broadcast is over: another member has the weights, or the learner
             way, peers = "file", self.serving()
-            if not peers and self._fleet.is_pulled:
+            if not peers and self._fleet.is_taken():
                 self._fleet.postpone(member.name)
                 return
             sent = self._members[peers[0]].handle.give.remote() if peers else self._learners.weights()
