@@ -62,7 +62,7 @@ class Seat:
             self.outcomes.popleft()
 
     def is_rested(self, now: float, first_s: float) -> bool:
-        """Tell whether a suspect may be tried again: after so many seconds, twice as many each time, an hour at most."""
+        """Tell whether a suspect may be tried again: after so many seconds, each time twice as many, up to an hour."""
         return self.trips > 0 and now - self.since >= min(HOUR_S, first_s * 2 ** (self.trips - 1))
 
     def recent_restarts(self, now: float) -> int:
