@@ -26,7 +26,7 @@ from vsr1.formats.atomic import replacing
 from vsr1.runs.scalars import SCALARS, read_scalars
 
 TRAININGS = ("sft", "grpo")  # stages that share the log of a folder
-ELSEWHERE = ("cluster", "serve", "toy", "run_dir")  # settings that change no number of a training
+ELSEWHERE = ("cluster", "fleet", "serve", "toy", "run_dir")  # settings that change no number of a training
 TRAINING_LOG = "train_trajectories.jsonl"
 EVALUATION_LOG = ".trajectories.jsonl"  # after the evaluation's name, and its agent's if it has one
 
