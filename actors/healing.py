@@ -57,7 +57,7 @@ class HealingLearners(LearnerGroup):
     """A learner group whose calls outlive its ranks.
 
     Args:
-        guard: gets name and handle of each rank that starts.
+        guard: gets name and handle of each rank that starts, and None for the handle before the group ends it.
         write: writes the events of its healings.
     """
 
@@ -75,11 +75,18 @@ class HealingLearners(LearnerGroup):
         self._since: list[tuple[list[Example], float]] = []  # steps that the copy does not have
         self._copied_at, self._copy_s = 0.0, 0.0
         self._faults: deque[float] = deque()  # when
+        self._is_over = False
 
     def _start(self) -> None:
         super()._start()
         for rank, member in enumerate(self.members):
             self._guard(f"learner-{rank}", member)
+
+    def close(self) -> None:
+        self._is_over = True
+        for rank in range(self.ranks):
+            self._guard(f"learner-{rank}", None)
+        super().close()
 
     def step(self, examples: list[Example], learning_rate: float) -> dict[str, float]:
         """Take a step as `LearnerGroup.step`, and if ranks die or hang, take it again from the last copy.
@@ -145,7 +152,7 @@ class HealingLearners(LearnerGroup):
                 if fault is None:
                     fault, began = error, time.monotonic()
                 self._count(error)
-                self.close()
+                super().close()
                 continue
             if fault is not None:
                 parts["all"] = time.monotonic() - began
@@ -158,7 +165,7 @@ class HealingLearners(LearnerGroup):
         while self._faults and now - self._faults[0] > HOUR_S:
             self._faults.popleft()
         self._faults.append(now)
-        if not self._is_copied or len(self._faults) > self._config.fleet.restarts_per_hour:
+        if self._is_over or not self._is_copied or len(self._faults) > self._config.fleet.restarts_per_hour:
             raise error
 
     def _come_back(self) -> dict[str, float]:

@@ -174,6 +174,7 @@ class LearnerRankHandle(Protocol):
     save: Remote[[Path], Any]
     save_state: Remote[[Path], Any]
     load_state: Remote[[Path], Any]
+    __ray_call__: Any  # every actor has it
 
 
 LearnerRank: Any = ray.remote(LearnerRankActor)  # Any: the stubs of Ray give a handle no `.remote`
@@ -215,7 +216,9 @@ class LearnerGroup:
         if need.gpus:
             bundle["GPU"] = need.gpus
         self._group = placement_group([bundle] * self.ranks, strategy="PACK")
-        ray.get(self._group.ready())
+        limit_s = self._config.fleet.start_s
+        if not ray.wait([self._group.ready()], timeout=limit_s)[0]:
+            raise LearnerError(f"no place for {self.ranks} learner ranks within {limit_s:g} s (fleet.start_s)")
         self.members = [
             LearnerRank.options(
                 num_cpus=need.cpus,

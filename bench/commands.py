@@ -156,6 +156,19 @@ def heal(
 
 
 @app.command()
+def soak(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    every_s: Annotated[float, typer.Option(min=1, help="Mean seconds between two faults.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Of what is killed and stopped, and when.")] = 0,
+) -> None:
+    """Train while processes of random roles are killed and stopped, and count samples that were lost or repeated."""
+    from bench.soak import bench_soak
+
+    show("soak", bench_soak, read_settings(config, overrides), every_s, seed)
+
+
+@app.command()
 def report(
     trajectories: Annotated[int, typer.Option(min=1, help="Trajectories, each with a video of its own.")] = 5000,
     rounds: Rounds = 1,

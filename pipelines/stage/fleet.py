@@ -210,7 +210,8 @@ class RolloutFleet:
             case "pull":
                 self._pull(self._members[name])
             case "end":
-                self._leave(self._members.pop(name))
+                if leaver := self._members.pop(name, None):  # it may not have been started yet
+                    self._leave(leaver)
 
     def _load(self, member: Member, node: str) -> None:
         """Let a member load its engine, on the node where it came to be."""

@@ -79,7 +79,10 @@ class Workers:
         """Return the learner of clips of a split, not started yet."""
 
         def guard(name: str, rank: Any) -> None:
-            self.watch.guard(name, "learner", rank)
+            if rank is None:
+                self.watch.release(name)
+            else:
+                self.watch.guard(name, "learner", rank)
 
         return HealingLearners(config, self.clips[split], config.run_dir / "logs", guard, self.events.write)
 

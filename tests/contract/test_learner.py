@@ -190,7 +190,7 @@ def _trained(
     learners = HealingLearners(
         config,
         stores,
-        guard=lambda name, rank: watch.guard(name, "learner", rank),
+        guard=lambda name, rank: watch.guard(name, "learner", rank) if rank else watch.release(name),
         write=lambda kind, **fields: events.append({"kind": kind, **fields}),
     )
     try:

@@ -285,6 +285,15 @@ def test_a_full_fleet_grows_and_one_that_could_be_spared_leaves_again() -> None:
     assert played.states() == ["retired", "healthy"]  # as many as were asked for stay
 
 
+def test_who_was_wanted_for_a_moment_only_never_starts() -> None:
+    played = Played(1)
+    played.fleet.scale(2)
+    played.fleet.scale(1)
+    played.go(0.5)
+    assert played.states() == ["healthy", "retired"]
+    assert [order.do for order in played.orders if order.member == "rollout-1"] == ["end"]
+
+
 def test_who_does_not_serve_leaves_first() -> None:
     played = Played(2)
     played.slow.add("rollout-0")
