@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from actors.rollout import RolloutWorkerHandle
 
 
+class FleetError(RuntimeError):
+    """No member is left."""
+
+
 @dataclass(frozen=True, eq=False)
 class Member:
     name: str
@@ -36,6 +40,10 @@ class RolloutFleet:
     def played(self, member: Member, *, died: bool = False, failed: bool = False) -> None:
         """Take back a sample that `pick` gave to a member."""
         self._load[member.name] -= 1
+        if died and member in self.members:
+            self.members.remove(member)
+        if not self.members:
+            raise FleetError(f"no rollout worker is left; the last one was {member.name}")
 
     def tick(self) -> None:
         """Do what is due; never blocks."""
