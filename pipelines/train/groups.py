@@ -72,10 +72,12 @@ class GroupWindow:
 
     Args:
         drop: is told of each group that is not trained on, before it leaves, and why.
+        step: that the learner has taken.
     """
 
-    def __init__(self, settings: GrpoConfig, drop: Callable[[Group, str], None]) -> None:
+    def __init__(self, settings: GrpoConfig, drop: Callable[[Group, str], None], step: int = 0) -> None:
         self._settings, self._drop = settings, drop
+        self._left = (settings.steps - step) * settings.prompts_per_step  # groups, until the last step
         self._open: dict[str, Group] = {}  # by prompt id, in the order of their issue
         self._ready: dict[str, Group] = {}  # those of them that a step may take
         self._learning = 0  # groups
@@ -84,9 +86,9 @@ class GroupWindow:
 
     @property
     def room(self) -> int:
-        """Return how many prompts may be given out."""
+        """Return how many prompts may be given out; none that no step would take."""
         limit = (self._settings.staleness + 1) * self._settings.prompts_per_step
-        return limit - len(self._open) - self._learning
+        return min(limit - self._learning, self._left) - len(self._open)
 
     @property
     def open(self) -> int:
@@ -139,6 +141,7 @@ class GroupWindow:
             failures = dict(result.failures)
             raise RolloutError(f"step {step}: no group is left to train on; samples failed with {failures}")
         self._learning = len(batch)
+        self._left -= len(batch)
         return result
 
     def learned(self) -> None:

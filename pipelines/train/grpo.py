@@ -139,6 +139,7 @@ class Loop:
         self._began = time.monotonic() - saved.elapsed_s
         self._best = Best(self.config.run_dir / "checkpoints" / "grpo-best", self.learners.save)
         self._whole: Saved | None = saved  # the step that the learner has taken, None while it takes one
+        self._seen = saved.index_versions  # by the step before
         self._thread = ThreadPoolExecutor(1, "learner")
         try:
             for step, over in steps_of(settings, saved.step, saved.elapsed_s):
@@ -176,7 +177,10 @@ class Loop:
         path = self.config.run_dir / TRAINING_LOG
         append_trajectories(path, [LoggedTrajectory(one, step, turns) for one, turns in logged])
         self.commits.begin()
-        self._whole = self.rollouts.saved(groups, time.monotonic() - self._began)
+        before, self._whole = self._seen, self.rollouts.saved(groups, time.monotonic() - self._began)
+        self._seen = self._whole.index_versions
+        if before and before != self._seen:
+            self.events.write("corpus changed", step=step, before=before, now=self._seen)
         self._keep(step)
         timing["rest"] = time.monotonic() - worked
         shown = {"reward": values["reward/total"], "R@1 after": values["R@1_after"]} | learner_speed(learned)

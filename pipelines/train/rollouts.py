@@ -59,7 +59,7 @@ class GroupRollouts:
         )
         self._pump = workers.pump
         self._play = self._pump.open("train", config.agent, sampling, ledger)
-        self._window = GroupWindow(config.grpo, self._drop)
+        self._window = GroupWindow(config.grpo, self._drop, saved.step)
 
     def take(self, step: int) -> StepGroups:
         """Return the groups of a step once they are there; errors as of `GroupWindow.take` and `RolloutPump.poll`."""
