@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -236,7 +236,7 @@ class Members:
 
 class ScriptedWorkers(Workers):
     def push(self, learners: Any, version: int) -> None:
-        self.fleet.push(version)  # type: ignore[attr-defined]
+        cast(Any, self.fleet).push(version)
 
 
 @dataclass
@@ -260,8 +260,7 @@ class Stage:
         self.events = EventLog(config.run_dir / EVENTS)
         self.fleet.forget()
         pump = RolloutPump(self.fleet, self.rewards, config.rollout.deadline_s)
-        others = ScriptedWorkers({}, self.rewards, [], "file", pump, QUIET)
-        others.fleet = self.fleet  # type: ignore[attr-defined]
+        others = ScriptedWorkers({}, self.rewards, cast(Any, self.fleet), pump, cast(Any, None), self.events, QUIET)
         settings = config.grpo.model_dump(mode="json")
         with Commits(config.run_dir, states, settings, self.events) as commits, RunLog(config.run_dir) as log:
             saved = commits.restore()
