@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -107,7 +108,8 @@ class Fleet(RolloutFleet):
         config.rollout.transfer = transfer
         self.workers = {f"rollout-{i}": worker for i, worker in enumerate(workers)}
         self.told: list[dict] = []
-        super().__init__(config, self.workers.__getitem__, lambda node: {}, Watch(config.fleet), self.write)
+        self.watch = Watch(config.fleet)
+        super().__init__(config, self.workers.__getitem__, lambda node: {}, self.watch, self.write)
 
     def renew(self, name: str) -> None:
         """Let the next start of a member be that of a new worker."""
@@ -117,19 +119,27 @@ class Fleet(RolloutFleet):
         self.told.append({"kind": kind, **fields})
 
 
+@pytest.fixture(scope="module")
+def good(ray_cluster: None) -> list:
+    """Two workers at which all tensors arrive."""
+    return [Worker.remote(), Worker.remote()]
+
+
 @pytest.fixture
 def start(ray_cluster: None, tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
-    """Starts a fleet; each member is told which tensors do not arrive at it."""
-    fleets: list[Fleet] = []
+    """Starts a fleet of workers, which outlive it."""
+    watches: list[Watch] = []
 
-    def begin(transfer: str, *lacks: tuple[str, ...], restarts: int = 0) -> Fleet:
-        fleets.append(Fleet(tmp_path, transfer, [Worker.remote(*names) for names in lacks], restarts))
-        fleets[-1].start()
-        return fleets[-1]
+    def begin(transfer: str, *workers: Any, restarts: int = 0) -> Fleet:
+        fleet = Fleet(tmp_path, transfer, list(workers), restarts)
+        watches.append(fleet.watch)
+        fleet.start()
+        ray.get([worker.state.remote() for worker in workers])  # what tests before have left
+        return fleet
 
     yield begin
-    for fleet in fleets:
-        fleet.stop()
+    for watch in watches:
+        watch.stop()
 
 
 def states(fleet: Fleet) -> list:
@@ -137,9 +147,11 @@ def states(fleet: Fleet) -> list:
 
 
 @pytest.mark.parametrize(("transfer", "weights"), [("file", [b"safetensors"]), ("ipc", b"handles"), ("nccl", LAYOUT)])
-def test_every_member_receives_is_checked_and_then_answers_with_the_version(start, transfer: str, weights) -> None:
+def test_every_member_receives_is_checked_and_then_answers_with_the_version(
+    start, good: list, transfer: str, weights
+) -> None:
     learners = Learners()
-    fleet = start(transfer, (), ())
+    fleet = start(transfer, *good)
     for version in (1, 2):
         fleet.push(learners, version)
         fleet.settle()
@@ -149,8 +161,8 @@ def test_every_member_receives_is_checked_and_then_answers_with_the_version(star
 
 
 @pytest.mark.parametrize("transfer", ["file", "nccl"])
-def test_a_member_that_lacks_a_tensor_is_named_and_plays_no_more(start, transfer: str) -> None:
-    fleet = start(transfer, (), ("head.weight",))
+def test_a_member_that_lacks_a_tensor_is_named_and_plays_no_more(start, good: list, transfer: str) -> None:
+    fleet = start(transfer, good[0], Worker.remote("head.weight"))
     fleet.push(Learners(), 7)
     fleet.settle()
     assert [member.name for member in fleet.members] == ["rollout-0"]
@@ -160,8 +172,8 @@ def test_a_member_that_lacks_a_tensor_is_named_and_plays_no_more(start, transfer
 
 
 @pytest.mark.chaos
-def test_who_missed_a_broadcast_takes_the_weights_of_another_member(start) -> None:
-    fleet = start("nccl", (), (), restarts=1)
+def test_who_missed_a_broadcast_takes_the_weights_of_another_member(start, good: list) -> None:
+    fleet = start("nccl", good[0], Worker.remote(), restarts=1)
     fleet.push(Learners(), 3)
     fleet.settle()
     states(fleet)
@@ -178,7 +190,7 @@ def test_who_missed_a_broadcast_takes_the_weights_of_another_member(start) -> No
 
 
 def test_weights_that_arrive_nowhere_end_the_stage_with_every_reason(start) -> None:
-    fleet = start("file", ("head.weight",), ("head.weight",))
+    fleet = start("file", Worker.remote("head.weight"), Worker.remote("head.weight"))
     fleet.push(Learners(), 7)
     with pytest.raises(FleetError, match=r"rollout-0: PushError: 1 of 1 .*head\.weight.*rollout-1: PushError"):
         fleet.settle()
