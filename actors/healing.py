@@ -97,10 +97,13 @@ class HealingLearners(LearnerGroup):
         if self._is_copied and not self._copy:
             self._healed(self._take_copy)
         numbers = self._healed(lambda: super(HealingLearners, self).step(examples, learning_rate))
-        self._since.append((examples, learning_rate))
-        if self._is_copied and self._is_due():
-            self._healed(self._take_copy)
-        return numbers | {"seconds/learn/copy": self._copy_s}
+        copy_s = 0.0
+        if self._is_copied:
+            self._since.append((examples, learning_rate))
+            if self._is_due():
+                self._healed(self._take_copy)
+                copy_s = self._copy_s
+        return numbers | {"seconds/learn/copy": copy_s}
 
     def logprobs(self, examples: list[Example]) -> list[list[float]]:
         return self._healed(lambda: super(HealingLearners, self).logprobs(examples))
@@ -116,6 +119,14 @@ class HealingLearners(LearnerGroup):
 
     def save_state(self, folder: Path) -> None:
         self._healed(lambda: super(HealingLearners, self).save_state(folder))
+
+    def load_state(self, folder: Path) -> None:
+        def load() -> None:
+            super(HealingLearners, self).load_state(folder)
+            if self._is_copied:
+                self._take_copy()
+
+        self._healed(load)
 
     @property
     def _is_copied(self) -> bool:
@@ -170,6 +181,8 @@ class HealingLearners(LearnerGroup):
 
     def _come_back(self) -> dict[str, float]:
         """Start all ranks, let them take the copy and repeat the steps since; return the seconds of each."""
+        if self._is_over:
+            raise RankError("the learner was ended")
         began = time.monotonic()
         self._start()
         started = time.monotonic()

@@ -230,7 +230,7 @@ class LearnerGroup:
         ]
         nodes = self._all([rank.node.remote() for rank in self.members])
         self._stores = {node: self._clips.on(node) for node in nodes}
-        host, port = ray.get(self.members[0].address.remote())
+        [(host, port)] = self._all([self.members[0].address.remote()])
         joining = zip(self.members, nodes, strict=True)
         [self._flops, *_] = self._all([rank.setup.remote(host, port, self._stores[node]) for rank, node in joining])
 
