@@ -102,15 +102,17 @@ class ClipStores:
     def __init__(self, reader: ClipReader, budget_bytes: int, options: dict[str, Any], log: Path | None = None) -> None:
         self._reader, self._budget_bytes, self._options = reader, budget_bytes, options
         self._log = log
+        self._sent: ray.ObjectRef | None = None  # the reader; a store that starts again needs it in the object store
         self._by_node: dict[str, ClipStoreHandle] = {}
 
     def on(self, node_id: str) -> ClipStoreHandle:
         """Return the handle of the node's store, which is started at the first call."""
         if node_id not in self._by_node:
             log = self._log and self._log.with_stem(f"{self._log.stem}-{node_id[:8]}")
+            self._sent = self._sent or ray.put(self._reader)
             there = NodeAffinitySchedulingStrategy(node_id, soft=False)
             self._by_node[node_id] = ClipStore.options(**self._options, scheduling_strategy=there).remote(
-                self._reader, self._budget_bytes, log
+                self._sent, self._budget_bytes, log
             )
         return self._by_node[node_id]
 
