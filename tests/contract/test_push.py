@@ -179,7 +179,7 @@ def test_who_missed_a_broadcast_takes_the_weights_of_another_member(start, good:
     states(fleet)
     ray.kill(fleet.members[1].handle)
     fleet.renew("rollout-1")
-    while fleet.serving() != ["rollout-0", "rollout-1"]:
+    while not any(event["kind"] == "healed" for event in fleet.told):
         fleet.tick()
         time.sleep(0.05)
     [given], _ = states(fleet)[0]
