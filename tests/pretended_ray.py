@@ -47,6 +47,7 @@ class Handle:
 
     def __init__(self, ray_: PretendedRay, actor: Any) -> None:
         self._ray, self._actor, self.is_dead = ray_, actor, False
+        self.deaths = 0  # that it dies at its next calls, and is there again
 
     def __getattr__(self, name: str) -> Any:
         return Method(self._ray, self, getattr(self._actor, name))
@@ -60,7 +61,8 @@ class Method:
         arguments = pickle.loads(pickle.dumps(arguments))
         if inspect.isasyncgenfunction(self._call):
             return Stream(self._ray, self._handle, self._call(*arguments))
-        if self._handle.is_dead:
+        self._handle.deaths -= 1
+        if self._handle.is_dead or self._handle.deaths >= 0:
             return Reference(error=ray.exceptions.ActorDiedError())
         return self._ray.answer(lambda: self._call(*arguments))
 
