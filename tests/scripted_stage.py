@@ -7,11 +7,8 @@ trained the same.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import os
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -42,12 +39,15 @@ from vsr1.runs.trajectories import read_log
 from vsr1.search.record import SearchTask
 from vsr1.video.clips import Clip
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers do not find the folder of the tests
 VIDEOS = [f"v{i}" for i in range(12)]
 WIDTH = 4
 POISON = "kills its worker"
 REJECTS = "<think> no </think> <answer>not_matched</answer> <REFINE>"
 ACCEPTS = "<think> yes </think> <answer>matched</answer> <start>1.0</start> <end>{end}</end> <REFINE>"
+
+
+class WorkerKilledError(BaseException):
+    """The end of a worker's process."""
 
 
 @dataclass
@@ -64,17 +64,15 @@ class ScriptedReply:
 
 
 class ScriptedEngine:
-    """Answers after up to `delay_s`; a reply follows from its seed and the version of the weights."""
+    """A reply follows from its seed and the version of the weights."""
 
-    def __init__(self, delay_s: float) -> None:
-        self.version, self._delay_s = 0, delay_s
+    def __init__(self) -> None:
+        self.version = 0
 
     async def generate(self, prompt: Prompt, *, seed: int, latents: int, **rest: Any) -> ScriptedReply:
         version = self.version
         if any(POISON in part for part in prompt.parts if isinstance(part, str)):
-            await asyncio.sleep(0.05)
-            os._exit(1)
-        await asyncio.sleep(self._delay_s * random.random())
+            raise WorkerKilledError
         draw = random.Random(f"{seed} {version}")
         tokens = [draw.randrange(1000) for _ in range(draw.randrange(3, 9))]
         rejects = draw.random() < 0.6
@@ -99,9 +97,9 @@ class ScriptedWorker(RolloutWorkerActor):
         index: version of the corpus; requests for another are refused.
     """
 
-    def __init__(self, config: Config, delay_s: float = 0.0, index: str = "i1") -> None:
+    def __init__(self, config: Config, index: str = "i1") -> None:
         self._config, self._index = config, index
-        self._engine: Any = ScriptedEngine(delay_s)
+        self._engine: Any = ScriptedEngine()
 
     async def set_version(self, version: int) -> None:
         self._engine.version = version
@@ -182,20 +180,19 @@ class Members:
     """A fleet of scripted workers; a member that died is started again, with the weights of the last push.
 
     Args:
-        spares: workers that are started ahead, so that a death costs no start.
+        start: starts the actor of a worker.
     """
 
-    def __init__(self, config: Config, count: int, at_once: int = 4, delay_s: float = 0.0, spares: int = 0) -> None:
-        self._actor, self._arguments = ray.remote(ScriptedWorker).options(num_cpus=0), (config, delay_s)
-        self._spares = [self._actor.remote(*self._arguments) for _ in range(spares)]
+    def __init__(
+        self, start: Callable[[ScriptedWorker], Any], config: Config, count: int = 2, at_once: int = 4
+    ) -> None:
+        self._start_actor, self._config = start, config
         self._at_once, self.version, self.deaths = at_once, 0, 0
         self.members = [Member(f"rollout-{i}", self._start()) for i in range(count)]
         self.load: dict[Member, int] = dict.fromkeys(self.members, 0)
 
     def _start(self) -> Any:
-        handle = self._spares.pop(0) if self._spares else self._actor.remote(*self._arguments)
-        if self._spares:
-            self._spares.append(self._actor.remote(*self._arguments))
+        handle = self._start_actor(ScriptedWorker(self._config))
         handle.set_version.remote(self.version)
         return handle
 
@@ -228,10 +225,6 @@ class Members:
     def forget(self) -> None:
         """Take back all samples: their driver is gone."""
         self.load = dict.fromkeys(self.members, 0)
-
-    def stop(self) -> None:
-        for handle in [*(member.handle for member in self.members), *self._spares]:
-            ray.kill(handle)
 
 
 class ScriptedWorkers(Workers):
@@ -278,7 +271,11 @@ class Stage:
             learner: Any = self.learner
             rollouts = GroupRollouts(others, stream, ledger, config, saved)
             self.ledger = ledger
-            Loop(config, others, learner, rollouts, commits, log, self.events, QUIET).run(saved)
+            loop = Loop(config, others, learner, rollouts, commits, log, self.events, QUIET)
+            try:
+                loop.run(saved)
+            finally:
+                loop._thread.shutdown()  # a killed process would end its threads; this one lets them end
         return self.learner.weights
 
     @property

@@ -4,43 +4,38 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
+from pretended_ray import PretendedRay
 from scripted_stage import Members, ScriptedLearner, Stage, stage_config
 
-from actors.rewards import RewardWorker
+from actors.rewards import RewardWorkerActor
 from vsr1.ledger import Frame
 from vsr1.runs.events import EVENTS, read_events
 from vsr1.runs.scalars import read_scalars
 from vsr1.settings.training import RewardConfig
-
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
 
 
 class DriverKilledError(BaseException):
     """The end of a driver's process, as far as its files are concerned."""
 
 
-@pytest.fixture(scope="module")
-def rewards(ray_cluster: None) -> list[Any]:
-    return [RewardWorker.options(num_cpus=0).remote(RewardConfig())]
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> PretendedRay:
+    return PretendedRay(monkeypatch)
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, ray_cluster: None) -> Iterator[Callable[..., Members]]:
-    fleets = []
+def rewards(cluster: PretendedRay) -> list[Any]:
+    return [cluster.actor(RewardWorkerActor(RewardConfig()))]
 
-    def start(**settings: Any) -> Members:
-        fleets.append(Members(stage_config(tmp_path), **{"count": 2, **settings}))
-        return fleets[-1]
 
-    yield start
-    for one in fleets:
-        one.stop()
+@pytest.fixture
+def fleet(cluster: PretendedRay, tmp_path: Path) -> Callable[[], Members]:
+    return lambda: Members(cluster.actor, stage_config(tmp_path))
 
 
 def once_each(stage: Stage) -> list[tuple[str, int]]:
@@ -65,16 +60,17 @@ def at(count: int, error: BaseException) -> Callable[[Frame], None]:
 def test_a_driver_killed_at_any_frame_goes_on_to_the_same_end(
     tmp_path: Path, fleet: Callable[..., Members], rewards: list[Any], staleness: int
 ) -> None:
-    """Every frame of a run is a kill point, before or after it is written, in turn; the end of the journal is torn."""
+    """Every frame of a run is a kill point, before it is written or after; the end of the journal is torn."""
     members = fleet()
-    whole = Stage(stage_config(tmp_path / "whole", staleness=staleness), members, rewards)
+    small = {"staleness": staleness, "steps": 3, "prompts_per_step": 2}
+    whole = Stage(stage_config(tmp_path / "whole", **small), members, rewards)
     frames: list[Frame] = []
     whole.after_frame = frames.append
     weights, expected = whole.run(), once_each(whole)
-    assert len(expected) == 24 and not whole.ledger.open
+    assert len(expected) == 12 and not whole.ledger.open
     kills = 0
-    for count in range(1, len(frames) + 1):
-        stage = Stage(stage_config(tmp_path / f"{count}", staleness=staleness), members, rewards)
+    for count in range(1, len(frames) + 1, 2 * staleness + 1):
+        stage = Stage(stage_config(tmp_path / f"{count}", **small), members, rewards)
         if count % 2:
             stage.on_frame = at(count, DriverKilledError())
         else:
@@ -86,13 +82,13 @@ def test_a_driver_killed_at_any_frame_goes_on_to_the_same_end(
             except DriverKilledError:
                 kills += 1
                 _tear(stage.config.run_dir, random.Random(count))
-                stage.on_frame = at(20 + count % 50, DriverKilledError()) if attempt == 0 else lambda frame: None
+                stage.on_frame = at(10 + count % 40, DriverKilledError()) if attempt == 0 else lambda frame: None
                 stage.after_frame = lambda frame: None
         assert once_each(stage) == expected, count
         if staleness == 0:
             assert (end, stage.trained) == (weights, whole.trained), count
         shutil.rmtree(stage.config.run_dir)
-    assert kills > 1.5 * len(frames) > 150
+    assert kills > len(frames) / (2 * staleness + 1) > 20
 
 
 def _tear(run_dir: Path, draw: random.Random) -> None:
@@ -101,46 +97,53 @@ def _tear(run_dir: Path, draw: random.Random) -> None:
     os.truncate(path, max(0, path.stat().st_size - draw.choice([0, 0, 1, 30, 300])))
 
 
-def test_members_killed_at_any_move_cost_nothing(
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_five_hundred_killed_members_cost_nothing(
+    tmp_path: Path, fleet: Callable[..., Members], rewards: list[Any], cluster: PretendedRay, staleness: int
+) -> None:
+    """Workers are killed where a sample begins, ends a turn or has ended; also those that play others."""
+    config = stage_config(tmp_path / "whole", staleness=staleness, steps=30)
+    whole, kills, run = Stage(config, fleet(), rewards), Counter[str](), 0
+    weights, expected = whole.run(), once_each(whole)
+    while kills.total() < 500:
+        run += 1
+        members, draw = fleet(), random.Random(run)
+
+        def kill(frame: Frame, members: Members = members, draw: random.Random = draw) -> None:
+            if frame["kind"] in ("running", "turn", "finished") and draw.random() < 0.2:
+                kills[frame["kind"]] += 1
+                members.kill(frame["member"] if "member" in frame else draw.choice(members.members).name)
+
+        settings = {"staleness": staleness, "steps": 30, "poison_deaths": 1000}
+        stage = Stage(stage_config(tmp_path / f"{run}", **settings), members, rewards, after_frame=kill)
+        end = stage.run()
+        assert once_each(stage) == expected
+        if staleness == 0:
+            assert (end, stage.trained) == (weights, whole.trained)
+        assert members.deaths > 50
+    assert min(kills[kind] for kind in ("running", "turn", "finished")) > 50
+
+
+def test_a_reward_worker_that_dies_is_asked_again(
     tmp_path: Path, fleet: Callable[..., Members], rewards: list[Any]
 ) -> None:
-    """A worker is killed where a sample begins, ends a turn or has ended, again and again: the weights are the same."""
     whole = Stage(stage_config(tmp_path / "whole"), fleet(), rewards)
     weights = whole.run()
-    members = fleet(count=2, spares=3, delay_s=0.01)
-    draw, kills = random.Random(0), Counter[str]()
+    stage = Stage(stage_config(tmp_path / "killed"), fleet(), rewards)
 
     def kill(frame: Frame) -> None:
-        if frame["kind"] in ("running", "turn", "finished") and draw.random() < 0.12:
-            kills[frame["kind"]] += 1
-            members.kill(frame.get("member") or draw.choice(members.members).name)
+        if frame["kind"] == "finished" and frame["sample"] == 0:
+            rewards[0].deaths = 1
 
-    stage = Stage(stage_config(tmp_path / "killed", poison_deaths=50), members, rewards, after_frame=kill)
-    assert stage.run() == weights
-    assert stage.trained == whole.trained
-    assert members.deaths > 5 and len(kills) == 3
-
-
-def test_a_reward_worker_that_dies_is_asked_again(tmp_path: Path, fleet: Callable[..., Members]) -> None:
-    rewards = [RewardWorker.options(num_cpus=0, max_restarts=-1).remote(RewardConfig())]
-    whole = Stage(stage_config(tmp_path / "whole"), fleet(), rewards)
-    weights, kills = whole.run(), 0
-
-    def kill(frame: Frame) -> None:
-        nonlocal kills
-        if frame["kind"] == "finished" and frame["sample"] == 0 and kills < 3:
-            kills += 1
-            ray.kill(rewards[0], no_restart=False)
-
-    stage = Stage(stage_config(tmp_path / "killed"), fleet(), rewards, after_frame=kill)
-    assert (stage.run(), stage.trained, kills) == (weights, whole.trained, 3)
+    stage.after_frame = kill
+    assert (stage.run(), stage.trained) == (weights, whole.trained)
 
 
 def test_a_prompt_that_kills_its_workers_is_dropped_and_the_run_goes_on(
     tmp_path: Path, fleet: Callable[..., Members], rewards: list[Any]
 ) -> None:
     """Its neighbours die with it at first; then it is played alone, and only its own group goes."""
-    members = fleet(spares=2)
+    members = fleet()
     stage = Stage(stage_config(tmp_path / "run", max_failed_fraction=0.5), members, rewards, poison=4)
     stage.run()
     assert once_each(stage) == [
@@ -200,7 +203,7 @@ def test_a_new_corpus_is_seen_by_new_episodes_and_one_that_went_on_keeps_its_own
     tmp_path: Path, fleet: Callable[..., Members], rewards: list[Any]
 ) -> None:
     """The index is swapped in the second step, with rollouts a step ahead; each trajectory names one version."""
-    members = fleet(delay_s=0.02)
+    members = fleet()
     stage = Stage(stage_config(tmp_path / "run", staleness=1), members, rewards)
 
     def swap(frame: Frame) -> None:
@@ -242,7 +245,7 @@ def test_an_episode_whose_corpus_is_gone_begins_anew(
 def test_no_sample_is_older_than_the_bound_and_waiting_drops_none(
     tmp_path: Path, fleet: Callable[..., Members], rewards: list[Any], late: str
 ) -> None:
-    members = fleet(delay_s=0.15)
+    members = fleet()
     config = stage_config(tmp_path / "run", staleness=2, late=late, steps=8, prompts_per_step=2)
     stage = Stage(config, members, rewards)
     stage.run()
