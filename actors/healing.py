@@ -167,7 +167,9 @@ class HealingLearners(LearnerGroup):
                 continue
             if fault is not None:
                 parts["all"] = time.monotonic() - began
-                self._write("healed", role="learner", member="learner", reason=str(fault), seconds=parts)
+                self._write(
+                    "healed", role="learner", member="learner", reason=str(fault).splitlines()[0], seconds=parts
+                )
             return answer
 
     def _count(self, error: RankError) -> None:

@@ -47,13 +47,17 @@ def bench_soak(config: Config, every_s: float, seed: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "pipelines", "grpo", "-c", str(settings)]
         training = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         due = 0.0
-        while training.poll() is None:
-            time.sleep(PAUSE_S)
-            if not (config.run_dir / TRAINING_LOG).is_file() or time.monotonic() < due:
-                continue
-            if due and (fault := _disturb(training.pid, chance)):
-                faults[fault] += 1
-            due = time.monotonic() + chance.expovariate(1 / every_s)
+        try:
+            while training.poll() is None:
+                time.sleep(PAUSE_S)
+                if not (config.run_dir / TRAINING_LOG).is_file() or time.monotonic() < due:
+                    continue
+                if due and (fault := _disturb(training.pid, chance)):
+                    faults[fault] += 1
+                due = time.monotonic() + chance.expovariate(1 / every_s)
+        finally:
+            training.terminate()  # nothing happens where it is over
+            training.wait()
     return {
         "exit_code": training.returncode,
         "seconds": time.monotonic() - began,
