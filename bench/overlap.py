@@ -47,5 +47,5 @@ def _figures(run: Path, samples: int, steps: range) -> dict[str, float]:
         "rollout_s": middle("seconds/rollout"),
         "learn_s": middle("seconds/learn"),
         "staleness": middle("staleness"),
-        "reward_later": round(median(values[step, "reward/total"]["value"] for step in steps[len(steps) // 2 :]), 3),
+        "reward_later": round(median(values[step, "reward/total"]["value"] for step in later), 3),
     }
