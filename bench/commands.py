@@ -201,6 +201,18 @@ def faults(overrides: Overrides = None, config: ConfigFile = None, max_turns: Ma
     show("faults", bench_faults, read_settings(config, overrides, False), max_turns)
 
 
+@app.command(name="overlap")
+def overlap_(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    warm_up: Annotated[int, typer.Option(min=1, help="First steps that do not count.")] = 2,
+) -> None:
+    """Run Stage 2 with rollouts in step with the learner and one step ahead: samples a second, share of the ideal."""
+    from bench.overlap import overlap
+
+    show("overlap", overlap, read_settings(config, overrides, False), warm_up)
+
+
 @app.command()
 def fuzz(
     files: Annotated[int, typer.Option(min=1, help="Films whose bytes are changed.")] = 5000,

@@ -269,7 +269,7 @@ class Stage:
             ledger = Ledger(write, saved.past, config.grpo.poison_deaths)
             stream: Any = ScriptedStream(saved.position, self.poison)
             learner: Any = self.learner
-            rollouts = GroupRollouts(others, stream, ledger, config, saved)
+            rollouts = GroupRollouts(others, stream, ledger, config, saved, self.events)
             self.ledger = ledger
             loop = Loop(config, others, learner, rollouts, commits, log, self.events, QUIET)
             try:

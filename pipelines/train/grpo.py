@@ -108,7 +108,9 @@ def _train(config: Config, progress: Progress) -> Path:
             _validate(others, log, config, 0)
         stream = PromptStream(config, saved.position, choose=partial(_short_enough, config))
         ledger = Ledger(commits.write, saved.past, settings.poison_deaths)
-        rollouts = GroupRollouts(others, stream, ledger, config, saved, lambda one: learners.prefetch(clips_of(one)))
+        rollouts = GroupRollouts(
+            others, stream, ledger, config, saved, events, lambda one: learners.prefetch(clips_of(one))
+        )
         Loop(config, others, learners, rollouts, commits, log, events, progress).run(saved)
         learners.save(checkpoint)
         learners.close()

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from actors.rollout import Sampling
 from pipelines.stage.progress import Load
@@ -22,6 +22,7 @@ from pipelines.train.groups import Group, GroupWindow, StepGroups
 from vsr1.config import Config
 from vsr1.episode.sample import FailedSample
 from vsr1.ledger import Frame, Ledger
+from vsr1.runs.events import EventLog
 from vsr1.search.record import SearchTrajectory
 
 NOTICE_S = 0.05  # after which the end of what the learner does is noticed
@@ -33,6 +34,7 @@ class GroupRollouts:
 
     Args:
         saved: where the run goes on from; its open prompts come first.
+        events: gets what is dropped, but for what the policy itself decides.
         on_trajectory: gets each trajectory as it ends, while others are still played.
     """
 
@@ -43,8 +45,10 @@ class GroupRollouts:
         ledger: Ledger,
         config: Config,
         saved: Saved,
+        events: EventLog,
         on_trajectory: Callable[[SearchTrajectory], None] = lambda _: None,
     ) -> None:
+        self._events = events
         self._workers, self._stream, self._ledger, self._config = workers, stream, ledger, config
         self._on_trajectory = on_trajectory
         self.step, self.weights = saved.step, saved.weights  # that the learner has taken; that the engines hold
@@ -124,7 +128,11 @@ class GroupRollouts:
         while self._play.outcomes:
             outcome = self._play.outcomes.popleft()
             self._window.add(outcome)
-            if not isinstance(outcome, FailedSample):
+            if isinstance(outcome, FailedSample):
+                self._note_drop(
+                    outcome.id.prompt, outcome.reason, sample=outcome.id.sample, message=outcome.message[:300]
+                )
+            else:
                 self._on_trajectory(outcome)
 
     def _give_out(self) -> None:
@@ -141,3 +149,8 @@ class GroupRollouts:
 
     def _drop(self, group: Group, reason: str) -> None:
         self._pump.drop(self._play, group.prompt.id.prompt, reason)
+        if reason == "stale":
+            self._note_drop(group.prompt.id.prompt, reason)
+
+    def _note_drop(self, prompt: str, reason: str, **details: Any) -> None:
+        self._events.write("dropped", reason=reason, prompt=prompt, **details)
