@@ -104,7 +104,8 @@ class Fleet(RolloutFleet):
     """A fleet of workers that were started before."""
 
     def __init__(self, folder: Path, transfer: str, workers: list, restarts: int) -> None:
-        config = Config(run_dir=folder, rollout={"workers": len(workers)}, fleet={"restarts_per_hour": restarts})
+        settings = {"restarts_per_hour": restarts, "probe_s": 60.0}
+        config = Config(run_dir=folder, rollout={"workers": len(workers)}, fleet=settings)
         config.rollout.transfer = transfer
         self.workers = {f"rollout-{i}": worker for i, worker in enumerate(workers)}
         self.told: list[dict] = []
@@ -180,6 +181,7 @@ def test_who_missed_a_broadcast_takes_the_weights_of_another_member(start, good:
     ray.kill(fleet.members[1].handle)
     fleet.renew("rollout-1")
     while not any(event["kind"] == "healed" for event in fleet.told):
+        assert len(fleet.told) < 2, fleet.told
         fleet.tick()
         time.sleep(0.05)
     [given], _ = states(fleet)[0]
