@@ -184,9 +184,8 @@ def test_who_missed_a_broadcast_takes_the_weights_of_another_member(start, good:
         assert len(fleet.told) < 2, fleet.told
         fleet.tick()
         time.sleep(0.05)
-    [given], _ = states(fleet)[0]
-    assert given == ("write_weights", MANIFEST)
-    calls, version = states(fleet)[1]
+    (given, _), (calls, version) = states(fleet)
+    assert given == [("write_weights", MANIFEST)]
     assert calls == [("receive_weights", "file", [b"of a peer"]), *[("reset",)] * 3, ("weight_faults", MANIFEST)]
     assert version == 3
 
