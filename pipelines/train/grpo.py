@@ -21,6 +21,7 @@ from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.stage.tasks import PromptStream, Rows
 from pipelines.stage.workers import Workers, workers
 from pipelines.train.commits import Commits, Saved
+from pipelines.train.gauges import StepGauges
 from pipelines.train.prompt_lengths import short_enough
 from pipelines.train.record_checks import check_grpo_records
 from pipelines.train.rollouts import GroupRollouts
@@ -49,7 +50,7 @@ UNDECIDED = (  # change no step
     "state_every", "state_limit", "save_every", "save_total_limit", "keep_best", "validate_every", "val_split",
     "evaluate_after", "max_failed_fraction", "poison_deaths",
 )  # fmt: skip
-SPEED = {"compile", "vision_cache_gib", "micro_tokens", "ranks"}  # of the learner: how fast a step is, not what it does
+SPEED = {"compile", "vision_cache_gib", "micro_tokens"}  # of the learner: how fast a step is, not what it does
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
@@ -111,7 +112,8 @@ def _train(config: Config, progress: Progress) -> Path:
         rollouts = GroupRollouts(
             others, stream, ledger, config, saved, events, lambda one: learners.prefetch(clips_of(one))
         )
-        Loop(config, others, learners, rollouts, commits, log, events, progress).run(saved)
+        show = StepGauges(run.name).show
+        Loop(config, others, learners, rollouts, commits, log, events, progress, show).run(saved)
         learners.save(checkpoint)
         learners.close()
         if settings.evaluate_after:
@@ -134,6 +136,7 @@ class Loop:
     log: RunLog
     events: EventLog
     progress: Progress
+    show: Callable[[int, dict[str, float]], None] = lambda step, values: None
 
     def run(self, saved: Saved) -> None:
         """Take the steps after a saved one; a state is saved before Ctrl-C or SIGTERM goes on, if a step is whole."""
@@ -149,7 +152,7 @@ class Loop:
         except KeyboardInterrupt:
             self._thread.submit(int).result()  # what it does is over
             if self._whole and self._whole.step > self.commits.step:
-                self._save_state(self._whole)
+                self.commits.prepare(self._whole, self.rollouts.snapshot())(self.learners.save_state)
             raise
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
@@ -175,6 +178,7 @@ class Loop:
         self.rollouts.learned(groups, step, weights)
         values |= self.rollouts.metrics() | {f"seconds/{name}": seconds for name, seconds in timing.items()}
         self.log.log("grpo", step, values)
+        self.show(step, values)
         logged = zip(groups.trained, credits, strict=True)
         path = self.config.run_dir / TRAINING_LOG
         append_trajectories(path, [LoggedTrajectory(one, step, turns) for one, turns in logged])

@@ -113,13 +113,13 @@ class GroupRollouts:
 
     def metrics(self) -> dict[str, float]:
         """Return how full the queues are, and what was dropped so far by reason."""
-        now = self._pump.occupancy(self._play)
-        dropped = {f"dropped/{reason}": count for reason, count in self._ledger.closed.items() if reason != "trained"}
-        return {
+        now, closed = self._pump.occupancy(self._play), self._ledger.closed
+        values: dict[str, float] = {
             "queue/prompts": self._window.open,
             "queue/episodes": now.episodes,
             "queue/waiting": now.waiting,
-        } | dropped
+        }
+        return values | {f"dropped/{reason}": float(count) for reason, count in closed.items() if reason != "trained"}
 
     def _pump_once(self, timeout_s: float) -> None:
         while self._window.room > 0:
