@@ -153,7 +153,7 @@ class FleetConfig(Section):
         1.0, gt=0, description="seconds without a sign of life after which an engine is asked for one token"
     )
     probe_s: float = Field(3.0, gt=0, description="seconds until an engine that gives no token counts as dead")
-    stopped_s: float = Field(3.0, gt=0, description="seconds that a process may stand still, as after SIGSTOP")
+    stopped_s: float = Field(2.0, gt=0, description="seconds that a process may stand still, as after SIGSTOP")
     start_s: float = Field(900.0, gt=0, description="seconds until a rollout worker that is not ready counts as dead")
     push_s: float = Field(300.0, gt=0, description="seconds that a rollout worker has to take weights")
     drain_s: float = Field(60.0, gt=0, description="seconds that a leaving rollout worker has to end what it plays")
