@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.handles import Remote
+from actors.handles import RETRIES, Remote
 from actors.logs import log_to
 from vsr1.video.clip_cache import ClipCache
 from vsr1.video.clips import Clip, ClipReference
@@ -102,15 +102,17 @@ class ClipStores:
     def __init__(self, reader: ClipReader, budget_bytes: int, options: dict[str, Any], log: Path | None = None) -> None:
         self._reader, self._budget_bytes, self._options = reader, budget_bytes, options
         self._log = log
+        self._sent: ray.ObjectRef | None = None  # the reader; a store that starts again needs it in the object store
         self._by_node: dict[str, ClipStoreHandle] = {}
 
     def on(self, node_id: str) -> ClipStoreHandle:
         """Return the handle of the node's store, which is started at the first call."""
         if node_id not in self._by_node:
             log = self._log and self._log.with_stem(f"{self._log.stem}-{node_id[:8]}")
+            self._sent = self._sent or ray.put(self._reader)
             there = NodeAffinitySchedulingStrategy(node_id, soft=False)
             self._by_node[node_id] = ClipStore.options(**self._options, scheduling_strategy=there).remote(
-                self._reader, self._budget_bytes, log
+                self._sent, self._budget_bytes, log
             )
         return self._by_node[node_id]
 
@@ -133,7 +135,8 @@ class StoredClips:
     def ask(self, references: Iterable[ClipReference]) -> None:
         """Ask for the clips of a batch, and let go of those of the last one."""
         self._answers = {
-            reference: self._store.get.remote(reference.video_id) for reference in dict.fromkeys(references)
+            reference: self._store.get.options(max_task_retries=RETRIES).remote(reference.video_id)
+            for reference in dict.fromkeys(references)
         }
 
     def __call__(self, reference: ClipReference) -> Clip:

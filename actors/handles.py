@@ -6,8 +6,9 @@ The stubs that Ray ships type a handle as the plain class, whose methods have no
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
+RETRIES = 3  # of a question that may be asked twice, to an actor that Ray starts again
 Parameters = ParamSpec("Parameters")
 Answer = TypeVar("Answer", covariant=True)
 
@@ -16,3 +17,5 @@ class Remote(Protocol[Parameters, Answer]):
     """A method of an actor; what `remote` returns can be awaited, or given to `ray.get`."""
 
     def remote(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Awaitable[Answer]: ...
+
+    def options(self, **options: Any) -> Self: ...

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from vsr1.model.manifest import Manifest
     from vsr1.rl.flops import ModelFlops
 
+
+class RankError(LearnerError):
+    """Ranks that died, or gave no answer in time; the message names them."""
+
+
 DEATH_NOTICE_S = 2.0  # in which Ray knows that a process is gone, after others have lost their connection to it
 
 
@@ -144,6 +149,14 @@ class LearnerRankActor:
         """Write a checkpoint folder (see `Learner.save`)."""
         self._learner.save(folder)
 
+    def save_state(self, folder: Path) -> None:
+        """Write this rank's part of a state (see `Learner.save_state`)."""
+        self._learner.save_state(folder)
+
+    def load_state(self, folder: Path) -> None:
+        """Go on from a state (see `Learner.load_state`)."""
+        self._learner.load_state(folder)
+
 
 class LearnerRankHandle(Protocol):
     """What a handle of a `LearnerRankActor` offers."""
@@ -159,6 +172,9 @@ class LearnerRankHandle(Protocol):
     share: Remote[[], Any]
     weights: Remote[[], Any]
     save: Remote[[Path], Any]
+    save_state: Remote[[Path], Any]
+    load_state: Remote[[Path], Any]
+    __ray_call__: Any  # every actor has it
 
 
 LearnerRank: Any = ray.remote(LearnerRankActor)  # Any: the stubs of Ray give a handle no `.remote`
@@ -175,6 +191,7 @@ class LearnerGroup:
     def __init__(self, config: Config, clips: ClipStores, logs: Path | None = None) -> None:
         self._config, self._clips, self._logs = config, clips, logs
         self.ranks = config.grpo.learner.ranks
+        self.starts = 0  # of all ranks
         self.members: list[LearnerRankHandle] = []
         self._stores: dict[str, ClipStoreHandle] = {}  # by node
         self._announced: set[ClipReference] = set()  # for the next step
@@ -193,12 +210,15 @@ class LearnerGroup:
         self.close()
 
     def _start(self) -> None:
+        self.starts += 1
         need = self._config.cluster.learner
         bundle = {"CPU": need.cpus, "memory": int(need.memory_gib * 2**30)}
         if need.gpus:
             bundle["GPU"] = need.gpus
         self._group = placement_group([bundle] * self.ranks, strategy="PACK")
-        ray.get(self._group.ready())
+        limit_s = self._config.fleet.start_s
+        if not ray.wait([self._group.ready()], timeout=limit_s)[0]:
+            raise LearnerError(f"no place for {self.ranks} learner ranks within {limit_s:g} s (fleet.start_s)")
         self.members = [
             LearnerRank.options(
                 num_cpus=need.cpus,
@@ -210,7 +230,7 @@ class LearnerGroup:
         ]
         nodes = self._all([rank.node.remote() for rank in self.members])
         self._stores = {node: self._clips.on(node) for node in nodes}
-        host, port = ray.get(self.members[0].address.remote())
+        [(host, port)] = self._all([self.members[0].address.remote()])
         joining = zip(self.members, nodes, strict=True)
         [self._flops, *_] = self._all([rank.setup.remote(host, port, self._stores[node]) for rank, node in joining])
 
@@ -277,6 +297,14 @@ class LearnerGroup:
         """Write a checkpoint folder, which appears whole or not at all."""
         self._all([rank.save.remote(folder) for rank in self.members])
 
+    def save_state(self, folder: Path) -> None:
+        """Write all that the next step depends on into a folder that all ranks see."""
+        self._all([rank.save_state.remote(folder) for rank in self.members])
+
+    def load_state(self, folder: Path) -> None:
+        """Go on from what `save_state` wrote, before the first step."""
+        self._all([rank.load_state.remote(folder) for rank in self.members])
+
     def close(self) -> None:
         """End the ranks and give their place back; a second call does nothing."""
         for rank in self.members:
@@ -289,16 +317,23 @@ class LearnerGroup:
         """Return what the ranks answer, in order.
 
         Raises:
-            LearnerError: a rank died; it is named, not the ranks that lost their connection to it.
+            RankError: a rank died, and is named, not the ranks that lost their connection to it; or some gave no answer
+                within `fleet.learn_s`.
         """
+        limit_s = self._config.fleet.learn_s
         try:
-            return ray.get(answers)
+            return ray.get(answers, timeout=limit_s)
+        except ray.exceptions.GetTimeoutError as error:
+            silent = [str(rank) for rank, answer in enumerate(answers) if not ray.wait([answer], timeout=0)[0]]
+            raise RankError(
+                f"no answer of learner rank {', '.join(silent)} within {limit_s:g} s (fleet.learn_s)"
+            ) from error
         except ray.exceptions.RayError as error:
             for rank, answer in enumerate(answers):
                 try:
                     ray.get(answer, timeout=DEATH_NOTICE_S)
                 except ray.exceptions.RayActorError as death:
-                    raise LearnerError(f"learner rank {rank} died, and the step with it: {death}") from error
+                    raise RankError(f"learner rank {rank} died, and the step with it: {death}") from error
                 except (ray.exceptions.RayTaskError, ray.exceptions.GetTimeoutError):
                     continue  # it answers, or waits for another rank
             raise

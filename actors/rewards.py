@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import ray
 
+from actors.handles import RETRIES
 from actors.logs import log_to
 from vsr1.episode.rewards import RewardError, scored
 from vsr1.episode.sample import FailedSample
@@ -20,6 +21,7 @@ class RewardWorkerActor:
         log_to(log)
         self._rewards = SearchRewards(config)
 
+    @ray.method(max_task_retries=RETRIES)
     def score(self, trajectories: list[SearchTrajectory]) -> list[SearchTrajectory | FailedSample]:
         """Return copies with terms and reward filled in, in order; what has no reward comes back as failed."""
         return [self._score(trajectory) for trajectory in trajectories]

@@ -1,35 +1,45 @@
 """The rollout worker: one vLLM engine and many episodes at once.
 
-It returns whole trajectories with the engine's own tokens and never batches for training. New weights come in through
-`push`, between episodes only.
+It returns each turn as it is finished, with the engine's own tokens, and never batches for training. New weights come
+in through `push`, between turns only. A worker whose engine process is gone ends: its callers see a dead actor.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import tempfile
-from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from inspect import isawaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import ray
 
+from actors.handles import RETRIES
 from actors.logs import log_to
 from vsr1.config import Config
-from vsr1.episode.environment import Prompt, run_episode
+from vsr1.episode.environment import FinishedTurn, Prompt, replies_of
+from vsr1.episode.trajectory import Turn
 from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.search.environment import SearchEnvironment, SearchSettings
-from vsr1.search.record import SearchTask, SearchTrajectory
+from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn
 from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import Clip
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vsr1.engine.engine import PolicyEngine, Reply, Way
 
 Answer = TypeVar("Answer")
+
+
+PROBE_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -88,29 +98,64 @@ class RolloutWorkerActor:
             clips: by split, the handle of the `ClipStore` on this worker's node.
         """
         self._clips = clips
+        self._loop = asyncio.get_running_loop()
         self._engine = await start_engine(self._config, self._config.model.policy)
 
-    async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> SearchTrajectory:
-        """Play one episode over a split."""
+    async def rollout(
+        self,
+        split: str,
+        task: SearchTask,
+        agent: AgentConfig,
+        sampling: Sampling,
+        finished: Sequence[FinishedTurn] = (),
+    ) -> AsyncIterator[tuple[Turn[SearchTurn], np.ndarray | None] | SearchTrajectory]:
+        """Play one episode over a split; yield each turn with its reply's soft tokens, last the rest of the trajectory.
+
+        Args:
+            finished: turns of an attempt that was lost; they come again, without the engine.
+        """
         settings = SearchSettings.of(agent, sampling.top_k, sampling.rank_by_depth)
-        environment = SearchEnvironment(task, settings, partial(self._search, split), partial(self._clip, split))
+        version = finished[0].index_version if finished else None
+        search, clip = partial(self._search, split), partial(self._clip, split)
+        environment = SearchEnvironment(task, settings, search, clip, index_version=version)
 
         async def reply_to(prompt: Prompt, turn: int) -> Reply:
-            return await self._ready().generate(
-                prompt,
-                max_tokens=agent.max_new_tokens,
-                latents=agent.depth,
-                temperature=sampling.temperature,
-                seed=task.id.seed(self._config.seed, turn),
-                sigma=sampling.sigma,
-                top_p=sampling.top_p,
-                top_k=sampling.tokens,
-            )
+            engine = self._ready()
+            try:
+                return await engine.generate(
+                    prompt,
+                    max_tokens=agent.max_new_tokens,
+                    latents=agent.depth,
+                    temperature=sampling.temperature,
+                    seed=task.id.seed(self._config.seed, turn),
+                    sigma=sampling.sigma,
+                    top_p=sampling.top_p,
+                    top_k=sampling.tokens,
+                )
+            except Exception:
+                if engine.is_dead:
+                    logging.exception("the engine process is gone, and this worker ends with it")
+                    os._exit(1)
+                raise
 
-        return await run_episode(environment, reply_to)
+        async for reply in replies_of(environment, reply_to, finished):
+            yield environment.trajectory().last, reply.soft_tokens
+        yield replace(environment.trajectory(), turns=[])
 
-    async def push(self, way: Way, sent: tuple[Any, Any], version: int) -> None:
-        """Take new weights once the running requests are answered, check them, and answer with them.
+    @ray.method(concurrency_group="health")  # on a loop of its own: preparing prompts may hold the other one up
+    async def probe(self) -> None:
+        """Return at the engine's next sign of life; an idle engine is asked for one token."""
+        engine, request = self._ready(), None
+        signs = engine.signs
+        while engine.signs == signs:
+            if request is None and engine.is_idle:
+                request = asyncio.run_coroutine_threadsafe(engine.one_token(), self._loop)
+            if request is not None and request.done():
+                request.result()
+            await asyncio.sleep(PROBE_PAUSE_S)
+
+    async def push(self, way: Way, sent: tuple[Any, Any], version: int) -> str:
+        """Take new weights once the running replies are there, check them, and answer with them.
 
         Args:
             way: how the learner sends them.
@@ -118,17 +163,30 @@ class RolloutWorkerActor:
                 layout of the broadcast that it sends now, and a reference to the manifest.
             version: of these weights.
 
+        Returns:
+            what names the weights that the engine holds now (`vsr1.model.manifest.digest`).
+
         Raises:
             PushError: some did not arrive.
         """
+        from vsr1.model.manifest import digest
+
         weights, manifest = sent
-        if way != "file":
+        if way == "file":
+            with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_shared_memory()) as file:
+                file.write(weights)
+                file.flush()
+                await self._ready().push_weights(way, [file.name], version, manifest)
+        else:
             await self._ready().push_weights(way, weights, version, manifest)
-            return
+        self._manifest = await manifest if isawaitable(manifest) else manifest
+        return digest(self._manifest)
+
+    async def give(self) -> tuple[bytes, Any]:
+        """Return the weights of the last push as another worker takes them by `file`, and their manifest."""
         with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_shared_memory()) as file:
-            file.write(weights)
-            file.flush()
-            await self._ready().push_weights(way, [file.name], version, manifest)
+            await self._ready().write_weights(Path(file.name), self._manifest)
+            return Path(file.name).read_bytes(), self._manifest
 
     async def join_transfer(self, host: str, port: int, rank: int, world_size: int) -> None:
         """Join the learner's NCCL group, see `PolicyEngine.join_transfer`."""
@@ -142,7 +200,7 @@ class RolloutWorkerActor:
 
     async def _search(self, split: str, request: SearchRequest) -> SearchResult:
         """Answer a search; the samples of a group begin with the same one, and share its answer."""
-        search = partial(self._retrieval[split].search.remote, request)
+        search = partial(self._retrieval[split].search.options(max_task_retries=RETRIES).remote, request)
         if request.soft_tokens is not None or request.vector is not None:
             return await search()
         return await self._search_calls.answer((split, repr(request)), search)
@@ -151,7 +209,7 @@ class RolloutWorkerActor:
         """Return a clip, which all episodes that look at it share: its frames come to this process once."""
         clip = self._shown.get((split, video_id))
         if clip is None:
-            get = partial(self._clips[split].get.remote, video_id)
+            get = partial(self._clips[split].get.options(max_task_retries=RETRIES).remote, video_id)
             clip = await self._clip_calls.answer((split, video_id), get)
             self._shown[split, video_id] = clip
         return clip
@@ -172,9 +230,13 @@ class RolloutWorkerHandle(Protocol):
     node: Any
     start: Any
     rollout: Any
+    probe: Any
     push: Any
+    give: Any
     join_transfer: Any
     stop: Any
 
 
-RolloutWorker: Any = ray.remote(RolloutWorkerActor)  # Any: the stubs of Ray give a handle no `.remote`
+RolloutWorker: Any = ray.remote(concurrency_groups={"health": 2})(
+    RolloutWorkerActor
+)  # Any: the stubs of Ray give a handle no `.remote`

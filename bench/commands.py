@@ -229,6 +229,33 @@ def kills(
 
 
 @app.command()
+def heal(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A role to kill and stop; again for more; all if left out.")
+    ] = None,
+) -> None:
+    """Kill and stop a process of every role of Stage 2, and time how it is found and healed, by part."""
+    from bench.heal import ROLES, bench_heal
+
+    show("heal", bench_heal, read_settings(config, overrides), only or list(ROLES))
+
+
+@app.command()
+def soak(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    every_s: Annotated[float, typer.Option(min=1, help="Mean seconds between two faults.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Of what is killed and stopped, and when.")] = 0,
+) -> None:
+    """Train while processes of random roles are killed and stopped, and count samples that were lost or repeated."""
+    from bench.soak import bench_soak
+
+    show("soak", bench_soak, read_settings(config, overrides), every_s, seed)
+
+
+@app.command()
 def report(
     trajectories: Annotated[int, typer.Option(min=1, help="Trajectories, each with a video of its own.")] = 5000,
     rounds: Rounds = 1,
@@ -259,6 +286,18 @@ def faults(overrides: Overrides = None, config: ConfigFile = None, max_turns: Ma
     from bench.faults import bench_faults
 
     show("faults", bench_faults, read_settings(config, overrides, False), max_turns)
+
+
+@app.command(name="overlap")
+def overlap_(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    warm_up: Annotated[int, typer.Option(min=1, help="First steps that do not count.")] = 2,
+) -> None:
+    """Run Stage 2 with rollouts in step with the learner and one step ahead: samples a second, share of the ideal."""
+    from bench.overlap import overlap
+
+    show("overlap", overlap, read_settings(config, overrides, False), warm_up)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch.multiprocessing import get_context
 
 from bench.learner import RATE, SIGMA, Batches, LearnerWork, free_port, joined_learner, write_models
-from bench.lengths import ExactEngine
+from bench.lengths import EXACT_LENGTHS
 from bench.measure import Rounds, device, dtype_name
 from vsr1.engine.engine import PolicyEngine, Way
 from vsr1.engine.transfer import WeightSender, share
@@ -96,9 +96,13 @@ async def _rounds(work: LearnerWork, push: PushWork, folder: Path, learner: _Ran
     batches, samples = Batches(work, folder), work.prompts * work.group
     longest = max(len(example.prompt_ids) for example in batches.step(0)) + work.words + AgentConfig().latents
     config = EngineConfig(
-        max_num_seqs=samples, latent_slots=samples, max_model_len=longest + ROOM, gpu_memory_utilization=push.memory
+        max_num_seqs=samples,
+        latent_slots=samples,
+        max_model_len=longest + ROOM,
+        gpu_memory_utilization=push.memory,
+        logits_processor=EXACT_LENGTHS,
     )
-    engine = await ExactEngine.start(folder / "policy", config, device=device(), dtype=dtype_name())
+    engine = await PolicyEngine.start(folder / "policy", config, device=device(), dtype=dtype_name())
     try:
         layout = await learner.call("layout")
         if push.way == "nccl":

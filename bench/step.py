@@ -8,11 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from actors.learner import LearnerGroup
 from bench.measure import Rounds
-from bench.rollout import LoopWork, connected, prompts_of, written
+from bench.rollout import LoopWork, connected, play, written
 from pipelines.stage.workers import workers
-from pipelines.train.groups import roll_out_groups
 from pipelines.train.grpo import learn
 from vsr1.formats.dataset import TRAIN
 from vsr1.rl.credit import credits_of
@@ -31,18 +29,16 @@ def bench_step(work: LoopWork, learner: dict[str, Any]) -> dict[str, Any]:
         with (
             connected(config),
             workers(config, TRAIN) as others,
-            LearnerGroup(config, others.clips[TRAIN]) as learners,
+            others.learners(config, TRAIN) as learners,
         ):
             for step in range(work.rounds + 1):
                 with taken.time("step"):
                     with taken.time("rollout"):
-                        prompts = prompts_of(work, step)
-                        groups = roll_out_groups(
-                            others, prompts, config, step, lambda one: learners.prefetch(clips_of(one))
-                        )
+                        trained = sorted(play(others, config, work, step), key=lambda one: one.id)
+                        learners.prefetch(clip for one in trained for clip in clips_of(one))
                     with taken.time("learn"):
-                        credits = credits_of(groups.trained, config.grpo.objective, config.agent.max_new_tokens)
-                        examples = trained_examples(groups.trained, credits, config.grpo, config.agent)
+                        credits = credits_of(trained, config.grpo.objective, config.agent.max_new_tokens)
+                        examples = trained_examples(trained, credits, config.grpo, config.agent)
                         numbers.append(learn(learners, examples, config, step + 1, 0.0))
                     with taken.time("push"):
                         others.push(learners, version=step + 1)

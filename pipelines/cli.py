@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-from pipelines.command import ConfigFile, Overrides, console, read_settings
+from pipelines.command import ConfigFile, Overrides, console, guarded, read_settings
 from pipelines.data import commands as data
 from pipelines.evaluation import commands as evaluation
 from pipelines.serve import commands as serve
@@ -28,6 +31,17 @@ def doctor(overrides: Overrides = None, config: ConfigFile = None) -> None:
     from pipelines.machine.doctor import doctor as check
 
     raise typer.Exit(check(settings, console))
+
+
+@app.command()
+def scale(
+    target: Annotated[str, typer.Argument(metavar="rollouts=N", help="Rollout workers that are to serve.")],
+    run_dir: Annotated[Path, typer.Option("--run-dir", help="Folder of the run.")],
+) -> None:
+    """Give a running `vsr1 grpo` another number of rollout workers; who leaves ends its episodes first."""
+    from vsr1.runs.scale import ask_scale
+
+    console.print(guarded(ask_scale, run_dir, target), markup=False, soft_wrap=True)
 
 
 for wing in (train, evaluation, serve):

@@ -24,6 +24,7 @@ from vsr1.settings.parts import (
     AbsolutePath,
     AgentConfig,
     ClusterConfig,
+    FleetConfig,
     ModelConfig,
     RetrievalConfig,
     RolloutConfig,
@@ -54,6 +55,7 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
     agent: AgentConfig = AgentConfig()
     rollout: RolloutConfig = RolloutConfig()
+    fleet: FleetConfig = FleetConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     cluster: ClusterConfig = ClusterConfig()
     eval: EvalConfig = EvalConfig()

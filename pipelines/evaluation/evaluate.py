@@ -196,7 +196,7 @@ def _finished(
     """Play what is waiting, write the results and return those of the first evaluation."""
     sampling = Sampling(config.eval.top_k, rank_by_depth=config.eval.rank_by_depth)
     if others is not None:
-        counts = {"rollout": len(others.rollouts), "retrieval": 1, "rewards": len(others.rewards)}
+        counts = {"rollout": len(others.fleet.members), "retrieval": 1, "rewards": len(others.rewards)}
         others.progress.begin(evaluations[0].label, len(evaluations), counts)
     summaries, faults = [], []
     for number, evaluation in enumerate(evaluations, start=1):

@@ -19,6 +19,7 @@ from vsr1.formats.dataset import DatasetFolder
 from vsr1.metrics.summary import EvalSummary
 from vsr1.report.page import Frames, Run, write_report
 from vsr1.report.rows import TRAINING, Row, row_of
+from vsr1.runs.events import EVENTS, read_events
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
 from vsr1.runs.scalars import read_scalars
 from vsr1.runs.trajectories import read_log
@@ -85,6 +86,7 @@ def read_run(folder: Path, name: str, data: Path | None = None, with_frames: boo
         rows=rows,
         frames=_frames(folder, settings, data) if with_frames and rows else None,
         unfinished=unfinished,
+        events=read_events(folder / EVENTS),
     )
 
 

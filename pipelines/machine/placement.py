@@ -233,7 +233,14 @@ def _services(config: Config, splits: int, available: Capacity) -> tuple[Role, .
     """Return the actors around the learner; each node has a clip store for each split."""
     cluster, workers = config.cluster, config.rollout.workers
     return (
-        Role("rollout worker", workers, cluster.rollout, "rollout.workers", "cluster.rollout", on_device=True),
+        Role(
+            "rollout worker",
+            workers + config.fleet.spares,
+            cluster.rollout,
+            "rollout.workers",
+            "cluster.rollout",
+            on_device=True,
+        ),
         *retrieval_roles(config, splits),
         Role("reward worker", cluster.reward_workers, cluster.reward, "cluster.reward_workers", "cluster.reward"),
         clip_stores(config, splits, available),

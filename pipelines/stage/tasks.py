@@ -47,7 +47,14 @@ class PromptStream(Iterator[SearchTask]):
             random.Random(hashed_seed(self._config.seed, "order of prompts", epoch)).shuffle(order)
             self._epoch, self._order = epoch, order
         self.position += 1
-        row = self._order[place]
+        return self._task(epoch, self._order[place])
+
+    def task(self, prompt: str) -> SearchTask:
+        """Return the task of a prompt id that was given out; the position stays."""
+        epoch, row, _ = prompt.split("/", maxsplit=2)
+        return self._task(int(epoch), int(row))
+
+    def _task(self, epoch: int, row: int) -> SearchTask:
         task = _training_task(self._rows[row], self._config)
         return replace(task, id=SampleId(f"{epoch}/{row}/{task.query_id}"))
 

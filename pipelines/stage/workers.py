@@ -1,6 +1,7 @@
 """The actors around the learner: retrieval, clips, rewards and rollouts of some splits.
 
-They start together and stop together; a call that reaches a dead one raises with its name.
+They start together and stop together. One that dies or stands still is started again: by the fleet if it is a rollout
+worker, else by Ray, which asks it again what had not been answered.
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ import ray
 
 from actors.clips import ClipStores
 from actors.corpus import CorpusActors, resources
+from actors.healing import HealingLearners
 from actors.learner import LearnerGroup
 from actors.rewards import RewardWorker, RewardWorkerHandle
 from actors.rollout import RolloutWorker, RolloutWorkerHandle, Sampling
+from pipelines.stage.fleet import RolloutFleet
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.stage.pump import Occupancy, Outcome, RolloutPump
+from pipelines.stage.watch import Watch
 from vsr1.config import Config
-from vsr1.engine.gate import PushError
 from vsr1.episode.sample import FailedSample
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.runs.events import EVENTS, EventLog
 from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import ClipFolder
+
+ALWAYS = -1  # restarts by Ray
 
 
 class RolloutError(RuntimeError):
@@ -36,59 +42,49 @@ class RolloutError(RuntimeError):
 class Workers:
     clips: dict[str, ClipStores]  # by split
     rewards: list[RewardWorkerHandle]
-    rollouts: list[RolloutWorkerHandle]
-    transfer: str
+    fleet: RolloutFleet
     pump: RolloutPump
+    watch: Watch
+    events: EventLog
     progress: Progress = QUIET
-    _connected: bool = False
+    is_ahead: bool = False  # rollouts run ahead of the learner, so nobody waits for a push
 
     def play(
         self, split: str, tasks: Sequence[SearchTask], agent: AgentConfig, sampling: Sampling, phase: str = "rollouts"
     ) -> Iterator[Outcome]:
         """Play and score the tasks over all workers; outcomes in the order in which they come.
 
-        A dead actor raises Ray's own error.
-
         Args:
             phase: what the progress calls it.
         """
 
         def show(now: Occupancy) -> None:
-            waiting = len(tasks) - now.finished - now.episodes
-            loads = {"rollout": Load(now.rollout_workers, waiting), "rewards": Load(now.reward_workers)}
+            loads = {"rollout": Load(now.rollout_workers, now.waiting), "rewards": Load(now.reward_workers)}
             self.progress.now(f"{phase} {now.finished} of {len(tasks)}", retrieval=Load(1), **loads)
 
         return self.pump.play(split, tasks, agent, sampling, show)
 
     def push(self, learners: LearnerGroup, version: int) -> None:
-        """Bring the learner's weights into every engine, in the way that `rollout.transfer` says.
+        """Bring the learner's weights into every engine, in the way that `rollout.transfer` says, and wait for that.
 
-        Each engine checks what it got before it answers again.
-
-        Raises:
-            PushError: names the first worker that did not take them; its engine answers nothing until a push succeeds.
+        Each engine checks what it got before it plays new samples; one that does not take them is started again.
         """
-        self.progress.now("pushing the weights", rollout=Load(len(self.rollouts)), learner=Load(learners.ranks))
-        pending: dict[ray.ObjectRef, str] = {}
-        if self.transfer == "nccl":
-            if not self._connected:
-                learners.open_transfer(self.rollouts)
-                self._connected = True
-            sent: Any = (learners.layout(), learners.broadcast())
-            pending[sent[1]] = "the learner"
-        else:
-            sent = learners.share() if self.transfer == "ipc" else learners.weights()
-        for i, worker in enumerate(self.rollouts):
-            pending[worker.push.remote(self.transfer, sent, version)] = f"rollout worker {i}"
-        while pending:
-            [ready], _ = ray.wait(list(pending))
-            member = pending.pop(ready)
-            try:
-                ray.get(ready)
-            except ray.exceptions.RayError as error:
-                cause = getattr(error, "cause", error)
-                message = f"{member} failed in the push of weights {version}: {type(cause).__name__}: {cause}"
-                raise PushError(message) from error
+        loads = {"rollout": Load(len(self.fleet.members)), "learner": Load(learners.ranks)}
+        self.progress.now("pushing the weights", **loads)
+        self.fleet.push(learners, version)
+        if not self.is_ahead:
+            self.fleet.settle()
+
+    def learners(self, config: Config, split: str) -> HealingLearners:
+        """Return the learner of clips of a split, not started yet."""
+
+        def guard(name: str, rank: Any) -> None:
+            if rank is None:
+                self.watch.release(name)
+            else:
+                self.watch.guard(name, "learner", rank)
+
+        return HealingLearners(config, self.clips[split], config.run_dir / "logs", guard, self.events.write)
 
 
 def complete(outcomes: list[Outcome], tolerated: float = 0.0) -> tuple[list[SearchTrajectory], list[FailedSample]]:
@@ -110,6 +106,8 @@ def complete(outcomes: list[Outcome], tolerated: float = 0.0) -> tuple[list[Sear
 def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterator[Workers]:
     """Start the actors for these splits and wait until each is ready; stop them on the way out."""
     need, logs, folder = config.cluster, config.run_dir / "logs", DatasetFolder(config.data.root)
+    events = EventLog(config.run_dir / EVENTS)
+    watch = Watch(config.fleet, logs / "watch.log", events.write)
     corpora = {
         split: CorpusActors(
             config,
@@ -117,43 +115,46 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterato
             ClipFolder(folder.clips(split), config.data.timestamps),
             sharers=len(splits),
             name=f"retrieval-{split}",
+            restarts=ALWAYS,
             logs=logs,
         )
         for split in splits
     }
     retrieval = {split: corpus.retrieval for split, corpus in corpora.items()}
     rewards = [
-        RewardWorker.options(**resources(need.reward)).remote(config.rewards, logs / f"reward-{i}.log")
+        RewardWorker.options(**resources(need.reward), max_restarts=ALWAYS).remote(
+            config.rewards, logs / f"reward-{i}.log"
+        )
         for i in range(need.reward_workers)
     ]
-    rollouts = [
-        RolloutWorker.options(**resources(need.rollout)).remote(config, retrieval, logs / f"rollout-{i}.log")
-        for i in range(config.rollout.workers)
-    ]
+
+    def make(name: str) -> RolloutWorkerHandle:
+        worker: RolloutWorkerHandle = RolloutWorker.options(**resources(need.rollout)).remote(
+            config, retrieval, logs / f"{name}.log"
+        )
+        return worker
+
+    def clips(node: str) -> dict[str, Any]:
+        stores = {split: corpus.stores.on(node) for split, corpus in corpora.items()}
+        for split, store in stores.items():
+            watch.guard(f"clips-{split}-{node[:8]}", "clips", store)
+        return stores
+
+    fleet = RolloutFleet(config, make, clips, watch, events.write)
     try:
-        nodes = ray.get([worker.node.remote() for worker in rollouts])
-        started = [
-            worker.start.remote({split: corpus.stores.on(node) for split, corpus in corpora.items()})
-            for worker, node in zip(rollouts, nodes, strict=True)
-        ]
-        ray.get([*[corpus.ready() for corpus in corpora.values()], *started])
-        rollout = config.rollout
-        at_once = rollout.max_episodes or 2 * rollout.engine.max_num_seqs
-        pump = RolloutPump(rollouts, rewards, at_once, rollout.deadline_s)
-        clips = {split: corpus.stores for split, corpus in corpora.items()}
-        yield Workers(clips, rewards, rollouts, rollout.transfer, pump, progress)
+        for i, worker in enumerate(rewards):
+            watch.guard(f"reward-{i}", "rewards", worker)
+        for split, corpus in corpora.items():
+            watch.guard_shards(f"retrieval-{split}", corpus.retrieval)
+        fleet.start()
+        ray.get([corpus.ready() for corpus in corpora.values()])
+        pump = RolloutPump(fleet, rewards, config.rollout.deadline_s)
+        stores = {split: corpus.stores for split, corpus in corpora.items()}
+        yield Workers(stores, rewards, fleet, pump, watch, events, progress, is_ahead=config.grpo.staleness > 0)
     finally:
-        _stop(rollouts, rewards)
+        fleet.stop()
+        watch.stop()
+        for actor in rewards:
+            ray.kill(actor)
         for corpus in corpora.values():
             corpus.stop()
-
-
-def _stop(rollouts: list[Any], others: list[Any]) -> None:
-    """Let engines end their processes, then end the actors; a dead actor needs no stopping."""
-    for worker in rollouts:
-        try:
-            ray.get(worker.stop.remote(), timeout=30)
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-            continue
-    for actor in [*rollouts, *others]:
-        ray.kill(actor)

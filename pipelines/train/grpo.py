@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from actors.learner import LearnerGroup
 from pipelines.data.build import ensure_dataset
@@ -18,31 +20,51 @@ from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.stage.tasks import PromptStream, Rows
 from pipelines.stage.workers import Workers, workers
-from pipelines.train.groups import roll_out_groups
+from pipelines.train.commits import Commits, Saved
+from pipelines.train.gauges import StepGauges
 from pipelines.train.prompt_lengths import short_enough
 from pipelines.train.record_checks import check_grpo_records
+from pipelines.train.rollouts import GroupRollouts
 from pipelines.train.step_metrics import credit_metrics, rollout_metrics, validation_metrics
-from vsr1.config import Config
+from vsr1.config import RENAMED, Config
 from vsr1.episode.sample import hashed_seed
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.formats.digest import file_sha256
+from vsr1.ledger import Ledger
 from vsr1.rl.batch import Example
 from vsr1.rl.credit import credits_of
 from vsr1.rl.flops import learner_speed
 from vsr1.rl.schedule import learning_rate, of_all_steps, optimiser_batches
 from vsr1.runs.checkpoints import Best, remove_older
+from vsr1.runs.events import EVENTS, EventLog
 from vsr1.runs.folder import TRAINING_LOG, check_untrained, write_config
 from vsr1.runs.scalars import RunLog
+from vsr1.runs.state import StateFolder
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
 from vsr1.search.examples import clips_of, trained_examples
+from vsr1.search.prompts import agent_prompt
 from vsr1.settings.training import GrpoConfig
+
+DEFAULTS = {"grpo": GrpoConfig().model_dump(mode="json")}  # for states of before a setting was there
+UNDECIDED = (  # change no step
+    "state_every", "state_limit", "save_every", "save_total_limit", "keep_best", "validate_every", "val_split",
+    "evaluate_after", "max_failed_fraction", "poison_deaths",
+)  # fmt: skip
+SPEED = {"compile", "vision_cache_gib", "micro_tokens"}  # of the learner: how fast a step is, not what it does
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 def train(config: Config, progress: Progress = QUIET) -> Path:
     """Run Stage 2 and return the checkpoint folder it wrote; `grpo.save_every` adds `checkpoints/step-N`.
 
+    A run that was stopped goes on from its last state in `run_dir/state/grpo`, and with the rollouts in its journal
+    (`pipelines.train.commits`); so it may have another number of rollout workers. All ranks must see `run_dir`.
+
     Raises:
         PlanError: the cluster cannot hold the actors.
-        RunFolderError: `run_dir` holds steps of another run, or another process trains in it.
+        RunFolderError: `run_dir` holds steps of a run that left no state, or another process trains in it.
+        StateError: `run_dir` holds a run of other settings.
         RecordError: records that cannot be used.
         RolloutError: more samples failed than tolerated. Errors of actors come through with their names.
     """
@@ -59,64 +81,138 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 
 def check(config: Config) -> None:
     """See that a run can start, as far as dataset and run folder tell by themselves; errors as of `train`."""
-    check_untrained(config, "grpo")
-    if DatasetFolder(config.data.root).grpo_records().is_file():
+    states, has_records = _states(config), DatasetFolder(config.data.root).grpo_records().is_file()
+    if not states.root.exists():
+        check_untrained(config, "grpo")
+    elif has_records:
+        states.claim(_settings(config), RENAMED, DEFAULTS)
+    if has_records:
         check_grpo_records(config)
 
 
 def _train(config: Config, progress: Progress) -> Path:
     run, settings, splits = config.run_dir, config.grpo, grpo_splits(config)
-    checkpoints = run / "checkpoints"
-    stream = PromptStream(config, choose=partial(_short_enough, config))
+    checkpoint, events = run / "checkpoints" / "grpo", EventLog(run / EVENTS)
     with (
+        Commits(run, _states(config), _settings(config), events) as commits,
         workers(config, *splits, progress=progress) as others,
-        LearnerGroup(config, others.clips["train"], run / "logs") as learners,
+        others.learners(config, "train") as learners,
         RunLog(run, wandb=config.tracking.wandb) as log,
     ):
-        counts = {"rollout": len(others.rollouts), "retrieval": len(splits), "rewards": len(others.rewards)}
+        counts = {"rollout": len(others.fleet.members), "retrieval": len(splits), "rewards": len(others.rewards)}
         progress.begin("grpo", settings.steps, counts | {"learner": learners.ranks})
-        best = Best(checkpoints / "grpo-best", learners.save)
-        if settings.validate_every:
+        saved = commits.restore(DEFAULTS)
+        if saved.folder:
+            learners.load_state(saved.folder)
+            others.push(learners, version=saved.weights)
+        elif settings.validate_every:
             _validate(others, log, config, 0)
-        version = 0  # of the weights that the engines hold
-        for step, over in steps_of(settings):
-            started = time.monotonic()
-            groups = roll_out_groups(others, stream, config, step, lambda one: learners.prefetch(clips_of(one)))
-            rolled = time.monotonic()
-            credits = credits_of(groups.trained, settings.objective, config.agent.max_new_tokens)
-            examples = trained_examples(groups.trained, credits, settings, config.agent)
-            progress.now("learning", learner=Load(learners.ranks))
-            learned = learn(learners, examples, config, step, over)
-            stepped = time.monotonic()
-            values = rollout_metrics(groups.trained, version) | groups.metrics() | credit_metrics(credits) | learned
-            timing = {"rollout": rolled - started, "learn": stepped - rolled}
-            if not learned["skipped"]:
-                others.push(learners, version=step)
-                version = step
-                timing["push"] = time.monotonic() - stepped
-                values["tokens_per_second"] = learned["tokens"] / (time.monotonic() - started)
-            worked = time.monotonic()
-            log.log("grpo", step, values | {f"seconds/{name}": seconds for name, seconds in timing.items()})
-            logged = zip(groups.trained, credits, strict=True)
-            append_trajectories(run / TRAINING_LOG, [LoggedTrajectory(one, step, turns) for one, turns in logged])
-            if step % (settings.save_every or settings.steps + 1) == 0:
-                learners.save(checkpoints / f"step-{step}")
-                remove_older(checkpoints, settings.save_total_limit)
-            if step % (settings.validate_every or settings.steps + 1) == 0:
-                reward = _validate(others, log, config, step)
-                if settings.keep_best:
-                    best.offer(step, reward)
-            timing["rest"] = time.monotonic() - worked
-            shown = {"reward": values["reward/total"], "R@1 after": values["R@1_after"]} | learner_speed(learned)
-            progress.step(step, shown | ({"skipped": 1.0} if learned["skipped"] else {}), timing)
-        learners.save(checkpoints / "grpo")
+        stream = PromptStream(config, saved.position, choose=partial(_short_enough, config))
+        ledger = Ledger(commits.write, saved.past, settings.poison_deaths)
+        rollouts = GroupRollouts(
+            others, stream, ledger, config, saved, events, lambda one: learners.prefetch(clips_of(one))
+        )
+        show = StepGauges(run.name).show
+        Loop(config, others, learners, rollouts, commits, log, events, progress, show).run(saved)
+        learners.save(checkpoint)
         learners.close()
         if settings.evaluate_after:
-            trained = config.model.model_copy(update={"policy": checkpoints / "grpo"})
+            trained = config.model.model_copy(update={"policy": checkpoint})
             config = config.model_copy(update={"model": trained})  # what the engines hold by now
             write_config(config, "after")
             evaluate_on(others, config, "after")
-    return checkpoints / "grpo"
+    return checkpoint
+
+
+@dataclass
+class Loop:
+    """The steps of a run: take groups, learn them, push the weights, and note what became of it."""
+
+    config: Config
+    others: Workers
+    learners: LearnerGroup
+    rollouts: GroupRollouts
+    commits: Commits
+    log: RunLog
+    events: EventLog
+    progress: Progress
+    show: Callable[[int, dict[str, float]], None] = lambda step, values: None
+
+    def run(self, saved: Saved) -> None:
+        """Take the steps after a saved one; a state is saved before Ctrl-C or SIGTERM goes on, if a step is whole."""
+        settings = self.config.grpo
+        self._began = time.monotonic() - saved.elapsed_s
+        self._best = Best(self.config.run_dir / "checkpoints" / "grpo-best", self.learners.save)
+        self._whole: Saved | None = saved  # the step that the learner has taken, None while it takes one
+        self._seen = saved.index_versions  # by the step before
+        self._thread = ThreadPoolExecutor(1, "learner")
+        try:
+            for step, over in steps_of(settings, saved.step, saved.elapsed_s):
+                self._step(step, over)
+        except KeyboardInterrupt:
+            self._thread.submit(int).result()  # what it does is over
+            if self._whole and self._whole.step > self.commits.step:
+                self.commits.prepare(self._whole, self.rollouts.snapshot())(self.learners.save_state)
+            raise
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _step(self, step: int, over: float) -> None:
+        settings, started = self.config.grpo, time.monotonic()
+        groups = self.rollouts.take(step)
+        rolled, self._whole = time.monotonic(), None
+        credits = credits_of(groups.trained, settings.objective, self.config.agent.max_new_tokens)
+        examples = trained_examples(groups.trained, credits, settings, self.config.agent)
+        self.progress.now("learning", learner=Load(self.learners.ranks))
+        learned = self._meanwhile(learn, self.learners, examples, self.config, step, over)
+        stepped = time.monotonic()
+        weights = self.rollouts.weights
+        values = rollout_metrics(groups.trained, weights) | groups.metrics() | credit_metrics(credits) | learned
+        timing = {"rollout": rolled - started, "learn": stepped - rolled}
+        if not learned["skipped"]:
+            weights = step
+            self.others.push(self.learners, version=weights)
+            timing["push"] = time.monotonic() - stepped
+            values["tokens_per_second"] = learned["tokens"] / (time.monotonic() - started)
+        worked = time.monotonic()
+        self.rollouts.learned(groups, step, weights)
+        values |= self.rollouts.metrics() | {f"seconds/{name}": seconds for name, seconds in timing.items()}
+        self.log.log("grpo", step, values)
+        self.show(step, values)
+        logged = zip(groups.trained, credits, strict=True)
+        path = self.config.run_dir / TRAINING_LOG
+        append_trajectories(path, [LoggedTrajectory(one, step, turns) for one, turns in logged])
+        self.commits.begin()
+        before, self._whole = self._seen, self.rollouts.saved(groups, time.monotonic() - self._began)
+        self._seen = self._whole.index_versions
+        if before and before != self._seen:
+            self.events.write("corpus changed", step=step, before=before, now=self._seen)
+        self._keep(step)
+        timing["rest"] = time.monotonic() - worked
+        shown = {"reward": values["reward/total"], "R@1 after": values["R@1_after"]} | learner_speed(learned)
+        if settings.staleness:
+            shown["staleness"] = values["staleness/most"]
+        self.progress.step(step, shown | ({"skipped": 1.0} if learned["skipped"] else {}), timing)
+
+    def _keep(self, step: int) -> None:
+        """Save the state, write the checkpoint and validate, where a step is one for it."""
+        settings, checkpoints = self.config.grpo, self.config.run_dir / "checkpoints"
+        if self._whole and (step % settings.state_every == 0 or step == settings.steps):
+            self._save_state(self._whole)
+        if step % (settings.save_every or settings.steps + 1) == 0:
+            self._meanwhile(self.learners.save, checkpoints / f"step-{step}")
+            remove_older(checkpoints, settings.save_total_limit)
+        if step % (settings.validate_every or settings.steps + 1) == 0:
+            reward = _validate(self.others, self.log, self.config, step)
+            if settings.keep_best:
+                self._best.offer(step, reward)
+
+    def _save_state(self, saved: Saved) -> None:
+        self._meanwhile(self.commits.prepare(saved, self.rollouts.snapshot()), self.learners.save_state)
+
+    def _meanwhile(self, work: Callable[P, Result], *args: P.args, **words: P.kwargs) -> Result:
+        """Do a work of the learner in its thread, and go on playing until it ends."""
+        return self.rollouts.during(self._thread.submit(work, *args, **words))
 
 
 def learn(learners: LearnerGroup, examples: list[Example], config: Config, step: int, over: float) -> dict[str, float]:
@@ -141,6 +237,26 @@ def learn(learners: LearnerGroup, examples: list[Example], config: Config, step:
     return learned | {"learning_rate": rate, "skipped": 0.0}
 
 
+def _states(config: Config) -> StateFolder:
+    return StateFolder(config.run_dir / "state" / "grpo", config.grpo.state_limit)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Return all that decides what a step does, as a JSON value; a state is continued under the same only."""
+    agent, records = config.agent, DatasetFolder(config.data.root).grpo_records()
+    return {
+        "seed": config.seed,
+        "model": config.model.model_dump(mode="json"),
+        "data": {"timestamps": config.data.timestamps},
+        "agent": agent.model_dump(mode="json") | {"system_prompt": agent_prompt(agent)},
+        "grpo": config.grpo.model_dump(mode="json", exclude=dict.fromkeys(UNDECIDED, True) | {"learner": SPEED}),
+        "rewards": config.rewards.model_dump(mode="json"),
+        "rollout": config.rollout.model_dump(mode="json", include={"temperature", "top_p", "top_k"}),
+        "retrieval": config.retrieval.model_dump(mode="json", include={"index", "index_params", "top_k"}),
+        "training records (sha256)": file_sha256(records) if records.is_file() else "",
+    }
+
+
 def _short_enough(config: Config, rows: Rows) -> Rows:
     def shown(row: dict[str, Any]) -> list[str]:
         recorded = row["is_augmented"] or config.grpo.first_video == "recorded"
@@ -149,10 +265,14 @@ def _short_enough(config: Config, rows: Rows) -> Rows:
     return short_enough(rows, config, config.grpo.max_prompt_tokens, shown, "grpo.max_prompt_tokens")
 
 
-def steps_of(settings: GrpoConfig) -> Iterator[tuple[int, float]]:
-    """Yield each step's number, from 1, and the share of the steps, or of `limit_s`, that is over before it."""
-    began = time.monotonic()
-    for step in range(1, settings.steps + 1):
+def steps_of(settings: GrpoConfig, taken: int = 0, elapsed_s: float = 0.0) -> Iterator[tuple[int, float]]:
+    """Yield each step's number and the share of the steps, or of `limit_s`, that is over before it.
+
+    Args:
+        taken: steps of the run that goes on, and the seconds that they took.
+    """
+    began = time.monotonic() - elapsed_s
+    for step in range(taken + 1, settings.steps + 1):
         of_time = (time.monotonic() - began) / settings.limit_s if settings.limit_s else 0.0
         if step > 1 and of_time > 1:
             return

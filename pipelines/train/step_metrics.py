@@ -38,6 +38,8 @@ def rollout_metrics(trajectories: list[SearchTrajectory], weight_version: int) -
         "R@1_after": _share([refined_rank(t) == 1 for t in trajectories]),
         "staleness": mean(stale),
         "staleness/most": max(stale),
+        "versions_in_sample": mean(len({turn.weight_version for turn in t.turns}) for t in trajectories),
+        "attempts_lost": sum(t.id.attempt for t in trajectories),
     }
     for term in trajectories[0].terms:
         values[f"reward/{term}"] = mean(t.terms[term] for t in trajectories)

@@ -2,14 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
 import ray
 
 from actors.rollout import Sampling
+from pipelines.stage.fleet import Member
 from pipelines.stage.pump import Occupancy, Outcome, RolloutPump
+from vsr1.episode.environment import FinishedTurn
 from vsr1.episode.sample import FailedSample, SampleId
 from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
@@ -24,7 +27,9 @@ class Rollout:
     def __init__(self) -> None:
         self.now = self.most = self.played = 0
 
-    async def rollout(self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling) -> SearchTrajectory:
+    async def rollout(
+        self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling, finished: Sequence[FinishedTurn]
+    ) -> AsyncIterator[SearchTrajectory]:
         self.now += 1
         self.played += 1
         self.most = max(self.most, self.now)
@@ -36,7 +41,7 @@ class Rollout:
             await asyncio.sleep(3600 if task.query == "hang" else float(task.query))
         finally:
             self.now -= 1
-        return SearchTrajectory(task)
+        yield SearchTrajectory(task)
 
     async def counts(self) -> tuple[int, int]:
         return self.most, self.played
@@ -56,8 +61,31 @@ class Rewards:
         return self.batches
 
 
+class Members:
+    """A fixed fleet that starts a worker again when it has died."""
+
+    def __init__(self, members: list[Member], at_once: int) -> None:
+        self._members, self._at_once = members, at_once
+        self._load: Counter[Member] = Counter()
+
+    def pick(self) -> Member | None:
+        member = min(self._members, key=lambda member: self._load[member])
+        if self._load[member] >= self._at_once:
+            return None
+        self._load[member] += 1
+        return member
+
+    def played(self, member: Member, *, died: bool = False, failed: bool = False) -> None:
+        self._load[member] -= 1
+        if died and member in self._members:
+            self._members[self._members.index(member)] = Member(member.name, Rollout.remote())
+
+    def tick(self) -> None:
+        pass
+
+
 def tasks(*queries: str) -> list[SearchTask]:
-    return [SearchTask(SampleId("p", sample), "q", query) for sample, query in enumerate(queries)]
+    return [SearchTask(SampleId(f"p{i}", i), "q", query) for i, query in enumerate(queries)]
 
 
 @pytest.fixture
@@ -73,7 +101,9 @@ def play(
     parts: Any, queries: list[str], at_once: int = 4, deadline_s: float = 60.0
 ) -> tuple[list[Outcome], list[Occupancy]]:
     watched: list[Occupancy] = []
-    pump = RolloutPump(*parts, at_once=at_once, deadline_s=deadline_s)
+    rollouts, rewards = parts
+    fleet = Members([Member(f"rollout worker {i}", worker) for i, worker in enumerate(rollouts)], at_once)
+    pump = RolloutPump(fleet, rewards, deadline_s)
     outcomes = pump.play("train", tasks(*queries), AgentConfig(), Sampling(10), watched.append)
     return list(outcomes), watched
 
@@ -85,7 +115,7 @@ def test_every_task_leaves_once_and_no_worker_has_more_than_its_share(parts: Any
     assert [most for most, _ in counts] == [4, 4]
     assert sum(played for _, played in counts) == 40
     assert max(now.episodes for now in watched) == 8
-    assert watched[-1].finished < 40 == len(outcomes)
+    assert watched[-1].finished == 40 == len(outcomes)
 
 
 def test_a_slow_episode_does_not_hold_up_the_tasks_behind_it(parts: Any) -> None:
@@ -108,7 +138,7 @@ def test_what_finishes_together_is_scored_together_and_a_missing_reward_is_a_fai
 def test_a_failed_episode_is_named_and_the_others_go_on(parts: Any) -> None:
     outcomes, _ = play(parts, ["0.01", "fail", "0.01"])
     [failure] = [outcome for outcome in outcomes if isinstance(outcome, FailedSample)]
-    assert (failure.id, failure.reason, failure.message) == (SampleId("p", 1), "ValueError", "no such video")
+    assert (failure.id, failure.reason, failure.message) == (SampleId("p1", 1, 2), "ValueError", "no such video")
     assert len(outcomes) == 3
 
 
@@ -122,9 +152,13 @@ def test_an_episode_that_never_ends_fails_at_its_deadline_and_its_place_is_free_
     assert not any(isinstance(outcome, FailedSample) for outcome in later)
 
 
-def test_a_dead_worker_ends_the_play_with_rays_error(parts: Any) -> None:
-    with pytest.raises(ray.exceptions.RayActorError):
-        play(parts, ["0.01", "die", "0.01"])
+def test_what_a_dead_worker_played_is_played_by_another(parts: Any) -> None:
+    """Both samples that were there are lost with it; the one that ends it every time is poison in the end."""
+    outcomes, _ = play(parts, ["0.01", "die", "0.3", "0.3"], at_once=4)
+    [failure] = [outcome for outcome in outcomes if isinstance(outcome, FailedSample)]
+    assert (failure.id.sample, failure.reason) == (1, "poison")
+    assert "died while it played nothing else" in failure.message
+    assert len(outcomes) == 4
 
 
 def test_nothing_to_play_is_nothing(parts: Any) -> None:

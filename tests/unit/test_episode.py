@@ -4,8 +4,18 @@ import asyncio
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 
-from vsr1.episode.environment import Observation, PolicyReply, Prompt, run_episode, turn_of
+from vsr1.episode.environment import (
+    Observation,
+    PolicyReply,
+    Prompt,
+    ReplayError,
+    finished_turn,
+    replies_of,
+    run_episode,
+    turn_of,
+)
 from vsr1.episode.sample import SampleId
 from vsr1.episode.trajectory import FinishReason, Trajectory
 from vsr1.video.clips import Clip
@@ -53,7 +63,8 @@ class Browsing:
 
     async def step(self, reply: PolicyReply) -> Observation | None:
         number = len(self._trajectory.turns) + 1
-        clips = [part for part in self._shown[number - 1] if isinstance(part, Clip)]
+        shown = self._shown[:number] if self._grows else self._shown[number - 1 : number]
+        clips = [part for parts in shown for part in parts if isinstance(part, Clip)]
         turn = turn_of(reply, number, clips, f"record {number}", seconds=0.1, keep_latents=False)
         self._trajectory.turns.append(turn)
         if number == len(self._shown):
@@ -101,3 +112,37 @@ def test_a_turn_has_what_the_policy_gave_and_the_environment_said() -> None:
     assert [(reference.video_id, len(reference.content_hash)) for reference in turn.clips] == [("b", 64), ("c", 64)]
     assert (turn.response_token_ids, turn.response_logprobs) == ([103, 203], [-0.5, -0.5])
     assert (turn.latents, turn.trained, trajectory.id) == ({}, None, SampleId("p"))
+
+
+@pytest.mark.parametrize("grows", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_an_episode_goes_on_from_its_finished_turns_as_if_nothing_had_happened(grows: bool, count: int) -> None:
+    prompts, whole = play(grows)
+    asked: list[int] = []
+
+    async def reply_to(prompt: Prompt, turn: int) -> Reply:
+        asked.append(turn)
+        return Reply([100 + turn, 200 + turn], prompt.token_ids(encode, PLACEHOLDER))
+
+    async def go_on() -> Trajectory[Question, str]:
+        environment = Browsing(grows)
+        finished = [finished_turn(turn, None) for turn in whole.turns[:count]]
+        async for _ in replies_of(environment, reply_to, finished):
+            pass
+        return environment.trajectory()
+
+    assert asyncio.run(go_on()) == whole
+    assert asked == list(range(count + 1, len(prompts) + 1))
+
+
+def test_a_turn_that_would_show_another_clip_is_not_played_again() -> None:
+    _, whole = play(grows=False)
+    turn = finished_turn(whole.turns[0], None)
+    turn.clips = [clip("z").reference]
+
+    async def go_on() -> None:
+        async for _ in replies_of(Browsing(False), None, [turn]):
+            pass
+
+    with pytest.raises(ReplayError, match=r"turn 1 was shown .*'z'.* and would be shown .*'a'"):
+        asyncio.run(go_on())

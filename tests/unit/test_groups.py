@@ -1,21 +1,21 @@
 """The groups of a step: what is trained on, what is replaced, what is lost and when it is too much."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from actors.rollout import Sampling
 from pipelines.stage.pump import Outcome
 from pipelines.stage.workers import RolloutError
-from pipelines.train.groups import StepGroups, roll_out_groups
+from pipelines.train.groups import GroupWindow, StepGroups
 from pipelines.train.grpo import steps_of
-from vsr1.config import Config
 from vsr1.episode.sample import FailedSample, SampleId
 from vsr1.episode.trajectory import Trajectory
 from vsr1.rl.schedule import annealed
 from vsr1.search.record import SearchTask
-from vsr1.settings.parts import AgentConfig
 from vsr1.settings.training import GrpoConfig
 
 Outcomes = dict[str, list[float | str]]  # by query: a reward of each sample, or the reason why it failed
@@ -29,10 +29,9 @@ class World:
         self._outcomes = outcomes
         self.played: list[SearchTask] = []
 
-    def play(self, split: str, tasks: list[SearchTask], agent: AgentConfig, sampling: Sampling) -> Iterator[Outcome]:
-        assert (split, agent, sampling) == ("train", AgentConfig(), Sampling(10, 0.7, 0.25))
-        for task in reversed(tasks):  # samples end in any order
-            self.played.append(task)
+    def play(self, prompt: SearchTask) -> Iterator[Outcome]:
+        for task in reversed([replace(prompt, id=SampleId(prompt.id.prompt, sample)) for sample in range(SIZE)]):
+            self.played.append(task)  # samples end in any order
             outcome = self._outcomes[task.query_id][task.id.sample]
             if isinstance(outcome, str):
                 yield FailedSample(task.id, outcome, f"{outcome} happened")
@@ -46,26 +45,30 @@ def stream(*queries: str) -> Iterator[SearchTask]:
         yield SearchTask(SampleId(f"{place}/{query}"), query, f"text of {query}", "v", (0.0, 1.0), 2.0)
 
 
-def config(prompts: int, **grpo: Any) -> Config:
-    return Config.model_validate(
+def settings(prompts: int, **grpo: Any) -> GrpoConfig:
+    return GrpoConfig.model_validate(
         {
-            "seed": 7,
-            "rollout": {"temperature": 0.7},
-            "grpo": {
-                "prompts_per_step": prompts,
-                "group_size": SIZE,
-                "latents": {"sigma": 0.25},
-                "max_failed_fraction": 1.0,
-                **grpo,
-            },
+            "prompts_per_step": prompts,
+            "group_size": SIZE,
+            "max_failed_fraction": 1.0,
+            "learner": {"ranks": 1},
+            **grpo,
         }
     )
 
 
 def step_of(outcomes: Outcomes, prompts: int, queries: str | None = None, **grpo: Any) -> tuple[StepGroups, World]:
     """One step on prompts that come in that order, by default in that of `outcomes`."""
-    world = World(outcomes)
-    return roll_out_groups(world, stream(*(queries or outcomes)), config(prompts, **grpo), 1), world
+    world, prompts_of = World(outcomes), stream(*(queries or outcomes))
+    window = GroupWindow(settings(prompts, **grpo), lambda group, reason: None)
+    while (groups := window.take(1)) is None:
+        given_out = [next(prompts_of) for _ in range(window.room)]
+        for prompt in given_out:
+            window.issue(prompt, 0)
+        for prompt in reversed(given_out):  # and so do groups
+            for outcome in world.play(prompt):
+                window.add(outcome)
+    return groups, world
 
 
 def trained(done: StepGroups) -> list[tuple[str, int]]:
@@ -88,15 +91,9 @@ def test_whole_groups_are_trained_on_in_order() -> None:
         "groups/prompts": 2,
         "groups/without_variance": 0,
         "groups/lost": 0,
+        "groups/stale": 0,
         "failed_samples": 0,
     }
-
-
-def test_each_trajectory_is_known_before_the_next_sample_is_played() -> None:
-    """So that its clips can be fetched while others still run; a failed sample has none."""
-    world, heard = World({"a": [1.0, "E", 3.0, 4.0]}), []
-    roll_out_groups(world, stream("a"), config(1), 1, lambda one: heard.append((one.id.sample, len(world.played))))
-    assert heard == [(3, 1), (2, 2), (0, 4)]
 
 
 def test_failed_samples_are_counted_by_reason_and_never_trained_on() -> None:
@@ -106,6 +103,7 @@ def test_failed_samples_are_counted_by_reason_and_never_trained_on() -> None:
         "groups/prompts": 2,
         "groups/without_variance": 0,
         "groups/lost": 0,
+        "groups/stale": 0,
         "failed_samples": 3,
         "failed_samples/SearchTimeoutError": 1,
         "failed_samples/RewardError": 2,
@@ -144,14 +142,14 @@ def test_equal_groups_are_replaced_up_to_a_number_a_step() -> None:
     """Round one plays a, b, c; a and b are replaced by d and e, d by f; f is equal too, but the three are used up."""
     outcomes = {"a": EQUAL, "b": EQUAL, "c": GOOD, "d": EQUAL, "e": GOOD, "f": EQUAL, "g": GOOD}
     done, world = step_of(outcomes, 3, replace_equal_groups=3)
-    assert sorted(trained(done)) == all_of("c", "e", "f")
+    assert trained(done) == all_of("c", "e", "f")
     assert (done.equal_groups, done.prompts, done.lost_groups) == (4, 6, 0)
     assert {task.query_id for task in world.played} == set("abcdef")
 
 
 def test_of_more_equal_groups_than_may_be_replaced_the_rest_stays() -> None:
     done, _ = step_of({"a": EQUAL, "b": EQUAL, "c": EQUAL, "d": GOOD}, 3, replace_equal_groups=1)
-    assert sorted(trained(done)) == all_of("b", "c", "d")
+    assert trained(done) == all_of("b", "c", "d")
     assert (done.equal_groups, done.prompts) == (3, 4)
 
 
@@ -183,10 +181,125 @@ def test_nothing_left_to_train_on_is_an_error() -> None:
         step_of({"a": ["E", "E", "E", 1.0], "b": ["E"] * SIZE}, 2)
 
 
+class Ahead:
+    """A window with one sample to complete a group of two, the other being there; names of prompts are letters."""
+
+    def __init__(self, **grpo: Any) -> None:
+        self.drops: list[tuple[str, str]] = []
+        self.window = GroupWindow(
+            settings(2, group_size=2, **grpo),
+            lambda group, reason: self.drops.append((group.prompt.query_id, reason)),
+        )
+        self._given = stream(*"abcdefghijklmnopqrstuvwxyz")
+        self._prompts: dict[str, SearchTask] = {}
+
+    def issue(self, step: int) -> str:
+        names = ""
+        while self.window.room:
+            prompt = next(self._given)
+            self._prompts[prompt.query_id] = prompt
+            self.window.issue(prompt, step)
+            names += prompt.query_id
+        return names
+
+    def end(self, names: str, *rewards: float) -> None:
+        for name in names:
+            for sample, reward in enumerate(rewards or (0.0, 1.0)):
+                task = replace(self._prompts[name], id=SampleId(self._prompts[name].id.prompt, sample))
+                self.window.add(Trajectory(task, reward=reward))
+
+    def take(self, step: int) -> str | None:
+        groups = self.window.take(step)
+        return None if groups is None else "".join(dict.fromkeys(query for query, _ in trained(groups)))
+
+
+def test_prompts_are_given_out_up_to_the_bound_and_learning_makes_room() -> None:
+    ahead = Ahead(staleness=1)
+    assert (ahead.issue(0), ahead.window.room) == ("abcd", 0)
+    ahead.end("cb")
+    assert (ahead.take(1), ahead.window.room) == ("bc", 0)  # those that are complete, in the order of their issue
+    ahead.window.learned()
+    assert ahead.issue(1) == "ef"
+
+
+def test_a_step_waits_for_what_the_next_one_could_not_learn_in_time() -> None:
+    """The example of the module: c is late."""
+    ahead = Ahead(staleness=2)
+    assert ahead.issue(0) == "abcdef"
+    ahead.end("abdef")
+    for step, names in ((1, "ab"), (2, "de")):
+        assert ahead.take(step) == names
+        ahead.window.learned()
+        ahead.end(ahead.issue(step))
+    assert ahead.take(3) is None
+    ahead.end("c")
+    assert ahead.take(3) == "cf"
+    assert ahead.drops == []
+
+
+def test_or_it_drops_it_and_another_prompt_is_given_out() -> None:
+    ahead = Ahead(staleness=2, late="drop")
+    ahead.issue(0)
+    ahead.end("abdef")
+    for step, names in ((1, "ab"), (2, "de")):
+        assert ahead.take(step) == names
+        ahead.window.learned()
+        ahead.end(ahead.issue(step))
+    groups = ahead.window.take(3)
+    assert groups is not None and {query for query, _ in trained(groups)} == {"f", "g"}
+    assert (ahead.drops, groups.stale_groups) == ([("c", "stale")], 1)
+    assert ahead.window.room == 1
+
+
+def test_no_more_prompts_are_given_out_than_the_last_steps_take() -> None:
+    ahead = Ahead(staleness=3, steps=3)
+    assert ahead.issue(0) == "abcdef"
+    ahead.end("abcdef")
+    for step, names in ((1, "ab"), (2, "cd"), (3, "ef")):
+        assert ahead.take(step) == names
+        ahead.window.learned()
+        assert ahead.issue(step) == ""
+
+
+def test_ahead_of_the_learner_equal_groups_are_replaced_as_they_come() -> None:
+    ahead = Ahead(staleness=1, replace_equal_groups=1)
+    ahead.issue(0)
+    ahead.end("db", 1.0, 1.0)
+    assert (ahead.drops, ahead.issue(0)) == ([("d", "equal")], "e")
+    ahead.end("a")
+    assert ahead.take(1) == "ab"
+
+
+@given(st.data(), st.integers(0, 3), st.integers(1, 3))
+def test_waiting_never_stops_for_good_and_nothing_is_older_than_the_bound(
+    data: st.DataObject, staleness: int, prompts: int
+) -> None:
+    """Groups end in any order; whatever is complete when all have ended is enough for the next step."""
+    window = GroupWindow(settings(prompts, group_size=2, staleness=staleness, steps=8), lambda group, reason: None)
+    given_out, issued, running = stream(*map(str, range(1000))), {}, []
+    for step in range(1, 9):
+        while window.room:
+            prompt = next(given_out)
+            window.issue(prompt, step - 1)
+            issued[prompt.id.prompt] = step - 1
+            running.append(prompt)
+        while (groups := window.take(step)) is None:
+            prompt = running.pop(data.draw(st.integers(0, len(running) - 1)))
+            for sample in range(2):
+                task = replace(prompt, id=SampleId(prompt.id.prompt, sample))
+                window.add(Trajectory(task, reward=float(sample)))
+        assert len(groups.trained) == 2 * prompts
+        assert all(step - 1 - issued[trajectory.id.prompt] <= staleness for trajectory in groups.trained)
+        window.learned()
+    assert not running and len(issued) == 8 * prompts
+
+
 def test_steps_end_by_their_number_or_by_time() -> None:
     assert list(steps_of(GrpoConfig(steps=4))) == [(1, 0), (2, 0.25), (3, 0.5), (4, 0.75)]
     assert [step for step, _ in steps_of(GrpoConfig(steps=3, limit_s=1e-9))] == [1]
     assert [step for step, _ in steps_of(GrpoConfig(steps=3, limit_s=100))] == [1, 2, 3]
+    assert list(steps_of(GrpoConfig(steps=4), taken=2)) == [(3, 0.5), (4, 0.75)]  # of a run that goes on
+    assert list(steps_of(GrpoConfig(steps=4, limit_s=100), taken=2, elapsed_s=101)) == []
 
 
 def test_the_learning_rate_falls_to_nothing_in_the_second_half() -> None:

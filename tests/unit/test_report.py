@@ -259,6 +259,17 @@ def test_an_evaluation_that_did_not_end_is_told(tmp_path: Path) -> None:
     assert "one: eval did not end" in several.text and "No evaluation" not in several.text
 
 
+def test_events_are_told_in_seconds_since_the_first(tmp_path: Path) -> None:
+    events = [
+        {"time": 100.0, "kind": "member died", "member": "rollout-1"},
+        {"time": 101.5, "kind": "member serves", "member": "rollout-1", "seconds": {"start": 1.2, "push": 0.3}},
+    ]
+    html = html_of(tmp_path, Run("one", events=events))
+    assert "member serves" in Page(html).text and 'href="#events"' in html
+    assert "<td>1.5</td>" in html and "member rollout-1, seconds start 1.2; push 0.3" in html
+    assert 'href="#events"' not in html_of(tmp_path, Run("two"))
+
+
 def test_empty_run_still_makes_a_page(tmp_path: Path) -> None:
     made = Page(html_of(tmp_path, Run("nothing")))
     for expected in ("No evaluation", "No scalars", "No trajectories", "nothing has no config.yaml"):

@@ -56,6 +56,8 @@ def test_counts_by_hand() -> None:
             "refinement_1/R@1_after": 1 / 2,
             "staleness": 1.5,
             "staleness/most": 3,
+            "versions_in_sample": 1,
+            "attempts_lost": 0,
             "verifier/right_video_matched": 2 / 4,
             "verifier/right_video_not_matched": 0.0,
             "verifier/wrong_video_matched": 0.0,

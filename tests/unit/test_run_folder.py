@@ -108,6 +108,9 @@ def test_settings_that_differ_are_named_by_dotted_key() -> None:
 
 def test_what_a_stopped_run_leaves_is_named(tmp_path: Path) -> None:
     assert kept_in(tmp_path) == f"kept in {tmp_path}: logs only, no state and no checkpoint"
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / "0.journal").touch()
+    assert kept_in(tmp_path) == f"kept in {tmp_path}: ledger (rollouts; the same command takes them)"
     for folder in ("state/sft/step-9", "state/sft/step-10", "checkpoints/step-2", "checkpoints/start"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "checkpoints" / "best.json").touch()

@@ -65,6 +65,7 @@ class PolicyEngine:
         self._gate = Gate()
         self._latents: Batcher[LatentRequest, list[np.ndarray]] = Batcher(self._take, max_batch=config.latent_slots)
         self.weight_version = 0
+        self.signs = 0  # of life: requests taken and tokens that came out
 
     @classmethod
     async def start(
@@ -107,7 +108,15 @@ class PolicyEngine:
         )
         with compat.prepared_children():
             llm = AsyncLLM.from_engine_args(args)
-        return cls(llm, ClipProcessor(folder), config)
+        engine = cls(llm, ClipProcessor(folder), config)
+        process = llm.output_processor.process_outputs
+
+        def counted(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            engine.signs += 1
+            return process(outputs, *args, **kwargs)
+
+        llm.output_processor.process_outputs = counted  # else a token is only seen at the end of its reply
+        return engine
 
     async def generate(
         self,
@@ -186,6 +195,7 @@ class PolicyEngine:
         Raises:
             RuntimeError: vLLM ended the request, and not because the reply was over.
         """
+        self.signs += 1
         for _ in range(ATTEMPTS):
             request_id, written = f"r{next(self._numbers)}", ""
             final: Any = None
@@ -237,6 +247,11 @@ class PolicyEngine:
         if faults:
             raise PushError(f"{len(faults)} of {len(manifest)} tensors did not arrive: " + "; ".join(faults))
 
+    async def write_weights(self, path: Path, manifest: Manifest) -> None:
+        """Write the tensors of a manifest to a safetensors file while no push changes them."""
+        async with self._gate.enter():
+            await self._llm.collective_rpc("write_weights", args=(pickle.dumps(manifest), str(path)))
+
     async def reset_caches(self) -> None:
         """Forget prompts, processed clips and vision features; no request may run.
 
@@ -255,6 +270,20 @@ class PolicyEngine:
     async def check_health(self) -> None:
         """Raise vLLM's own error when the engine process is gone."""
         await self._llm.check_health()
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether no request is inside."""
+        return self._gate.inside == 0
+
+    @property
+    def is_dead(self) -> bool:
+        """Tell whether the engine process is gone."""
+        return self._llm is None or bool(self._llm.errored)
+
+    async def one_token(self) -> None:
+        """Let the engine generate one token; errors as vLLM's own."""
+        await self.generate(Prompt(["a"]), max_tokens=1, latents=0, temperature=0.0, seed=0)
 
     def shutdown(self) -> None:
         self._llm.shutdown()

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.multiprocessing.reductions import reduce_tensor
 from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
 from vllm.distributed.weight_transfer.packed_tensor import (
@@ -94,6 +94,18 @@ class WeightReceiver:
                 if fault:
                     faults.append(f"{name}: {fault}")
         return faults
+
+    def write_weights(self, manifest: bytes, path: str) -> None:
+        """Write the tensors of a pickled manifest, as they are here, for another engine; on a GPU, which packs none."""
+        expected: Manifest = pickle.loads(manifest)
+        model = self.model_runner.model
+        modules = dict(model.named_modules(remove_duplicate=False))
+        tensors = {}
+        for name, record in expected.items():
+            module, parameter, rows = next(_places(model, name, expected))
+            piece = getattr(modules[module], parameter)[rows]
+            tensors[name] = piece.detach().to("cpu", getattr(torch, record.dtype)).contiguous()
+        save_file(tensors, path)
 
     def _receive_broadcast(self, layout: Layout) -> None:
         if self._transfer_group is None:

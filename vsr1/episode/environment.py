@@ -8,13 +8,16 @@ token, so the engine's prefix cache and the log-probs of earlier replies stay va
 
     turn 1   observation [text, clip]          prompt [text, clip]
     turn 2   observation [text], continues     prompt [text, clip, ids of reply 1, text]
+
+An episode that was lost goes on from its last finished turn: its environment, a fresh one, is played again with the
+replies that are there already, so that what it knows is as it was, and the policy is asked from the next turn on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -98,22 +101,82 @@ ReplyT = TypeVar("ReplyT", bound=PolicyReply)
 ReplyTo = Callable[[Prompt, int], Awaitable[PolicyReply]]  # prompt and turn number (from 1)
 
 
-async def run_episode(environment: Environment[TaskT, RecordT], reply_to: ReplyTo) -> Trajectory[TaskT, RecordT]:
-    """Play one episode to its end and return what it left.
+@dataclass
+class FinishedTurn:
+    """A reply, and what it depended on: enough to play its turn again without the policy."""
+
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    logprobs: list[float]
+    text: str
+    finish_reason: FinishReason
+    latents: np.ndarray | None  # None too where the environment did not use them
+    soft_tokens: np.ndarray | None
+    seed: int
+    weight_version: int
+    clips: list[ClipReference]  # that its prompt showed
+    index_version: str = ""  # of the corpus that its episode searches, where it does
+
+
+class ReplayError(RuntimeError):
+    """A finished turn that cannot be played again: its prompt would show something else; the message names both."""
+
+
+def finished_turn(turn: Turn[Any], soft_tokens: np.ndarray | None, index_version: str = "") -> FinishedTurn:
+    """Return what is kept of a turn; `soft_tokens` are its reply's."""
+    latents = turn.latents.get("query")
+    return FinishedTurn(
+        turn.prompt_token_ids,
+        turn.response_token_ids,
+        turn.response_logprobs,
+        turn.text,
+        turn.finish_reason,
+        latents,
+        None if latents is None else soft_tokens,
+        turn.seed,
+        turn.weight_version,
+        turn.clips,
+        index_version,
+    )
+
+
+async def replies_of(
+    environment: Environment[TaskT, RecordT], reply_to: ReplyTo, finished: Sequence[FinishedTurn] = ()
+) -> AsyncIterator[PolicyReply]:
+    """Play one episode; yield each reply once the environment has taken it.
 
     Args:
         environment: fresh, one an episode.
         reply_to: the policy.
+        finished: the first turns, which the policy is not asked for again.
+
+    Raises:
+        ReplayError: a finished turn saw other clips than its prompt shows now.
     """
     observation = await environment.reset()
     history: list[Part] = []
     turn = 1
     while observation is not None:
         parts = [*history, *observation.parts] if observation.continues else list[Part](observation.parts)
-        reply = await reply_to(Prompt(parts, environment.latents_unless), turn)
+        prompt = Prompt(parts, environment.latents_unless)
+        reply: PolicyReply
+        if turn <= len(finished):
+            reply = finished[turn - 1]
+            shown = [clip.reference for clip in prompt.clips]
+            if shown != finished[turn - 1].clips:
+                raise ReplayError(f"turn {turn} was shown {finished[turn - 1].clips} and would be shown {shown} now")
+        else:
+            reply = await reply_to(prompt, turn)
         history = [*parts, reply.token_ids]
         observation = await environment.step(reply)
+        yield reply
         turn += 1
+
+
+async def run_episode(environment: Environment[TaskT, RecordT], reply_to: ReplyTo) -> Trajectory[TaskT, RecordT]:
+    """Play one episode to its end and return what it left; see `replies_of`."""
+    async for _ in replies_of(environment, reply_to):
+        pass
     return environment.trajectory()
 
 

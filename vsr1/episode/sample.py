@@ -1,7 +1,9 @@
 """Who a sample is, from the prompt stream to the log, and the seeds that follow from it.
 
 A sample is (prompt id, sample, attempt). A prompt id names one issue of a prompt: the same query in a later epoch has
-another. Every random choice hashes what it is for, so no seed repeats within a run or between runs of other seeds.
+another. Every random choice hashes what it is for, so no seed of what is learned repeats, within a run or between runs
+of other seeds. An attempt has the seeds of the first: what was lost was not learned, and a run with losses ends as one
+without.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ class SampleId:
 
     def seed(self, run_seed: int, turn: int) -> int:
         """Return the seed of the request of a turn (from 1): of its tokens and of the noise on its latents."""
-        return hashed_seed(run_seed, self.prompt, self.sample, self.attempt, turn)
+        return hashed_seed(run_seed, self.prompt, self.sample, 0, turn)  # 0: as a first attempt always had it
 
 
 def hashed_seed(*parts: int | str) -> int:

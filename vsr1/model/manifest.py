@@ -6,6 +6,7 @@ fixed vector stands in for it (Freivalds' check): a copy that multiplies differe
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,12 @@ def record_files(paths: Iterable[Path], dtype: str) -> Manifest:
             for name in file.keys():  # noqa: SIM118
                 manifest[name] = record(file.get_tensor(name).to(getattr(torch, dtype)))
     return manifest
+
+
+def digest(manifest: Manifest) -> str:
+    """Return what names the weights of a manifest: engines that took the same ones verified the same name."""
+    tensors = [(name, one.shape, one.dtype, one.fingerprint) for name, one in sorted(manifest.items())]
+    return hashlib.blake2b(repr(tensors).encode(), digest_size=8).hexdigest()
 
 
 def fingerprint(tensor: torch.Tensor) -> int:

@@ -46,6 +46,7 @@ class Run:
         rows: every trajectory, of evaluations and of training, see `rows.row_of`.
         frames: video id and content hash to a clip; its errors pass through. None leaves films out.
         unfinished: names of evaluations that have trajectories but did not end.
+        events: of its training, see `vsr1.runs.events`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Run:
     rows: list[Row] = field(default_factory=list)
     frames: Frames | None = None
     unfinished: list[str] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def write_report(out: Path, *, title: str, runs: Sequence[Run]) -> None:
         stages=curves.charts_by_stage([run.scalars for run in runs]),
         chart=curves,
         figures=figures,
+        events=[row for run in runs for row in _event_rows(run)],
         settings=setting_rows([run.settings for run in runs]),
         training=TRAINING,
         most_turns=max((len(row["turns"]) for run in runs for row in run.rows), default=0),
@@ -113,6 +116,23 @@ def _evaluations(runs: Sequence[Run]) -> list[Evaluation]:
             label = f"{run.name}: {name}" if len(runs) > 1 else name
             evaluations.append(Evaluation(number, label, summary, rows, intervals))
     return evaluations
+
+
+def _event_rows(run: Run) -> list[dict[str, str]]:
+    """Return what the table of events shows: seconds since the first one, what happened, and the details as text."""
+    rows = []
+    for event in run.events:
+        details = {name: value for name, value in event.items() if name not in ("time", "kind")}
+        told = ", ".join(f"{name} {_text(value)}" for name, value in details.items())
+        seconds = f"{event['time'] - run.events[0]['time']:.1f}"
+        rows.append({"run": run.name, "seconds": seconds, "kind": str(event["kind"]), "details": told})
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {part}" for name, part in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _cells(row: MetricRow, evaluations: list[Evaluation]) -> list[Cell]:

@@ -26,7 +26,7 @@ from vsr1.formats.atomic import replacing
 from vsr1.runs.scalars import SCALARS, read_scalars
 
 TRAININGS = ("sft", "grpo")  # stages that share the log of a folder
-ELSEWHERE = ("cluster", "serve", "toy", "run_dir")  # settings that change no number of a training
+ELSEWHERE = ("cluster", "fleet", "serve", "toy", "run_dir")  # settings that change no number of a training
 TRAINING_LOG = "train_trajectories.jsonl"
 EVALUATION_LOG = ".trajectories.jsonl"  # after the evaluation's name, and its agent's if it has one
 
@@ -89,6 +89,8 @@ def kept_in(run_dir: Path) -> str:
     states = sorted(run_dir.glob("state/*/step-*"), key=_step)[-1:]
     checkpoints = sorted((path for path in run_dir.glob("checkpoints/*/") if path.name != "start"), key=_step)
     parts = [f"{path.relative_to(run_dir)} (the same command goes on from it)" for path in states]
+    if not states and any(run_dir.glob("ledger/*.journal")):
+        parts.append("ledger (rollouts; the same command takes them)")
     parts += [f"{path.relative_to(run_dir)}" for path in checkpoints]
     return f"kept in {run_dir}: {', '.join(parts) or 'logs only, no state and no checkpoint'}"
 

@@ -50,13 +50,18 @@ class SearchEnvironment:
         search: Search,
         load_clip: LoadClip,
         observe: Observe = unobserved,
+        index_version: str | None = None,
     ) -> None:
+        """
+        Args:
+            index_version: of the corpus, of an episode that goes on; None: the present one.
+        """
         self._task, self._settings, self._agent = task, settings, settings.agent
         self._search, self._load_clip, self._observe = search, load_clip, observe
         self._rejected = list(task.exclude)
         self._soft: list[np.ndarray] = []  # of the turns so far, [N, E] each
         self._shown: list[str] = []
-        self._version: str | None = None  # of the corpus, the same from the first search to the last
+        self._version = index_version  # the same from the first search to the last
         self._trajectory = SearchTrajectory(task)
 
     async def reset(self) -> Observation | None:

@@ -153,6 +153,42 @@ class RetrievalConfig(Section):
     keep_s: float = Field(0.0, ge=0, description="seconds that older versions can be searched after they were replaced")
 
 
+class FleetConfig(Section):
+    """How actors that die, stand still or fail are found and started again, and how many rollout workers there are."""
+
+    probe_every_s: float = Field(
+        1.0, gt=0, description="seconds without a sign of life after which an engine is asked for one token"
+    )
+    probe_s: float = Field(3.0, gt=0, description="seconds until an engine that gives no token counts as dead")
+    stopped_s: float = Field(2.0, gt=0, description="seconds that a process may stand still, as after SIGSTOP")
+    start_s: float = Field(900.0, gt=0, description="seconds until a rollout worker that is not ready counts as dead")
+    push_s: float = Field(300.0, gt=0, description="seconds that a rollout worker has to take weights")
+    drain_s: float = Field(60.0, gt=0, description="seconds that a leaving rollout worker has to end what it plays")
+    learn_s: float = Field(3600.0, gt=0, description="seconds that a call to all learner ranks may take")
+    restarts_per_hour: int = Field(
+        20, ge=0, description="of one rollout worker, and of the learner; 0 starts none again"
+    )
+    snapshot_every: int | None = Field(
+        None,
+        ge=0,
+        description="optimiser steps between copies of the learner's state in memory, from which ranks that died go "
+        "on; empty: as often as takes a twentieth of its time; 0: none",
+    )
+    most: int | None = Field(
+        None, ge=1, description="rollout workers to grow to from rollout.workers where all are full; empty: none more"
+    )
+    grow_s: float = Field(30.0, gt=0, description="seconds that all must be full before one more starts")
+    shrink_s: float = Field(600.0, gt=0, description="seconds that one could be spared before one leaves again")
+    spares: int = Field(0, ge=0, description="more rollout workers that are started and play only when another dies")
+    breaker_outcomes: int = Field(20, ge=5, description="last samples of a rollout worker that are judged")
+    breaker_share: float = Field(
+        0.5, gt=0, le=1, description="share of them that fails, where others fail less, which keeps samples from it"
+    )
+    breaker_s: float = Field(
+        10.0, gt=0, description="seconds until it is tried with one sample; each failure doubles them"
+    )
+
+
 class ActorResources(Section):
     """What Ray reserves for one actor of a role."""
 

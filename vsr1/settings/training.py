@@ -192,6 +192,19 @@ class GrpoConfig(Section):
         0, ge=0, description="more prompts a step for groups whose samples all earned the same (dynamic sampling)"
     )
     max_failed_fraction: float = Field(0.1, ge=0, le=1, description="share of a step's samples that may fail")
+    poison_deaths: int = Field(
+        3, ge=2, description="rollout workers that may die with a prompt, the last with it alone, until it is dropped"
+    )
+    staleness: int = Field(
+        0, ge=0, description="steps that rollouts run ahead of the learner: a sample is at most so many versions old"
+    )
+    late: Literal["wait", "drop"] = Field(
+        "wait", description="a step waits for samples that would be too old for the next, or they are dropped"
+    )
+    state_every: int = Field(
+        5, ge=1, description="steps between states that a stopped run goes on from; rollouts since then are not lost"
+    )
+    state_limit: int = Field(2, ge=1, description="newest of these states that are kept")
     save_every: int | None = Field(
         None, ge=1, description="steps between checkpoints in `checkpoints/step-N`; empty: the last one only"
     )

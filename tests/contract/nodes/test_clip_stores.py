@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import ray
 from ray.cloudpickle import register_pickle_by_value
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -56,3 +57,14 @@ def test_each_node_reads_a_clip_once(nodes: list[str], tmp_path: Path) -> None:
     ]
     assert len(stores.actors()) == 2
     assert ray.get(stores.here().stats.remote())["loads"] == 2
+
+
+@pytest.mark.chaos
+def test_a_store_of_a_large_folder_answers_again_after_its_death(nodes: list[str], tmp_path: Path) -> None:
+    folder = NotingFolder(tmp_path / "notes")
+    folder.rows = bytes(10**6)  # too large to travel with the order to start
+    stores = ClipStores(folder, 10**6, {"num_cpus": 0, "max_restarts": -1})
+    store = stores.on(nodes[0])
+    assert ray.get(a_sample.remote(store, "v0")) == 7
+    ray.kill(store, no_restart=False)
+    assert ray.get(store.get.options(max_task_retries=3).remote("v0"), timeout=60).frames[0, 0, 0, 0] == 7

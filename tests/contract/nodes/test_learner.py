@@ -1,5 +1,7 @@
 """The learner group on a cluster of two nodes: clips from each rank's own node, whole weights, and named failures."""
 
+import os
+import signal
 import sys
 import threading
 import time
@@ -15,9 +17,11 @@ from ray.util import placement_group_table
 from safetensors.torch import load
 
 from actors.clips import ClipStores
-from actors.learner import LearnerGroup
+from actors.healing import HealingLearners
+from actors.learner import LearnerGroup, RankError
 from bench.toy.models import HIDDEN, write_random_models
 from bench.toy.tokenizer import train_tokenizer, vocabulary_texts
+from pipelines.stage.watch import Watch, place
 from vsr1.config import Config
 from vsr1.formats.atomic import write_json
 from vsr1.formats.dataset import DatasetFolder
@@ -25,6 +29,7 @@ from vsr1.model.checkpoint import load_policy
 from vsr1.model.processor import ClipProcessor
 from vsr1.rl.batch import Example, LearnerError, RetrievalTarget, Sampled
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
+from vsr1.settings.parts import FleetConfig
 from vsr1.video.clips import Clip, ClipError, ClipReference
 
 pytestmark = pytest.mark.timeout(600)
@@ -152,6 +157,63 @@ def test_a_rank_that_dies_is_named(config: Config, stores: ClipStores, examples:
             while True:
                 group.step(examples, 1e-3)
     assert _given_back()
+
+
+def _trained(
+    config: Config, stores: ClipStores, examples: list[Example], faults: dict[int, int]
+) -> tuple[bytes, list[dict]]:
+    """Take four steps, in some of which rank 1 gets a signal; return the weights, and the healings that were told."""
+    events: list[dict] = []
+    watch = Watch(config.fleet, write=lambda kind, **fields: events.append({"kind": kind, **fields}))
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(0.1):
+            watch.tick()
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    learners = HealingLearners(
+        config,
+        stores,
+        guard=lambda name, rank: watch.guard(name, "learner", rank) if rank else watch.release(name),
+        write=lambda kind, **fields: events.append({"kind": kind, **fields}),
+    )
+    try:
+        with learners:
+            for step in range(4):
+                if number := faults.get(step):
+                    _, pid = ray.get(learners.members[1].__ray_call__.remote(place))
+                    threading.Timer(0.3, os.kill, [pid, number]).start()
+                learners.step(examples[step % 2 :], 1e-3)
+            weights, _ = ray.get(learners.weights())
+    finally:
+        is_over.set()
+        looking.join()
+        watch.stop()
+    return weights, [event for event in events if event["kind"] == "healed"]
+
+
+@pytest.mark.chaos
+def test_ranks_that_die_or_stand_still_train_to_the_same_bits(
+    config: Config, stores: ClipStores, examples: list[Example]
+) -> None:
+    config = config.model_copy(update={"fleet": FleetConfig(snapshot_every=2, stopped_s=1.0)})
+    weights, healed = _trained(config, stores, examples, {})
+    assert healed == []
+    others, healed = _trained(config, stores, examples, {1: signal.SIGKILL, 3: signal.SIGSTOP})
+    assert [event["member"] for event in healed] == ["learner"] * 2
+    assert all("learner rank 1 died" in event["reason"] for event in healed)
+    assert all(event["seconds"].keys() == {"start", "restore", "repeat", "all"} for event in healed)
+    assert others == weights
+    assert _given_back()
+
+
+@pytest.mark.chaos
+def test_ranks_without_a_copy_die_with_their_step(config: Config, stores: ClipStores, examples: list[Example]) -> None:
+    config = config.model_copy(update={"fleet": FleetConfig(snapshot_every=0)})
+    with pytest.raises(RankError, match="learner rank 1 died"):
+        _trained(config, stores, examples, {1: signal.SIGKILL})
 
 
 def test_a_group_that_cannot_start_leaves_no_place_taken(config: Config, nodes: list[str]) -> None:

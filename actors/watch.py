@@ -1,0 +1,133 @@
+"""The watch of one node: it ends processes there that stand still, and what dead actors leave behind.
+
+A process that got SIGSTOP answers nothing, dies of no signal but SIGKILL and keeps its memory, so whoever waits for it
+waits for ever. An engine outlives the actor that started it, if that is killed. The watch is told the processes of the
+actors on its node, looks at them and at all that they have started every half second, and ends what must be ended. Ray
+then tells everybody who waits that the actor died.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import ray
+
+from actors.handles import Remote
+from actors.logs import log_to
+
+LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What became of the process of an actor: it is gone, or it was ended after it, or a child, had stood still."""
+
+    name: str  # of the actor
+    pid: int
+    is_gone: bool
+    reason: str
+    seconds: float  # since it was seen in order
+
+
+@dataclass
+class _Guarded:
+    name: str
+    process: psutil.Process
+    seen: float
+    children: list[psutil.Process] = field(default_factory=list)
+    stopped: dict[int, float] = field(default_factory=dict)  # since when, by process id
+
+
+class NodeWatchActor:
+    """Args:
+    stopped_s: seconds that a process may stand still.
+    """
+
+    def __init__(self, stopped_s: float, log: Path | None = None) -> None:
+        log_to(log)
+        self._stopped_s = stopped_s
+        self._guarded: dict[int, _Guarded] = {}
+        self._notices: list[Notice] = []
+        self._lock = threading.Lock()
+        threading.Thread(target=self._look_on, daemon=True).start()
+
+    def guard(self, name: str, pid: int) -> None:
+        """Look at a process of this node from now on."""
+        with self._lock, suppress(psutil.NoSuchProcess):
+            self._guarded[pid] = _Guarded(name, psutil.Process(pid), time.monotonic())
+
+    def end(self, pid: int) -> None:
+        """End a process that is guarded, and all that it has started, at once."""
+        with self._lock:
+            if pid in self._guarded:
+                _end(self._guarded[pid])
+
+    def notices(self) -> list[Notice]:
+        """Return what has happened since this was asked last."""
+        with self._lock:
+            notices, self._notices = self._notices, []
+            return notices
+
+    def _look_on(self) -> None:
+        while True:
+            time.sleep(LOOK_EVERY_S)
+            with self._lock:
+                for guarded in list(self._guarded.values()):
+                    self._look_at(guarded, time.monotonic())
+
+    def _look_at(self, guarded: _Guarded, now: float) -> None:
+        pid = guarded.process.pid
+        if not _lives(guarded.process):
+            _end(guarded)
+            del self._guarded[pid]
+            self._notices.append(Notice(guarded.name, pid, True, f"process {pid} ended", now - guarded.seen))
+            return
+        with suppress(psutil.NoSuchProcess):
+            guarded.children = guarded.process.children(recursive=True)
+        still = [process for process in (guarded.process, *guarded.children) if _stands_still(process)]
+        guarded.stopped = {process.pid: guarded.stopped.get(process.pid, now) for process in still}
+        if not still:
+            guarded.seen = now
+        for process in still:
+            if now - guarded.stopped[process.pid] >= self._stopped_s:
+                reason = f"process {process.pid} stood still for {self._stopped_s:g} s (fleet.stopped_s)"
+                self._notices.append(Notice(guarded.name, pid, False, reason, now - guarded.seen))
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+
+def _end(guarded: _Guarded) -> None:
+    with suppress(psutil.NoSuchProcess):
+        guarded.children = guarded.process.children(recursive=True) or guarded.children
+    for process in (guarded.process, *guarded.children):
+        with suppress(psutil.NoSuchProcess):  # psutil knows a process by its start, too
+            process.kill()
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _stands_still(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() == psutil.STATUS_STOPPED
+    return False
+
+
+class NodeWatchHandle(Protocol):
+    """What a handle of a `NodeWatchActor` offers."""
+
+    guard: Remote[[str, int], None]
+    end: Remote[[int], None]
+    notices: Remote[[], list[Notice]]
+
+
+NodeWatch: Any = ray.remote(num_cpus=0, max_restarts=-1)(NodeWatchActor)  # Any: the stubs give a handle no `.remote`

@@ -1,0 +1,51 @@
+"""Stage 2 with and without rollouts that run ahead of the learner: samples a second, and the share of the ideal gain.
+
+With r seconds of rollout and l of learning a step takes r + l one after the other and at best max(r, l) side by side.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pipelines.train import grpo
+from vsr1.config import Config
+from vsr1.runs.scalars import SCALARS, read_scalars
+
+
+def overlap(config: Config, warm_up: int) -> dict[str, Any]:
+    """Run Stage 2 for each bound, in `run_dir/staleness-B`, and compare.
+
+    Args:
+        warm_up: first steps that do not count; the last two do not either, as nothing is played ahead of them.
+    """
+    figures = {f"staleness_{bound}": _measured(config, bound, warm_up) for bound in (0, 1)}
+    before, after = figures["staleness_0"], figures["staleness_1"]
+    ideal = (before["rollout_s"] + before["learn_s"]) / max(before["rollout_s"], before["learn_s"])
+    ratio = after["samples_per_second"] / before["samples_per_second"]
+    return {**figures, "ratio": round(ratio, 3), "ideal": round(ideal, 3), "share_of_ideal": round(ratio / ideal, 3)}
+
+
+def _measured(config: Config, bound: int, warm_up: int) -> dict[str, float]:
+    run, settings = config.run_dir / f"staleness-{bound}", config.grpo.model_copy(update={"staleness": bound})
+    if not (run / "checkpoints" / "grpo").is_dir():
+        grpo.train(config.model_copy(update={"run_dir": run, "grpo": settings}))
+    return _figures(run, settings.prompts_per_step * settings.group_size, range(warm_up + 1, settings.steps - 1))
+
+
+def _figures(run: Path, samples: int, steps: range) -> dict[str, float]:
+    values = {(row["step"], row["name"]): row for row in read_scalars(run / SCALARS) if row["stage"] == "grpo"}
+    ends = [values[step, "reward/total"]["time"] for step in (steps.start - 1, *steps)]
+
+    def middle(name: str) -> float:
+        return round(median(values[step, name]["value"] for step in steps), 3)
+
+    later = steps[len(steps) // 2 :]
+    return {
+        "samples_per_second": round(samples * len(steps) / (ends[-1] - ends[0]), 3),
+        "rollout_s": middle("seconds/rollout"),
+        "learn_s": middle("seconds/learn"),
+        "staleness": middle("staleness"),
+        "reward_later": round(median(values[step, "reward/total"]["value"] for step in later), 3),
+    }

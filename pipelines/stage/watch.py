@@ -1,0 +1,196 @@
+"""The driver's side of the watch over processes: it brings actors under the watch of their node, and tells of faults.
+
+An actor that Ray starts again comes under it again, and is told of as healed. Nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.retrieval import RetrievalHandle
+from actors.watch import NodeWatch, NodeWatchHandle, Notice
+from vsr1.settings.parts import FleetConfig
+
+ASK_EVERY_S = 0.25
+
+
+class WriteEvent(Protocol):
+    """Writes an event of a run; `vsr1.runs.events` has one."""
+
+    def __call__(self, kind: str, **fields: Any) -> None: ...
+
+
+def write_nothing(kind: str, **fields: Any) -> None:
+    """Take an event that nobody wants."""
+
+
+def place(actor: Any) -> tuple[str, int]:
+    """Return node and process of an actor, inside it."""
+    return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+@dataclass(eq=False)
+class _Guarded:
+    role: str
+    actor: Any
+    place: tuple[str, int] | None = None
+    asked: ray.ObjectRef | None = None  # for its place
+    died: float | None = None  # when the process before this one was missed
+    detect_s: float = 0.0
+    on_fault: Callable[[Notice], None] | None = None
+    on_return: Callable[[], None] | None = None
+
+
+class Watch:
+    """Call `tick` at least every half second.
+
+    Args:
+        log: of the watches, to which their nodes are added.
+    """
+
+    def __init__(self, config: FleetConfig, log: Path | None = None, write: WriteEvent = write_nothing) -> None:
+        self._config, self._log, self._write = config, log, write
+        self._guarded: dict[str, _Guarded] = {}  # by the actor's name
+        self._nodes: dict[str, NodeWatchHandle] = {}
+        self._notices: dict[ray.ObjectRef, str] = {}  # node of each call
+        self._shards: list[Any] = []  # answers of retrieval services
+        self._asked = 0.0
+        self._lock = threading.Lock()
+
+    def guard(
+        self,
+        name: str,
+        role: str,
+        actor: Any,
+        *,
+        on_fault: Callable[[Notice], None] | None = None,
+        on_return: Callable[[], None] | None = None,
+    ) -> None:
+        """Bring an actor under the watch; another thread than that of `tick` may do so.
+
+        Args:
+            name: of the actor; a new one of the same name takes its place.
+            on_fault: is told of its faults, by `tick`; else they are written as events.
+            on_return: is called by `tick` when Ray has started it again.
+        """
+        with self._lock:
+            if name in self._guarded and self._guarded[name].actor is actor:
+                return
+            self._guarded[name] = _Guarded(role, actor, asked=_asked(actor), on_fault=on_fault, on_return=on_return)
+
+    def guard_shards(self, name: str, service: RetrievalHandle) -> None:
+        """Bring a retrieval service under the watch, and the shards that it has, whenever it is started."""
+
+        def ask() -> None:
+            self._shards.append(service.shards.remote())
+
+        self.guard(name, "retrieval", service, on_return=ask)
+        ask()
+
+    def places(self) -> dict[str, tuple[str, int]]:
+        """Return node and process of the actors whose end would be seen, by name."""
+        with self._lock:
+            guarded = dict(self._guarded)
+        return {name: one.place for name, one in guarded.items() if one.place is not None and one.asked is None}
+
+    def end(self, name: str) -> None:
+        """End the process of an actor with all that it has started, also one that answers nothing, and let it go."""
+        with self._lock:
+            guarded = self._guarded.pop(name, None)
+        if guarded is None:
+            return
+        if guarded.place is not None:
+            node, pid = guarded.place
+            self._nodes[node].end.remote(pid)
+        ray.kill(guarded.actor)
+
+    def release(self, name: str) -> None:
+        """Let an actor go that ends by itself."""
+        with self._lock:
+            self._guarded.pop(name, None)
+
+    def tick(self) -> None:
+        """Take what the nodes' watches have seen."""
+        for answer in ray.wait(self._shards, num_returns=len(self._shards), timeout=0)[0] if self._shards else []:
+            self._shards.remove(answer)
+            with suppress(ray.exceptions.RayError):  # the service died, and is asked again
+                for name, shard in ray.get(answer).items():
+                    self.guard(name, "shard", shard)
+        with self._lock:
+            guarded = dict(self._guarded)
+        for name, actor in guarded.items():
+            self._locate(name, actor)
+        pending = list(self._notices)
+        ready = ray.wait(pending, num_returns=len(pending), timeout=0)[0] if pending else []
+        for reference in ready:
+            del self._notices[reference]
+            try:
+                for notice in ray.get(reference):
+                    self._hear(guarded, notice)
+            except ray.exceptions.RayError:
+                continue  # Ray starts the watch again, or its node is gone
+        if time.monotonic() - self._asked >= ASK_EVERY_S:
+            self._asked = time.monotonic()
+            for node in self._nodes.keys() - self._notices.values():
+                self._notices[self._nodes[node].notices.remote()] = node
+
+    def stop(self) -> None:
+        """End the watches; the actors go on unwatched."""
+        self._guarded.clear()
+        for node in self._nodes.values():
+            ray.kill(node)
+        self._nodes.clear()
+
+    def _locate(self, name: str, actor: _Guarded) -> None:
+        if actor.asked is None or not ray.wait([actor.asked], timeout=0)[0]:
+            return
+        try:
+            actor.place = ray.get(actor.asked)
+        except ray.exceptions.ActorUnavailableError:
+            actor.asked = _asked(actor.actor)  # it is being started again
+            return
+        except ray.exceptions.RayError:
+            self.release(name)  # whoever calls it is told
+            return
+        actor.asked = None
+        node, pid = actor.place
+        if node not in self._nodes:
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            log = self._log and self._log.with_stem(f"{self._log.stem}-{node[:8]}")
+            self._nodes[node] = NodeWatch.options(scheduling_strategy=there).remote(self._config.stopped_s, log)
+        self._nodes[node].guard.remote(name, pid)
+        if actor.died is not None:
+            seconds = {"detect": actor.detect_s, "start": time.monotonic() - actor.died}
+            seconds["all"] = sum(seconds.values())
+            self._write("healed", role=actor.role, member=name, reason="Ray started it again", seconds=seconds)
+            actor.died = None
+            if actor.on_return is not None:
+                actor.on_return()
+
+    def _hear(self, guarded: dict[str, _Guarded], notice: Notice) -> None:
+        actor = guarded.get(notice.name)
+        if actor is None or actor.place is None or actor.place[1] != notice.pid:
+            return  # it was let go
+        if actor.on_fault is not None:
+            actor.on_fault(notice)
+            return
+        if actor.died is None:
+            actor.died, actor.detect_s = time.monotonic(), notice.seconds
+            seconds = {"detect": notice.seconds}
+            self._write("fault", role=actor.role, member=notice.name, reason=notice.reason, seconds=seconds)
+        if notice.is_gone:
+            actor.asked = _asked(actor.actor)
+
+
+def _asked(actor: Any) -> ray.ObjectRef:
+    return actor.__ray_call__.remote(place)

@@ -1,0 +1,251 @@
+"""The fleet with actors and processes: a scripted engine in a process of its own, killed and stopped in every way."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cloudpickle import register_pickle_by_value
+
+from actors.rollout import Sampling
+from pipelines.stage.fleet import RolloutFleet
+from pipelines.stage.pump import Outcome, RolloutPump
+from pipelines.stage.watch import Watch
+from vsr1.config import Config
+from vsr1.episode.sample import FailedSample, SampleId
+from vsr1.fleet import FleetError
+from vsr1.runs.scale import write_scale
+from vsr1.search.record import SearchTask
+from vsr1.settings.parts import AgentConfig
+
+from . import scripted_worker
+from .scripted_worker import ScriptedWorker, gone
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
+register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
+register_pickle_by_value(scripted_worker)
+chaos = pytest.mark.chaos
+DETECT_S = 5.0
+
+
+@ray.remote(num_cpus=0)
+class Rewards:
+    def score(self, trajectories: list) -> list:
+        return trajectories
+
+
+class Learners:
+    """What a push asks of a `LearnerGroup`."""
+
+    ranks, starts = 1, 1
+
+    def weights(self) -> ray.ObjectRef:
+        return ray.put((b"safetensors", {}))
+
+
+class Stage:
+    """A fleet with its watch, its pump and what they tell."""
+
+    def __init__(self, folder: Path, make: Callable[[str], Any], workers: int, **settings: Any) -> None:
+        self.config = Config(run_dir=folder, rollout={"workers": workers, "max_episodes": 4}, fleet=settings)
+        self.events: list[dict[str, Any]] = []
+        self.watch = Watch(self.config.fleet, write=self.write)
+        self.fleet = RolloutFleet(self.config, make, lambda node: {}, self.watch, self.write)
+        self.fleet.start()
+        self.rewards = [Rewards.remote()]
+
+    def write(self, kind: str, **fields: Any) -> None:
+        self.events.append({"kind": kind, "time": time.monotonic(), **fields})
+
+    def told(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["kind"] == kind]
+
+    def play(self, *queries: str, deadline_s: float = 60.0) -> list[Outcome]:
+        pump = RolloutPump(self.fleet, self.rewards, deadline_s)
+        tasks = [SearchTask(SampleId("p", sample), "q", query) for sample, query in enumerate(queries)]
+        return list(pump.play("train", tasks, AgentConfig(), Sampling(10), lambda now: None))
+
+    def until(self, condition: Callable[[], bool], limit_s: float = 30.0) -> float:
+        """Tick until the condition holds; return the seconds that it took."""
+        began = time.monotonic()
+        while not condition():
+            assert time.monotonic() - began < limit_s, (self.fleet.counts(), self.events)
+            self.fleet.tick()
+            time.sleep(0.05)
+        return time.monotonic() - began
+
+    def processes(self, name: str) -> tuple[int, int]:
+        [member] = [member for member in self.fleet.members if member.name == name]
+        return ray.get(member.handle.processes.remote())
+
+    def stop(self) -> None:
+        self.fleet.stop()
+        self.watch.stop()
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
+    stages: list[Stage] = []
+
+    def start(workers: int = 2, make: Callable[[str], Any] = lambda name: ScriptedWorker.remote(), **settings) -> Stage:
+        stages.append(Stage(tmp_path, make, workers, **settings))
+        return stages[-1]
+
+    yield start
+    for one in stages:
+        one.stop()
+
+
+def test_samples_are_played_by_all_and_engines_end_with_their_workers(stage) -> None:
+    running = stage(2)
+    outcomes = running.play(*["0.1"] * 12)
+    assert sorted(outcome.id.sample for outcome in outcomes) == list(range(12))
+    assert running.events == []
+    pids = [pid for name in ("rollout-0", "rollout-1") for pid in running.processes(name)]
+    running.stop()
+    deadline = time.monotonic() + 10
+    while not all(gone(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_worker_that_cannot_start_raises_its_own_error(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="not supported between"):
+        Stage(tmp_path, lambda name: ScriptedWorker.remote(start_s="no number"), 1)
+
+
+def test_a_push_reaches_all_and_who_refuses_it_starts_anew_while_the_others_play(stage) -> None:
+    refusals = iter([3, -1, -1, -1])
+    running = stage(2, make=lambda name: ScriptedWorker.remote(refuses=next(refusals)))
+    for version in (1, 2, 3):
+        running.fleet.push(Learners(), version)
+        running.fleet.settle()
+        assert {outcome.reward for outcome in running.play(*["0.05"] * 8)} == {float(version)}
+    [fault] = running.told("fault")
+    assert "head.weight: other values than were sent" in fault["reason"]
+    running.until(lambda: bool(running.told("healed")))
+    assert running.told("healed")[0]["seconds"].keys() == {"detect", "start", "pull", "all"}
+    assert {outcome.reward for outcome in running.play(*["0.05"] * 16)} == {3.0}
+
+
+def test_members_join_and_leave_while_samples_are_played(stage, tmp_path: Path) -> None:
+    running = stage(1)
+    running.fleet.push(Learners(), 7)
+    running.fleet.settle()
+    for count in (3, 2, 1):
+        write_scale(tmp_path, count)
+        running.until(lambda count=count: running.fleet.counts().get("healthy") == count)
+        outcomes = running.play(*["0.1"] * 24)
+        assert {outcome.reward for outcome in outcomes} == {7.0} and len(outcomes) == 24
+    running.until(lambda: running.fleet.counts() == {"healthy": 1, "retired": 2})
+    assert [event["workers"] for event in running.told("scale")] == [3, 2, 1]
+    assert not running.told("fault")
+
+
+def test_when_nobody_can_be_healed_the_error_says_why(stage) -> None:
+    running = stage(1, restarts_per_hour=0)
+    with pytest.raises(FleetError, match=r"rollout-0: .*process"):
+        running.play("die", "0.1")
+
+
+@chaos
+@pytest.mark.parametrize("query", ["die", "engine dies"])
+def test_what_a_dead_process_played_is_played_again(stage, query: str) -> None:
+    running = stage(2)
+    pid, engine = running.processes("rollout-0")
+    os.kill(pid if query == "die" else engine, signal.SIGKILL)
+    outcomes = running.play(*["0.2"] * 16)
+    assert sorted(outcome.id.sample for outcome in outcomes) == list(range(16))
+    assert not any(isinstance(outcome, FailedSample) for outcome in outcomes)
+    running.until(lambda: bool(running.told("healed")))
+    [fault] = running.told("fault")
+    assert fault["member"] == "rollout-0" and fault["seconds"]["detect"] <= DETECT_S
+    running.until(lambda: gone(pid) and gone(engine))
+    assert running.processes("rollout-0") != (pid, engine)
+
+
+@chaos
+@pytest.mark.parametrize("part", [0, 1], ids=["worker", "engine"])
+@pytest.mark.parametrize("load", [0, 16])
+def test_a_stopped_process_is_found_within_five_seconds(stage, part: int, load: int) -> None:
+    running = stage(2)
+    pids = running.processes("rollout-1")
+    os.kill(pids[part], signal.SIGSTOP)
+    stopped = time.monotonic()
+    outcomes = running.play(*["0.3"] * load)
+    assert len(outcomes) == load and not any(isinstance(outcome, FailedSample) for outcome in outcomes)
+    running.until(lambda: bool(running.told("healed")))
+    [fault] = running.told("fault")
+    assert fault["time"] - stopped <= DETECT_S
+    assert fault["member"] == "rollout-1"
+    running.until(lambda: all(gone(pid) for pid in pids))
+
+
+@chaos
+def test_an_engine_that_gives_no_token_is_found_within_five_seconds(stage) -> None:
+    running = stage(2)
+    task, began = SearchTask(SampleId("p"), "q", "wedge"), time.monotonic()
+    running.fleet.members[1].handle.rollout.remote("train", task, AgentConfig(), Sampling(10))
+    outcomes = running.play(*["0.1"] * 30)
+    assert not any(isinstance(outcome, FailedSample) for outcome in outcomes)
+    running.until(lambda: bool(running.told("healed")))
+    [fault] = running.told("fault")
+    assert fault["member"] == "rollout-1" and "fleet.probe_s" in fault["reason"]
+    assert fault["time"] - began <= DETECT_S
+
+
+@chaos
+def test_a_joiner_that_dies_while_it_takes_weights_never_plays_with_old_ones(stage, tmp_path: Path) -> None:
+    running = stage(1, make=lambda name: ScriptedWorker.remote(pull_s=0.0 if name == "rollout-0" else 2.0))
+    running.fleet.push(Learners(), 5)
+    running.fleet.settle()
+    write_scale(tmp_path, 2)
+    running.until(lambda: running.fleet.counts() == {"healthy": 1, "stale": 1})
+    os.kill(running.processes("rollout-1")[0], signal.SIGKILL)
+    outcomes = running.play(*["0.2"] * 40)
+    assert {outcome.reward for outcome in outcomes} == {5.0}
+    running.until(lambda: running.fleet.counts() == {"healthy": 2})
+    assert [event["member"] for event in running.told("healed")] == ["rollout-1"]
+
+
+@chaos
+def test_a_spare_serves_while_the_dead_one_starts(stage) -> None:
+    running = stage(1, make=lambda name: ScriptedWorker.remote(start_s=3.0), spares=1)
+    running.fleet.push(Learners(), 2)
+    running.fleet.settle()
+    os.kill(running.processes("rollout-0")[0], signal.SIGKILL)
+    began = time.monotonic()
+    outcomes = running.play("0.05")
+    assert time.monotonic() - began <= 3.0
+    assert outcomes[0].reward == 2.0
+    assert running.told("healed")[0]["member"] == "rollout-1"
+
+
+@chaos
+def test_an_actor_that_ray_starts_again_is_told_of_with_its_seconds(stage) -> None:
+    running = stage(1)
+
+    @ray.remote(num_cpus=0, max_restarts=-1)
+    class Store:
+        def get(self) -> int:
+            return os.getpid()
+
+    store = Store.remote()
+    running.watch.guard("clips-train", "clips", store)
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+        first, count = ray.get(store.get.remote()), len(running.events)
+        running.until(lambda: "clips-train" in running.watch.places())
+        os.kill(first, number)
+        began = time.monotonic()
+        answer = store.get.options(max_task_retries=3).remote()
+        running.until(lambda count=count: len(running.events) == count + 2)
+        fault, healed = running.events[count:]
+        assert (fault["kind"], fault["role"], healed["kind"]) == ("fault", "clips", "healed")
+        assert fault["time"] - began <= DETECT_S
+        assert healed["seconds"]["all"] == pytest.approx(healed["seconds"]["detect"] + healed["seconds"]["start"])
+        assert ray.get(answer) != first
