@@ -132,7 +132,8 @@ class RolloutWorkerActor:
             signs += 1  # of its being taken, which is no answer
         while engine.signs <= signs:
             if request is not None and request.done():
-                return request.result()
+                request.result()
+                return
             if request is None and engine.is_idle:
                 return
             await asyncio.sleep(PROBE_PAUSE_S)
