@@ -144,14 +144,18 @@ class RolloutWorkerActor:
 
     @ray.method(concurrency_group="health")  # on a loop of its own: preparing prompts may hold the other one up
     async def probe(self) -> None:
-        """Return at the engine's next sign of life; an idle engine is asked for one token."""
+        """Return at the next sign of life of an engine at work; an idle one is asked for a token, and must give it."""
         engine, request = self._ready(), None
         signs = engine.signs
-        while engine.signs == signs:
-            if request is None and engine.is_idle:
-                request = asyncio.run_coroutine_threadsafe(engine.one_token(), self._loop)
+        if engine.is_idle:
+            request = asyncio.run_coroutine_threadsafe(engine.one_token(), self._loop)
+            signs += 1  # of its being taken, which is no answer
+        while engine.signs <= signs:
             if request is not None and request.done():
                 request.result()
+                return
+            if request is None and engine.is_idle:
+                return
             await asyncio.sleep(PROBE_PAUSE_S)
 
     async def push(self, way: Way, sent: tuple[Any, Any], version: int) -> str:

@@ -31,6 +31,7 @@ class ScriptedEngine:
         return cls(await asyncio.create_subprocess_exec("cat", stdin=pipe, stdout=pipe))
 
     async def one_token(self) -> None:
+        self.signs += 1  # as a request that is taken does
         while self.is_wedged:
             await asyncio.sleep(0.05)
         async with self._turn:

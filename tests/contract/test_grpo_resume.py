@@ -17,7 +17,7 @@ from vsr1.runs.folder import TRAINING_LOG
 from vsr1.runs.trajectories import read_log
 
 REPOSITORY = Path(__file__).parents[2]
-STEPS, PROMPTS, SIZE = 4, 2, 3
+STEPS, PROMPTS, SIZE, KILLS = 8, 2, 3, 2
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 
@@ -43,31 +43,35 @@ def _kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
+def _journals(run: Path) -> dict[int, Path]:
+    return {int(path.stem): path for path in (run / "ledger").glob("*.journal")}
+
+
 def _trained(run: Path) -> list[tuple[str, int]]:
     path = run / TRAINING_LOG
     return [(one.trajectory.id.prompt, one.trajectory.id.sample) for one in read_log(path)] if path.is_file() else []
 
 
 def test_a_killed_driver_goes_on_and_trains_each_sample_once(tmp_path: Path, toy_data: Path) -> None:
-    run, draw, kills = tmp_path / "run", random.Random(0), 0
+    run, draw = tmp_path / "run", random.Random(0)
     command = _command(run, toy_data)
-    for least in (1, 2):  # journals from which it is killed, soon after: in a step, and after a state
+    for _ in range(KILLS):
+        before = max(_journals(run), default=-1)
         process = subprocess.Popen(command, cwd=REPOSITORY, text=True)
         deadline = time.monotonic() + 400
         while process.poll() is None and time.monotonic() < deadline:
-            journals = [path for path in (run / "ledger").glob("*.journal") if path.stat().st_size > 5_000]
-            if journals and max(int(path.stem) for path in journals) >= least - 1:
+            newest = max(_journals(run), default=-1)
+            if newest > before and _journals(run)[newest].stat().st_size > 200:  # it plays
                 break
-            time.sleep(0.1)
+            time.sleep(0.05)
+        time.sleep(draw.uniform(1, 4))
         assert process.poll() is None
-        time.sleep(draw.uniform(0, 3))
         _kill(process)
-        kills += 1
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     trained = Counter(_trained(run))
     assert set(trained.values()) == {1} and len(trained) == STEPS * PROMPTS * SIZE
     resumed = [event for event in read_events(run / EVENTS) if event["kind"] == "resumed"]
-    assert len(resumed) == kills and any(event["finished_turns"] for event in resumed)
+    assert len(resumed) == KILLS and any(event["finished_turns"] for event in resumed)
     again = subprocess.run([*command, "seed=5"], cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
     assert again.returncode == 1 and "seed was 0, is 5" in again.stdout + again.stderr
