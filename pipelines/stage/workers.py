@@ -18,8 +18,9 @@ from actors.learner import LearnerGroup
 from actors.rewards import RewardWorker, RewardWorkerHandle
 from actors.rollout import RolloutWorker, RolloutWorkerHandle, Sampling
 from pipelines.stage.fleet import Member, RolloutFleet
+from pipelines.stage.plays import Outcome
 from pipelines.stage.progress import QUIET, Load, Progress
-from pipelines.stage.pump import Occupancy, Outcome, RolloutPump
+from pipelines.stage.pump import Occupancy, RolloutPump
 from vsr1.config import Config
 from vsr1.engine.gate import PushError
 from vsr1.episode.sample import FailedSample
