@@ -17,9 +17,9 @@ from actors.rollout import Sampling
 from pipelines.data.build import ensure_dataset
 from pipelines.machine.placement import check_placement
 from pipelines.stage.connection import connect
+from pipelines.stage.plays import Outcome
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Progress
-from pipelines.stage.pump import Outcome
 from pipelines.stage.tasks import evaluation_queries
 from pipelines.stage.workers import Workers, workers
 from vsr1 import __version__

@@ -11,7 +11,6 @@ death is put down to it that it did not cause.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ import ray
 from actors.rewards import RewardWorkerHandle
 from actors.rollout import Sampling
 from pipelines.stage.fleet import Member
+from pipelines.stage.plays import Outcome, Play
 from vsr1.episode.environment import PromptError, ReplayError, finished_turn
 from vsr1.episode.sample import FailedSample, SampleId
 from vsr1.episode.trajectory import Turn
@@ -29,8 +29,6 @@ from vsr1.retrieval.request import RetrievalError, UnknownVideoError
 from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn
 from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import ClipError
-
-Outcome = SearchTrajectory | FailedSample
 
 TICK_S = 0.25  # longest wait between two looks at the fleet
 PAUSES_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0)  # before another attempt, after what others than the member did
@@ -62,65 +60,6 @@ class Occupancy:
     rollout_workers: int  # that play an episode
     episodes: int
     reward_workers: int  # that score
-
-
-@dataclass(eq=False)
-class Play:
-    """Samples that are played over one split, in the order in which they were added."""
-
-    split: str
-    agent: AgentConfig
-    sampling: Sampling
-    ledger: Ledger
-    outcomes: deque[Outcome] = field(default_factory=deque)
-    finished: int = 0
-    _waiting: deque[tuple[float, SearchTask]] = field(default_factory=deque)  # not before a time
-    _failures: Counter[tuple[str, int]] = field(default_factory=Counter)  # of attempts, by sample
-
-    def add(self, task: SearchTask, *, first: bool = False, pause_s: float = 0.0) -> None:
-        """Add a sample that its ledger has issued."""
-        entry = time.monotonic() + pause_s, task
-        if first:
-            self._waiting.appendleft(entry)
-        else:
-            self._waiting.append(entry)
-
-    def next(self, *, suspects: bool) -> SearchTask | None:
-        """Return the first task that may begin now and is, or is not, of a suspect."""
-        now = time.monotonic()
-        for place, (earliest, task) in enumerate(self._waiting):
-            if earliest <= now and (task.id.prompt in self.ledger.suspects) == suspects:
-                del self._waiting[place]
-                return task
-        return None
-
-    @property
-    def waiting(self) -> int:
-        """Return how many tasks nobody plays yet."""
-        return len(self._waiting)
-
-    def has_suspects(self) -> bool:
-        """Tell whether a task is to be played alone."""
-        suspects = self.ledger.suspects
-        return bool(suspects) and any(task.id.prompt in suspects for _, task in self._waiting)
-
-    def withdraw(self, prompt: str) -> list[SearchTask]:
-        """Take the tasks of a prompt out of those that wait."""
-        tasks = [task for _, task in self._waiting if task.id.prompt == prompt]
-        self._waiting = deque(entry for entry in self._waiting if entry[1].id.prompt != prompt)
-        return tasks
-
-    def fails(self, sample: SampleId) -> int:
-        """Count a failed attempt and return how many there were."""
-        key = sample.prompt, sample.sample
-        self._failures[key] += 1
-        return self._failures[key]
-
-    def leave(self, outcome: Outcome) -> None:
-        """Add an outcome, which no other of its sample follows."""
-        self.finished += 1
-        self._failures.pop((outcome.id.prompt, outcome.id.sample), None)
-        self.outcomes.append(outcome)
 
 
 @dataclass(eq=False)

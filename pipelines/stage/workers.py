@@ -20,8 +20,9 @@ from actors.learner import LearnerGroup
 from actors.rewards import RewardWorker, RewardWorkerHandle
 from actors.rollout import RolloutWorker, RolloutWorkerHandle, Sampling
 from pipelines.stage.fleet import RolloutFleet
+from pipelines.stage.plays import Outcome
 from pipelines.stage.progress import QUIET, Load, Progress
-from pipelines.stage.pump import Occupancy, Outcome, RolloutPump
+from pipelines.stage.pump import Occupancy, RolloutPump
 from pipelines.stage.watch import Watch
 from vsr1.config import Config
 from vsr1.episode.sample import FailedSample

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pipelines.stage.pump import Outcome
+from pipelines.stage.plays import Outcome
 from pipelines.stage.workers import RolloutError, complete
 from vsr1.episode.sample import FailedSample
 from vsr1.ledger import POISON

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.evaluation import evaluate
-from pipelines.stage.pump import Outcome
+from pipelines.stage.plays import Outcome
 from pipelines.stage.workers import Workers, workers
 from vsr1.config import Config, load_config
 from vsr1.formats.atomic import read_lines

@@ -11,7 +11,8 @@ import ray
 
 from actors.rollout import Sampling
 from pipelines.stage.fleet import Member
-from pipelines.stage.pump import Occupancy, Outcome, RolloutPump
+from pipelines.stage.plays import Outcome
+from pipelines.stage.pump import Occupancy, RolloutPump
 from vsr1.episode.environment import FinishedTurn
 from vsr1.episode.sample import FailedSample, SampleId
 from vsr1.search.record import SearchTask, SearchTrajectory

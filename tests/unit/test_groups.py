@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.stage.pump import Outcome
+from pipelines.stage.plays import Outcome
 from pipelines.stage.workers import RolloutError
 from pipelines.train.groups import GroupWindow, StepGroups
 from pipelines.train.grpo import steps_of
