@@ -118,7 +118,7 @@ class ScriptedWorker(RolloutWorkerActor):
         left = [(video, scores[video]) for video in ranked if video not in request.exclude][: request.k]
         rank = ranked.index(request.rank_of) + 1 if request.rank_of else None
         wanted = {video: scores[video] for video in request.scores_of}
-        return SearchResult(left, not left, rank, wanted, version, np.ones(WIDTH, np.float32))
+        return SearchResult(left, rank, wanted, version, np.ones(WIDTH, np.float32))
 
     async def _clip(self, split: str, video_id: str) -> Clip:
         return Clip.make(video_id, np.full((4, 2, 2, 3), VIDEOS.index(video_id), np.uint8), np.arange(4.0))

@@ -72,6 +72,12 @@ def test_every_measurement_has_a_command() -> None:
         "faults",
         "fuzz",
         "learner",
+        "rollout",
+        "step",
+        "push",
+        "overlap",
+        "heal",
+        "soak",
     }
     refused = CliRunner().invoke(app, ["weights", "--way", "smoke"])
     assert refused.exit_code == 2 and "nccl" in refused.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,12 +19,22 @@ from vsr1.video.clips import Clip, ClipError
 FRAMES = np.zeros((2, 32, 32, 3), np.uint8)
 
 
+class Method:
+    """What a handle has for a method of its actor."""
+
+    def __init__(self, answer: Callable[..., Awaitable[Any]]) -> None:
+        self.remote = answer
+
+    def options(self, **options: Any) -> Method:
+        return self
+
+
 class Store:
     """Counts what it sends; `gone` cannot be read."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
-        self.get = SimpleNamespace(remote=self._get)
+        self.get = Method(self._get)
 
     async def _get(self, video_id: str) -> Clip:
         self.sent.append(video_id)
@@ -91,7 +102,7 @@ def test_samples_of_a_group_share_their_first_search_and_no_refined_one() -> Non
         return f"answer {len(asked)}"
 
     async def play() -> None:
-        actor = RolloutWorkerActor(Config(), {"train": SimpleNamespace(search=SimpleNamespace(remote=search))})
+        actor = RolloutWorkerActor(Config(), {"train": SimpleNamespace(search=Method(search))})
         same = [SearchRequest(query="a dog", exclude=["x"]) for _ in range(4)]
         soft = [SearchRequest(query="a dog", soft_tokens=np.zeros((1, 4), np.float32)) for _ in range(2)]
         other = SearchRequest(query="a dog")
