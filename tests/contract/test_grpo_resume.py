@@ -18,7 +18,7 @@ from vsr1.runs.trajectories import read_log
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS, PROMPTS, SIZE, KILLS = 8, 2, 3, 2
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 
 def _command(run: Path, data: Path) -> list[str]:

@@ -10,7 +10,7 @@ from vsr1.config import load_config
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.mark.chaos
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a_training_under_faults_ends_and_counts_every_sample_once(toy_data: Path, tmp_path: Path) -> None:
     checkpoints = REPOSITORY / "checkpoints" / "toy"
