@@ -8,6 +8,7 @@ from bench.soak import bench_soak
 from vsr1.config import load_config
 
 REPOSITORY = Path(__file__).parents[2]
+STEPS = 24
 
 
 @pytest.mark.soak
@@ -19,14 +20,14 @@ def test_a_training_under_faults_ends_and_counts_every_sample_once(toy_data: Pat
         "data.root": toy_data,
         "model.policy": checkpoints / "sft",
         "model.embedder": checkpoints / "embedder",
-        "grpo.steps": 8,
+        "grpo.steps": STEPS,
         "grpo.prompts_per_step": 2,
         "grpo.validate_every": "null",
         "fleet.restarts_per_hour": 1000,
         **{f"toy.{split}": count for split, count in {"train": 16, "val": 4, "test": 24}.items()},
     }
     config = load_config(REPOSITORY / "configs" / "toy.yaml", [f"{key}={value}" for key, value in options.items()])
-    figures = bench_soak(config, every_s=10.0, seed=0)
+    figures = bench_soak(config, every_s=5.0, seed=0)
     assert figures["exit_code"] == 0, (config.run_dir / "logs" / "soak.log").read_text()
-    assert (figures["trained"], figures["repeated"], figures["missing"]) == (8 * 2 * 4, 0, 0)
+    assert (figures["trained"], figures["repeated"], figures["missing"]) == (STEPS * 2 * 4, 0, 0)
     assert sum(figures["faults"].values()) >= 3 and sum(figures["told"]["healed"].values()) >= 1
