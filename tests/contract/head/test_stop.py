@@ -5,12 +5,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from .conftest import REPOSITORY, LocalHead
-
+REPOSITORY = Path(__file__).parents[3]
 STEPS = "grpo.steps=50"
 SMALL = [
     STEPS, "grpo.save_every=1", "grpo.prompts_per_step=2", "grpo.group_size=3", "grpo.learner.ranks=1",
@@ -18,37 +18,35 @@ SMALL = [
 ]  # fmt: skip
 
 
-def actors() -> list[str]:
-    """The titles of actors and engines among the processes that these tests have started."""
-    titles = []
+def actors() -> dict[int, str]:
+    """The titles of actors and engines among the processes that these tests have started, by process id."""
+    titles = {}
     for process in psutil.Process().children(recursive=True):
         try:
-            titles.append(" ".join(process.cmdline()))
+            titles[process.pid] = " ".join(process.cmdline())
         except psutil.Error:
             continue
-    return [title for title in titles if "Actor" in title or "EngineCore" in title]
+    return {number: title for number, title in titles.items() if "Actor" in title or "EngineCore" in title}
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(400)
-def test_stage_2_ends_at_a_signal_on_a_cluster_that_it_joined(
-    local_head: LocalHead, toy_data: Path, tmp_path: Path
-) -> None:
+def test_stage_2_ends_at_a_signal_on_a_cluster_that_it_joined(local_head: Any, toy_data: Path, tmp_path: Path) -> None:
     models = [f"model.{name}={REPOSITORY / 'checkpoints/toy' / name}" for name in ("policy", "embedder")]
     command = [sys.executable, "-m", "pipelines", "grpo", "-c", "configs/toy.yaml", *SMALL, *models]
     command += [f"run_dir={tmp_path / 'run'}", f"data.root={toy_data}"]
-    log = tmp_path / "log"
+    log, others = tmp_path / "log", actors().keys()
     with log.open("wb") as output:
         stage = subprocess.Popen(command, cwd=REPOSITORY, env=local_head.env, stdout=output, stderr=output)
     while "grpo step 1/50" not in log.read_text():
         assert stage.poll() is None, log.read_text()
         time.sleep(0.2)
-    assert actors()
+    assert actors().keys() - others
     stage.send_signal(signal.SIGTERM)
     assert stage.wait(30) == 143
     *_, last = log.read_text().splitlines()
-    assert last.startswith(f"SIGTERM: stopping; kept in {tmp_path / 'run'}: checkpoints/step-")
+    assert last.startswith(f"SIGTERM: stopping; kept in {tmp_path / 'run'}: ") and "checkpoints/step-" in last, last
     deadline = time.monotonic() + 15
-    while left := actors():
+    while left := actors().keys() - others:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
