@@ -8,7 +8,7 @@ from bench.soak import bench_soak
 from vsr1.config import load_config
 
 REPOSITORY = Path(__file__).parents[2]
-STEPS = 24
+STEPS = 16
 
 
 @pytest.mark.soak
