@@ -1,12 +1,14 @@
-"""How the handle of a Ray actor is typed: as a protocol whose methods have `.remote`.
+"""How the handle of a Ray actor is typed, as a protocol whose methods have `.remote`, and which answers are there.
 
 The stubs that Ray ships type a handle as the plain class, whose methods have none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
+
+import ray
 
 RETRIES = 3  # of a question that may be asked twice, to an actor that Ray starts again
 Parameters = ParamSpec("Parameters")
@@ -19,3 +21,9 @@ class Remote(Protocol[Parameters, Answer]):
     def remote(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Awaitable[Answer]: ...
 
     def options(self, **options: Any) -> Self: ...
+
+
+def arrived(references: Iterable[Any]) -> list[Any]:
+    """Return those of the references whose answers are there now."""
+    pending = list(references)
+    return ray.wait(pending, num_returns=len(pending), timeout=0)[0] if pending else []

@@ -19,9 +19,11 @@ import ray
 
 from actors.clips import ClipStores
 from actors.learner import LearnerGroup, LearnerRankActor, RankError
+from actors.rollout import SHARED_MEMORY
 from vsr1.config import Config
 from vsr1.rl.batch import Example
-from vsr1.seats import HOUR_S
+from vsr1.runs.events import WriteEvent, write_nothing
+from vsr1.seats import of_last_hour
 
 SHARE = 0.05  # of the learner's time that copies take, where `fleet.snapshot_every` is left empty
 Answer = TypeVar("Answer")
@@ -30,7 +32,7 @@ Parts = dict[str, bytes]  # files of a state, by their path
 
 def copy_out(rank: LearnerRankActor) -> tuple[int, Parts]:
     """Return the bytes of a rank's part of the state, and the part; all ranks do so at one time."""
-    with tempfile.TemporaryDirectory(prefix="vsr1-copy-", dir=_memory()) as name:
+    with tempfile.TemporaryDirectory(prefix="vsr1-copy-", dir=SHARED_MEMORY) as name:
         folder = Path(name)
         rank.save_state(folder)
         files = [path for path in folder.rglob("*") if path.is_file()]
@@ -40,17 +42,13 @@ def copy_out(rank: LearnerRankActor) -> tuple[int, Parts]:
 
 def copy_in(rank: LearnerRankActor, *parts: Parts) -> None:
     """Let a new rank take the state that the parts of all ranks are."""
-    with tempfile.TemporaryDirectory(prefix="vsr1-copy-", dir=_memory()) as name:
+    with tempfile.TemporaryDirectory(prefix="vsr1-copy-", dir=SHARED_MEMORY) as name:
         for part in parts:
             for path, content in part.items():
                 file = Path(name) / path
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(content)
         rank.load_state(Path(name))
-
-
-def _memory() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 class HealingLearners(LearnerGroup):
@@ -67,7 +65,7 @@ class HealingLearners(LearnerGroup):
         clips: ClipStores,
         logs: Path | None = None,
         guard: Callable[[str, Any], None] = lambda name, rank: None,
-        write: Callable[..., None] = lambda kind, **fields: None,
+        write: WriteEvent = write_nothing,
     ) -> None:
         super().__init__(config, clips, logs)
         self._guard, self._write = guard, write
@@ -175,10 +173,9 @@ class HealingLearners(LearnerGroup):
     def _count(self, error: RankError) -> None:
         """Let an error through where ranks may not start again."""
         now = time.monotonic()
-        while self._faults and now - self._faults[0] > HOUR_S:
-            self._faults.popleft()
         self._faults.append(now)
-        if self._is_over or not self._is_copied or len(self._faults) > self._config.fleet.restarts_per_hour:
+        faults = of_last_hour(self._faults, now)
+        if self._is_over or not self._is_copied or faults > self._config.fleet.restarts_per_hour:
             raise error
 
     def _come_back(self) -> dict[str, float]:

@@ -20,7 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.clips import ClipStoreHandle, ClipStores, StoredClips
-from actors.handles import Remote
+from actors.handles import Remote, arrived
 from actors.logs import log_to
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
@@ -324,7 +324,7 @@ class LearnerGroup:
         try:
             return ray.get(answers, timeout=limit_s)
         except ray.exceptions.GetTimeoutError as error:
-            silent = [str(rank) for rank, answer in enumerate(answers) if not ray.wait([answer], timeout=0)[0]]
+            silent = [str(rank) for rank, answer in enumerate(answers) if not arrived([answer])]
             raise RankError(
                 f"no answer of learner rank {', '.join(silent)} within {limit_s:g} s (fleet.learn_s)"
             ) from error

@@ -40,6 +40,7 @@ Answer = TypeVar("Answer")
 
 
 PROBE_PAUSE_S = 0.02
+SHARED_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # for files of a moment; None: the temporary folder
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class RolloutWorkerActor:
 
         weights, manifest = sent
         if way == "file":
-            with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_shared_memory()) as file:
+            with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=SHARED_MEMORY) as file:
                 file.write(weights)
                 file.flush()
                 await self._ready().push_weights(way, [file.name], version, manifest)
@@ -188,7 +189,7 @@ class RolloutWorkerActor:
 
     async def give(self) -> tuple[bytes, Any]:
         """Return the weights of the last push as another worker takes them by `file`, and their manifest."""
-        with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_shared_memory()) as file:
+        with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=SHARED_MEMORY) as file:
             await self._ready().write_weights(Path(file.name), self._manifest)
             return Path(file.name).read_bytes(), self._manifest
 
@@ -224,10 +225,6 @@ class RolloutWorkerActor:
         return self._engine
 
 
-def _shared_memory() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-
 class RolloutWorkerHandle(Protocol):
     """What Ray gives for a `RolloutWorkerActor`; each method is called with `.remote`."""
 
@@ -241,6 +238,5 @@ class RolloutWorkerHandle(Protocol):
     stop: Any
 
 
-RolloutWorker: Any = ray.remote(concurrency_groups={"health": 2})(
-    RolloutWorkerActor
-)  # Any: the stubs of Ray give a handle no `.remote`
+# Any: the stubs of Ray give a handle no `.remote`.
+RolloutWorker: Any = ray.remote(concurrency_groups={"health": 2})(RolloutWorkerActor)

@@ -83,14 +83,16 @@ class NodeWatchActor:
 
     def _look_at(self, guarded: _Guarded, now: float) -> None:
         pid = guarded.process.pid
-        if not _lives(guarded.process):
+        if _status(guarded.process) in (psutil.STATUS_DEAD, psutil.STATUS_ZOMBIE):
             _end(guarded)
             del self._guarded[pid]
             self._notices.append(Notice(guarded.name, pid, True, f"process {pid} ended", now - guarded.seen))
             return
         with suppress(psutil.NoSuchProcess):
             guarded.children = guarded.process.children(recursive=True)
-        still = [process for process in (guarded.process, *guarded.children) if _stands_still(process)]
+        still = [
+            process for process in (guarded.process, *guarded.children) if _status(process) == psutil.STATUS_STOPPED
+        ]
         guarded.stopped = {process.pid: guarded.stopped.get(process.pid, now) for process in still}
         if not still:
             guarded.seen = now
@@ -110,16 +112,11 @@ def _end(guarded: _Guarded) -> None:
             process.kill()
 
 
-def _lives(process: psutil.Process) -> bool:
+def _status(process: psutil.Process) -> str:
     with suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _stands_still(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() == psutil.STATUS_STOPPED
-    return False
+        if process.is_running():
+            return str(process.status())
+    return psutil.STATUS_DEAD
 
 
 class NodeWatchHandle(Protocol):

@@ -24,6 +24,15 @@ app.add_typer(toy.commands, name="toy")
 Shape = Annotated[Literal["toy", "2b"], typer.Option(help="Sizes of the policy, whose weights are random.")]
 Way = Annotated[Literal["file", "ipc", "nccl"], typer.Option(help="file: CPU; ipc: one GPU; nccl: two GPUs.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds that are measured; their median counts.")]
+Frames = Annotated[int, typer.Option(min=2, help="Frames of a clip.")]
+Side = Annotated[int, typer.Option(min=32, help="Pixels of a frame's side.")]
+StepPrompts = Annotated[int, typer.Option(min=1, help="Prompts a step, each about a clip of its own.")]
+Replies = Annotated[int, typer.Option(min=1, help="Replies to a prompt.")]
+ReplyWords = Annotated[int, typer.Option(min=2, help="Tokens of a reply.")]
+MicroTokens = Annotated[int, typer.Option(min=1, help="As learner.micro_tokens.")]
+Recompute = Annotated[int, typer.Option(min=0, help="As learner.gradient_checkpointing, in layers.")]
+Compiled = Annotated[bool, typer.Option(help="As learner.compile.")]
+ZeroStage = Annotated[int, typer.Option(min=1, max=3, help="As learner.zero_stage.")]
 Vectors = Annotated[int, typer.Option(min=1, help="Vectors in the corpus.")]
 Dim = Annotated[int, typer.Option(min=1, help="Numbers in a vector.")]
 MaxTurns = Annotated[int | None, typer.Option(help="Turns of each search; as the agent was trained if left out.")]
@@ -39,8 +48,8 @@ def latents(
     shape: Shape = "toy",
     samples: Annotated[int, typer.Option(min=1, help="Requests at one time.")] = 32,
     group: Annotated[int, typer.Option(min=1, help="Requests about the same clip.")] = 8,
-    frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 16,
-    side: Annotated[int, typer.Option(min=32, help="Pixels of a frame's side.")] = 64,
+    frames: Frames = 16,
+    side: Side = 64,
     words: Annotated[int, typer.Option(min=1, help="Tokens before the refinement.")] = 32,
     rounds: Rounds = 5,
 ) -> None:
@@ -54,19 +63,19 @@ def latents(
 def learner(
     shape: Shape = "toy",
     stage: Annotated[int, typer.Option(min=1, max=2, help="Stage whose loss it is.")] = 2,
-    frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 16,
-    side: Annotated[int, typer.Option(min=32, help="Pixels of a frame's side.")] = 64,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts a step, each about a clip of its own.")] = 4,
-    group: Annotated[int, typer.Option(min=1, help="Replies to a prompt.")] = 8,
-    words: Annotated[int, typer.Option(min=2, help="Tokens of a reply.")] = 96,
+    frames: Frames = 16,
+    side: Side = 64,
+    prompts: StepPrompts = 4,
+    group: Replies = 8,
+    words: ReplyWords = 96,
     shared: Annotated[bool, typer.Option(help="Run a prompt once; else once a reply.")] = True,
     latents: Annotated[bool, typer.Option(help="Losses on 8 latents after each reply.")] = True,
     latent_passes: Annotated[int, typer.Option(min=1, max=8, help="As retrieval_loss.latent_passes.")] = 2,
-    micro_tokens: Annotated[int, typer.Option(min=1, help="As learner.micro_tokens.")] = 16_384,
-    recompute: Annotated[int, typer.Option(min=0, help="As learner.gradient_checkpointing, in layers.")] = 0,
-    compiled: Annotated[bool, typer.Option(help="As learner.compile.")] = False,
+    micro_tokens: MicroTokens = 16_384,
+    recompute: Recompute = 0,
+    compiled: Compiled = False,
     ranks: Annotated[int, typer.Option(min=0, help="DeepSpeed ranks; 0: one process without DeepSpeed.")] = 0,
-    zero_stage: Annotated[int, typer.Option(min=1, max=3, help="As learner.zero_stage.")] = 1,
+    zero_stage: ZeroStage = 1,
     rounds: Rounds = 5,
     profile: Annotated[bool, typer.Option(help="One more step, and what the GPU did in it.")] = False,
 ) -> None:
@@ -82,8 +91,6 @@ def learner(
 
 Prompts = Annotated[int, typer.Option(min=1, help="Prompts a round, each with a first clip of its own.")]
 Group = Annotated[int, typer.Option(min=2, help="Samples of a prompt.")]
-Frames = Annotated[int, typer.Option(min=2, help="Frames of a clip.")]
-Side = Annotated[int, typer.Option(min=32, help="Pixels of a frame's side.")]
 Words = Annotated[int, typer.Option(min=16, help="Tokens of a reply, before its 8 latents.")]
 RolloutWorkers = Annotated[int, typer.Option("--workers", min=1, help="Rollout workers, each with an engine.")]
 AtOnce = Annotated[int, typer.Option(min=1, help="Requests of an engine at one time.")]
@@ -121,10 +128,10 @@ def step(
     at_once: AtOnce = 64,
     rounds: Rounds = 3,
     ranks: Annotated[int, typer.Option(min=1, help="As learner.ranks.")] = 1,
-    zero_stage: Annotated[int, typer.Option(min=1, max=3, help="As learner.zero_stage.")] = 1,
-    micro_tokens: Annotated[int, typer.Option(min=1, help="As learner.micro_tokens.")] = 16_384,
+    zero_stage: ZeroStage = 1,
+    micro_tokens: MicroTokens = 16_384,
     recompute: Annotated[bool, typer.Option(help="As learner.gradient_checkpointing.")] = False,
-    compiled: Annotated[bool, typer.Option(help="As learner.compile.")] = False,
+    compiled: Compiled = False,
 ) -> None:
     """Take whole steps of Stage 2: seconds of rollouts, learner and push, and the parts of each."""
     from bench.rollout import LoopWork
@@ -141,17 +148,17 @@ def step(
 def push(
     shape: Shape = "toy",
     way: Way = "file",
-    frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 16,
-    side: Annotated[int, typer.Option(min=32, help="Pixels of a frame's side.")] = 64,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts a step, each about a clip of its own.")] = 4,
-    group: Annotated[int, typer.Option(min=1, help="Replies to a prompt.")] = 8,
-    words: Annotated[int, typer.Option(min=2, help="Tokens of a reply.")] = 96,
+    frames: Frames = 16,
+    side: Side = 64,
+    prompts: StepPrompts = 4,
+    group: Replies = 8,
+    words: ReplyWords = 96,
     latents: Annotated[bool, typer.Option(help="8 latents after each reply, and the losses on them.")] = True,
-    micro_tokens: Annotated[int, typer.Option(min=1, help="As learner.micro_tokens.")] = 16_384,
-    recompute: Annotated[int, typer.Option(min=0, help="As learner.gradient_checkpointing, in layers.")] = 0,
-    compiled: Annotated[bool, typer.Option(help="As learner.compile.")] = False,
+    micro_tokens: MicroTokens = 16_384,
+    recompute: Recompute = 0,
+    compiled: Compiled = False,
     ranks: Annotated[int, typer.Option(min=1, help="DeepSpeed ranks.")] = 1,
-    zero_stage: Annotated[int, typer.Option(min=1, max=3, help="As learner.zero_stage.")] = 1,
+    zero_stage: ZeroStage = 1,
     memory: Annotated[float, typer.Option(help="The engine's share of its GPU's memory.")] = 0.25,
     rounds: Rounds = 5,
 ) -> None:

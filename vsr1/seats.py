@@ -67,6 +67,11 @@ class Seat:
 
     def recent_restarts(self, now: float) -> int:
         """Return how often it has started again in the last hour."""
-        while self.restarts and now - self.restarts[0] > HOUR_S:
-            self.restarts.popleft()
-        return len(self.restarts)
+        return of_last_hour(self.restarts, now)
+
+
+def of_last_hour(moments: deque[float], now: float) -> int:
+    """Return how many of the moments, the earliest first, are of the last hour; those before it leave the queue."""
+    while moments and now - moments[0] > HOUR_S:
+        moments.popleft()
+    return len(moments)

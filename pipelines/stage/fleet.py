@@ -13,11 +13,13 @@ from typing import Any
 
 import ray
 
+from actors.handles import arrived
 from actors.rollout import RolloutWorkerHandle
 from pipelines.stage.faults import dead_actor
-from pipelines.stage.watch import Watch, WriteEvent, write_nothing
+from pipelines.stage.watch import Watch
 from vsr1.config import Config
 from vsr1.fleet import Fleet
+from vsr1.runs.events import WriteEvent, write_nothing
 from vsr1.runs.scale import read_scale
 from vsr1.seats import Order, State
 
@@ -103,11 +105,6 @@ class RolloutFleet:
             self._fleet.played(member.name, failed=failed)
 
     @property
-    def room(self) -> int:
-        """Return how many samples all members together take now."""
-        return self._fleet.room
-
-    @property
     def members(self) -> list[Member]:
         """Return the members that have a process."""
         return list(self._members.values())
@@ -173,9 +170,7 @@ class RolloutFleet:
         self._members.clear()
 
     def _hear(self) -> None:
-        pending = list(self._calls)
-        ready = ray.wait(pending, num_returns=len(pending), timeout=0)[0] if pending else []
-        for reference in ready:
+        for reference in arrived(self._calls):
             member, proceed = self._calls.pop(reference)
             if self._members.get(member.name) is not member:
                 continue  # another process has its place
@@ -258,7 +253,7 @@ class RolloutFleet:
 
     def _end_leavers(self) -> None:
         for reference, (member, deadline) in list(self._leaving.items()):
-            if ray.wait([reference], timeout=0)[0] or time.monotonic() >= deadline:
+            if arrived([reference]) or time.monotonic() >= deadline:
                 del self._leaving[reference]
                 self._end(member)
 

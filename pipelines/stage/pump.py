@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import ray
 
+from actors.handles import arrived
 from actors.rewards import RewardWorkerHandle
 from actors.rollout import Sampling
 from pipelines.stage.fleet import Member
@@ -157,7 +158,7 @@ class RolloutPump:
             time.sleep(0 if self.is_idle else min(timeout_s, PAUSES_S[0]))
             return
         ray.wait(references, timeout=timeout_s)
-        for reference in ray.wait(references, num_returns=len(references), timeout=0)[0]:
+        for reference in arrived(references):
             if reference in self._scoring:
                 self._take_scores(reference)
             elif reference in self._episodes:  # a death before it may have ended it

@@ -12,26 +12,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.handles import arrived
 from actors.retrieval import RetrievalHandle
 from actors.watch import NodeWatch, NodeWatchHandle, Notice
+from vsr1.runs.events import WriteEvent, write_nothing
 from vsr1.settings.parts import FleetConfig
 
 ASK_EVERY_S = 0.25
-
-
-class WriteEvent(Protocol):
-    """Writes an event of a run; `vsr1.runs.events` has one."""
-
-    def __call__(self, kind: str, **fields: Any) -> None: ...
-
-
-def write_nothing(kind: str, **fields: Any) -> None:
-    """Take an event that nobody wants."""
 
 
 def place(actor: Any) -> tuple[str, int]:
@@ -121,7 +113,7 @@ class Watch:
 
     def tick(self) -> None:
         """Take what the nodes' watches have seen."""
-        for answer in ray.wait(self._shards, num_returns=len(self._shards), timeout=0)[0] if self._shards else []:
+        for answer in arrived(self._shards):
             self._shards.remove(answer)
             with suppress(ray.exceptions.RayError):  # the service died, and is asked again
                 for name, shard in ray.get(answer).items():
@@ -130,9 +122,7 @@ class Watch:
             guarded = dict(self._guarded)
         for name, actor in guarded.items():
             self._locate(name, actor)
-        pending = list(self._notices)
-        ready = ray.wait(pending, num_returns=len(pending), timeout=0)[0] if pending else []
-        for reference in ready:
+        for reference in arrived(self._notices):
             del self._notices[reference]
             try:
                 for notice in ray.get(reference):
@@ -152,7 +142,7 @@ class Watch:
         self._nodes.clear()
 
     def _locate(self, name: str, actor: _Guarded) -> None:
-        if actor.asked is None or not ray.wait([actor.asked], timeout=0)[0]:
+        if actor.asked is None or not arrived([actor.asked]):
             return
         try:
             actor.place = ray.get(actor.asked)

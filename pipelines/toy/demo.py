@@ -24,7 +24,7 @@ from pipelines.stage.progress import shown_progress
 from pipelines.train import grpo, sft
 from vsr1.config import Config
 from vsr1.report.metric_rows import metric_table
-from vsr1.runs.folder import owned, write_config
+from vsr1.runs.folder import lock_of, owned, write_config
 
 
 def run_demo(config: Config, console: Console) -> Path:
@@ -46,7 +46,7 @@ def empty(run: Path) -> None:
     """Remove what is in a run folder but its locks; raise as `owned` where one of them is held."""
     with ExitStack() as others:
         for lock in run.glob(".*.lock"):
-            if lock.name != ".demo.lock":
+            if lock != lock_of(run, "demo"):
                 others.enter_context(owned(run, lock.stem.removeprefix(".")))
         for path in run.iterdir():
             if path.is_dir() and not path.is_symlink():

@@ -14,11 +14,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from vsr1.config import RENAMED
 from vsr1.formats.atomic import write_json
@@ -30,6 +31,7 @@ from vsr1.runs.state import SETTINGS, StateFolder
 from vsr1.runs.trajectories import LATENTS
 
 DRIVER, LEDGER = "driver.json", "ledger.journal"
+LOGS = (TRAINING_LOG, str(Path(TRAINING_LOG).with_suffix(LATENTS)))  # that are cut back to a state
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Saved:
     past: Past = field(default_factory=Past)
 
 
-class Commits:
+class Commits(AbstractContextManager["Commits"]):
     """Writes the journal and the states of one run.
 
     Args:
@@ -59,9 +61,6 @@ class Commits:
         self._folder = run_dir / "ledger"
         self.step = 0  # of the newest state
         self._journal: Journal | None = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         if self._journal is not None:
@@ -88,7 +87,7 @@ class Commits:
         if newest or journals:
             turns = sum(len(memory.turns) for memory in saved.past.samples.values())
             self._events.write("resumed", step=saved.step, open_prompts=len(saved.past.open), finished_turns=turns)
-        for name in (TRAINING_LOG, str(Path(TRAINING_LOG).with_suffix(LATENTS))):
+        for name in LOGS:
             path, size = self._run / name, saved.logs.get(name, 0)
             if path.is_file() and path.stat().st_size > size:
                 os.truncate(path, size)
@@ -153,14 +152,11 @@ class Commits:
 
     def _remove_journals(self) -> None:
         """Remove what comes before the oldest state."""
-        needed = min(json.loads(path.read_text(encoding="utf-8"))["journal"] for path in self._drivers())
+        drivers = self._states.root.glob(f"step-*/{DRIVER}")
+        needed = min(json.loads(path.read_text(encoding="utf-8"))["journal"] for path in drivers)
         for number, path in self._journals():
             if number < needed:
                 path.unlink()
 
-    def _drivers(self) -> Iterator[Path]:
-        return self._states.root.glob(f"step-*/{DRIVER}")
-
     def _sizes(self) -> dict[str, int]:
-        names = (TRAINING_LOG, str(Path(TRAINING_LOG).with_suffix(LATENTS)))
-        return {name: (self._run / name).stat().st_size for name in names if (self._run / name).is_file()}
+        return {name: (self._run / name).stat().st_size for name in LOGS if (self._run / name).is_file()}

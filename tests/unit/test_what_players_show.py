@@ -4,7 +4,7 @@ Frame i of a film has its number as bars on the left half and is black on the ri
 others and which way up it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -39,21 +39,28 @@ def number(image: np.ndarray) -> int:
     return -1 if right > 120 or not rows[0] else sum(1 << bit for bit in range(7) if rows[bit + 1])
 
 
+def draw(
+    output: av.container.OutputContainer, stream: av.VideoStream, ticks: Iterable[int] = range(COUNT), rate: int = RATE
+) -> None:
+    """Write the pictures of a film, shown from these ticks of 1/rate seconds on."""
+    stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+    for index, tick in enumerate(ticks):
+        frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24").reformat(format="yuv420p")
+        frame.pts, frame.time_base = tick, Fraction(1, rate)
+        output.mux(stream.encode(frame))
+    output.mux(stream.encode())
+
+
 def film(
     path: Path, codec: str = "libx264", *, first: float = 0.0, ticks: list[int] | None = None, sound: bool = False,
     aspect: Fraction | None = None, matrix: list[int] | None = None, **options: str,
 ) -> Path:  # fmt: skip
     with av.open(str(path), "w", options=options) as output:
         stream = output.add_stream(codec, rate=RATE, options={"g": "8", "bf": "0"} if codec == "libx264" else {})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect
         voice = output.add_stream("aac", rate=48_000, layout="mono") if sound else None
-        for index, tick in enumerate(range(COUNT) if ticks is None else ticks):
-            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = tick + round(first * RATE), Fraction(1, RATE)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode())
+        draw(output, stream, [tick + round(first * RATE) for tick in (range(COUNT) if ticks is None else ticks)])
         if voice:
             for index in range(int((first + COUNT / RATE) * 48_000 / 960)):
                 tone = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), format="fltp", layout="mono")
@@ -183,13 +190,7 @@ def test_a_clock_that_goes_back_is_an_error_also_between_samples(tmp_path: Path)
 
 def program_stream(path: Path) -> Path:
     with av.open(str(path), "w", format="mpeg") as output:
-        stream = output.add_stream("mpeg2video", rate=25)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for index in range(100):
-            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = index, Fraction(1, 25)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode())
+        draw(output, output.add_stream("mpeg2video", rate=25), range(100), 25)
     return path
 
 
@@ -200,13 +201,7 @@ def cut(path: Path, share: float) -> Path:
 
 def test_pictures_that_are_decoded_before_0_are_no_clock_that_goes_back(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "faststart"}) as output:
-        stream = output.add_stream("libx264", rate=RATE, options={"bf": "2"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for index in range(COUNT):
-            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = index, Fraction(1, RATE)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode())
+        draw(output, output.add_stream("libx264", rate=RATE, options={"bf": "2"}))
     with av.open(str(tmp_path / "a.mp4")) as content:
         assert next(content.demux(video=0)).dts < 0
     container, stream = open_video(tmp_path / "a.mp4")
@@ -291,13 +286,7 @@ def test_a_title_in_another_encoding_is_no_fault(tmp_path: Path, tag: bytes) -> 
     path = tmp_path / "a.avi"
     with av.open(str(path), "w") as output:
         output.metadata["title"] = "x" * len(tag)
-        stream = output.add_stream("mpeg4", rate=RATE)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for index in range(COUNT):
-            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = index, Fraction(1, RATE)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode())
+        draw(output, output.add_stream("mpeg4", rate=RATE))
     path.write_bytes(path.read_bytes().replace(b"x" * len(tag), tag))
     assert probe_video(path) == pytest.approx(10.0)
     assert numbers(sample(path)) == sample(path).indices

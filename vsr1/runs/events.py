@@ -12,11 +12,21 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vsr1.formats.atomic import cut_torn_line
 
 EVENTS = "events.jsonl"  # in the run's folder
+
+
+class WriteEvent(Protocol):
+    """Writes an event of a run, as `EventLog.write` does."""
+
+    def __call__(self, kind: str, **fields: Any) -> None: ...
+
+
+def write_nothing(kind: str, **fields: Any) -> None:
+    """Take an event that nobody wants."""
 
 
 class EventLog:

@@ -35,6 +35,11 @@ class RunFolderError(RuntimeError):
     """A folder that another run has, or had; the message says which, what differs and what to do."""
 
 
+def lock_of(run_dir: Path, stage: str) -> Path:
+    """Return the file that a stage locks while it works in a run folder; trainings share one."""
+    return run_dir / f".{'training' if stage in TRAININGS else stage}.lock"
+
+
 @contextmanager
 def owned(run_dir: Path, stage: str) -> Iterator[None]:
     """Hold a run folder for a stage; the lock ends with the process, however that ends.
@@ -43,7 +48,7 @@ def owned(run_dir: Path, stage: str) -> Iterator[None]:
         RunFolderError: another process holds it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / f".{'training' if stage in TRAININGS else stage}.lock").open("a+", encoding="utf-8") as lock:
+    with lock_of(run_dir, stage).open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vsr1.formats.atomic import write_json
+from vsr1.runs.folder import lock_of
 
 FILE = "scale.json"
-LOCK = ".training.lock"  # see `vsr1.runs.folder.owned`
 
 
 class ScaleError(ValueError):
@@ -37,7 +37,7 @@ def ask_scale(run_dir: Path, target: str) -> str:
     name, _, value = target.partition("=")
     if name != "rollouts" or not value.isdecimal() or int(value) < 1:
         raise ScaleError(f"{target!r} is not a number of rollout workers from 1; write rollouts=3")
-    if not _is_held(run_dir / LOCK):
+    if not _is_held(lock_of(run_dir, "grpo")):
         raise ScaleError(f"no training runs in {run_dir}; give the run_dir of a running `vsr1 grpo` by --run-dir")
     write_scale(run_dir, int(value))
     return f"{run_dir} was asked for {value} rollout workers; its events.jsonl tells when they serve"
