@@ -1,0 +1,71 @@
+"""Episodes of navigation with given replies, and tools that are tables."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vsr1.episode.environment import Prompt, run_episode
+from vsr1.episode.sample import SampleId
+from vsr1.navigate.calls import ToolCall, ToolResult
+from vsr1.navigate.environment import NavigateEnvironment
+from vsr1.navigate.record import NavigateTask, NavigateTrajectory
+from vsr1.settings.navigate import NavigateConfig
+
+
+@dataclass
+class Said:
+    """A reply of a policy that writes what it is given."""
+
+    text: str
+    prompt_token_ids: list[int] = field(default_factory=list)
+    finish_reason: str = "stop"
+    latents: np.ndarray | None = None
+    soft_tokens: np.ndarray | None = None
+    seed: int = 1
+    weight_version: int = 0
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [ord(letter) for letter in self.text]
+
+    @property
+    def logprobs(self) -> list[float]:
+        return [-1.0] * len(self.text)
+
+
+def task(**values) -> NavigateTask:
+    settings = {
+        "id": SampleId("p"), "question_id": "q", "film": "f", "seconds": 2000.0, "question": "what colour?",
+        "budget": 4.0, "answer": "red", "clues": [(32.0, 48.0)],
+    }  # fmt: skip
+    return NavigateTask(**(settings | values))
+
+
+def table(calls: list[ToolCall], **answers):
+    """Tools that say which node they were asked about; `answers` by name of a tool take their place."""
+
+    async def use(call: ToolCall) -> ToolResult:
+        calls.append(call)
+        return answers.get(call.tool) or ToolResult(f"{call.tool} of {call.node}", seconds=1.5, visual_tokens=7)
+
+    return use
+
+
+def play(replies, question=None, settings=None, use=None) -> tuple[list[Prompt], NavigateTrajectory]:
+    """Play an episode with these replies; a policy that is asked for more of them fails."""
+    prompts: list[Prompt] = []
+
+    async def reply_to(prompt: Prompt, turn: int) -> Said:
+        prompts.append(prompt)
+        said = replies[turn - 1]
+        said = Said(said) if isinstance(said, str) else said
+        said.prompt_token_ids = prompt.token_ids(lambda text: [ord(letter) for letter in text], -1)
+        return said
+
+    environment = NavigateEnvironment(question or task(), settings or NavigateConfig(), use or table([]))
+    return prompts, asyncio.run(run_episode(environment, reply_to))
+
+
+def call(text: str) -> str:
+    return f"<think>next</think><tool>{text}</tool>"

@@ -1,0 +1,76 @@
+"""Settings of navigation inside one long video: the tree, the tools, what calls cost, budgets and rewards."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from vsr1.settings.parts import Section
+
+ToolName = Literal["caption", "video_qa", "look", "find"]
+
+
+class NavigateRewardConfig(Section):
+    """Weights of the reward terms of an episode, each of which is within 0 and 1."""
+
+    answer: float = 1.0
+    location: float = 0.5
+    repeat: float = Field(-0.2, le=0, description="of the share of calls that were made before")
+    thrift: float = Field(0.3, ge=0, description="of the share of the budget that a right answer left")
+    abstention: float = Field(
+        0.1, ge=0, lt=1, description="what abstaining counts as an answer, between a wrong one (0) and a right one (1)"
+    )
+
+
+class ToolsConfig(Section):
+    """The pools of actors behind the tools, and how long a call may take."""
+
+    captioners: int = Field(1, ge=1, description="actors that caption nodes and answer questions about them")
+    finders: int = Field(1, ge=1, description="actors that search the nodes of a film")
+    calls: int = Field(8, ge=1, description="calls that an actor works on at one time")
+    deadline_s: float = Field(60.0, gt=0, description="seconds until a call fails, and with it the samples that wait")
+    frames: int = Field(16, ge=2, description="frames of a node that a captioner and a look see; even")
+    captioner: Literal["toy", "openai"] = Field(
+        "toy", description="toy: the text of a procedural film; openai: an OpenAI-compatible server (url, model)"
+    )
+    url: str | None = Field(None, description="openai: base URL of the server, as in http://host:8000/v1")
+    model: str | None = Field(None, description="openai: name of the model at the server")
+    max_tokens: int = Field(1024, ge=1, description="openai: most tokens of an answer")
+
+    @model_validator(mode="after")
+    def _captioner_can_be_reached(self) -> ToolsConfig:
+        if self.frames % 2:
+            raise ValueError(f"navigate.pools.frames={self.frames} must be even")
+        if self.captioner == "openai" and not (self.url and self.model):
+            raise ValueError("navigate.pools.captioner=openai needs navigate.pools.url and navigate.pools.model")
+        return self
+
+
+class NavigateConfig(Section):
+    """Navigation inside one long video under a budget of calls."""
+
+    budgets: list[float] = Field(
+        [4, 8, 16, 30], min_length=1, description="one of them is drawn for each group by its prompt id"
+    )
+    eval_budgets: list[float] = Field(
+        [2, 4, 8, 16, 30], min_length=1, description="each question of an evaluation is played with each of them"
+    )
+    costs: dict[ToolName, float] = Field(
+        {"caption": 1, "video_qa": 1, "look": 1, "find": 1}, description="of a call, in units of the budget"
+    )
+    tools: list[ToolName] = Field(["caption", "video_qa", "look", "find"], min_length=1, description="on offer")
+    parent_first: bool = Field(True, description="a node of the lowest level is open to calls once its parent was")
+    free_turns: int = Field(3, ge=0, description="replies without a new call or an answer before the episode ends")
+    cut_at_scenes: bool = Field(False, description="move the borders of nodes to scene boundaries nearby")
+    rewards: NavigateRewardConfig = NavigateRewardConfig()
+    pools: ToolsConfig = ToolsConfig()
+
+    @model_validator(mode="after")
+    def _costs_and_budgets_are_not_negative(self) -> NavigateConfig:
+        missing = [tool for tool in self.tools if tool not in self.costs]
+        if missing:
+            raise ValueError(f"navigate.costs names no cost of {', '.join(missing)}")
+        if min(*self.budgets, *self.eval_budgets, *self.costs.values(), 0) < 0:
+            raise ValueError("navigate.budgets, navigate.eval_budgets and navigate.costs must not be negative")
+        return self
