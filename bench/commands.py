@@ -263,6 +263,18 @@ def soak(
 
 
 @app.command()
+def navigate(
+    films: Annotated[int, typer.Option(min=1, help="Films of each length, each with a question of its own.")] = 500,
+    minutes: Annotated[list[float] | None, typer.Option(help="Lengths of films; 12, 33 and 120 if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the films.")] = 0,
+) -> None:
+    """Play scripted agents in the long toy world: accuracy against budget, beside the computed optimum."""
+    from bench.navigate import navigate_curve
+
+    show("navigate", navigate_curve, films, minutes or [12.0, 33.0, 120.0], seed)
+
+
+@app.command()
 def report(
     trajectories: Annotated[int, typer.Option(min=1, help="Trajectories, each with a video of its own.")] = 5000,
     rounds: Rounds = 1,

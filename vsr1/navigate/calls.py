@@ -49,6 +49,23 @@ class ToolResult:
     cached: bool = False
 
 
+def node_clip(film: str, node: Node) -> str:
+    """Return the name of the clip that shows a node."""
+    return f"{film}@{'.'.join(map(str, node))}"
+
+
+def clip_node(name: str) -> tuple[str, Node]:
+    """Return the film and the node that `node_clip` has named.
+
+    Raises:
+        ValueError: it is no such name.
+    """
+    film, _, node = name.rpartition("@")
+    if not film:
+        raise ValueError(f"clip {name!r} names no node of a film, as in film@2.1.3")
+    return film, tuple(int(number) for number in node.split(".") if number)
+
+
 class Use(Protocol):
     """Calls a tool.
 

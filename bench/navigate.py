@@ -1,0 +1,62 @@
+"""Accuracy against budget in the long toy world: scripted agents beside the computed optimum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from vsr1.episode.sample import SampleId
+from vsr1.navigate.record import NavigateTrajectory, is_right, spent, visited
+from vsr1.navigate.rewards import location
+from vsr1.settings.navigate import NavigateConfig
+from vsr1.toy.long_films import LongFilm, make_long_film
+from vsr1.toy.navigators import AGENTS, Agent, play
+from vsr1.toy.optimum import best_accuracy
+
+BUDGETS = (2, 4, 8, 16, 30)
+SOON = 2  # calls within which a wrong branch is to be left
+
+
+def navigate_curve(films: int, minutes: Sequence[float], seed: int, budgets: Sequence[int] = BUDGETS) -> dict[str, Any]:
+    """Play every agent over the question of each film with each budget.
+
+    Args:
+        films: of each length.
+        minutes: lengths.
+
+    Returns:
+        By length and budget the expected accuracy of the best player without a search, and of each agent its accuracy,
+        the calls it made, the location term, and how often it left a wrong first branch within two calls.
+    """
+    settings, curves = NavigateConfig(), {}
+    for length in minutes:
+        made = [make_long_film(f"film-{length:g}-{number}", length, seed) for number in range(films)]
+        curves[f"{length:g}"] = {str(budget): _at(made, budget, settings) for budget in budgets}
+    return {"films": films, "seed": seed, "minutes": curves}
+
+
+def _at(films: list[LongFilm], budget: int, settings: NavigateConfig) -> dict[str, Any]:
+    optimum = fmean(best_accuracy(film.width, len(film.plan.look_alikes), budget) for film in films)
+    return {"optimum": optimum} | {name: _figures(films, budget, settings, agent) for name, agent in AGENTS.items()}
+
+
+def _figures(films: list[LongFilm], budget: int, settings: NavigateConfig, agent: Agent) -> dict[str, Any]:
+    trajectories = [play(film, film.task(SampleId(film.film), budget), settings, agent)[0] for film in films]
+    left = [verdict for one in trajectories if (verdict := left_soon(one)) is not None]
+    return {
+        "accuracy": fmean(map(is_right, trajectories)),
+        "calls": fmean(map(spent, trajectories)),
+        "location": fmean(location(one.task.tree, visited(one), one.task.clues) for one in trajectories),
+        "wrong_first_branches": len(left),
+        "left_within_two_calls": fmean(left) if left else None,
+    }
+
+
+def left_soon(trajectory: NavigateTrajectory) -> bool | None:
+    """Tell whether a wrong first branch was left within two calls, None where the first one was right or none was."""
+    tree, nodes = trajectory.task.tree, visited(trajectory)
+    right = {tree.leaf(number)[:1] for number in tree.covered(trajectory.task.clues)}
+    if not nodes or nodes[0][:1] in right:
+        return None
+    return any(node[:1] != nodes[0][:1] for node in nodes[1 : SOON + 1])
