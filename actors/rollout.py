@@ -10,12 +10,12 @@ import asyncio
 import logging
 import os
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import isawaitable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
 import ray
@@ -29,15 +29,13 @@ from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.search.environment import SearchEnvironment, SearchSettings
 from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn
 from vsr1.settings.parts import AgentConfig
+from vsr1.shared_calls import SharedCalls
 from vsr1.video.clips import Clip
 
 if TYPE_CHECKING:
     import numpy as np
 
     from vsr1.engine.engine import PolicyEngine, Reply, Way
-
-Answer = TypeVar("Answer")
-
 
 PROBE_PAUSE_S = 0.02
 SHARED_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # for files of a moment; None: the temporary folder
@@ -61,20 +59,6 @@ async def start_engine(config: Config, policy: Path) -> PolicyEngine:
 
     model, settings = config.model, config.rollout.engine
     return await PolicyEngine.start(policy, settings, device=model.device, dtype=model.dtype, allow_bin=model.allow_bin)
-
-
-class SharedCalls(Generic[Answer]):
-    """Lets callers who want the same at one time share one call."""
-
-    def __init__(self) -> None:
-        self._calls: dict[Hashable, asyncio.Future[Answer]] = {}
-
-    async def answer(self, key: Hashable, call: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Return what the call gives, or raise its error; a caller who is cancelled leaves it to the others."""
-        if key not in self._calls:
-            self._calls[key] = asyncio.ensure_future(call())
-            self._calls[key].add_done_callback(lambda _: self._calls.pop(key))
-        return await asyncio.shield(self._calls[key])
 
 
 class RolloutWorkerActor:

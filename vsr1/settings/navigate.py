@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,25 +26,11 @@ class NavigateRewardConfig(Section):
 class ToolsConfig(Section):
     """The pools of actors behind the tools, and how long a call may take."""
 
-    captioners: int = Field(1, ge=1, description="actors that caption nodes and answer questions about them")
-    finders: int = Field(1, ge=1, description="actors that search the nodes of a film")
+    captioners: int = Field(1, ge=1, description="actors that describe nodes")
+    answerers: int = Field(1, ge=1, description="actors that answer questions about nodes")
     calls: int = Field(8, ge=1, description="calls that an actor works on at one time")
     deadline_s: float = Field(60.0, gt=0, description="seconds until a call fails, and with it the samples that wait")
-    frames: int = Field(16, ge=2, description="frames of a node that a captioner and a look see; even")
-    captioner: Literal["toy", "openai"] = Field(
-        "toy", description="toy: the text of a procedural film; openai: an OpenAI-compatible server (url, model)"
-    )
-    url: str | None = Field(None, description="openai: base URL of the server, as in http://host:8000/v1")
-    model: str | None = Field(None, description="openai: name of the model at the server")
-    max_tokens: int = Field(1024, ge=1, description="openai: most tokens of an answer")
-
-    @model_validator(mode="after")
-    def _captioner_can_be_reached(self) -> ToolsConfig:
-        if self.frames % 2:
-            raise ValueError(f"navigate.pools.frames={self.frames} must be even")
-        if self.captioner == "openai" and not (self.url and self.model):
-            raise ValueError("navigate.pools.captioner=openai needs navigate.pools.url and navigate.pools.model")
-        return self
+    frames: int = Field(16, ge=2, multiple_of=2, description="frames of a node that a look shows")
 
 
 class NavigateConfig(Section):
@@ -57,12 +43,16 @@ class NavigateConfig(Section):
         [2, 4, 8, 16, 30], min_length=1, description="each question of an evaluation is played with each of them"
     )
     costs: dict[ToolName, float] = Field(
-        {"caption": 1, "video_qa": 1, "look": 1, "find": 1}, description="of a call, in units of the budget"
+        {"caption": 1, "video_qa": 1, "look": 1, "find": 1},
+        description="of a call, in units of the budget; a call that was made before costs nothing",
     )
     tools: list[ToolName] = Field(["caption", "video_qa", "look", "find"], min_length=1, description="on offer")
     parent_first: bool = Field(True, description="a node of the lowest level is open to calls once its parent was")
     free_turns: int = Field(3, ge=0, description="replies without a new call or an answer before the episode ends")
     cut_at_scenes: bool = Field(False, description="move the borders of nodes to scene boundaries nearby")
+    toy_minutes: list[Annotated[float, Field(ge=10, le=120)]] = Field(
+        [12], min_length=1, description="lengths of the films that toy.create makes, in turn"
+    )
     rewards: NavigateRewardConfig = NavigateRewardConfig()
     pools: ToolsConfig = ToolsConfig()
 

@@ -1,0 +1,93 @@
+"""The tool plane of navigation: one router that every episode of a run asks, and the pools behind it.
+
+`vsr1.navigate.plane` decides; the actors here carry its calls. The pools scale apart: who describes nodes, and who
+answers questions about them. A member that keeps a call longer than the deadline is started again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+
+from actors.handles import RETRIES, Remote
+from actors.logs import log_to
+from vsr1.navigate.calls import ToolCall, ToolResult
+from vsr1.navigate.plane import Films, Member, ToolPlane
+from vsr1.settings.navigate import ToolName, ToolsConfig
+
+EPISODES = 4096  # calls that wait at one time at the router
+
+
+class CaptionerActor:
+    """Describes nodes, or answers questions about them: calls are independent, and go on at one time."""
+
+    def __init__(self, films: Films, log: Path | None = None) -> None:
+        log_to(log)
+        self._films = films
+
+    def answer(self, call: ToolCall) -> ToolResult:
+        """Return what the films' captioner says."""
+        return self._films.answer(call)
+
+
+class ToolRouterActor:
+    """Answers the calls of all episodes over the films of one split; see `ToolPlane`.
+
+    Args:
+        cache: folder for captions and answers, the same for every run over a dataset.
+    """
+
+    def __init__(self, films: Films, config: ToolsConfig, cache: Path | None, log: Path | None = None) -> None:
+        log_to(log)
+        self._actors: list[Any] = []
+        pools: dict[ToolName, list[Member]] = {
+            "caption": [self._member(films, config, log) for _ in range(config.captioners)],
+            "video_qa": [self._member(films, config, log) for _ in range(config.answerers)],
+        }
+        self._plane = ToolPlane(films, pools, config.deadline_s, cache)
+
+    async def use(self, call: ToolCall) -> ToolResult:
+        """Answer a call; errors as of `ToolPlane.use`."""
+        return await self._plane.use(call)
+
+    async def costs(self) -> dict[str, dict[str, float]]:
+        """Return by tool what its calls came to so far."""
+        return {tool: asdict(costs) for tool, costs in self._plane.costs.items()}
+
+    async def stop(self) -> None:
+        """End the actors of the pools."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _member(self, films: Films, config: ToolsConfig, log: Path | None) -> Member:
+        name = f"captioner-{len(self._actors)}"
+        actor = Captioner.options(num_cpus=0, max_concurrency=config.calls, max_restarts=-1).remote(
+            films, log and log.with_stem(f"{log.stem}-{name}")
+        )
+        self._actors.append(actor)
+
+        async def ask(call: ToolCall) -> ToolResult:
+            try:
+                result: ToolResult = await actor.answer.options(max_task_retries=RETRIES).remote(call)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            return result
+
+        return Member(ask, partial(ray.kill, actor, no_restart=False))
+
+
+class ToolRouterHandle(Protocol):
+    """What a handle of a `ToolRouterActor` offers."""
+
+    use: Remote[[ToolCall], ToolResult]
+    costs: Remote[[], dict[str, dict[str, float]]]
+    stop: Remote[[], None]
+
+
+# Any: the stubs of Ray give a handle no `.remote`.
+Captioner: Any = ray.remote(CaptionerActor)
+ToolRouter: Any = ray.remote(ToolRouterActor).options(max_concurrency=EPISODES, num_cpus=0)

@@ -1,0 +1,156 @@
+"""Between the episodes that call tools and the pools that answer: every call is made once, and all who want it wait.
+
+A call's answer is shared by who asks for it at the same time, kept in memory, and on disk where the tool is the same
+the next time: under a hash of the film's content, the node's seconds, the tool with its model, and the words. A call
+without an answer within the deadline fails with `ToolError` for all who wait, is not kept, and may be made again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from vsr1.formats.atomic import write_json
+from vsr1.navigate.calls import ToolCall, ToolError, ToolResult
+from vsr1.navigate.ranking import ranked_nodes
+from vsr1.navigate.tree import ClipTree, Node
+from vsr1.settings.navigate import ToolName
+from vsr1.shared_calls import SharedCalls
+from vsr1.video.clips import Clip
+
+FOUND = 3  # nodes that a search names
+
+
+class Films(Protocol):
+    """What is known of films, and who describes them; goes to the actors of the pools as it is."""
+
+    @property
+    def model(self) -> str:
+        """Return what names the captioner with everything that its words depend on."""
+
+    def digest(self, film: str) -> str:
+        """Return what names the content of a film."""
+
+    def tree(self, film: str) -> ClipTree:
+        """Return the clip tree of a film."""
+
+    def answer(self, call: ToolCall) -> ToolResult:
+        """Return the caption of a node, or the answer to a question about it."""
+
+    def read(self, video_id: str) -> Clip:
+        """Return the clip of a node, as `vsr1.navigate.calls.node_clip` names it."""
+
+
+@dataclass(eq=False)
+class Member:
+    """One actor of a pool: how it is asked, and how it is started again when it keeps a call too long."""
+
+    ask: Callable[[ToolCall], Awaitable[ToolResult]]
+    restart: Callable[[], None] = lambda: None
+    open: int = 0  # calls it works on
+
+
+@dataclass
+class ToolCosts:
+    """What the calls of a tool came to."""
+
+    calls: int = 0  # that episodes made
+    made: int = 0  # that a pool was asked for; the others were shared or kept
+    failed: int = 0
+    seconds: float = 0.0  # of those that were made
+    visual_tokens: int = 0
+
+
+@dataclass(eq=False)
+class ToolPlane:
+    """Answers the calls of many episodes.
+
+    Args:
+        pools: the members that answer a tool.
+        cache: folder for answers; None keeps them in memory only.
+    """
+
+    films: Films
+    pools: Mapping[ToolName, list[Member]]
+    deadline_s: float
+    cache: Path | None = None
+    costs: dict[str, ToolCosts] = field(default_factory=dict)
+    _results: dict[ToolCall, ToolResult] = field(default_factory=dict)
+    _shared: SharedCalls[ToolResult] = field(default_factory=SharedCalls)
+
+    async def use(self, call: ToolCall) -> ToolResult:
+        """Return the answer to a call.
+
+        Raises:
+            ToolError: there is none, and whoever asked has to be dropped.
+        """
+        costs = self.costs.setdefault(call.tool, ToolCosts())
+        costs.calls += 1
+        if call in self._results:
+            return replace(self._results[call], seconds=0.0, cached=True)
+        return await self._shared.answer(call, lambda: self._answer(call))
+
+    async def _answer(self, call: ToolCall) -> ToolResult:
+        result = await self._found(call) if call.tool == "find" else self._kept(call) or await self._made(call)
+        self._results[call] = result
+        return result
+
+    async def _found(self, call: ToolCall) -> ToolResult:
+        """Search the captions of the second level, which are made where they are missing."""
+        tree = self.films.tree(call.film)
+        parts = [part for root in tree.roots for part in tree.children(root)]
+        results = await asyncio.gather(*(self.use(ToolCall(call.film, "caption", part)) for part in parts))
+        captions = {part: result.text for part, result in zip(parts, results, strict=True) if result.text is not None}
+        return ToolResult("" if captions else None, nodes=tuple(ranked_nodes(captions, call.words, FOUND)))
+
+    async def _made(self, call: ToolCall) -> ToolResult:
+        costs, began = self.costs[call.tool], time.monotonic()
+        member = min(self.pools[call.tool], key=lambda member: member.open)
+        member.open += 1
+        costs.made += 1
+        try:
+            result = await asyncio.wait_for(member.ask(call), self.deadline_s)
+        except TimeoutError:
+            costs.failed += 1
+            member.restart()
+            raise ToolError(f"{_name(call)}: no answer in {self.deadline_s:g} s (navigate.pools.deadline_s)") from None
+        except Exception:
+            costs.failed += 1
+            raise
+        finally:
+            member.open -= 1
+        result = replace(result, seconds=time.monotonic() - began)
+        costs.seconds += result.seconds
+        costs.visual_tokens += result.visual_tokens
+        self._keep(call, result)
+        return result
+
+    def _kept(self, call: ToolCall) -> ToolResult | None:
+        file = self._file(call)
+        if file is None or not file.is_file():
+            return None
+        row = json.loads(file.read_text(encoding="utf-8"))
+        return ToolResult(row["text"], visual_tokens=row["visual_tokens"], cached=True)
+
+    def _keep(self, call: ToolCall, result: ToolResult) -> None:
+        if (file := self._file(call)) is not None and result.text is not None:
+            write_json(file, {"text": result.text, "visual_tokens": result.visual_tokens})
+
+    def _file(self, call: ToolCall) -> Path | None:
+        if self.cache is None:
+            return None
+        span = self.films.tree(call.film).span(call.node or ())
+        parts = (self.films.digest(call.film), span, call.tool, self.films.model, call.words)
+        name = hashlib.sha256(repr(parts).encode()).hexdigest()
+        return self.cache / name[:2] / f"{name}.json"
+
+
+def _name(call: ToolCall) -> str:
+    node: Node = call.node or ()
+    return f"{call.tool} of film {call.film!r} at {','.join(map(str, node)) or 'all'}"

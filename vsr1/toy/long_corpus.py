@@ -1,0 +1,92 @@
+"""The long toy world as a dataset: films, questions, and records of the oracle to begin a training with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vsr1.episode.sample import SampleId, hashed_seed
+from vsr1.formats.atomic import read_lines, write_lines
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.formats.digest import value_sha256
+from vsr1.navigate.calls import ToolCall, ToolResult, clip_node
+from vsr1.navigate.files import Question, Record, questions_file, records_file, write_rows
+from vsr1.navigate.record import drawn_budget
+from vsr1.navigate.tree import ClipTree
+from vsr1.settings.navigate import NavigateConfig
+from vsr1.toy.long_films import LongFilm, make_long_film
+from vsr1.toy.navigators import oracle, play
+from vsr1.video.clips import Clip
+
+MODEL = "toy captioner 1"  # changes with what it says
+
+
+@dataclass(frozen=True)
+class LongFilms:
+    """The films of a split, with the captioner that knows them (`vsr1.navigate.plane.Films`)."""
+
+    films: Mapping[str, LongFilm]
+    frames: int  # of a look
+    model: str = MODEL
+
+    @classmethod
+    def of_split(cls, folder: DatasetFolder, split: str, frames: int) -> LongFilms:
+        """Read the films of a split."""
+        films = (LongFilm(**row) for row in read_lines(films_file(folder, split)))
+        return cls({film.film: film for film in films}, frames)
+
+    def digest(self, film: str) -> str:
+        return value_sha256(_row(self.films[film]))
+
+    def tree(self, film: str) -> ClipTree:
+        return self.films[film].tree
+
+    def answer(self, call: ToolCall) -> ToolResult:
+        return self.films[call.film].result(call)
+
+    def read(self, video_id: str) -> Clip:
+        film, node = clip_node(video_id)
+        return self.films[film].clip(node, self.frames)
+
+
+def films_file(folder: DatasetFolder, split: str) -> Path:
+    """Return where the films of a split are described."""
+    return folder.root / "navigate" / f"{split}.films.jsonl"
+
+
+def write_long_corpus(folder: DatasetFolder, sizes: Mapping[str, int], settings: NavigateConfig, seed: int) -> None:
+    """Write films and questions of each split, and the oracle's records of the training split.
+
+    Args:
+        sizes: films of each split, whose lengths are `settings.toy_minutes` in turn.
+    """
+    for split, count in sizes.items():
+        minutes = settings.toy_minutes
+        films = [make_long_film(f"{split}-{i:04d}", minutes[i % len(minutes)], seed) for i in range(count)]
+        films_file(folder, split).parent.mkdir(parents=True, exist_ok=True)
+        write_lines(films_file(folder, split), [_row(film) for film in films])
+        if split == "train":
+            write_rows(records_file(folder), [record for film in films for record in _records(film, settings, seed)])
+        write_rows(questions_file(folder, split), [_question(film) for film in films])
+
+
+def _question(film: LongFilm) -> Question:
+    task = asdict(film.task(SampleId(film.film)))
+    return Question(**{name: value for name, value in task.items() if name not in ("id", "budget")})
+
+
+def _records(film: LongFilm, settings: NavigateConfig, seed: int) -> list[Record]:
+    """Return a record of each reply of the oracle, under a budget as a training draws it."""
+    budget = drawn_budget(settings.budgets, hashed_seed(seed, "records"), film.film)
+    trajectory, shown = play(film, film.task(SampleId(film.film), budget), settings, oracle)
+    replies = [turn.text for turn in trajectory.turns]
+    records = []
+    for place, reply in enumerate(replies):
+        said = [text for pair in zip(shown, replies[:place], strict=False) for text in pair]
+        records.append(Record(question_id=film.film, said=[*said, shown[place]], reply=reply))
+    return records
+
+
+def _row(film: LongFilm) -> dict[str, object]:
+    return {"film": film.film, "leaf_seconds": film.leaf_seconds, "width": film.width, "seed": film.seed}
