@@ -23,7 +23,6 @@ from actors.clips import ClipStoreHandle, ClipStores, StoredClips
 from actors.handles import Remote, arrived
 from actors.logs import log_to
 from vsr1.config import Config
-from vsr1.formats.dataset import DatasetFolder
 from vsr1.rl.batch import Example, LearnerError, split_over_ranks
 from vsr1.video.clips import ClipReference
 
@@ -67,7 +66,7 @@ class LearnerRankActor:
         """
         import torch
 
-        from vsr1.rl.example_loss import load_vectors
+        from vsr1.rl.example_loss import vectors_of
         from vsr1.rl.learner import Learner
 
         config, ranks = self._config, self._config.grpo.learner.ranks
@@ -78,7 +77,7 @@ class LearnerRankActor:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
         torch.distributed.init_process_group("gloo" if config.model.device == "cpu" else "nccl")
         self._clips = StoredClips(store)
-        vectors = load_vectors(DatasetFolder(config.data.root), "train")
+        vectors = vectors_of(config)
         self._learner = Learner(
             config.grpo, config.model, config.agent, vectors, self._clips, temperature=config.rollout.temperature
         )

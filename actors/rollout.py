@@ -23,8 +23,11 @@ import ray
 from actors.handles import RETRIES
 from actors.logs import log_to
 from vsr1.config import Config
-from vsr1.episode.environment import FinishedTurn, Prompt, replies_of
+from vsr1.episode.environment import Environment, FinishedTurn, Prompt, replies_of
 from vsr1.episode.trajectory import Turn
+from vsr1.navigate.calls import ToolCall, ToolResult, node_clip
+from vsr1.navigate.environment import NavigateEnvironment
+from vsr1.navigate.record import NavigateTask, NavigateTrajectory, NavigateTurn
 from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.search.environment import SearchEnvironment, SearchSettings
 from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn
@@ -62,7 +65,7 @@ async def start_engine(config: Config, policy: Path) -> PolicyEngine:
 
 
 class RolloutWorkerActor:
-    """`retrieval` holds, by split, the handle of its `RetrievalService`."""
+    """`retrieval` holds, by split, the handle of its `RetrievalService`, or of its `ToolRouter` to navigate."""
 
     def __init__(self, config: Config, retrieval: dict[str, Any], log: Path | None = None) -> None:
         log_to(log)
@@ -89,20 +92,26 @@ class RolloutWorkerActor:
     async def rollout(
         self,
         split: str,
-        task: SearchTask,
+        task: SearchTask | NavigateTask,
         agent: AgentConfig,
         sampling: Sampling,
         finished: Sequence[FinishedTurn] = (),
-    ) -> AsyncIterator[tuple[Turn[SearchTurn], np.ndarray | None] | SearchTrajectory]:
+    ) -> AsyncIterator[
+        tuple[Turn[SearchTurn] | Turn[NavigateTurn], np.ndarray | None] | SearchTrajectory | NavigateTrajectory
+    ]:
         """Play one episode over a split; yield each turn with its reply's soft tokens, last the rest of the trajectory.
 
         Args:
             finished: turns of an attempt that was lost; they come again, without the engine.
         """
-        settings = SearchSettings.of(agent, sampling.top_k, sampling.rank_by_depth)
-        version = finished[0].index_version if finished else None
-        search, clip = partial(self._search, split), partial(self._clip, split)
-        environment = SearchEnvironment(task, settings, search, clip, index_version=version)
+        environment: Environment[Any, Any]
+        if isinstance(task, NavigateTask):
+            environment = NavigateEnvironment(task, self._config.navigate, partial(self._use, split))
+        else:
+            settings = SearchSettings.of(agent, sampling.top_k, sampling.rank_by_depth)
+            version = finished[0].index_version if finished else None
+            search, clip = partial(self._search, split), partial(self._clip, split)
+            environment = SearchEnvironment(task, settings, search, clip, index_version=version)
 
         async def reply_to(prompt: Prompt, turn: int) -> Reply:
             engine = self._ready()
@@ -193,6 +202,16 @@ class RolloutWorkerActor:
         if request.soft_tokens is not None or request.vector is not None:
             return await search()
         return await self._search_calls.answer((split, repr(request)), search)
+
+    async def _use(self, split: str, call: ToolCall) -> ToolResult:
+        """Answer a call of a tool: a look from the clip store of this node, others from the router."""
+        if call.tool == "look":
+            return ToolResult("", await self._clip(split, node_clip(call.film, call.node or ())))
+        try:
+            result: ToolResult = await self._retrieval[split].use.options(max_task_retries=RETRIES).remote(call)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        return result
 
     async def _clip(self, split: str, video_id: str) -> Clip:
         """Return a clip, which all episodes that look at it share: its frames come to this process once."""

@@ -6,6 +6,7 @@ answers questions about them. A member that keeps a call longer than the deadlin
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,16 @@ from typing import Any, Protocol
 
 import ray
 
+from actors.clips import ClipStores
+from actors.corpus import CLIP_BUDGET_SHARE, resources
 from actors.handles import RETRIES, Remote
 from actors.logs import log_to
+from vsr1.config import Config
+from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.calls import ToolCall, ToolResult
 from vsr1.navigate.plane import Films, Member, ToolPlane
 from vsr1.settings.navigate import ToolName, ToolsConfig
+from vsr1.toy.long_corpus import LongFilms
 
 EPISODES = 4096  # calls that wait at one time at the router
 
@@ -78,6 +84,37 @@ class ToolRouterActor:
             return result
 
         return Member(ask, partial(ray.kill, actor, no_restart=False))
+
+
+class FilmActors:
+    """The films of one split as actors: the router of their tools, and the clip stores that show their nodes.
+
+    In the place of `actors.corpus.CorpusActors` where a stage navigates.
+    """
+
+    def __init__(self, config: Config, split: str, *, sharers: int, logs: Path) -> None:
+        """
+        Args:
+            sharers: splits that divide the clips' share of the object store.
+        """
+        folder, need = DatasetFolder(config.data.root), config.cluster
+        films = LongFilms.of_split(folder, split, config.navigate.pools.frames)
+        self.retrieval: ToolRouterHandle = ToolRouter.options(max_restarts=-1).remote(
+            films, config.navigate.pools, folder.root / "navigate" / "answers", logs / f"tools-{split}.log"
+        )
+        budget = int(need.object_store_gib * 2**30 * CLIP_BUDGET_SHARE / sharers)
+        options = resources(need.clips) | {"max_restarts": -1}
+        self.stores = ClipStores(films, budget, options, logs / f"clips-{split}.log")
+
+    def ready(self) -> Awaitable[object]:
+        """Return what to wait for, by `await` or `ray.get`: the router answers then."""
+        return self.retrieval.costs.remote()
+
+    def stop(self) -> None:
+        """End all its actors."""
+        ray.get(self.retrieval.stop.remote())
+        for actor in [self.retrieval, *self.stores.actors()]:
+            ray.kill(actor)
 
 
 class ToolRouterHandle(Protocol):

@@ -11,15 +11,16 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from yaml import YAMLError
 from yaml.reader import ReaderError
 
 from vsr1.settings.data import DataConfig, ToyConfig
+from vsr1.settings.navigate import NavigateConfig
 from vsr1.settings.parts import (
     AbsolutePath,
     AgentConfig,
@@ -45,6 +46,9 @@ class ConfigError(ValueError):
 
 
 class Config(Section):
+    environment: Literal["search", "navigate"] = Field(
+        "search", description="search: moments in a corpus; navigate: answers inside one long film"
+    )
     seed: Seed = 0
     run_dir: AbsolutePath = Path("runs/run")
     data: DataConfig = DataConfig()
@@ -54,6 +58,7 @@ class Config(Section):
     rewards: RewardConfig = RewardConfig()
     tracking: TrackingConfig = TrackingConfig()
     agent: AgentConfig = AgentConfig()
+    navigate: NavigateConfig = NavigateConfig()
     rollout: RolloutConfig = RolloutConfig()
     fleet: FleetConfig = FleetConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
@@ -73,6 +78,15 @@ class Config(Section):
             raise ValueError(
                 f"agent.max_new_tokens={self.agent.max_new_tokens} leaves no room for a prompt in "
                 f"rollout.engine.max_model_len={self.rollout.engine.max_model_len}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _navigation_refines_nothing(self) -> Config:
+        if self.environment == "navigate" and self.agent.refinement != "none":
+            raise ValueError(
+                f"environment=navigate has no query to refine, but agent.refinement={self.agent.refinement}; take "
+                "agent.refinement=none"
             )
         return self
 

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from pipelines.data.clips import Failure, SplitClips
 from pipelines.data.embed import embed, embedder_key, forget_refusals
+from pipelines.data.films import ensure_films
 from pipelines.data.manifest import Announce, BuildError, copy_annotations, load_manifest
 from pipelines.data.split_steps import SplitSteps
 from pipelines.data.steps import Facts, StepLog, StepReport
@@ -138,6 +139,8 @@ def ensure_dataset(config: Config, progress: Announce | None = None) -> bool:
     Returns:
         Whether there was something to build.
     """
+    if config.environment == "navigate":
+        return ensure_films(config)
     folder = DatasetFolder(config.data.root)
     if not config.toy.create or folder.sft_records().is_file():
         return False

@@ -15,6 +15,7 @@ from typing import Any
 
 from actors.rollout import Sampling
 from pipelines.data.build import ensure_dataset
+from pipelines.evaluation.navigation import scored_navigation
 from pipelines.machine.placement import check_placement
 from pipelines.stage.connection import connect
 from pipelines.stage.plays import Outcome
@@ -32,7 +33,8 @@ from vsr1.formats.digest import file_sha256, value_sha256, weights_fingerprint
 from vsr1.metrics.prediction_rows import failed_row, prediction_row
 from vsr1.metrics.predictions import PredictionRow
 from vsr1.metrics.published import published_summary
-from vsr1.metrics.summary import EvalSummary, summarise
+from vsr1.metrics.summary import summarise
+from vsr1.navigate.files import questions_file
 from vsr1.retrieval.corpus import CURRENT
 from vsr1.runs.folder import EVALUATION_LOG
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log, write_trajectories
@@ -59,6 +61,7 @@ class Evaluation:
     def __init__(self, config: Config, label: str, split: str, agent: AgentConfig, settings: dict[str, Any]) -> None:
         self.label, self.agent, self.settings = label, agent, settings
         self._split, self._folder = split, DatasetFolder(config.data.root)
+        self._navigates = config.environment == "navigate"
         self.fingerprint = value_sha256(settings)[:16]
         self.log = config.run_dir / f"{label}{EVALUATION_LOG}"
         self.queries = evaluation_queries(config, split)
@@ -93,14 +96,16 @@ class Evaluation:
         """Return trajectories as the log has them."""
         return [LoggedTrajectory(trajectory, fingerprint=self.fingerprint) for trajectory in trajectories]
 
-    def scored(self) -> tuple[list[PredictionRow], EvalSummary]:
-        """Return the rows in the order of the annotations, and their summary."""
+    def scored(self) -> tuple[list[Any], Any]:
+        """Return the rows in the order of the annotations, and their summary, both as the environment has them."""
+        if self._navigates:
+            return scored_navigation(self.queries, self.outcomes, self.settings)
         clips = read_meta(self._folder.clips(self._split))
         durations = {name: row["source_duration_sec"] for name, row in clips.items()}
         durations |= {query.task.gt_video: query.task.gt_duration for query in self.queries}
         corpus_size = len(json.loads(self._folder.docid2row(self._split).read_text(encoding="utf-8")))
         shared = {"max_turn": self.agent.max_turns, "corpus_size": corpus_size, "fingerprint": self.fingerprint}
-        rows = []
+        rows: list[PredictionRow] = []
         for query in self.queries:
             outcome = self.outcomes[query.task.id.prompt]
             if isinstance(outcome, FailedSample):
@@ -111,10 +116,10 @@ class Evaluation:
         return rows, summarise(rows, corpus_size).model_copy(update={"settings": self.settings})
 
 
-def evaluate(
-    config: Config, progress: Progress = QUIET, *, name: str = "eval"
-) -> tuple[EvalSummary, list[SearchTrajectory]]:
+def evaluate(config: Config, progress: Progress = QUIET, *, name: str = "eval") -> tuple[Any, list[SearchTrajectory]]:
     """Run every query of `eval.split` with `agent`, then with each of `eval.agents`; return the first's result.
+
+    The summary is an `EvalSummary`, of navigation a `NavigateSummary`, with a play of each question for each budget.
 
     Writes to `run_dir`, for the first as `<name>` and for the others as `<name>-<agent>`: `.json` (the summary),
     `.published.json` (the published evaluator's), `.jsonl` (a row a query) and `.trajectories.jsonl`.
@@ -133,14 +138,12 @@ def evaluate(
             return _finished(config, evaluations, others)
 
 
-def evaluate_on(others: Workers, config: Config, name: str) -> tuple[EvalSummary, list[SearchTrajectory]]:
+def evaluate_on(others: Workers, config: Config, name: str) -> tuple[Any, list[SearchTrajectory]]:
     """Run as `evaluate` does, on running workers whose engines hold the weights of `model.policy`."""
     return _finished(config, _planned(config, name), others)
 
 
-def evaluate_split(
-    others: Workers, config: Config, split: str, name: str
-) -> tuple[EvalSummary, list[SearchTrajectory]]:
+def evaluate_split(others: Workers, config: Config, split: str, name: str) -> tuple[Any, list[SearchTrajectory]]:
     """Run every query of a split with the weights that the engines hold now; nothing is written, failures count."""
     evaluation = Evaluation(config, name, split, config.agent, {})
     list(evaluation.play(others, Sampling(config.retrieval.top_k)))
@@ -171,10 +174,11 @@ def _inputs(config: Config, split: str) -> dict[str, Any]:
     folder = DatasetFolder(config.data.root)
     files = [
         folder.annotations(split), folder.query_meta(split), folder.docid2row(split), folder.video_embeddings(split),
-        folder.index(split).parent / CURRENT, folder.clips(split) / META,
+        folder.index(split).parent / CURRENT, folder.clips(split) / META, questions_file(folder, split),
     ]  # fmt: skip
     model = config.model
-    return {
+    navigate = {"navigate": config.navigate.model_dump(mode="json", exclude={"budgets", "pools"})}
+    return (navigate if config.environment == "navigate" else {}) | {
         "split": split,
         "seed": config.seed,
         "policy": weights_fingerprint(model.policy),
@@ -192,7 +196,7 @@ def _inputs(config: Config, split: str) -> dict[str, Any]:
 
 def _finished(
     config: Config, evaluations: list[Evaluation], others: Workers | None
-) -> tuple[EvalSummary, list[SearchTrajectory]]:
+) -> tuple[Any, list[SearchTrajectory]]:
     """Play what is waiting, write the results and return those of the first evaluation."""
     sampling = Sampling(config.eval.top_k, rank_by_depth=config.eval.rank_by_depth)
     if others is not None:
@@ -210,10 +214,14 @@ def _finished(
         write_trajectories(evaluation.log, evaluation.logged(evaluation.trajectories))
         write_lines(file.with_suffix(".jsonl"), [row.model_dump(mode="json") for row in rows])
         write_json(file, summary.to_json())
-        write_json(file.with_suffix(".published.json"), published_summary(rows))
+        if config.environment == "search":
+            write_json(file.with_suffix(".published.json"), published_summary(rows))
         summaries.append(summary)
         if others is not None:
-            values = {"R@1 after": summary.refined.recall_at_1, "IoU@0.5": summary.moments.iou_05}
+            if config.environment == "search":
+                values = {"R@1 after": summary.refined.recall_at_1, "IoU@0.5": summary.moments.iou_05}
+            else:
+                values = {"accuracy": summary.accuracy}
             others.progress.step(number, values, {"evaluate": time.monotonic() - began})
         failed = [row for row in rows if row.status == "failed"]
         if len(failed) > config.eval.max_failed_fraction * len(rows):

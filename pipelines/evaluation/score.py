@@ -11,6 +11,7 @@ from vsr1.metrics.exchange import ExchangeFormat, write_submission, write_truth
 from vsr1.metrics.predictions import PredictionError, PredictionRow, Problem, read_predictions
 from vsr1.metrics.rescoring import TOLERANCE
 from vsr1.metrics.summary import EvalSummary, summarise
+from vsr1.navigate.summary import NavigateSummary
 from vsr1.report.metric_rows import metric_table
 
 
@@ -58,12 +59,14 @@ def export_predictions(
     return problems, len(rows)
 
 
-def show_summary(console: Console, label: str, summary: EvalSummary) -> None:
+def show_summary(console: Console, label: str, summary: EvalSummary | NavigateSummary) -> None:
     """Print the metric table, what failed, and where the two definitions of verification differ, both."""
-    console.print(metric_table({label: summary}))
+    console.print(summary.table() if isinstance(summary, NavigateSummary) else metric_table({label: summary}))
     if summary.failed:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary.failed.items())
         console.print(f"failed, counted as misses: {reasons}", markup=False)
+    if isinstance(summary, NavigateSummary):
+        return
     published = summary.published
     for turn, ours, theirs in (
         ("turn 1", summary.verification_by_turn["1"], published.turn1),

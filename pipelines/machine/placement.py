@@ -241,7 +241,7 @@ def _services(config: Config, splits: int, available: Capacity) -> tuple[Role, .
             "cluster.rollout",
             on_device=True,
         ),
-        *retrieval_roles(config, splits),
+        *(retrieval_roles(config, splits) if config.environment == "search" else ()),  # tools reserve nothing
         Role("reward worker", cluster.reward_workers, cluster.reward, "cluster.reward_workers", "cluster.reward"),
         clip_stores(config, splits, available),
     )

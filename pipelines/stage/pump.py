@@ -26,6 +26,7 @@ from vsr1.episode.environment import PromptError, ReplayError, finished_turn
 from vsr1.episode.sample import FailedSample, SampleId
 from vsr1.episode.trajectory import Turn
 from vsr1.ledger import POISON, Ledger
+from vsr1.navigate.calls import ToolError
 from vsr1.retrieval.request import RetrievalError, UnknownVideoError
 from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn
 from vsr1.settings.parts import AgentConfig
@@ -34,7 +35,7 @@ from vsr1.video.clips import ClipError
 TICK_S = 0.25  # longest wait between two looks at the fleet
 PAUSES_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0)  # before another attempt, after what others than the member did
 OF_THE_SAMPLE = (PromptError, ClipError, UnknownVideoError)  # no other attempt would end otherwise
-OF_OTHERS = (ray.exceptions.RayError, RetrievalError, ReplayError)  # than the member that raised it
+OF_OTHERS = (ray.exceptions.RayError, RetrievalError, ReplayError, ToolError)  # than the member that raised it
 MEMBER_ATTEMPTS = 3  # at a sample that members fail at
 SCORING_ATTEMPTS = 40  # at a batch, each after the last pause but one at most
 

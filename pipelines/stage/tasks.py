@@ -6,13 +6,16 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from vsr1.config import Config
 from vsr1.episode.sample import SampleId, hashed_seed
 from vsr1.formats.annotations import read_annotations
 from vsr1.formats.atomic import read_lines
-from vsr1.formats.dataset import DatasetFolder
+from vsr1.formats.dataset import TRAIN, DatasetFolder
+from vsr1.navigate.files import Question, questions_file, read_questions
+from vsr1.navigate.record import drawn_budget
 from vsr1.search.record import SearchTask
 from vsr1.video.clips import clip_file, read_meta
 
@@ -36,7 +39,7 @@ class PromptStream(Iterator[SearchTask]):
     """
 
     def __init__(self, config: Config, position: int = 0, choose: Callable[[Rows], Rows] = list) -> None:
-        self._config, self._rows = config, choose(_grpo_rows(config))
+        self._config, self._rows = config, choose(_training_rows(config))
         self.position = position
         self._epoch, self._order = -1, list[int]()
 
@@ -55,8 +58,28 @@ class PromptStream(Iterator[SearchTask]):
         return self._task(int(epoch), int(row))
 
     def _task(self, epoch: int, row: int) -> SearchTask:
+        if self._config.environment == "navigate":
+            return self._question(epoch, row)
         task = _training_task(self._rows[row], self._config)
         return replace(task, id=SampleId(f"{epoch}/{row}/{task.query_id}"))
+
+    def _question(self, epoch: int, row: int) -> Any:
+        """Return the task of a question, with the budget that its prompt id draws for the whole group."""
+        question = Question.model_validate(self._rows[row])
+        prompt = f"{epoch}/{row}/{question.question_id}"
+        return question.task(SampleId(prompt), drawn_budget(self._config.navigate.budgets, self._config.seed, prompt))
+
+
+def training_records(config: Config) -> Path:
+    """Return the file of what Stage 2 trains on."""
+    folder = DatasetFolder(config.data.root)
+    return questions_file(folder, TRAIN) if config.environment == "navigate" else folder.grpo_records()
+
+
+def _training_rows(config: Config) -> Rows:
+    if config.environment == "navigate":
+        return [question.model_dump() for question in read_questions(training_records(config))]
+    return _grpo_rows(config)
 
 
 def training_tasks(config: Config) -> list[SearchTask]:
@@ -118,6 +141,8 @@ def evaluation_queries(config: Config, split: str) -> list[EvaluationQuery]:
         FileNotFoundError: the split is not built.
     """
     folder = DatasetFolder(config.data.root)
+    if config.environment == "navigate":
+        return _played_with_each_budget(read_questions(questions_file(folder, split))[: config.eval.limit], config)
     for path in (folder.query_meta(split), folder.docid2row(split)):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; build split {split!r} first with `vsr1 data build`")
@@ -139,3 +164,13 @@ def evaluation_queries(config: Config, split: str) -> list[EvaluationQuery]:
             skipped = message = ""
         queries.append(EvaluationQuery(index, task, skipped, message))
     return queries
+
+
+def _played_with_each_budget(questions: list[Question], config: Config) -> list[EvaluationQuery]:
+    """Return each question with each of `navigate.eval_budgets`."""
+    played: Any = [
+        question.task(SampleId(f"{question.question_id}@{budget:g}"), budget)
+        for question in questions
+        for budget in config.navigate.eval_budgets
+    ]
+    return [EvaluationQuery(index, task) for index, task in enumerate(played)]

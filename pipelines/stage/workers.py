@@ -19,6 +19,7 @@ from actors.healing import HealingLearners
 from actors.learner import LearnerGroup
 from actors.rewards import RewardWorker, RewardWorkerHandle
 from actors.rollout import RolloutWorker, RolloutWorkerHandle, Sampling
+from actors.tools import FilmActors
 from pipelines.stage.fleet import RolloutFleet
 from pipelines.stage.plays import Outcome
 from pipelines.stage.progress import QUIET, Load, Progress
@@ -29,7 +30,9 @@ from vsr1.episode.sample import FailedSample
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.runs.events import EVENTS, EventLog
 from vsr1.search.record import SearchTask, SearchTrajectory
+from vsr1.settings.navigate import NavigateRewardConfig
 from vsr1.settings.parts import AgentConfig
+from vsr1.settings.training import RewardConfig
 from vsr1.video.clips import ClipFolder
 
 ALWAYS = -1  # restarts by Ray
@@ -88,6 +91,11 @@ class Workers:
         return HealingLearners(config, self.clips[split], config.run_dir / "logs", guard, self.events.write)
 
 
+def rewards_of(config: Config) -> RewardConfig | NavigateRewardConfig:
+    """Return the settings of the rewards of an environment."""
+    return config.navigate.rewards if config.environment == "navigate" else config.rewards
+
+
 def complete(outcomes: list[Outcome], tolerated: float = 0.0) -> tuple[list[SearchTrajectory], list[FailedSample]]:
     """Return trajectories and failures apart.
 
@@ -109,8 +117,11 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterato
     need, logs, folder = config.cluster, config.run_dir / "logs", DatasetFolder(config.data.root)
     events = EventLog(config.run_dir / EVENTS)
     watch = Watch(config.fleet, logs / "watch.log", events.write)
-    corpora = {
-        split: CorpusActors(
+
+    def corpus_of(split: str) -> CorpusActors | FilmActors:
+        if config.environment == "navigate":
+            return FilmActors(config, split, sharers=len(splits), logs=logs)
+        return CorpusActors(
             config,
             split,
             ClipFolder(folder.clips(split), config.data.timestamps),
@@ -119,12 +130,12 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterato
             restarts=ALWAYS,
             logs=logs,
         )
-        for split in splits
-    }
+
+    corpora = {split: corpus_of(split) for split in splits}
     retrieval = {split: corpus.retrieval for split, corpus in corpora.items()}
     rewards = [
         RewardWorker.options(**resources(need.reward), max_restarts=ALWAYS).remote(
-            config.rewards, logs / f"reward-{i}.log"
+            rewards_of(config), logs / f"reward-{i}.log"
         )
         for i in range(need.reward_workers)
     ]
@@ -146,7 +157,10 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterato
         for i, worker in enumerate(rewards):
             watch.guard(f"reward-{i}", "rewards", worker)
         for split, corpus in corpora.items():
-            watch.guard_shards(f"retrieval-{split}", corpus.retrieval)
+            if isinstance(corpus, FilmActors):
+                watch.guard(f"tools-{split}", "tools", corpus.retrieval)
+            else:
+                watch.guard_shards(f"retrieval-{split}", corpus.retrieval)
         fleet.start()
         ray.get([corpus.ready() for corpus in corpora.values()])
         pump = RolloutPump(fleet, rewards, config.rollout.deadline_s)

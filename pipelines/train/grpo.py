@@ -18,17 +18,17 @@ from pipelines.machine.resources import check_packages
 from pipelines.stage.connection import connect
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
-from pipelines.stage.tasks import PromptStream, Rows
+from pipelines.stage.tasks import PromptStream, Rows, training_records
 from pipelines.stage.workers import Workers, workers
 from pipelines.train.commits import Commits, Saved
+from pipelines.train.environments import followed
 from pipelines.train.gauges import StepGauges
 from pipelines.train.prompt_lengths import short_enough
 from pipelines.train.record_checks import check_grpo_records
 from pipelines.train.rollouts import GroupRollouts
-from pipelines.train.step_metrics import credit_metrics, rollout_metrics, validation_metrics
+from pipelines.train.step_metrics import credit_metrics
 from vsr1.config import RENAMED, Config
 from vsr1.episode.sample import hashed_seed
-from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256
 from vsr1.ledger import Ledger
 from vsr1.rl.batch import Example
@@ -41,7 +41,7 @@ from vsr1.runs.folder import TRAINING_LOG, check_untrained, write_config
 from vsr1.runs.scalars import RunLog
 from vsr1.runs.state import StateFolder
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
-from vsr1.search.examples import clips_of, trained_examples
+from vsr1.search.examples import clips_of
 from vsr1.search.prompts import agent_prompt
 from vsr1.settings.training import GrpoConfig
 
@@ -81,7 +81,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 
 def check(config: Config) -> None:
     """See that a run can start, as far as dataset and run folder tell by themselves; errors as of `train`."""
-    states, has_records = _states(config), DatasetFolder(config.data.root).grpo_records().is_file()
+    states, has_records = _states(config), training_records(config).is_file()
     if not states.root.exists():
         check_untrained(config, "grpo")
     elif has_records:
@@ -162,12 +162,13 @@ class Loop:
         groups = self.rollouts.take(step)
         rolled, self._whole = time.monotonic(), None
         credits = credits_of(groups.trained, settings.objective, self.config.agent.max_new_tokens)
-        examples = trained_examples(groups.trained, credits, settings, self.config.agent)
+        environment = followed(self.config)
+        examples = environment.examples(groups.trained, credits, self.config)
         self.progress.now("learning", learner=Load(self.learners.ranks))
         learned = self._meanwhile(learn, self.learners, examples, self.config, step, over)
         stepped = time.monotonic()
         weights = self.rollouts.weights
-        values = rollout_metrics(groups.trained, weights) | groups.metrics() | credit_metrics(credits) | learned
+        values = environment.metrics(groups.trained, weights) | groups.metrics() | credit_metrics(credits) | learned
         timing = {"rollout": rolled - started, "learn": stepped - rolled}
         if not learned["skipped"]:
             weights = step
@@ -189,7 +190,8 @@ class Loop:
             self.events.write("corpus changed", step=step, before=before, now=self._seen)
         self._keep(step)
         timing["rest"] = time.monotonic() - worked
-        shown = {"reward": values["reward/total"], "R@1 after": values["R@1_after"]} | learner_speed(learned)
+        shown = {"reward": values["reward/total"]} | {name: values[key] for name, key in environment.shown.items()}
+        shown |= learner_speed(learned)
         if settings.staleness:
             shown["staleness"] = values["staleness/most"]
         self.progress.step(step, shown | ({"skipped": 1.0} if learned["skipped"] else {}), timing)
@@ -243,8 +245,9 @@ def _states(config: Config) -> StateFolder:
 
 def _settings(config: Config) -> dict[str, Any]:
     """Return all that decides what a step does, as a JSON value; a state is continued under the same only."""
-    agent, records = config.agent, DatasetFolder(config.data.root).grpo_records()
-    return {
+    agent, records = config.agent, training_records(config)
+    navigate = config.navigate.model_dump(mode="json", exclude={"eval_budgets", "pools"})
+    return ({"navigate": navigate} if config.environment == "navigate" else {}) | {
         "seed": config.seed,
         "model": config.model.model_dump(mode="json"),
         "data": {"timestamps": config.data.timestamps},
@@ -283,6 +286,6 @@ def _validate(others: Workers, log: RunLog, config: Config, step: int) -> float:
     """Play the validation split, log its metrics and return its reward."""
     split = config.grpo.val_split
     summary, trajectories = evaluate_split(others, config, split, f"step {step} {split}")
-    values = validation_metrics(summary, trajectories)
+    values = followed(config).validation(summary, trajectories)
     log.log(split, step, values)
     return values["reward"]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vsr1.config import Config
 from vsr1.formats.dataset import TRAIN, DatasetFolder
+from vsr1.navigate.files import questions_file, read_questions
 from vsr1.video.clips import clip_file, read_meta
 
 LISTED = 200
@@ -106,6 +107,9 @@ def check_sft_records(config: Config) -> None:
 
 def check_grpo_records(config: Config) -> None:
     """Compare the records of Stage 2 with what it will ask of them; errors as of `check_sft_records`."""
+    if config.environment == "navigate":
+        read_questions(questions_file(DatasetFolder(config.data.root), TRAIN))
+        return
     folder = DatasetFolder(config.data.root)
     corpus = _Corpus(folder)
 

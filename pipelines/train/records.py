@@ -6,10 +6,13 @@ import json
 import random
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.plain import encode_plain, plain
+from vsr1.navigate.files import read_records, records_file
 from vsr1.rl.batch import Example, RetrievalTarget
 from vsr1.search.prompts import turn_prompt, with_rewrite
 from vsr1.search.targets import negatives_of
@@ -53,6 +56,20 @@ def record_rows(folder: DatasetFolder, *, with_rewrites: bool) -> list[dict[str,
             }
         )
     return rows
+
+
+def sft_file(config: Config) -> Path:
+    """Return the file of what Stage 1 trains on."""
+    folder = DatasetFolder(config.data.root)
+    return records_file(folder) if config.environment == "navigate" else folder.sft_records()
+
+
+def spoken_rows(folder: DatasetFolder) -> list[dict[str, Any]]:
+    """Return the records of navigation; `query` is what rows of one question share; errors as of `read_records`."""
+    return [
+        {"query": record.question_id, "said": record.said, "reply": record.reply}
+        for record in read_records(records_file(folder))
+    ]
 
 
 def held_out(rows: list[dict[str, Any]], count: int, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,19 @@ from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.train.clip_stream import clip_of, with_clips
 from pipelines.train.prompt_lengths import short_enough
 from pipelines.train.record_checks import check_sft_records
-from pipelines.train.records import held_out, record_example, record_rows, rows_in_order, rows_of_rank
+from pipelines.train.records import (
+    held_out,
+    record_example,
+    record_rows,
+    rows_in_order,
+    rows_of_rank,
+    sft_file,
+    spoken_rows,
+)
 from vsr1.config import RENAMED, Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import lines_sha256
+from vsr1.navigate.examples import spoken_example
 from vsr1.rl.batch import Example
 from vsr1.rl.flops import learner_speed
 from vsr1.rl.schedule import learning_rate, of_all_batches
@@ -87,7 +97,7 @@ def check(config: Config) -> _Records | None:
         What it trains on; None where the dataset has still to be built.
     """
     began = _states(config).root.exists()
-    if config.toy.create and not began and not DatasetFolder(config.data.root).sft_records().is_file():
+    if config.toy.create and not began and not sft_file(config).is_file():
         return None
     records = _records(config)
     if began:  # another run is refused
@@ -102,11 +112,17 @@ def _records(config: Config) -> _Records:
         RecordError: some cannot be used.
         ValueError: they do not fill a batch.
     """
+    if config.environment == "navigate":
+        rows = spoken_rows(DatasetFolder(config.data.root))
+        return _enough(config, *held_out(rows, config.sft.val_records, config.seed))
     check_sft_records(config)
     rows = record_rows(DatasetFolder(config.data.root), with_rewrites=config.agent.refinement == "text")
     limit = config.sft.max_prompt_tokens
     rows = short_enough(rows, config, limit, lambda row: [row["video_id"]], "sft.max_prompt_tokens")
-    rows, held = held_out(rows, config.sft.val_records, config.seed)
+    return _enough(config, *held_out(rows, config.sft.val_records, config.seed))
+
+
+def _enough(config: Config, rows: list[dict[str, Any]], held: list[dict[str, Any]]) -> _Records:
     batch = config.sft.batch_size
     steps = len(rows) // batch * config.sft.epochs
     steps = min(steps, config.sft.max_steps or steps)
@@ -141,7 +157,8 @@ def _train(plan: _Plan, progress: Progress) -> Path:
     steps, ranks = records.steps, config.sft.learner.ranks
     per_rank = config.sft.batch_size // ranks
     ordered = list(islice(rows_in_order(records.rows, config.seed), steps * config.sft.batch_size))
-    clips = ClipFolder(folder.clips("train"), config.data.timestamps)
+    navigates = config.environment == "navigate"
+    clips = None if navigates else ClipFolder(folder.clips("train"), config.data.timestamps)
     need = config.cluster.learner
     trainer = TorchTrainer(
         train_rank,
@@ -193,15 +210,16 @@ def train_rank(settings: dict[str, Any]) -> None:
     import torch
 
     from vsr1.model.processor import ClipProcessor
-    from vsr1.rl.example_loss import load_vectors
+    from vsr1.rl.example_loss import vectors_of
     from vsr1.rl.learner import Learner
 
     config = Config.model_validate(settings["config"])
     rank = ray.train.get_context().get_world_rank()
     log_to(config.run_dir / "logs" / f"learner-{rank}.log")
     steps, per_rank, states = settings["steps"], settings["per_rank"], _states(config)
-    vectors = load_vectors(DatasetFolder(config.data.root), "train")
+    vectors = vectors_of(config)
     processor, system = ClipProcessor(config.model.policy), agent_prompt(config.agent)
+    encode = partial(processor.tokenizer.encode, add_special_tokens=False)
     clips: dict[ClipReference, Clip] = {}  # of one step
     torch.manual_seed(config.seed * 1000 + rank)
     learner = Learner(config.sft, config.model, config.agent, vectors, clips.__getitem__)
@@ -215,14 +233,17 @@ def train_rank(settings: dict[str, Any]) -> None:
         torch.distributed.barrier()
 
     best = Best(config.run_dir / "checkpoints" / "sft-best", learner.save, notes=rank == 0)
-    folder = ClipFolder(DatasetFolder(config.data.root).clips("train"), config.data.timestamps)
-    held = settings["held"][rank]
+    held, navigates = settings["held"][rank], config.environment == "navigate"
+    folder = None if navigates else ClipFolder(DatasetFolder(config.data.root).clips("train"), config.data.timestamps)
 
-    def examples_of(shown: Iterable[tuple[dict[str, Any], Clip]]) -> list[Example]:
+    def examples_of(shown: Iterable[tuple[dict[str, Any], Clip | None]]) -> list[Example]:
         """Return the examples of rows and their clips, which take the place of those of the batch before."""
         clips.clear()
         examples = []
         for row, clip in shown:
+            if clip is None:
+                examples.append(spoken_example(list(row["said"]), row["reply"], encode))
+                continue
             clips[clip.reference] = clip
             examples.append(record_example(row, clip, processor, system, config.sft.negatives))
         return examples
@@ -230,7 +251,8 @@ def train_rank(settings: dict[str, Any]) -> None:
     def evaluate() -> dict[str, float]:
         parts = []
         for start in range(0, len(held), per_rank):
-            shown = ((row, folder.read(row["video_id"])) for row in held[start : start + per_rank])
+            batch = held[start : start + per_rank]
+            shown = ((row, folder.read(row["video_id"]) if folder else None) for row in batch)
             parts.append(learner.evaluate(examples_of(shown)))
         return of_all_batches(parts)
 
@@ -239,7 +261,7 @@ def train_rank(settings: dict[str, Any]) -> None:
     with RunLog(config.run_dir, wandb=config.tracking.wandb, after=after) if rank == 0 else nullcontext() as log:
         for step in range(learner.steps + 1, steps + 1):
             began = time.monotonic()
-            examples = examples_of((row, clip_of(row)) for row in islice(rows, per_rank))
+            examples = examples_of((row, None if navigates else clip_of(row)) for row in islice(rows, per_rank))
             read = time.monotonic()
             rate = learning_rate(config.sft.learner, step, (step - 1) / steps)
             metrics = learner.step(examples, rate) | {"learning_rate": rate}

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from statistics import mean, pstdev
+from typing import Any
 
-from vsr1.episode.trajectory import Turn
+from vsr1.episode.trajectory import Trajectory, Turn
 from vsr1.metrics.summary import EvalSummary, refined_rank
+from vsr1.navigate.record import NavigateTrajectory, is_right, spent
+from vsr1.navigate.summary import NavigateSummary
 from vsr1.rl.credit import Credit
 from vsr1.search.record import SearchTrajectory, SearchTurn, moment_iou
 
 
-def rollout_metrics(trajectories: list[SearchTrajectory], weight_version: int) -> dict[str, float]:
-    """Return means over trajectories, or over turns where the name says so.
+def episode_metrics(trajectories: Sequence[Trajectory[Any, Any]], weight_version: int) -> dict[str, float]:
+    """Return what every environment has: means over trajectories, or over turns where the name says so.
 
     Args:
         weight_version: of the learner, which staleness is counted from.
     """
-    looks = [(trajectory, turn) for trajectory in trajectories for turn in trajectory.turns]
-    turns = [turn for _, turn in looks]
-    records = [turn.record for turn in turns]
+    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
     groups: dict[str, list[float]] = {}
     for trajectory in trajectories:
         groups.setdefault(trajectory.id.prompt, []).append(trajectory.reward)
@@ -31,11 +34,6 @@ def rollout_metrics(trajectories: list[SearchTrajectory], weight_version: int) -
         "response_tokens": mean(lengths),
         "response_tokens/longest": max(lengths),
         "truncated": _share([turn.finish_reason == "length" for turn in turns]),
-        "no_refinement": _share([record.lacks_refinement for record in records]),
-        "no_verdict": _share([record.verdict == "unknown" for record in records]),
-        "moment_iou": mean(moment_iou(t) for t in trajectories),
-        "R@1_before": _share([t.turns[0].record.gt_rank_before == 1 for t in trajectories]),
-        "R@1_after": _share([refined_rank(t) == 1 for t in trajectories]),
         "staleness": mean(stale),
         "staleness/most": max(stale),
         "versions_in_sample": mean(len({turn.weight_version for turn in t.turns}) for t in trajectories),
@@ -43,6 +41,34 @@ def rollout_metrics(trajectories: list[SearchTrajectory], weight_version: int) -
     }
     for term in trajectories[0].terms:
         values[f"reward/{term}"] = mean(t.terms[term] for t in trajectories)
+    return values
+
+
+def navigate_metrics(trajectories: Sequence[NavigateTrajectory], weight_version: int) -> dict[str, float]:
+    """Return what is followed of navigation, with what every environment has; arguments as of `episode_metrics`."""
+    statuses = Counter(turn.record.status for trajectory in trajectories for turn in trajectory.turns)
+    values = {
+        "accuracy": _share([is_right(one) for one in trajectories]),
+        "abstained": _share([one.end_reason == "abstained" for one in trajectories]),
+        "budget": mean(one.task.budget for one in trajectories),
+        "spent": mean(spent(one) for one in trajectories),
+    }
+    values |= {f"status/{status}": count / statuses.total() for status, count in statuses.items()}
+    return episode_metrics(trajectories, weight_version) | values
+
+
+def rollout_metrics(trajectories: list[SearchTrajectory], weight_version: int) -> dict[str, float]:
+    """Return what is followed of searches, with what every environment has; arguments as of `episode_metrics`."""
+    looks = [(trajectory, turn) for trajectory in trajectories for turn in trajectory.turns]
+    turns = [turn for _, turn in looks]
+    records = [turn.record for turn in turns]
+    values = episode_metrics(trajectories, weight_version) | {
+        "no_refinement": _share([record.lacks_refinement for record in records]),
+        "no_verdict": _share([record.verdict == "unknown" for record in records]),
+        "moment_iou": mean(moment_iou(t) for t in trajectories),
+        "R@1_before": _share([t.turns[0].record.gt_rank_before == 1 for t in trajectories]),
+        "R@1_after": _share([refined_rank(t) == 1 for t in trajectories]),
+    }
     for number in sorted({turn.number for turn in turns}):
         refined = [t.record for t in turns if t.number == number and t.record.gt_rank_after is not None]
         if refined:
@@ -78,14 +104,20 @@ def validation_metrics(summary: EvalSummary, trajectories: list[SearchTrajectory
     }
 
 
+def navigate_validation(summary: NavigateSummary, trajectories: Sequence[NavigateTrajectory]) -> dict[str, float]:
+    """Return what is followed while training: the accuracy under each budget, and means over all."""
+    values = {f"accuracy_at_{budget}": figures.accuracy for budget, figures in summary.budgets.items()}
+    return values | {"reward": mean(t.reward for t in trajectories), "accuracy": summary.accuracy}
+
+
 def _verifier(looks: list[tuple[SearchTrajectory, Turn[SearchTurn]]]) -> dict[str, float]:
     """Return the verifier's confusion, as shares of all looks."""
     values = {}
-    for is_right, name in ((True, "right_video"), (False, "wrong_video")):
+    for shows_right, name in ((True, "right_video"), (False, "wrong_video")):
         for verdict in ("matched", "not_matched"):
             values[f"verifier/{name}_{verdict}"] = _share(
                 [
-                    (turn.record.video_id == t.task.gt_video) == is_right and turn.record.verdict == verdict
+                    (turn.record.video_id == t.task.gt_video) == shows_right and turn.record.verdict == verdict
                     for t, turn in looks
                 ]
             )

@@ -15,7 +15,7 @@ fingerprint of its settings. Lines of version 0.1 (`segments`, latents as JSON l
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy as np
 from vsr1.episode.sample import SampleId
 from vsr1.episode.trajectory import Trajectory, Turn
 from vsr1.formats.atomic import cut_torn_line, replacing
+from vsr1.navigate.record import NavigateTask, NavigateTurn
 from vsr1.rl.credit import Credit
 from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn
 from vsr1.video.clips import ClipReference
@@ -46,7 +47,7 @@ class TrajectoryLogError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class LoggedTrajectory:
-    trajectory: SearchTrajectory
+    trajectory: SearchTrajectory  # or a `NavigateTrajectory`, which a reader tells by its task
     step: int = 0  # 0 in an evaluation
     credits: list[Credit] | None = None  # of the turns, as they were trained on; None in an evaluation
     fingerprint: str = ""  # of an evaluation's settings
@@ -125,8 +126,10 @@ def _turn_row(turn: Turn[SearchTurn], latents: BinaryIO) -> dict[str, Any]:
     return {name: value for name, value in row.items() if value is not None}
 
 
-def _record_row(record: SearchTurn) -> dict[str, Any]:
+def _record_row(record: SearchTurn | NavigateTurn) -> dict[str, Any]:
     row = asdict(record)
+    if isinstance(record, NavigateTurn):
+        return row
     for name in _RANKINGS:
         if row[name] is not None:
             row[name] = [(video, _short(score)) for video, score in row[name]]
@@ -152,12 +155,27 @@ def _logged(row: dict[str, Any], latents: np.ndarray) -> LoggedTrajectory:
 
 
 def _trajectory(row: dict[str, Any], latents: np.ndarray) -> SearchTrajectory:
-    task = row["task"]
+    task: Any = row["task"]
+    if "question_id" in task:
+        turns = [_turn(turn, latents, _navigate_record) for turn in row["turns"]]
+        return Trajectory(_navigate_task(task), turns, **{name: row[name] for name in _RESULTS})
     task = SearchTask(**{**task, "id": SampleId(**task["id"]), "gt_span": tuple(task["gt_span"])})
     return Trajectory(task, [_turn(turn, latents) for turn in row["turns"]], **{name: row[name] for name in _RESULTS})
 
 
-def _turn(row: dict[str, Any], latents: np.ndarray) -> Turn[SearchTurn]:
+def _navigate_task(row: dict[str, Any]) -> Any:
+    clues = [tuple(span) for span in row["clues"]]
+    return NavigateTask(**{**row, "id": SampleId(**row["id"]), "clues": clues})
+
+
+def _navigate_record(row: dict[str, Any]) -> Any:
+    node = None if row["node"] is None else tuple(row["node"])
+    return NavigateTurn(**{**row, "node": node, "nodes": [tuple(found) for found in row["nodes"]]})
+
+
+def _turn(
+    row: dict[str, Any], latents: np.ndarray, record: Callable[[dict[str, Any]], Any] | None = None
+) -> Turn[SearchTurn]:
     arrays = {}
     for name, (start, *shape) in row["latents"].items():
         arrays[name] = latents[start : start + int(np.prod(shape))].reshape(shape)
@@ -167,7 +185,7 @@ def _turn(row: dict[str, Any], latents: np.ndarray) -> Turn[SearchTurn]:
     logprobs = [float(np.float32(value)) for value in row["response_logprobs"]]
     clips = [ClipReference(*clip) for clip in row["clips"]]
     parts = {"clips": clips, "prompt_token_ids": prompt, "response_logprobs": logprobs, "latents": arrays}
-    return Turn(**{**row, **parts, "record": _record(row["record"])})
+    return Turn(**{**row, **parts, "record": (record or _record)(row["record"])})
 
 
 def _record(row: dict[str, Any]) -> SearchTurn:
