@@ -1,0 +1,112 @@
+"""What the shared loop does with navigation: its tasks, its examples, its log, its scalars, its summary."""
+
+import json
+
+import pytest
+from navigation import call, play, task
+
+from pipelines.stage.tasks import PromptStream, evaluation_queries, group_of
+from pipelines.train.environments import followed
+from pipelines.train.records import spoken_rows
+from vsr1.config import ConfigError, load_config
+from vsr1.episode.rewards import scored
+from vsr1.episode.sample import FailedSample, SampleId
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.navigate.examples import navigate_examples, spoken_example
+from vsr1.navigate.rewards import NavigateRewards
+from vsr1.navigate.summary import failed_navigate_row, navigate_row, summarise_navigation
+from vsr1.rl.credit import credits_of
+from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log
+from vsr1.settings.navigate import NavigateRewardConfig
+from vsr1.toy.long_corpus import write_long_corpus
+
+NAVIGATE = ["environment=navigate", "agent.refinement=none"]
+RIGHT = [call("caption(1,1)"), call("caption(1,1,3)"), "<think>seen</think><answer>red</answer>"]
+
+
+def trajectory(replies, **values):
+    return scored(play(replies, task(**values))[1], NavigateRewards(NavigateRewardConfig()))
+
+
+@pytest.fixture
+def config(tmp_path):
+    options = [*NAVIGATE, f"data.root={tmp_path}", "navigate.eval_budgets=[2,8]"]
+    settings = load_config(None, options)
+    write_long_corpus(DatasetFolder(tmp_path), {"train": 8, "test": 3}, settings.navigate, 0)
+    return settings
+
+
+def test_navigation_refines_nothing():
+    with pytest.raises(ConfigError, match=r"take agent\.refinement=none"):
+        load_config(None, ["environment=navigate"])
+
+
+def test_prompts_come_with_the_budget_of_their_group(config):
+    stream = PromptStream(config)
+    tasks = [next(stream) for _ in range(24)]
+    assert {one.budget for one in tasks} <= {4, 8, 16, 30} and len({one.budget for one in tasks}) > 1
+    assert sorted(one.question_id for one in tasks[:8]) == [f"train-000{i}" for i in range(8)]
+    assert len({one.id.prompt for one in tasks}) == 24
+    assert stream.task(tasks[9].id.prompt) == tasks[9]
+    assert {one.budget for one in group_of(tasks[0], 4)} == {tasks[0].budget}
+    assert next(PromptStream(config, position=9)) == tasks[9]
+
+
+def test_an_evaluation_plays_each_question_with_each_budget(config):
+    queries = evaluation_queries(config, "test")
+    assert [query.task.id.prompt for query in queries[:3]] == ["test-0000@2", "test-0000@8", "test-0001@2"]
+    assert len(queries) == 6 and queries[1].task.budget == 8
+
+
+def test_every_turn_is_an_example_of_the_agents_own_tokens(config):
+    groups = [
+        trajectory(RIGHT, id=SampleId("p", 0)), trajectory(["<answer>blue</answer>"], id=SampleId("p", 1)),
+    ]  # fmt: skip
+    credits = credits_of(groups, config.grpo.objective, 96)
+    examples = navigate_examples(groups, credits, config.grpo)
+    assert [len(example.response_ids) for example in examples] == [
+        len(text) for text in [*RIGHT, "<answer>blue</answer>"]
+    ]
+    assert all(all(example.trained) and example.target is None for example in examples)
+    assert examples[2].prompt_ids[: examples[1].length] == examples[1].prompt_ids + examples[1].response_ids
+    assert examples[0].sampled.advantage > 0 > examples[3].sampled.advantage
+
+
+def test_records_become_examples_text_by_text(config):
+    rows = spoken_rows(DatasetFolder(config.data.root))
+    last = [row for row in rows if row["query"] == "train-0000"][-1]
+
+    def encode(text):
+        return [len(text)] if text else []
+
+    example = spoken_example(last["said"], last["reply"], encode)
+    assert example.response_ids == [len(last["reply"])]
+    assert len(example.prompt_ids) >= len(last["said"]) and example.clips == ()
+
+
+def test_the_log_gives_navigation_back(tmp_path):
+    episodes = [trajectory(RIGHT), trajectory([call("find(red)"), "<answer>unknown</answer>"], id=SampleId("q"))]
+    path = tmp_path / "log.jsonl"
+    append_trajectories(path, [LoggedTrajectory(one, 3) for one in episodes])
+    assert [logged.trajectory for logged in read_log(path)] == episodes
+    assert json.loads(path.read_text().splitlines()[0])["turns"][0]["record"]["status"] == "ok"
+
+
+def test_what_a_step_follows(config):
+    episodes = [trajectory(RIGHT), trajectory(["x", "<answer>unknown</answer>"])]
+    values = followed(config).metrics(episodes, 0)
+    assert values["accuracy"] == 0.5 and values["abstained"] == 0.5 and values["spent"] == 1
+    assert values["status/ok"] == 2 / 5 and values["status/malformed"] == 1 / 5
+    assert values["reward/location"] == 0.5 and values["turns"] == 2.5
+
+
+def test_a_summary_counts_what_failed_as_wrong():
+    rows = [
+        navigate_row(trajectory(RIGHT)), navigate_row(trajectory(["<answer>unknown</answer>"], budget=0.0)),
+        failed_navigate_row(task(budget=4.0), FailedSample(SampleId("p"), "ToolError", "no answer")),
+    ]  # fmt: skip
+    summary = summarise_navigation(rows)
+    assert summary.budgets["4"].accuracy == 0.5 and summary.budgets["4"].calls == 1
+    assert summary.budgets["0"].abstained == 1 and summary.failed == {"ToolError": 1}
+    assert rows[0].nodes == [(1, 1), (1, 1, 3)] and rows[0].location == 1
+    assert summary.to_json()["budgets"]["0"]["questions"] == 1
