@@ -14,6 +14,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from vsr1.episode.moments import Span
 
@@ -52,13 +53,7 @@ class ClipTree:
         Raises:
             ValueError: a duration that is not positive and finite.
         """
-        width = tree_width(seconds)
-        if seconds < LEAF_SECONDS:
-            return cls(width, (0.0, seconds))
-        leaves = width**LEVELS
-        leaf, rising = seconds / leaves, sorted(scenes)
-        inner = [_moved(number * leaf, rising, REACH * leaf) for number in range(1, leaves)]
-        return cls(width, (0.0, *inner, seconds))
+        return _tree(seconds, tuple(scenes))
 
     @property
     def has_parts(self) -> bool:
@@ -109,6 +104,17 @@ class ClipTree:
             first = min(max(bisect_right(self.borders, start) - 1, 0), last)
             numbers.update(range(first, max(first, min(bisect_left(self.borders, end) - 1, last)) + 1))
         return numbers
+
+
+@lru_cache(maxsize=1024)
+def _tree(seconds: float, scenes: tuple[float, ...]) -> ClipTree:
+    width = tree_width(seconds)
+    if seconds < LEAF_SECONDS:
+        return ClipTree(width, (0.0, seconds))
+    leaves = width**LEVELS
+    leaf, rising = seconds / leaves, sorted(scenes)
+    inner = [_moved(number * leaf, rising, REACH * leaf) for number in range(1, leaves)]
+    return ClipTree(width, (0.0, *inner, seconds))
 
 
 def _moved(border: float, scenes: list[float], reach: float) -> float:

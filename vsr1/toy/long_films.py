@@ -17,7 +17,7 @@ makes the best expected accuracy for a budget computable (`vsr1.toy.optimum`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -62,18 +62,7 @@ class LongFilm:
 
     def leaf(self, number: int) -> Film:
         """Return the toy film of a leaf, from 0; its seconds begin at 0."""
-        rng = np.random.default_rng([self.seed, 1, number])
-        node, end = self.tree.leaf(number), self.leaf_seconds
-        shape, motion = self.plan.scenes[node[0] - 1]
-        detail = self.plan.detail if node in self.plan.places else None
-        if detail is None and rng.random() < DETAILS:
-            taken = {shape, self.plan.detail} if node[0] in self.plan.look_alikes else {shape, self.plan.shape}
-            detail = str(rng.choice([name for name in SHAPES if name not in taken]))
-        middle = end // 2 if detail else end
-        events = [Event(0, middle, str(rng.choice(COLOURS)), shape, motion)]
-        if detail:
-            events.append(Event(middle, end, str(rng.choice(COLOURS)), detail, str(rng.choice(MOTIONS))))
-        return Film(f"{self.film}@{number}", end, tuple(events), int(rng.integers(2**31)))
+        return _leaf(self, number)
 
     def events(self, node: Node) -> list[Event]:
         """Return the events of a leaf, in seconds of the whole film."""
@@ -160,6 +149,22 @@ class Plan:
     @property
     def motion(self) -> str:
         return self.scenes[self.right - 1][1]
+
+
+@lru_cache(maxsize=8192)
+def _leaf(film: LongFilm, number: int) -> Film:
+    rng = np.random.default_rng([film.seed, 1, number])
+    node, end = film.tree.leaf(number), film.leaf_seconds
+    shape, motion = film.plan.scenes[node[0] - 1]
+    detail = film.plan.detail if node in film.plan.places else None
+    if detail is None and rng.random() < DETAILS:
+        taken = {shape, film.plan.detail} if node[0] in film.plan.look_alikes else {shape, film.plan.shape}
+        detail = str(rng.choice([name for name in SHAPES if name not in taken]))
+    middle = end // 2 if detail else end
+    events = [Event(0, middle, str(rng.choice(COLOURS)), shape, motion)]
+    if detail:
+        events.append(Event(middle, end, str(rng.choice(COLOURS)), detail, str(rng.choice(MOTIONS))))
+    return Film(f"{film.film}@{number}", end, tuple(events), int(rng.integers(2**31)))
 
 
 def make_long_film(film: str, minutes: float, seed: int) -> LongFilm:
