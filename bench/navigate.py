@@ -31,8 +31,8 @@ def navigate_curve(films: int, minutes: Sequence[float], seed: int, budgets: Seq
     """
     settings, curves = NavigateConfig(), {}
     for length in minutes:
-        made = [make_long_film(f"film-{length:g}-{number}", length, seed) for number in range(films)]
-        curves[f"{length:g}"] = {str(budget): _at(made, budget, settings) for budget in budgets}
+        world = [make_long_film(f"film-{length:g}-{number}", length, seed) for number in range(films)]
+        curves[f"{length:g}"] = {str(budget): _at(world, budget, settings) for budget in budgets}
     return {"films": films, "seed": seed, "minutes": curves}
 
 

@@ -14,7 +14,7 @@ from vsr1.settings.navigate import NavigateConfig
 
 
 @dataclass
-class Said:
+class Spoken:
     """A reply of a policy that writes what it is given."""
 
     text: str
@@ -56,12 +56,12 @@ def play(replies, question=None, settings=None, use=None) -> tuple[list[Prompt],
     """Play an episode with these replies; a policy that is asked for more of them fails."""
     prompts: list[Prompt] = []
 
-    async def reply_to(prompt: Prompt, turn: int) -> Said:
+    async def reply_to(prompt: Prompt, turn: int) -> Spoken:
         prompts.append(prompt)
-        said = replies[turn - 1]
-        said = Said(said) if isinstance(said, str) else said
-        said.prompt_token_ids = prompt.token_ids(lambda text: [ord(letter) for letter in text], -1)
-        return said
+        reply = replies[turn - 1]
+        reply = Spoken(reply) if isinstance(reply, str) else reply
+        reply.prompt_token_ids = prompt.token_ids(lambda text: [ord(letter) for letter in text], -1)
+        return reply
 
     environment = NavigateEnvironment(question or task(), settings or NavigateConfig(), use or table([]))
     return prompts, asyncio.run(run_episode(environment, reply_to))

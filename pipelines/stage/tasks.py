@@ -142,7 +142,7 @@ def evaluation_queries(config: Config, split: str) -> list[EvaluationQuery]:
     """
     folder = DatasetFolder(config.data.root)
     if config.environment == "navigate":
-        return _played_with_each_budget(read_questions(questions_file(folder, split))[: config.eval.limit], config)
+        return _with_each_budget(read_questions(questions_file(folder, split))[: config.eval.limit], config)
     for path in (folder.query_meta(split), folder.docid2row(split)):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; build split {split!r} first with `vsr1 data build`")
@@ -166,11 +166,11 @@ def evaluation_queries(config: Config, split: str) -> list[EvaluationQuery]:
     return queries
 
 
-def _played_with_each_budget(questions: list[Question], config: Config) -> list[EvaluationQuery]:
+def _with_each_budget(questions: list[Question], config: Config) -> list[EvaluationQuery]:
     """Return each question with each of `navigate.eval_budgets`."""
-    played: Any = [
+    tasks: Any = [
         question.task(SampleId(f"{question.question_id}@{budget:g}"), budget)
         for question in questions
         for budget in config.navigate.eval_budgets
     ]
-    return [EvaluationQuery(index, task) for index, task in enumerate(played)]
+    return [EvaluationQuery(index, task) for index, task in enumerate(tasks)]

@@ -67,7 +67,7 @@ def sft_file(config: Config) -> Path:
 def spoken_rows(folder: DatasetFolder) -> list[dict[str, Any]]:
     """Return the records of navigation; `query` is what rows of one question share; errors as of `read_records`."""
     return [
-        {"query": record.question_id, "said": record.said, "reply": record.reply}
+        {"query": record.question_id, "history": record.history, "reply": record.reply}
         for record in read_records(records_file(folder))
     ]
 

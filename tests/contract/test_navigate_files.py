@@ -105,10 +105,10 @@ def test_published_training_rows_become_records(tmp_path):
         "output": "<think>b</think><tool>video_qa((1,2,3), \"is it raining?\")</tool>",
     }  # fmt: skip
     [record] = read_published_records(written(tmp_path / "t.json", [row]))
-    assert [len(record.said), record.said[1]] == [3, row["history"][0][1]]
-    assert record.said[0].startswith("<|im_start|>system\nYou answer.<|im_end|>\n<|im_start|>user\n")
-    assert record.said[2].startswith("<|im_end|>\n<|im_start|>user\n") and record.said[2].endswith("assistant\n")
-    assert parse_reply(record.said[1]).node == (1, 2) and parse_reply(record.reply).words == "is it raining?"
+    assert [len(record.history), record.history[1]] == [3, row["history"][0][1]]
+    assert record.history[0].startswith("<|im_start|>system\nYou answer.<|im_end|>\n<|im_start|>user\n")
+    assert record.history[2].startswith("<|im_end|>\n<|im_start|>user\n") and record.history[2].endswith("assistant\n")
+    assert parse_reply(record.history[1]).node == (1, 2) and parse_reply(record.reply).words == "is it raining?"
     with pytest.raises(NavigateFileError, match="row 0: not a training row"):
         read_published_records(written(tmp_path / "t.json", [{"system": "x"}]))
 
@@ -126,7 +126,7 @@ def test_the_toy_world_is_written_and_read(tmp_path):
     records = read_records(records_file(folder))
     last = [record for record in records if record.question_id == "train-0000"][-1]
     assert last.reply.endswith(f"<answer>{questions[0].answer}</answer>")
-    assert len(last.said) == 2 * len([r for r in records if r.question_id == "train-0000"]) - 1
+    assert len(last.history) == 2 * len([r for r in records if r.question_id == "train-0000"]) - 1
 
 
 def test_faults_of_our_own_files_are_named(tmp_path):

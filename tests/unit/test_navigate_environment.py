@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from navigation import Said, call, play, table, task
+from navigation import Spoken, call, play, table, task
 
 from vsr1.episode.environment import finished_turn, replies_of
 from vsr1.episode.sample import SampleId
@@ -39,7 +39,7 @@ def test_the_history_grows_token_for_token_and_tells_what_is_left():
 def test_each_fault_of_a_call_has_a_status_and_costs_nothing():
     replies = [
         "no tags", call("caption(1)"), call("caption(9,1)"), call("look(1,1)"), call("look(1,1,1)"),
-        Said(call("caption(1,1)"), finish_reason="length"), "<answer>blue</answer>",
+        Spoken(call("caption(1,1)"), finish_reason="length"), "<answer>blue</answer>",
     ]  # fmt: skip
     _, trajectory = play(replies, settings=NavigateConfig(free_turns=6))
     assert statuses(trajectory) == [
@@ -153,9 +153,9 @@ def test_a_lost_episode_goes_on_from_its_finished_turns(count):
         environment = NavigateEnvironment(task(id=SampleId("p")), NavigateConfig(), table([]))
 
         async def reply_to(prompt, turn):
-            said = Said(RIGHT[turn - 1])
-            said.prompt_token_ids = prompt.token_ids(lambda text: [ord(letter) for letter in text], -1)
-            return said
+            reply = Spoken(RIGHT[turn - 1])
+            reply.prompt_token_ids = prompt.token_ids(lambda text: [ord(letter) for letter in text], -1)
+            return reply
 
         finished = [finished_turn(turn, None) for turn in whole.turns[:count]]
         async for _ in replies_of(environment, reply_to, finished):

@@ -79,9 +79,9 @@ def test_records_become_examples_text_by_text(config):
     def encode(text):
         return [len(text)] if text else []
 
-    example = spoken_example(last["said"], last["reply"], encode)
+    example = spoken_example(last["history"], last["reply"], encode)
     assert example.response_ids == [len(last["reply"])]
-    assert len(example.prompt_ids) >= len(last["said"]) and example.clips == ()
+    assert len(example.prompt_ids) >= len(last["history"]) and example.clips == ()
 
 
 def test_the_log_gives_navigation_back(tmp_path):

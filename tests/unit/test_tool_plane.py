@@ -73,7 +73,7 @@ def test_a_group_makes_each_call_once_whether_the_tool_is_busy_or_free():
     results = asyncio.run(group())
     assert pool.calls == [CAPTION] and {result.text for result in results} == {"caption (1, 2) "}
     costs = tools.costs["caption"]
-    assert (costs.calls, costs.made, costs.failed, costs.visual_tokens) == (17, 1, 0, 5)
+    assert (costs.calls, costs.asked, costs.failed, costs.visual_tokens) == (17, 1, 0, 5)
     assert costs.seconds >= 0.02 and results[-1].cached and not results[0].cached
 
 

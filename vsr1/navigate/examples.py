@@ -32,14 +32,14 @@ def navigate_examples(
     ]
 
 
-def spoken_example(said: Sequence[str], reply: str, encode: Callable[[str], list[int]]) -> Example:
+def spoken_example(history: Sequence[str], reply: str, encode: Callable[[str], list[int]]) -> Example:
     """Return the example of a record; each text is encoded by itself, as the turns of an episode are.
 
     Args:
-        said: what was shown and replied in turn, as `vsr1.navigate.files.Record` has it.
+        history: what was shown and replied in turn, as `vsr1.navigate.files.Record` has it.
         encode: gives the ids of a text, without any that begin or end one.
     """
     prompt: list[int] = []
-    for place, text in enumerate(said):
+    for place, text in enumerate(history):
         prompt += encode_plain(encode, plain(text, is_reply=True) if place % 2 else text)
     return Example(prompt_ids=prompt, response_ids=encode_plain(encode, plain(reply, is_reply=True)))

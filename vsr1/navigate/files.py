@@ -61,17 +61,17 @@ class Question(BaseModel):
 
 
 class Record(BaseModel):
-    """A reply to learn, and what was said before it: `said[0]` was shown, `said[1]` replied, and so on."""
+    """A reply to learn, and what was said before it: `history[0]` was shown, `history[1]` replied, and so on."""
 
     model_config = ConfigDict(extra="forbid")
     question_id: Text
-    said: list[Text] = Field(min_length=1)
+    history: list[Text] = Field(min_length=1)
     reply: Text
 
     @model_validator(mode="after")
     def _ends_with_what_is_shown(self) -> Record:
-        if len(self.said) % 2 == 0:
-            raise ValueError("said must begin and end with what the agent is shown")
+        if len(self.history) % 2 == 0:
+            raise ValueError("history must begin and end with what the agent is shown")
         return self
 
 
@@ -179,10 +179,10 @@ def read_published_records(path: Path) -> list[Record]:
     for number, row in enumerate(_list(path)):
         try:
             shown = "\n".join(text for text in (row["instruction"], row.get("input", "")) if text)
-            said = [text for pair in row.get("history") or [] for text in pair] + [shown]
-            markup = [_shown(text) if place % 2 == 0 else text for place, text in enumerate(said)]
+            texts = [text for pair in row.get("history") or [] for text in pair] + [shown]
+            markup = [_shown(text) if place % 2 == 0 else text for place, text in enumerate(texts)]
             markup[0] = f"<|im_start|>system\n{plain(row['system'])}{markup[0]}"
-            values = {"question_id": str(number), "said": markup, "reply": row["output"]}
+            values = {"question_id": str(number), "history": markup, "reply": row["output"]}
         except (KeyError, TypeError, AttributeError) as error:
             raise NavigateFileError(f"{path} row {number}: not a training row ({error!r})") from error
         records += _rows(path, Record, [values], number)

@@ -24,7 +24,7 @@ from vsr1.settings.navigate import ToolName
 from vsr1.shared_calls import SharedCalls
 from vsr1.video.clips import Clip
 
-FOUND = 3  # nodes that a search names
+NAMED = 3  # nodes that a search names
 
 
 class Films(Protocol):
@@ -61,9 +61,9 @@ class ToolCosts:
     """What the calls of a tool came to."""
 
     calls: int = 0  # that episodes made
-    made: int = 0  # that a pool was asked for; the others were shared or kept
+    asked: int = 0  # of a pool; the others were shared or kept
     failed: int = 0
-    seconds: float = 0.0  # of those that were made
+    seconds: float = 0.0  # of what pools were asked
     visual_tokens: int = 0
 
 
@@ -97,23 +97,23 @@ class ToolPlane:
         return await self._shared.answer(call, lambda: self._answer(call))
 
     async def _answer(self, call: ToolCall) -> ToolResult:
-        result = await self._found(call) if call.tool == "find" else self._kept(call) or await self._made(call)
+        result = await self._search(call) if call.tool == "find" else self._from_disk(call) or await self._ask(call)
         self._results[call] = result
         return result
 
-    async def _found(self, call: ToolCall) -> ToolResult:
+    async def _search(self, call: ToolCall) -> ToolResult:
         """Search the captions of the second level, which are made where they are missing."""
         tree = self.films.tree(call.film)
         parts = [part for root in tree.roots for part in tree.children(root)]
         results = await asyncio.gather(*(self.use(ToolCall(call.film, "caption", part)) for part in parts))
         captions = {part: result.text for part, result in zip(parts, results, strict=True) if result.text is not None}
-        return ToolResult("" if captions else None, nodes=tuple(ranked_nodes(captions, call.words, FOUND)))
+        return ToolResult("" if captions else None, nodes=tuple(ranked_nodes(captions, call.words, NAMED)))
 
-    async def _made(self, call: ToolCall) -> ToolResult:
+    async def _ask(self, call: ToolCall) -> ToolResult:
         costs, began = self.costs[call.tool], time.monotonic()
         member = min(self.pools[call.tool], key=lambda member: member.open)
         member.open += 1
-        costs.made += 1
+        costs.asked += 1
         try:
             result = await asyncio.wait_for(member.ask(call), self.deadline_s)
         except TimeoutError:
@@ -131,7 +131,7 @@ class ToolPlane:
         self._keep(call, result)
         return result
 
-    def _kept(self, call: ToolCall) -> ToolResult | None:
+    def _from_disk(self, call: ToolCall) -> ToolResult | None:
         file = self._file(call)
         if file is None or not file.is_file():
             return None

@@ -73,7 +73,7 @@ def caption_text(tree: ClipTree, node: Node, text: str) -> str:
     return _part(tree, node, text)
 
 
-def found_text(tree: ClipTree, nodes: Sequence[Node]) -> str:
+def search_text(tree: ClipTree, nodes: Sequence[Node]) -> str:
     """Return what a search has found, best first."""
     return "\n".join(_part(tree, node, "") for node in nodes) or "Nothing fits."
 

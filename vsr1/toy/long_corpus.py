@@ -83,8 +83,8 @@ def _records(film: LongFilm, settings: NavigateConfig, seed: int) -> list[Record
     replies = [turn.text for turn in trajectory.turns]
     records = []
     for place, reply in enumerate(replies):
-        said = [text for pair in zip(shown, replies[:place], strict=False) for text in pair]
-        records.append(Record(question_id=film.film, said=[*said, shown[place]], reply=reply))
+        history = [text for pair in zip(shown, replies[:place], strict=False) for text in pair]
+        records.append(Record(question_id=film.film, history=[*history, shown[place]], reply=reply))
     return records
 
 

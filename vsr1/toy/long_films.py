@@ -33,7 +33,7 @@ from vsr1.video.clips import Clip
 SHORTEST_MINUTES, LONGEST_MINUTES = 10, 120
 DROPPED = 0.2  # share of the second level's captions that do not say what the scene's shape does
 DETAILS = 0.3  # share of leaves with a detail that nobody asks for
-FOUND = 3  # nodes that a search names
+NAMED = 3  # nodes that a search names
 LOOK_ALIKES = (1, 2)  # scenes beside the right one that have its shape
 _CHANCE = 10**6
 
@@ -108,7 +108,7 @@ class LongFilm:
         match call.tool:
             case "find":
                 parts = {part: self.caption(part) for root in self.tree.roots for part in self.tree.children(root)}
-                return ToolResult("", nodes=tuple(ranked_nodes(parts, call.words, FOUND)))
+                return ToolResult("", nodes=tuple(ranked_nodes(parts, call.words, NAMED)))
             case "look":
                 return ToolResult("", self.clip(call.node or (), frames))
             case "video_qa":

@@ -26,7 +26,7 @@ from vsr1.toy.optimum import Scene, best_move
 from vsr1.toy.world import COLOURS, DOING
 
 DETOUR = 0.3  # chance of each wrong turn of the oracle
-_FOUND = re.compile(r"^([0-9,]+) \[", re.MULTILINE)
+_NAMED = re.compile(r"^([0-9,]+) \[", re.MULTILINE)
 _SHOWN = re.compile(r"^[0-9,]+ \[[0-9]+-[0-9]+\] (.*)$", re.MULTILINE)
 _QUESTION = re.compile(r"what colour is the (\w+) where a (\w+) is ([\w ]+)\?")
 
@@ -157,7 +157,7 @@ def finder(view: View) -> Steps:
     if left:
         words = f"a {view.shape} {view.doing}, a {view.detail}"
         text = yield _call(f"wanted {words}.", f"find({words})")
-        parts = [tuple(map(int, name.split(","))) for name in _FOUND.findall(text)]
+        parts = [tuple(map(int, name.split(","))) for name in _NAMED.findall(text)]
         for leaf in [leaf for part in parts for leaf in view.task.tree.children(part)][: left - 1]:
             if view.answer:
                 break
