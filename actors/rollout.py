@@ -104,14 +104,8 @@ class RolloutWorkerActor:
         Args:
             finished: turns of an attempt that was lost; they come again, without the engine.
         """
-        environment: Environment[Any, Any]
-        if isinstance(task, NavigateTask):
-            environment = NavigateEnvironment(task, self._config.navigate, partial(self._use, split))
-        else:
-            settings = SearchSettings.of(agent, sampling.top_k, sampling.rank_by_depth)
-            version = finished[0].index_version if finished else None
-            search, clip = partial(self._search, split), partial(self._clip, split)
-            environment = SearchEnvironment(task, settings, search, clip, index_version=version)
+        settings = SearchSettings.of(agent, sampling.top_k, sampling.rank_by_depth)
+        environment = self._environment(split, task, settings, finished[0].index_version if finished else None)
 
         async def reply_to(prompt: Prompt, turn: int) -> Reply:
             engine = self._ready()
@@ -195,6 +189,15 @@ class RolloutWorkerActor:
         if self._engine is not None:
             self._engine.shutdown()
             self._engine = None
+
+    def _environment(
+        self, split: str, task: SearchTask | NavigateTask, settings: SearchSettings, version: str | None
+    ) -> Environment[Any, Any]:
+        """Return the environment of a task, a fresh one; searches go by `settings` and a version of the corpus."""
+        if isinstance(task, NavigateTask):
+            return NavigateEnvironment(task, self._config.navigate, partial(self._use, split))
+        search, clip = partial(self._search, split), partial(self._clip, split)
+        return SearchEnvironment(task, settings, search, clip, index_version=version)
 
     async def _search(self, split: str, request: SearchRequest) -> SearchResult:
         """Answer a search; the samples of a group begin with the same one, and share its answer."""

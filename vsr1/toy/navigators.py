@@ -13,7 +13,9 @@ import re
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
-from vsr1.episode.environment import Prompt, run_episode
+import numpy as np
+
+from vsr1.episode.environment import PolicyReply, Prompt, run_episode
 from vsr1.episode.trajectory import FinishReason
 from vsr1.navigate.calls import ToolCall, ToolResult
 from vsr1.navigate.environment import NavigateEnvironment
@@ -77,8 +79,8 @@ class Spoken:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason = "stop"
-    latents: None = None
-    soft_tokens: None = None
+    latents: np.ndarray | None = None
+    soft_tokens: np.ndarray | None = None
     seed: int = 0
     weight_version: int = 0
 
@@ -93,7 +95,7 @@ def play(
     async def use(call: ToolCall) -> ToolResult:
         return film.result(call)
 
-    async def reply_to(prompt: Prompt, turn: int) -> Spoken:
+    async def reply_to(prompt: Prompt, turn: int) -> PolicyReply:
         shown.append(str(prompt.parts[-1]))
         return Spoken(steps.send(shown[-1]) if turn > 1 else next(steps))
 
