@@ -49,10 +49,10 @@ class ToolRouterActor:
 
     def __init__(self, films: Films, config: ToolsConfig, cache: Path | None, log: Path | None = None) -> None:
         log_to(log)
-        self._actors: list[Any] = []
-        pools: dict[ToolName, list[Member]] = {
-            "caption": [self._member(films, config, log) for _ in range(config.captioners)],
-            "video_qa": [self._member(films, config, log) for _ in range(config.answerers)],
+        sizes: dict[ToolName, int] = {"caption": config.captioners, "video_qa": config.answerers}
+        pools = {
+            tool: [_member(films, config, log and log.with_stem(f"{log.stem}-{tool}-{i}")) for i in range(size)]
+            for tool, size in sizes.items()
         }
         self._plane = ToolPlane(films, pools, config.deadline_s, cache)
 
@@ -64,26 +64,19 @@ class ToolRouterActor:
         """Return by tool what its calls came to so far."""
         return {tool: asdict(costs) for tool, costs in self._plane.costs.items()}
 
-    async def stop(self) -> None:
-        """End the actors of the pools."""
-        for actor in self._actors:
-            ray.kill(actor)
 
-    def _member(self, films: Films, config: ToolsConfig, log: Path | None) -> Member:
-        name = f"captioner-{len(self._actors)}"
-        actor = Captioner.options(num_cpus=0, max_concurrency=config.calls, max_restarts=-1).remote(
-            films, log and log.with_stem(f"{log.stem}-{name}")
-        )
-        self._actors.append(actor)
+def _member(films: Films, config: ToolsConfig, log: Path | None) -> Member:
+    """Start an actor of a pool."""
+    actor = Captioner.options(num_cpus=0, max_concurrency=config.calls, max_restarts=-1).remote(films, log)
 
-        async def ask(call: ToolCall) -> ToolResult:
-            try:
-                result: ToolResult = await actor.answer.options(max_task_retries=RETRIES).remote(call)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error
-            return result
+    async def ask(call: ToolCall) -> ToolResult:
+        try:
+            result: ToolResult = await actor.answer.options(max_task_retries=RETRIES).remote(call)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        return result
 
-        return Member(ask, partial(ray.kill, actor, no_restart=False))
+    return Member(ask, partial(ray.kill, actor, no_restart=False))
 
 
 class FilmActors:
@@ -111,8 +104,7 @@ class FilmActors:
         return self.retrieval.costs.remote()
 
     def stop(self) -> None:
-        """End all its actors."""
-        ray.get(self.retrieval.stop.remote())
+        """End all its actors; the pools end with the router."""
         for actor in [self.retrieval, *self.stores.actors()]:
             ray.kill(actor)
 
@@ -122,9 +114,8 @@ class ToolRouterHandle(Protocol):
 
     use: Remote[[ToolCall], ToolResult]
     costs: Remote[[], dict[str, dict[str, float]]]
-    stop: Remote[[], None]
 
 
 # Any: the stubs of Ray give a handle no `.remote`.
 Captioner: Any = ray.remote(CaptionerActor)
-ToolRouter: Any = ray.remote(ToolRouterActor).options(max_concurrency=EPISODES, num_cpus=0)
+ToolRouter: Any = ray.remote(max_concurrency=EPISODES, num_cpus=0)(ToolRouterActor)
