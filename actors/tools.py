@@ -16,11 +16,11 @@ import ray
 
 from actors.clips import ClipStores
 from actors.corpus import CLIP_BUDGET_SHARE, resources
-from actors.handles import RETRIES, Remote
+from actors.handles import Remote
 from actors.logs import log_to
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.navigate.calls import ToolCall, ToolResult
+from vsr1.navigate.calls import ToolCall, ToolError, ToolResult
 from vsr1.navigate.plane import Films, Member, ToolPlane
 from vsr1.settings.navigate import ToolName, ToolsConfig
 from vsr1.toy.long_corpus import LongFilms
@@ -71,9 +71,11 @@ def _member(films: Films, config: ToolsConfig, log: Path | None) -> Member:
 
     async def ask(call: ToolCall) -> ToolResult:
         try:
-            result: ToolResult = await actor.answer.options(max_task_retries=RETRIES).remote(call)
+            result: ToolResult = await actor.answer.remote(call)  # never twice: a call that hung would hang again
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
+        except ray.exceptions.RayActorError as error:
+            raise ToolError(f"{call.tool} of film {call.film!r}: its actor died, and starts again") from error
         return result
 
     return Member(ask, partial(ray.kill, actor, no_restart=False))
