@@ -66,7 +66,7 @@ class LearnerRankActor:
         """
         import torch
 
-        from vsr1.rl.example_loss import vectors_of
+        from vsr1.rl.corpus_vectors import vectors_of
         from vsr1.rl.learner import Learner
 
         config, ranks = self._config, self._config.grpo.learner.ranks

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from bench.navigators import AGENTS
+from bench.optimum import best_accuracy
 from vsr1.episode.sample import SampleId
 from vsr1.navigate.record import NavigateTrajectory, is_right, spent, visited
 from vsr1.navigate.rewards import location
 from vsr1.settings.navigate import NavigateConfig
 from vsr1.toy.long_films import LongFilm, make_long_film
-from vsr1.toy.navigators import AGENTS, Agent, play
-from vsr1.toy.optimum import best_accuracy
+from vsr1.toy.navigators import Agent, play
 
 BUDGETS = (2, 4, 8, 16, 30)
 SOON = 2  # calls within which a wrong branch is to be left

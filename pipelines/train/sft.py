@@ -210,7 +210,7 @@ def train_rank(settings: dict[str, Any]) -> None:
     import torch
 
     from vsr1.model.processor import ClipProcessor
-    from vsr1.rl.example_loss import vectors_of
+    from vsr1.rl.corpus_vectors import vectors_of
     from vsr1.rl.learner import Learner
 
     config = Config.model_validate(settings["config"])

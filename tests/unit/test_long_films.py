@@ -5,6 +5,8 @@ from statistics import fmean
 import numpy as np
 import pytest
 
+from bench.navigators import AGENTS
+from bench.optimum import best_accuracy
 from vsr1.episode.sample import SampleId
 from vsr1.navigate.calls import ToolCall, clip_node, node_clip
 from vsr1.navigate.ranking import ranked_nodes
@@ -12,8 +14,7 @@ from vsr1.navigate.record import is_right, spent
 from vsr1.navigate.rewards import NavigateRewards, location
 from vsr1.settings.navigate import NavigateConfig, NavigateRewardConfig
 from vsr1.toy.long_films import LongFilm, make_long_film
-from vsr1.toy.navigators import AGENTS, play
-from vsr1.toy.optimum import best_accuracy
+from vsr1.toy.navigators import play
 from vsr1.toy.render import render
 from vsr1.toy.world import DOING, ToyWorldError
 

@@ -5,8 +5,8 @@ from itertools import pairwise, product
 
 import pytest
 
+from bench.optimum import best_accuracy, best_move, in_right_scene
 from vsr1.toy.long_films import DROPPED
-from vsr1.toy.optimum import best_accuracy, best_move, in_right_scene
 
 
 def test_without_a_budget_there_is_a_guess():

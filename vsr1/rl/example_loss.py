@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vsr1.config import Config
 from vsr1.engine.latent_table import latent_noise
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.attention import ALL, LayerOptions
@@ -315,13 +314,6 @@ def load_vectors(folder: DatasetFolder, split: str) -> VideoVectors:
     matrix = torch.from_numpy(np.load(folder.video_embeddings(split), allow_pickle=False))
     rows = json.loads(folder.docid2row(split).read_text(encoding="utf-8"))
     return VideoVectors(torch.nn.functional.normalize(matrix, dim=-1), rows)
-
-
-def vectors_of(config: Config) -> VideoVectors:
-    """Return the corpus vectors of the training split; navigation has no corpus, and none of them."""
-    if config.environment == "navigate":
-        return VideoVectors(torch.zeros(0, 1), {})
-    return load_vectors(DatasetFolder(config.data.root), "train")
 
 
 def _has_latents(example: Example) -> bool:

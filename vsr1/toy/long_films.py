@@ -11,7 +11,7 @@ their second half. Captions lose detail by level:
 "What colour is the ring where a cross is moving left?" Some scenes have the same shape (look-alike branches) and one of
 them does the right thing; each of them shows the detail in exactly one leaf. So the way down is: a branch that looks
 right, a part that shows whether it is, the part with the detail, its leaf. The prior of all of that is uniform, which
-makes the best expected accuracy for a budget computable (`vsr1.toy.optimum`).
+makes the best expected accuracy for a budget computable (`bench/optimum.py`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Scripted agents of the long toy world, which write the same replies as a policy and see what it sees.
+"""Scripted agents of the long toy world: they write the same replies as a policy and see what it sees.
 
-`optimal` plays the moves of `vsr1.toy.optimum`; `greedy` goes down the first branch that looks right and stays in it;
-`uniform` looks at parts spread over the film, then into them; `finder` searches first; `oracle` knows the leaf and
-makes detours, as a beginning for training. None but the oracle knows more than the captions say.
+`oracle` knows the leaf and makes detours, as a beginning for training. `bench/navigators.py` has others, which do not.
 """
 
 from __future__ import annotations
@@ -24,11 +22,9 @@ from vsr1.navigate.record import ABSTENTION, NavigateTask, NavigateTrajectory
 from vsr1.navigate.tree import LEVELS, Node
 from vsr1.settings.navigate import NavigateConfig
 from vsr1.toy.long_films import LongFilm
-from vsr1.toy.optimum import Scene, best_move
 from vsr1.toy.world import COLOURS, DOING
 
 DETOUR = 0.3  # chance of each wrong turn of the oracle
-_NAMED = re.compile(r"^([0-9,]+) \[", re.MULTILINE)
 _SHOWN = re.compile(r"^[0-9,]+ \[[0-9]+-[0-9]+\] (.*)$", re.MULTILINE)
 _QUESTION = re.compile(r"what colour is the (\w+) where a (\w+) is ([\w ]+)\?")
 
@@ -102,71 +98,6 @@ def play(
     return asyncio.run(run_episode(NavigateEnvironment(task, settings, use), reply_to)), shown
 
 
-def optimal(view: View) -> Steps:
-    """Play the best move for what is known, until the detail is seen or the budget is spent."""
-    branches, left, width = view.look_alikes, int(view.task.budget), view.task.tree.width
-    while left and not view.answer:
-        branches = _not_wrong(view, branches)
-        states = {branch: _state(view, branch) for branch in branches}
-        if len(branches) > 1:
-            _, (kind, scene) = best_move(width, left, tuple(sorted(states.values())))
-            if kind == "stop":
-                break
-            branch = next(branch for branch in branches if states[branch] == scene)
-        else:
-            branch = branches[0]
-            kind = "leaf" if _detailed(view, branch) else "part"
-        yield from _read(view, _next_leaf(view, branch) if kind == "leaf" else view.unread(branch)[0])
-        left -= 1
-    yield _last_words(view)
-
-
-def greedy(view: View) -> Steps:
-    """Go down the first branch with the shape, part by part, into the first with the detail; never leave it."""
-    branch = view.look_alikes[0]
-    for _ in range(int(view.task.budget)):
-        detailed = _detailed(view, branch)
-        unread = [leaf for part in detailed for leaf in view.unread(part)] or view.unread(branch)
-        if view.answer or not unread:
-            break
-        yield from _read(view, unread[0])
-    yield _last_words(view)
-
-
-def uniform(view: View) -> Steps:
-    """Read parts of the second level spread over the film, half of the budget long, then leaves of those it has read.
-
-    Parts whose scene is right come first among them, then those with the detail.
-    """
-    tree, budget = view.task.tree, int(view.task.budget)
-    parts = [part for root in tree.roots for part in tree.children(root)]
-    count = min(len(parts), (budget + 1) // 2)
-    chosen = [parts[(2 * place + 1) * len(parts) // (2 * count)] for place in range(count)]
-    for part in chosen:
-        yield from _read(view, part)
-    chosen.sort(key=lambda part: (not view.is_right(part), view.detail not in view.captions[part]))
-    leaves = [leaf for part in chosen for leaf in tree.children(part)]
-    for leaf in leaves[: budget - count]:
-        if view.answer:
-            break
-        yield from _read(view, leaf)
-    yield _last_words(view)
-
-
-def finder(view: View) -> Steps:
-    """Search for the words of the question, then read the leaves of what was found."""
-    left = int(view.task.budget)
-    if left:
-        words = f"a {view.shape} {view.doing}, a {view.detail}"
-        text = yield _call(f"wanted {words}.", f"find({words})")
-        parts = [tuple(map(int, name.split(","))) for name in _NAMED.findall(text)]
-        for leaf in [leaf for part in parts for leaf in view.task.tree.children(part)][: left - 1]:
-            if view.answer:
-                break
-            yield from _read(view, leaf)
-    yield _last_words(view)
-
-
 def oracle(view: View) -> Steps:
     """Go to the leaf with the answer, with wrong turns that are left again as far as the budget allows them."""
     tree = view.task.tree
@@ -174,8 +105,8 @@ def oracle(view: View) -> Steps:
     detours = _detours(view, goal)[: max(int(view.task.budget) - 2, 0)]
     for node in sorted([*detours, goal[:2], goal], key=lambda node: (node[:1] == goal[:1], len(node), node == goal)):
         if len(view.captions) - tree.width < int(view.task.budget):
-            yield from _read(view, node)
-    yield _last_words(view, guesses=False)
+            yield from read(view, node)
+    yield last_words(view, guesses=False)
 
 
 def _detours(view: View, goal: Node) -> list[Node]:
@@ -185,10 +116,10 @@ def _detours(view: View, goal: Node) -> list[Node]:
     return [node for node in wrong if view.rng.random() < DETOUR]
 
 
-def _read(view: View, node: Node) -> Generator[str, str, None]:
+def read(view: View, node: Node) -> Generator[str, str, None]:
     """Ask for a caption, and see whether it holds the answer."""
     known = view.captions.get(node[:-1], "")
-    text = yield _call(
+    text = yield call(
         f"wanted {view.shape} {view.doing}, {view.detail}. {name_of(node[:-1])} {known}.", f"caption({name_of(node)})"
     )
     match = _SHOWN.search(text)
@@ -198,43 +129,13 @@ def _read(view: View, node: Node) -> Generator[str, str, None]:
         view.answer = colour.group(1) if colour else ""
 
 
-def _call(thought: str, call: str) -> str:
-    return f"<think>{thought}</think> <tool>{call}</tool>"
+def call(thought: str, tool: str) -> str:
+    """Return a reply that calls a tool."""
+    return f"<think>{thought}</think> <tool>{tool}</tool>"
 
 
-def _last_words(view: View, *, guesses: bool = True) -> str:
+def last_words(view: View, *, guesses: bool = True) -> str:
+    """Return the reply that ends an episode: the answer if it was seen, else a guess or an abstention."""
     guess = view.rng.choice(COLOURS) if guesses else ABSTENTION
     seen = f"{view.answer} {view.detail}" if view.answer else f"no {view.detail}"
     return f"<think>{seen}.</think> <answer>{view.answer or guess}</answer>"
-
-
-def _not_wrong(view: View, branches: list[Node]) -> list[Node]:
-    """Return the branches that may be right: one that shows it, else those that do not show the opposite."""
-    verdicts = {branch: [view.is_right(node) for node in view.captions if node[:1] == branch] for branch in branches}
-    right = [branch for branch in branches if True in verdicts[branch]]
-    return right or [branch for branch in branches if False not in verdicts[branch]]
-
-
-def _detailed(view: View, branch: Node) -> list[Node]:
-    """Return the part of a branch that shows the detail, if it was read."""
-    parts = [part for part in view.task.tree.children(branch) if part in view.captions]
-    return [
-        part
-        for part in parts
-        if view.detail in view.captions[part].split()[-1:] or f"a {view.detail}," in view.captions[part]
-    ]
-
-
-def _state(view: View, branch: Node) -> Scene:
-    return view.task.tree.width - len(view.unread(branch)), bool(_detailed(view, branch))
-
-
-def _next_leaf(view: View, branch: Node) -> Node:
-    """Return a leaf of the part with the detail that was not read, else of any part that was."""
-    parts = _detailed(view, branch) or [part for part in view.task.tree.children(branch) if part in view.captions]
-    return next(leaf for part in parts for leaf in view.unread(part))
-
-
-AGENTS: dict[str, Agent] = {
-    "optimal": optimal, "greedy": greedy, "uniform": uniform, "finder": finder, "oracle": oracle,
-}  # fmt: skip

@@ -1,0 +1,112 @@
+"""Scripted agents that know no more than the captions say, to compare policies with.
+
+`optimal` plays the moves of `bench.optimum`; `greedy` goes down the first branch that looks right and stays in it;
+`uniform` looks at parts spread over the film, then into them; `finder` searches first.
+"""
+
+from __future__ import annotations
+
+import re
+
+from bench.optimum import Scene, best_move
+from vsr1.navigate.tree import Node
+from vsr1.toy.navigators import Agent, Steps, View, call, last_words, oracle, read
+
+_NAMED = re.compile(r"^([0-9,]+) \[", re.MULTILINE)
+
+
+def optimal(view: View) -> Steps:
+    """Play the best move for what is known, until the detail is seen or the budget is spent."""
+    branches, left, width = view.look_alikes, int(view.task.budget), view.task.tree.width
+    while left and not view.answer:
+        branches = _not_wrong(view, branches)
+        states = {branch: _state(view, branch) for branch in branches}
+        if len(branches) > 1:
+            _, (kind, scene) = best_move(width, left, tuple(sorted(states.values())))
+            if kind == "stop":
+                break
+            branch = next(branch for branch in branches if states[branch] == scene)
+        else:
+            branch = branches[0]
+            kind = "leaf" if _detailed(view, branch) else "part"
+        yield from read(view, _next_leaf(view, branch) if kind == "leaf" else view.unread(branch)[0])
+        left -= 1
+    yield last_words(view)
+
+
+def greedy(view: View) -> Steps:
+    """Go down the first branch with the shape, part by part, into the first with the detail; never leave it."""
+    branch = view.look_alikes[0]
+    for _ in range(int(view.task.budget)):
+        detailed = _detailed(view, branch)
+        unread = [leaf for part in detailed for leaf in view.unread(part)] or view.unread(branch)
+        if view.answer or not unread:
+            break
+        yield from read(view, unread[0])
+    yield last_words(view)
+
+
+def uniform(view: View) -> Steps:
+    """Read parts of the second level spread over the film, half of the budget long, then leaves of those it has read.
+
+    Parts whose scene is right come first among them, then those with the detail.
+    """
+    tree, budget = view.task.tree, int(view.task.budget)
+    parts = [part for root in tree.roots for part in tree.children(root)]
+    count = min(len(parts), (budget + 1) // 2)
+    chosen = [parts[(2 * place + 1) * len(parts) // (2 * count)] for place in range(count)]
+    for part in chosen:
+        yield from read(view, part)
+    chosen.sort(key=lambda part: (not view.is_right(part), view.detail not in view.captions[part]))
+    leaves = [leaf for part in chosen for leaf in tree.children(part)]
+    for leaf in leaves[: budget - count]:
+        if view.answer:
+            break
+        yield from read(view, leaf)
+    yield last_words(view)
+
+
+def finder(view: View) -> Steps:
+    """Search for the words of the question, then read the leaves of what was found."""
+    left = int(view.task.budget)
+    if left:
+        words = f"a {view.shape} {view.doing}, a {view.detail}"
+        text = yield call(f"wanted {words}.", f"find({words})")
+        parts = [tuple(map(int, name.split(","))) for name in _NAMED.findall(text)]
+        for leaf in [leaf for part in parts for leaf in view.task.tree.children(part)][: left - 1]:
+            if view.answer:
+                break
+            yield from read(view, leaf)
+    yield last_words(view)
+
+
+def _not_wrong(view: View, branches: list[Node]) -> list[Node]:
+    """Return the branches that may be right: one that shows it, else those that do not show the opposite."""
+    verdicts = {branch: [view.is_right(node) for node in view.captions if node[:1] == branch] for branch in branches}
+    right = [branch for branch in branches if True in verdicts[branch]]
+    return right or [branch for branch in branches if False not in verdicts[branch]]
+
+
+def _detailed(view: View, branch: Node) -> list[Node]:
+    """Return the part of a branch that shows the detail, if it was read."""
+    parts = [part for part in view.task.tree.children(branch) if part in view.captions]
+    return [
+        part
+        for part in parts
+        if view.detail in view.captions[part].split()[-1:] or f"a {view.detail}," in view.captions[part]
+    ]
+
+
+def _state(view: View, branch: Node) -> Scene:
+    return view.task.tree.width - len(view.unread(branch)), bool(_detailed(view, branch))
+
+
+def _next_leaf(view: View, branch: Node) -> Node:
+    """Return a leaf of the part with the detail that was not read, else of any part that was."""
+    parts = _detailed(view, branch) or [part for part in view.task.tree.children(branch) if part in view.captions]
+    return next(leaf for part in parts for leaf in view.unread(part))
+
+
+AGENTS: dict[str, Agent] = {
+    "optimal": optimal, "greedy": greedy, "uniform": uniform, "finder": finder, "oracle": oracle,
+}  # fmt: skip
