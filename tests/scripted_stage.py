@@ -181,18 +181,24 @@ class Members:
 
     Args:
         start: starts the actor of a worker.
+        worker: makes a worker of the configuration.
     """
 
     def __init__(
-        self, start: Callable[[ScriptedWorker], Any], config: Config, count: int = 2, at_once: int = 4
+        self,
+        start: Callable[[ScriptedWorker], Any],
+        config: Config,
+        count: int = 2,
+        at_once: int = 4,
+        worker: Callable[[Config], ScriptedWorker] = ScriptedWorker,
     ) -> None:
-        self._start_actor, self._config = start, config
+        self._start_actor, self._config, self._worker = start, config, worker
         self._at_once, self.version, self.deaths = at_once, 0, 0
         self.members = [Member(f"rollout-{i}", self._start()) for i in range(count)]
         self.load: dict[Member, int] = dict.fromkeys(self.members, 0)
 
     def _start(self) -> Any:
-        handle = self._start_actor(ScriptedWorker(self._config))
+        handle = self._start_actor(self._worker(self._config))
         handle.set_version.remote(self.version)
         return handle
 
@@ -244,6 +250,7 @@ class Stage:
     learner: ScriptedLearner = field(default_factory=ScriptedLearner)
     poison: int = -1
     learner_seconds: float = 0.0
+    stream: Callable[[int], Any] | None = None  # of prompts from a position on; None: of searches
 
     def run(self) -> str:
         """Take the steps that are left; return the weights."""
@@ -267,9 +274,9 @@ class Stage:
                 self.after_frame(frame)
 
             ledger = Ledger(write, saved.past, config.grpo.poison_deaths)
-            stream: Any = ScriptedStream(saved.position, self.poison)
+            stream = self.stream(saved.position) if self.stream else ScriptedStream(saved.position, self.poison)
             learner: Any = self.learner
-            rollouts = GroupRollouts(others, stream, ledger, config, saved, self.events)
+            rollouts = GroupRollouts(others, cast(Any, stream), ledger, config, saved, self.events)
             self.ledger = ledger
             loop = Loop(config, others, learner, rollouts, commits, log, self.events, QUIET)
             try:
