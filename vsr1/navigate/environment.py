@@ -14,7 +14,7 @@ import time
 
 from vsr1.episode.environment import Observation, PolicyReply, turn_of
 from vsr1.navigate.calls import Action, ToolCall, ToolResult, Use, parse_reply
-from vsr1.navigate.prompts import caption_text, first_turn, next_turn, search_text
+from vsr1.navigate.prompts import first_turn, next_turn, part_line, search_text
 from vsr1.navigate.record import EndReason, NavigateTask, NavigateTrajectory, NavigateTurn, Status
 from vsr1.navigate.tree import LEVELS, Node
 from vsr1.settings.navigate import NavigateConfig
@@ -111,7 +111,7 @@ class NavigateEnvironment:
         result = self._results[call]
         if call.tool == "find":
             return search_text(self._tree, result.nodes)
-        return caption_text(self._tree, call.node or (), result.text or "")
+        return part_line(self._tree, call.node or (), result.text or "")
 
     def _end(self, reason: EndReason) -> Observation | None:
         """End the episode: no observation follows."""

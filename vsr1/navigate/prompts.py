@@ -43,7 +43,7 @@ def first_turn(task: NavigateTask, tree: ClipTree, captions: Sequence[str | None
         captions: of `tree.roots`, None where there is none.
     """
     options = "".join(f"\n{chr(ord('A') + place)}. {plain(text)}" for place, text in enumerate(task.options))
-    parts = [_part(tree, node, text) for node, text in zip(tree.roots, captions, strict=True)]
+    parts = [part_line(tree, node, text) for node, text in zip(tree.roots, captions, strict=True)]
     shown = "\n".join(parts)
     user = (
         f"{plain(task.question)}{options}\nThe video has {task.seconds:.0f} seconds.\n{shown}\n{remainder(task.budget)}"
@@ -68,14 +68,9 @@ def remainder(left: float) -> str:
     return f"Left: {left:g}." if left > 0 else "Left: 0. Answer now."
 
 
-def caption_text(tree: ClipTree, node: Node, text: str) -> str:
-    """Return a caption as it is shown, with its node and seconds."""
-    return _part(tree, node, text)
-
-
 def search_text(tree: ClipTree, nodes: Sequence[Node]) -> str:
     """Return what a search has found, best first."""
-    return "\n".join(_part(tree, node, "") for node in nodes) or "Nothing fits."
+    return "\n".join(part_line(tree, node, "") for node in nodes) or "Nothing fits."
 
 
 def name_of(node: Node) -> str:
@@ -83,7 +78,8 @@ def name_of(node: Node) -> str:
     return ",".join(map(str, node))
 
 
-def _part(tree: ClipTree, node: Node, text: str | None) -> str:
+def part_line(tree: ClipTree, node: Node, text: str | None) -> str:
+    """Return what is shown of a node: its name, its seconds, and its caption or what else a tool says of it."""
     start, end = tree.span(node)
     words = "(no description)" if text is None else plain(text)
     return f"{name_of(node) or 'all'} [{start:.0f}-{end:.0f}] {words}".rstrip()
