@@ -159,7 +159,11 @@ class FleetConfig(Section):
     probe_every_s: float = Field(
         1.0, gt=0, description="seconds without a sign of life after which an engine is asked for one token"
     )
-    probe_s: float = Field(3.0, gt=0, description="seconds until an engine that gives no token counts as dead")
+    probe_s: float = Field(
+        7.0,
+        gt=0,
+        description="seconds until an engine that gives no token counts as dead; after half of them it gets no samples",
+    )
     stopped_s: float = Field(2.0, gt=0, description="seconds that a process may stand still, as after SIGSTOP")
     start_s: float = Field(900.0, gt=0, description="seconds until a rollout worker that is not ready counts as dead")
     push_s: float = Field(300.0, gt=0, description="seconds that a rollout worker has to take weights")
