@@ -8,6 +8,7 @@ stay readable. Nothing is read from environment variables.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -121,7 +122,7 @@ def load_config(path: Path | str | Sequence[Path] | None, overrides: list[str] |
             # Under a partly given section lie its own defaults; `data.splits` follows what else is given.
             OmegaConf.create(Config().model_dump(mode="json", exclude={"data": {"splits"}})),
             *[with_new_names(_read(file), f"{file}: ") for file in paths],
-            with_new_names(OmegaConf.from_dotlist(overrides or []), "overrides: "),
+            with_new_names(OmegaConf.from_dotlist([_whole(entry) for entry in overrides or []]), "overrides: "),
         )
         values = OmegaConf.to_container(tree, resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError) as error:
@@ -130,6 +131,13 @@ def load_config(path: Path | str | Sequence[Path] | None, overrides: list[str] |
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(item, where) for item in error.errors())) from error
+
+
+def _whole(entry: str) -> str:
+    """Return an override whose text YAML takes as it is: a shell has left no comments, so a # belongs to the value."""
+    key, _, text = entry.partition("=")
+    is_plain = " #" in text and text.strip()[:1] not in ("'", '"', "[", "{")
+    return f"{key}={json.dumps(text, ensure_ascii=False)}" if is_plain else entry
 
 
 def _read(file: Path) -> DictConfig:

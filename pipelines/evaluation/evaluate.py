@@ -33,6 +33,7 @@ from vsr1.metrics.prediction_rows import failed_row, prediction_row
 from vsr1.metrics.predictions import PredictionRow
 from vsr1.metrics.published import published_summary
 from vsr1.metrics.summary import EvalSummary, summarise
+from vsr1.model.largest_clip import check_largest_clip
 from vsr1.retrieval.corpus import CURRENT
 from vsr1.runs.folder import EVALUATION_LOG
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log, write_trajectories
@@ -122,6 +123,7 @@ def evaluate(
     Raises:
         EvaluationError: too many queries failed; everything is written all the same.
     """
+    check_largest_clip(config.model.policy, config.data)
     with kept_in_folder(config, name):
         connect(config)
         ensure_dataset(config)

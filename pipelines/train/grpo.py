@@ -31,6 +31,7 @@ from vsr1.episode.sample import hashed_seed
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256
 from vsr1.ledger import Ledger
+from vsr1.model.largest_clip import check_largest_clip
 from vsr1.rl.batch import Example
 from vsr1.rl.credit import credits_of
 from vsr1.rl.flops import learner_speed
@@ -81,12 +82,13 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 
 def check(config: Config) -> None:
     """See that a run can start, as far as dataset and run folder tell by themselves; errors as of `train`."""
+    check_largest_clip(config.model.policy, config.data)
     states, has_records = _states(config), DatasetFolder(config.data.root).grpo_records().is_file()
     if not states.root.exists():
         check_untrained(config, "grpo")
     elif has_records:
         states.claim(_settings(config), RENAMED, DEFAULTS)
-    if has_records:
+    if has_records or not config.toy.create:
         check_grpo_records(config)
 
 

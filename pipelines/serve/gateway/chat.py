@@ -61,7 +61,7 @@ class Message(BaseModel):
 class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class ChatBody(SearchOptions):
@@ -131,7 +131,7 @@ async def complete(body: ChatBody, request: Request, gateway: Served) -> Any:
     run = await gateway.begin(body.search(), request)
     site = str(request.base_url).rstrip("/")
     if body.stream:
-        usage = body.stream_options is not None and body.stream_options.include_usage
+        usage = bool(body.stream_options and body.stream_options.include_usage)
         return server_sent(_chunks(run, body.model, site, usage))
     result = await run.result()
     message = {"role": "assistant", "content": sentence(result, site), "refusal": None}
