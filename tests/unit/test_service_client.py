@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
+from mcp import Client
 
 from bench.load import load
 from pipelines.serve.client import SearchError, stream_search
@@ -79,6 +80,31 @@ def test_a_search_that_is_not_read_to_its_end_is_ended() -> None:
             call.cancel()
             await asyncio.wait([call])
             assert requests[3:] == ["DELETE /v1/search/abc HTTP/1.1"]
+
+    asyncio.run(play())
+
+
+def test_an_assistant_sees_that_its_call_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.serve.mcp_tool.SIGN_S", 0.05)
+
+    async def play() -> None:
+        pieces = [event(type="retrieved") for _ in range(30)]
+        async with server(*pieces, DONE) as (url, _), Client(search_tool(url, None)) as client:
+            signs: list[tuple[float, str | None]] = []
+
+            async def note(progress: float, total: float | None, message: str | None) -> None:
+                signs.append((progress, message))
+
+            answer = await client.call_tool("search_videos", {"query": QUERY}, progress_callback=note)
+            assert answer.structured_content == {"status": "not_found", "moments": []}
+            assert [number for number, _ in signs] == [*range(1, len(signs) + 1)] and len(signs) > 2
+            assert str(signs[-1][1]).startswith("searching for ")
+            [described] = (await client.list_tools()).tools
+            assert [*described.input_schema["properties"]] == ["query", "corpus", "max_turns", "exclude_ids"]
+            quiet = await client.call_tool("search_videos", {"query": QUERY})  # asks for no progress
+            assert not quiet.is_error
+            refused = await client.call_tool("search_videos", {"query": QUERY, "max_turns": 99})
+            assert refused.is_error
 
     asyncio.run(play())
 

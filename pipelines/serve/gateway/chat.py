@@ -156,7 +156,7 @@ def sentence(result: dict[str, Any], site: str) -> str:
 
 
 async def _chunks(run: SearchRun, model: str, site: str, usage: bool) -> AsyncIterator[str]:
-    frame = _frame(run, "chat.completion.chunk", model)
+    frame = _frame(run, "chat.completion.chunk", model) | ({"usage": None} if usage else {})
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
