@@ -10,7 +10,8 @@ import pytest
 from mcp import Client
 
 from bench.load import load
-from pipelines.serve.client import SearchError, stream_search
+from pipelines.command import console, guarded
+from pipelines.serve.client import SearchError, search, stream_search
 from pipelines.serve.mcp_tool import search_tool
 
 QUERY = "a ring\u2028moving\u2029left\u0085 now"
@@ -107,6 +108,27 @@ def test_an_assistant_sees_that_its_call_goes_on(monkeypatch: pytest.MonkeyPatch
             assert refused.is_error
 
     asyncio.run(play())
+
+
+def test_ids_are_printed_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = ["Film [dQw4w9WgXcQ]", "a [/b] :cat: c"]
+
+    async def events(url: str, body: dict[str, Any], key: str | None) -> AsyncIterator[dict[str, Any]]:
+        yield {"type": "verdict", "turn": 1, "video_id": ids[0], "verdict": "not_matched"}
+        moments = [{"video_id": name, "start": 1.0, "end": 2.0, "score": 0.5} for name in ids]
+        yield {"type": "done", "result": {"status": "matched", "moments": moments}}
+
+    monkeypatch.setattr("pipelines.serve.client.stream_search", events)
+    assert search("http://nowhere", {}, None, console, as_json=False) == 0
+    told = capsys.readouterr().out
+    assert told.count(ids[0]) == 2 and told.count(ids[1]) == 1
+
+    def fail() -> None:
+        raise SearchError(ids[1])
+
+    with pytest.raises(SystemExit):
+        guarded(fail)
+    assert capsys.readouterr().err == f"error: {ids[1]}\n"
 
 
 @pytest.mark.parametrize(
