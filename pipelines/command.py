@@ -98,14 +98,14 @@ def run_stage(stage: Callable[[Config, Progress], Any], settings: Config) -> Any
         with shown_progress(console) as progress:
             return stage(settings, progress)
 
-    with stoppable(settings):
+    with stoppable(lambda: kept_in(settings.run_dir)):
         return guarded(stage_shown)
 
 
-def stoppable(settings: Config) -> AbstractContextManager[None]:
-    """Return what lets Ctrl-C and SIGTERM end this process, with a line on what the run folder keeps."""
+def stoppable(kept: Callable[[], str]) -> AbstractContextManager[None]:
+    """Return what lets Ctrl-C and SIGTERM end this process and all that it started, with a line on what is kept."""
 
     def say(line: str) -> None:
         errors.print(line, highlight=False, soft_wrap=True)
 
-    return ended_by_signals(say, lambda: kept_in(settings.run_dir))
+    return ended_by_signals(say, kept)

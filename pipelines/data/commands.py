@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.command import ConfigFile, Overrides, console, guarded, keep_console, read_settings
+from pipelines.command import ConfigFile, Overrides, console, guarded, keep_console, read_settings, stoppable
 
 commands = typer.Typer(no_args_is_help=True, help="Make, build, unpack and check datasets.")
 announce = partial(console.print, soft_wrap=True)
@@ -40,8 +40,9 @@ def data_build(overrides: Overrides = None, config: ConfigFile = None) -> None:
     from pipelines.stage.connection import connect
 
     keep_console(settings)
-    guarded(connect, settings)
-    report = guarded(build_dataset, settings, progress=announce)
+    with stoppable(lambda: f"what is finished is kept in {settings.data.root}, and the same command goes on from it"):
+        guarded(connect, settings)
+        report = guarded(build_dataset, settings, progress=announce)
     console.print(report.table())
     console.print(report.line(), soft_wrap=True)
 
@@ -58,7 +59,8 @@ def data_unpack(
     from vsr1.formats.dataset import DatasetFolder
     from vsr1.formats.prepared import unpack_dataset
 
-    console.print(guarded(unpack_dataset, source, out, workers, announce).line(), soft_wrap=True)
+    with stoppable(lambda: f"shards that are unpacked stay in {out}, and the same command goes on from them"):
+        console.print(guarded(unpack_dataset, source, out, workers, announce).line(), soft_wrap=True)
     guarded(check_folder, DatasetFolder(out), split, announce)
 
 
@@ -72,7 +74,8 @@ def data_check(
     settings = read_settings(config, overrides)
     from pipelines.data.check_videos import check_table, check_videos
 
-    checks = guarded(check_videos, settings, announce if not as_json else None)
+    with stoppable(lambda: "nothing was written"):
+        checks = guarded(check_videos, settings, announce if not as_json else None)
     if as_json:
         print(json.dumps({check.split: asdict(check) for check in checks}, ensure_ascii=False, indent=2))
     else:
