@@ -7,6 +7,7 @@ client's machine, and comes under the server's keys and limits; nothing is mount
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from itertools import count
@@ -76,5 +77,6 @@ async def _signs_of_life(context: Context) -> AsyncIterator[None]:
 
 
 def run_tool(url: str, key_file: Path | None) -> None:
-    """Answer on standard input and output until the client closes them."""
+    """Answer on standard input and output until the client closes them, or Ctrl-C ends this process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a thread waits for input, and an exception would wait for it
     search_tool(url, key_file).run("stdio")

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -108,6 +111,20 @@ def test_an_assistant_sees_that_its_call_goes_on(monkeypatch: pytest.MonkeyPatch
             assert refused.is_error
 
     asyncio.run(play())
+
+
+def test_ctrl_c_ends_the_tool_while_it_waits_for_an_assistant() -> None:
+    command = [sys.executable, "-m", "pipelines", "mcp", "--url", "http://127.0.0.1:9"]
+    client = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    first = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": client})
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tool:
+        assert tool.stdin and tool.stdout and tool.stderr
+        tool.stdin.write(first.encode() + b"\n")
+        tool.stdin.flush()
+        assert b'"id":1' in tool.stdout.readline()
+        tool.send_signal(signal.SIGINT)
+        assert tool.wait(10) == -signal.SIGINT
+        assert b"Traceback" not in tool.stderr.read()
 
 
 def test_ids_are_printed_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,10 +52,8 @@ def test_a_signal_ends_the_check_and_all_its_processes_with_a_line(folder: Datas
     else:
         process.send_signal(signal_)
     assert process.wait(30) == 128 + signal_
-    *_, last = out.read_text().splitlines()
-    assert (
-        last == f"{signal.Signals(signal_).name}: stopping; nothing was written" and "Traceback" not in out.read_text()
-    )
+    *_, last = (text := out.read_text()).splitlines()
+    assert last == f"{signal.Signals(signal_).name}: stopping; nothing was written" and "Traceback" not in text
     while left := _of_group(group):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
