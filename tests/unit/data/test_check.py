@@ -68,6 +68,20 @@ def _of_group(group: int) -> list[int]:
     return processes
 
 
+@pytest.mark.parametrize("other", ["test_0001.mp4", "caf\u00e9"])
+def test_a_film_under_two_ids_is_refused_with_both(folder: DatasetFolder, other: str) -> None:
+    path = folder.annotations("test")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if other == "caf\u00e9":  # the same letters, taken apart
+        (folder.raw_videos("test") / "test_0001.mp4").rename(folder.raw_videos("test") / "caf\u00e9.mp4")
+        rows = [row | {"video": "cafe\u0301"} if row["video"] == "test_0001" else row for row in rows]
+    [row] = [row for row in rows if row["video"] in ("test_0001", "cafe\u0301")]
+    write_lines(path, [*rows, row | {"video": other, "desc_id": 999}])
+    result = check(folder)
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    assert "1 video files under several ids" in result.output and ascii(other) in result.output
+
+
 def test_each_defect_is_found(folder: DatasetFolder) -> None:
     raw = folder.raw_videos("test")
     (raw / "test_0000.mp4").unlink()
