@@ -145,9 +145,7 @@ def find_videos(folder: DatasetFolder, split: str, data: DataConfig) -> Manifest
         for path in video.files:
             ids.setdefault(path, []).append(video.video_id)
     if several := {path: named for path, named in ids.items() if named[1:]}:
-        shown = "; ".join(
-            f"{printable(path)} is {' and '.join(map(ascii, several[path]))}" for path in [*several][:NAMED]
-        )
+        lines = [f"{printable(path)} is {' and '.join(map(ascii, named))}" for path, named in several.items()]
         raise BuildError(
             f"split {split!r} has {len(several)} video files under several ids, and each would be searched several "
             f"times: {'; '.join(lines[:NAMED])}; write one id for each in the annotations"
