@@ -33,7 +33,6 @@ from vsr1.metrics.prediction_rows import failed_row, prediction_row
 from vsr1.metrics.predictions import PredictionRow
 from vsr1.metrics.published import published_summary
 from vsr1.metrics.summary import EvalSummary, summarise
-from vsr1.model.largest_clip import check_largest_clip
 from vsr1.retrieval.corpus import CURRENT
 from vsr1.runs.folder import EVALUATION_LOG
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log, write_trajectories
@@ -42,6 +41,7 @@ from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
 from vsr1.versions import installed_version
 from vsr1.video.clips import META, read_meta
+from vsr1.video.largest_clip import check_largest_clip
 
 STACK = ("torch", "transformers", "vllm", "faiss")  # packages whose versions change numbers
 

@@ -10,10 +10,10 @@ from pipelines.machine.placement import Capacity, Plan, Role, capacity, clip_sto
 from pipelines.serve.gateway.keys import read_keys
 from vsr1.config import Config, ConfigError
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.model.largest_clip import check_largest_clip
 from vsr1.settings.parts import ActorResources
 from vsr1.settings.serving import CorpusConfig
 from vsr1.video.clips import META
+from vsr1.video.largest_clip import check_largest_clip
 
 HANDS_ON = ActorResources(cpus=0.1, memory_gib=0)  # gateway and library, each
 

@@ -31,7 +31,6 @@ from vsr1.episode.sample import hashed_seed
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256
 from vsr1.ledger import Ledger
-from vsr1.model.largest_clip import check_largest_clip
 from vsr1.rl.batch import Example
 from vsr1.rl.credit import credits_of
 from vsr1.rl.flops import learner_speed
@@ -45,6 +44,7 @@ from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
 from vsr1.search.examples import clips_of, trained_examples
 from vsr1.search.prompts import agent_prompt
 from vsr1.settings.training import GrpoConfig
+from vsr1.video.largest_clip import check_largest_clip
 
 DEFAULTS = {"grpo": GrpoConfig().model_dump(mode="json")}  # for states of before a setting was there
 UNDECIDED = (  # change no step

@@ -21,10 +21,10 @@ from vsr1.config import Config
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.dataset import TRAIN, DatasetFolder
 from vsr1.formats.digest import value_sha256
-from vsr1.model.largest_clip import check_largest_clip
 from vsr1.settings.data import DataConfig, TeacherConfig
 from vsr1.toy.world import load_events
 from vsr1.video.clips import ClipFolder
+from vsr1.video.largest_clip import check_largest_clip
 
 
 @dataclass(frozen=True)
