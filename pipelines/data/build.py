@@ -101,7 +101,7 @@ def build_dataset(
             copy_annotations(folder, split, data)
         clips = [SplitClips(folder, load_manifest(folder, split, data), data) for split in data.splits]
         if TRAIN in data.splits and not data.search_only:
-            check_teacher(folder, data.teacher)
+            check_teacher(folder, data)
         for of_split in clips:
             of_split.plan()
         for of_split in clips:

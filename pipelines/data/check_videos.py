@@ -6,9 +6,11 @@ is found by the build.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -82,14 +84,15 @@ def check_videos(config: Config, progress: Announce | None = None) -> list[Video
     manifests = [find_videos(DatasetFolder(data.root), split, data) for split in data.splits]
     everywhere = {path for manifest in manifests for video in manifest.videos.values() for path in video.files}
     # Spawned, because a fork of a process with threads can hang.
-    with ProcessPoolExecutor(data.decode_workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(data.decode_workers, mp_context=get_context("spawn")) as pool, _dropped_at_a_fault(pool):
         checks = []
         for manifest in manifests:
             check = _check_names(manifest, everywhere)
             single = [video for video in manifest.videos.values() if len(video.files) == 1]
             if progress:
                 progress(f"{manifest.split}: opening {len(single)} videos")
-            results = pool.map(_probe, [video.files[0] for video in single], chunksize=PROBED_AT_ONCE)
+            with _no_interrupt():
+                results = pool.map(_probe, [video.files[0] for video in single], chunksize=PROBED_AT_ONCE)
             for video, probed in zip(single, _results(results, single), strict=True):
                 if isinstance(probed, str):
                     check.undecodable[video.video_id] = probed
@@ -106,6 +109,26 @@ def check_table(checks: list[VideosCheck]) -> Table:
         counts = (check.videos, len(check.missing), len(check.twice), len(check.undecodable), len(check.mismatched))
         table.add_row(check.split, *map(str, counts), str(check.unused))
     return table
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Keep Ctrl-C from the processes that are started in the block, which would each print a traceback."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
+def _dropped_at_a_fault(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Let what a pool has not begun go where the block raises, or its end would be waited for."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _check_names(manifest: Manifest, named: set[Path]) -> VideosCheck:

@@ -42,7 +42,7 @@ def serve_command(
 
     settings.serve.corpora = guarded(named_corpora, corpus or [], split, settings.serve.corpora)
     if dry_run:
-        console.print(dump_config(settings), markup=False)
+        console.print(dump_config(settings), soft_wrap=True)
         console.print(serving_plan(settings, True, guarded(capacity, settings)).render())
         guarded(check_served, settings)
         return

@@ -44,6 +44,7 @@ from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
 from vsr1.search.examples import clips_of, trained_examples
 from vsr1.search.prompts import agent_prompt
 from vsr1.settings.training import GrpoConfig
+from vsr1.video.largest_clip import check_largest_clip
 
 DEFAULTS = {"grpo": GrpoConfig().model_dump(mode="json")}  # for states of before a setting was there
 UNDECIDED = (  # change no step
@@ -81,12 +82,13 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 
 def check(config: Config) -> None:
     """See that a run can start, as far as dataset and run folder tell by themselves; errors as of `train`."""
+    check_largest_clip(config.model.policy, config.data)
     states, has_records = _states(config), DatasetFolder(config.data.root).grpo_records().is_file()
     if not states.root.exists():
         check_untrained(config, "grpo")
     elif has_records:
         states.claim(_settings(config), RENAMED, DEFAULTS)
-    if has_records:
+    if has_records or not config.toy.create:
         check_grpo_records(config)
 
 

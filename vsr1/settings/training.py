@@ -237,7 +237,9 @@ class TrackingConfig(Section):
     """Where the scalars of a training go beside TensorBoard and `scalars.jsonl`."""
 
     wandb: str | None = Field(
-        None, min_length=1, description="project of Weights & Biases, whose own variables hold the key and the mode"
+        None,
+        pattern=r"^[^/\\#?%:]{1,128}$",  # of the names that it takes
+        description="project of Weights & Biases, whose own variables hold the key and the mode",
     )
 
 
