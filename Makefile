@@ -3,6 +3,8 @@
 .PHONY: demo test chaos lint clean
 
 BIN := .venv/bin
+# Tests and jobs start many processes, and none has to compile what another one has compiled.
+export PYTHONDONTWRITEBYTECODE :=
 STAMP := .venv/.installed
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 
 import pytest
+from ray import serve
 
 from pipelines.data.build import build_dataset
 from vsr1.config import load_config
@@ -42,6 +43,7 @@ def stage(
         films = {path.stem: path for path in sorted(data.raw_videos(WHOLE).iterdir())}
         with closing(Stage(config, data, films, folder)) as stage:
             yield stage
+        serve.shutdown()
 
 
 @pytest.fixture(scope="module")
