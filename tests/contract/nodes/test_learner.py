@@ -126,6 +126,8 @@ def test_ranks_read_the_clips_of_their_own_node_and_hand_out_what_they_trained(
         group.save(tmp_path / "saved")
         _check_handed_out(config, load(weights), manifest, tmp_path / "saved")
 
+        _check_several_steps(group, examples)
+
         group.step([*examples, replace(examples[0], clips=(changed,))], 1e-3)
     assert _given_back()
     assert group.members == []
@@ -145,6 +147,21 @@ def _check_handed_out(config: Config, weights: dict, manifest: dict, saved: Path
     assert {name: record.shape for name, record in manifest.items()} == {
         name: tuple(tensor.shape) for name, tensor in weights.items()
     }
+
+
+def _check_several_steps(learners: LearnerGroup, examples: list[Example]) -> None:
+    """Several steps on a batch take their ratio against the policy before the first one."""
+    first = learners.logprobs(examples)
+    assert [len(values) for values in first] == [len(example.response_ids) for example in examples]
+    sampled = [
+        replace(example, sampled=replace(example.sampled, logprobs=values, old=values))
+        for example, values in zip(examples, first, strict=True)
+    ]
+    numbers = [learners.step(sampled, 1e-3) for _ in range(2)]
+    assert max(learner["mismatch/gap_max"] for learner in numbers) < 1e-6, "the engine's are those of the first step"
+    clipped = [learner["clip_fraction/low"] + learner["clip_fraction/high"] for learner in numbers]
+    assert clipped[0] == 0 < clipped[1], "the second step has left the policy of the first"
+    assert learners.logprobs(examples) != first
 
 
 @pytest.mark.chaos
@@ -226,22 +243,3 @@ def test_a_group_that_cannot_start_leaves_no_place_taken(config: Config, nodes: 
         group.__enter__()
     assert _given_back()
     group.close()  # again
-
-
-def test_several_steps_on_a_batch_take_their_ratio_against_the_policy_before_the_first(
-    config: Config, stores: ClipStores, examples: list[Example]
-) -> None:
-    with LearnerGroup(config, stores) as learners:
-        first = learners.logprobs(examples)
-        assert [len(values) for values in first] == [len(example.response_ids) for example in examples]
-        sampled = [
-            replace(example, sampled=replace(example.sampled, logprobs=values, old=values))
-            for example, values in zip(examples, first, strict=True)
-        ]
-        numbers = [learners.step(sampled, 1e-3) for _ in range(2)]
-        assert max(learner["mismatch/gap_max"] for learner in numbers) < 1e-6, (
-            "the engine's are those of the first step"
-        )
-        clipped = [learner["clip_fraction/low"] + learner["clip_fraction/high"] for learner in numbers]
-        assert clipped[0] == 0 < clipped[1], "the second step has left the policy of the first"
-        assert learners.logprobs(examples) != first
