@@ -14,8 +14,8 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --durations=25
 
-# What kills processes: `make test` leaves it out, and `.ci/run` what takes many minutes of it.
-KILLS := chaos or soak
+# What kills processes or times engines: `make test` leaves it out, and `.ci/run` what takes many minutes of it.
+KILLS := chaos or measured or soak
 chaos: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 -m '$(KILLS)' --durations=10
 

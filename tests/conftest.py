@@ -25,9 +25,9 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's own spelling)
 NAMESPACE = "vsr1-tests"  # of actors in the Ray that the tests of a process share
 
 SLOWEST = (  # half a minute or more each
-    "run", "service", "library", "head", "test_learner_ranks", "nodes", "test_sft_resume",
-    "test_bench", "engine", "test_evaluation", "test_data_build",
-    "test_teacher_engine", "test_retrieval_actors", "test_push", "test_selftest",
+    "run", "service", "library", "head", "test_sft_resume", "test_bench_loop", "engine", "test_evaluation",
+    "test_learner_ranks", "nodes", "test_fleet_actors", "test_teacher_engine", "test_data_build",
+    "test_retrieval_actors", "test_report_browser", "test_selftest", "test_bench", "test_push",
 )  # fmt: skip
 
 

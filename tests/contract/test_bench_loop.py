@@ -11,6 +11,7 @@ from bench.step import step_figures
 from pipelines.stage.workers import Workers
 from vsr1.config import Config
 
+pytestmark = pytest.mark.measured
 WORK = LoopWork(prompts=2, group=2, words=16, at_once=4, rounds=1)
 Running = tuple[Workers, Config]
 

@@ -101,7 +101,7 @@ def under_load(served: Served, kill: Any) -> list[Answer]:
 
 
 def test_more_than_it_takes_is_told_to_come_again(served: Served) -> None:
-    """With 16 that run and 16 that wait; each of 48 clients gets its answer in the end."""
+    """With 8 that run and 8 that wait; each of 24 clients gets its answer in the end."""
     bodies = [
         {"query": query, "model": "second", "corpus": CORPUS} for query in (served.queries * AT_ONCE)[: 3 * AT_ONCE]
     ]
