@@ -116,17 +116,19 @@ def test_ranks_read_the_clips_of_their_own_node_and_hand_out_what_they_trained(
         deadline = time.monotonic() + LONGEST_WAIT_S
         while (loads := [ray.get(store.stats.remote())["loads"] for store in own]) != [3, 3]:
             assert time.monotonic() < deadline, loads
+        _check_several_steps(group, examples)
+
+        hits = [ray.get(store.stats.remote())["hits"] for store in own]
         numbers = group.step(examples, 1e-3)
         stats = [ray.get(store.stats.remote()) for store in own]
-        assert all(one["loads"] == 3 and one["hits"] > 0 for one in stats), "a rank read what had been fetched"
+        assert [one["loads"] for one in stats] == [3, 3], "a rank read what had been fetched"
+        assert all(one["hits"] > before for one, before in zip(stats, hits, strict=True))
         assert numbers["tokens"] == sum(len(example.response_ids) for example in examples)
         assert 0 < numbers["example_bytes"] < 50_000 < min(clip.nbytes for clip in clips)
 
         weights, manifest = ray.get(group.weights())
         group.save(tmp_path / "saved")
         _check_handed_out(config, load(weights), manifest, tmp_path / "saved")
-
-        _check_several_steps(group, examples)
 
         group.step([*examples, replace(examples[0], clips=(changed,))], 1e-3)
     assert _given_back()
