@@ -64,7 +64,7 @@ def local_ray() -> Iterator[None]:
     try:
         yield
     finally:
-        for name in list_named_actors():
+        for name in list_named_actors() if ray.is_initialized() else ():
             ray.kill(ray.get_actor(name))
 
 
