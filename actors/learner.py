@@ -67,8 +67,8 @@ class LearnerRankActor:
         """
         import torch
 
-        from vsr1.rl.example_loss import load_vectors
         from vsr1.rl.learner import Learner
+        from vsr1.rl.refined import load_vectors
 
         config, ranks = self._config, self._config.grpo.learner.ranks
         os.environ.update(

@@ -44,6 +44,24 @@ def show(name: str, measure: Callable[..., dict[str, Any]], *arguments: Any) -> 
 
 
 @app.command()
+def gradient(
+    policy: Annotated[Path, typer.Option(help="Checkpoint after Stage 1.")] = Path("checkpoints/toy/sft"),
+    embedder: Annotated[Path, typer.Option(help="Checkpoint of the search.")] = Path("checkpoints/toy/embedder"),
+    prompts: Annotated[int, typer.Option(min=8, help="Refinements; a quarter of them is measured.")] = 128,
+    films: Annotated[int, typer.Option(min=32, help="Films of the corpus.")] = 512,
+    most: Annotated[int, typer.Option(min=4, help="Branches, from 4 on doubled until there are so many.")] = 256,
+    radius: Annotated[float, typer.Option(min=0.001, help="Distance of a branch, as a share of the norm.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of films and draws.")] = 0,
+    picture: Annotated[Path | None, typer.Option(help="SVG file to draw.")] = None,
+) -> None:
+    """Measure how the policy gradient of latents agrees with the true one, by branches and directions."""
+    from bench.gradient import bench_gradient
+
+    draws = [4 * 2**power for power in range((most // 4).bit_length())]
+    show("gradient", bench_gradient, policy, embedder, prompts, films, draws, radius, seed, picture)
+
+
+@app.command()
 def latents(
     shape: Shape = "toy",
     samples: Annotated[int, typer.Option(min=1, help="Requests at one time.")] = 32,

@@ -56,9 +56,10 @@ class BuildReport:
             for split in self.splits
         ]
         if self.records:
-            sft, grpo, reasoned = (self.records[name] for name in ("sft_records", "grpo_records", "reasoning"))
-            left_out = f", {reasoned['left_out']} pairs left out" if reasoned["left_out"] else ""
-            parts.append(f"{sft['rows']} SFT and {grpo['rows']} GRPO records{left_out}")
+            left = self.records.get("reasoning", {}).get("left_out", 0)
+            left_out = f", {left} pairs left out" if left else ""
+            with_reasoning = self.records.get("sft_records", {}).get("rows", "no")
+            parts.append(f"{with_reasoning} SFT and {self.records['grpo_records']['rows']} GRPO records{left_out}")
         kept = sum(step.status == "kept" for step in self.steps)
         seconds = {name: sum(s.seconds for s in self.steps if s.name == name) for name in ("clips", "embedding")}
         parts.append(f"{len(self.steps) - kept} steps built, {kept} kept")
@@ -139,7 +140,8 @@ def ensure_dataset(config: Config, progress: Announce | None = None) -> bool:
         Whether there was something to build.
     """
     folder = DatasetFolder(config.data.root)
-    if not config.toy.create or folder.sft_records().is_file():
+    last = folder.grpo_records() if config.data.teacher.kind == "none" else folder.sft_records()
+    if not config.toy.create or last.is_file():
         return False
     if not folder.events("test").is_file():
         render_toy(config)
@@ -150,4 +152,5 @@ def ensure_dataset(config: Config, progress: Announce | None = None) -> bool:
 def render_toy(config: Config, progress: Callable[[int, int], None] | None = None) -> None:
     """Render the toy corpus of `toy` in `data.root`; `progress` gets videos rendered and videos in all."""
     toy = config.toy
-    write_toy_corpus(config.data.root, toy.train, toy.test, config.seed, progress, val=toy.val, queries=toy.queries)
+    sizes = toy.model_dump(include={"train", "test", "val", "hard", "queries", "skip"})
+    write_toy_corpus(config.data.root, **sizes, seed=config.seed, progress=progress)

@@ -109,7 +109,7 @@ def _train(config: Config, progress: Progress) -> Path:
             others.push(learners, version=saved.weights)
         elif settings.validate_every:
             _validate(others, log, config, 0)
-        stream = PromptStream(config, saved.position, choose=partial(_short_enough, config))
+        stream = PromptStream(config, saved.position, partial(_short_enough, config), saved.success)
         ledger = Ledger(commits.write, saved.past, settings.poison_deaths)
         rollouts = GroupRollouts(
             others, stream, ledger, config, saved, events, lambda one: learners.prefetch(clips_of(one))

@@ -24,8 +24,8 @@ from vsr1.model.checkpoint import load_policy, save_policy
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
 from vsr1.rl.batch import Example, LatentActions, LearnerError, RetrievalTarget, Sampled
-from vsr1.rl.example_loss import VideoVectors
 from vsr1.rl.learner import Learner, on_rank_0
+from vsr1.rl.refined import VideoVectors
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.settings.parts import AgentConfig, ModelConfig
 from vsr1.settings.training import (

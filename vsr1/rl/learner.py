@@ -17,15 +17,17 @@ import torch
 
 from vsr1 import compat
 from vsr1.formats.atomic import replacing_folder
+from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.checkpoint import copy_processor, load_policy, policy_sizes, write_weights
 from vsr1.model.embedder import Embedder
 from vsr1.model.processor import ClipProcessor
 from vsr1.rl.batch import Example, LearnerError, add_totals, batch_totals, micro_batches
-from vsr1.rl.example_loss import ExampleLoss, VideoVectors
+from vsr1.rl.example_loss import ExampleLoss
 from vsr1.rl.features import ReadClip
 from vsr1.rl.flops import ModelFlops
 from vsr1.rl.meter import peak_flops, work_numbers
 from vsr1.rl.objective import Counted, Values, fetched, merged
+from vsr1.rl.refined import VideoVectors, load_vectors
 from vsr1.settings.parts import AgentConfig, ModelConfig
 from vsr1.settings.training import GrpoConfig, LearnerConfig, SftConfig
 
@@ -63,6 +65,10 @@ class Learner:
     ) -> None:
         self._stage, self._learner, self._folder = stage, stage.learner, model.policy
         embedder = Embedder.load(model.embedder, device=model.device, dtype=model.dtype)
+        known = None
+        if isinstance(stage, GrpoConfig) and stage.loss_embedder and stage.loss_corpus:
+            known_vectors = load_vectors(DatasetFolder(stage.loss_corpus), "train")
+            known = Embedder.load(stage.loss_embedder, device=model.device, dtype=model.dtype), known_vectors
         policy_sizes(model.policy, allow_bin=model.allow_bin, embedder_width=embedder.dim)
         load = partial(load_policy, model.policy, device=model.device, dtype=model.dtype, allow_bin=model.allow_bin)
         self.policy = load()
@@ -70,7 +76,7 @@ class Learner:
         reference = load().requires_grad_(False) if is_compared else None
         self._freeze()
         sources = embedder, vectors, ClipProcessor(model.policy), read_clip
-        self.loss = ExampleLoss(stage, agent, self.policy, reference, *sources, temperature=temperature)
+        self.loss = ExampleLoss(stage, agent, self.policy, reference, *sources, temperature=temperature, known=known)
         self.engine = self._deepspeed(model)
         self.steps = 0  # optimiser steps taken, those before a resume included
 
@@ -125,6 +131,10 @@ class Learner:
         of_ranks = _of_all_ranks((own, meter.end()))
         work = work_numbers([work for _, work in of_ranks], peak_flops(self.policy.device, self.policy.dtype))
         return merged([numbers for numbers, _ in of_ranks]) | work | {"tokens": float(totals.tokens)}
+
+    def agreed(self, value: float) -> float:
+        """Return what the first rank gives here, on every rank."""
+        return _of_all_ranks(value)[0]
 
     @property
     def flops(self) -> ModelFlops:

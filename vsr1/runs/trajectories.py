@@ -36,6 +36,7 @@ _SHARED_WITH_SEGMENTS = (
     "prompt_token_ids", "response_token_ids", "response_logprobs", "text", "finish_reason", "weight_version", "seconds",
 )  # fmt: skip
 _RESULTS = ("end_reason", "terms", "turn_rewards", "turn_latent_rewards", "reward")
+_TERMS = ("turn_terms", "weights")  # which logs of before 0.3 do not have
 _RANKINGS = ("retrieved", "retrieved_after")
 _SCORES = ("negative_scores_before", "negative_scores_after")
 
@@ -104,7 +105,7 @@ def _row(entry: LoggedTrajectory, latents: BinaryIO) -> dict[str, Any]:
     if entry.fingerprint:
         row["fingerprint"] = entry.fingerprint
     turns = [_turn_row(turn, latents) for turn in trajectory.turns]
-    rest = {name: getattr(trajectory, name) for name in _RESULTS}
+    rest = {name: getattr(trajectory, name) for name in (*_RESULTS, *_TERMS)}
     return row | {"task": asdict(trajectory.task), "turns": turns} | rest
 
 
@@ -154,7 +155,8 @@ def _logged(row: dict[str, Any], latents: np.ndarray) -> LoggedTrajectory:
 def _trajectory(row: dict[str, Any], latents: np.ndarray) -> SearchTrajectory:
     task = row["task"]
     task = SearchTask(**{**task, "id": SampleId(**task["id"]), "gt_span": tuple(task["gt_span"])})
-    return Trajectory(task, [_turn(turn, latents) for turn in row["turns"]], **{name: row[name] for name in _RESULTS})
+    results = {name: row[name] for name in _RESULTS} | {name: row[name] for name in _TERMS if name in row}
+    return Trajectory(task, [_turn(turn, latents) for turn in row["turns"]], **results)
 
 
 def _turn(row: dict[str, Any], latents: np.ndarray) -> Turn[SearchTurn]:
