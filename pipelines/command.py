@@ -51,9 +51,10 @@ def read_settings(
     """
     settings: Config = guarded(load_config, path, overrides)
     if dry_run:
-        from pipelines.machine.placement import capacity, placement_plan
+        from pipelines.machine.nodes import planned_capacity
+        from pipelines.machine.placement import placement_plan
 
-        plan = placement_plan(settings, dry_run, guarded(capacity, settings))
+        plan = placement_plan(settings, dry_run, guarded(planned_capacity, settings))
         console.print(dump_config(settings), markup=False)
         console.print(plan.render())
         guarded(plan.check)
@@ -107,4 +108,4 @@ def stoppable(settings: Config) -> AbstractContextManager[None]:
     def say(line: str) -> None:
         Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
-    return ended_by_signals(say, lambda: kept_in(settings.run_dir))
+    return ended_by_signals(say, lambda: kept_in(settings.run_dir), settings.fleet.stop_s)
