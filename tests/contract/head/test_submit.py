@@ -67,7 +67,7 @@ def test_a_token_that_only_its_path_names_is_shown(local_head: Any) -> None:
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(800)
 def test_a_stopped_stage_2_has_saved_its_state_and_goes_on_from_it(
     local_head: Any, toy_data: Path, tmp_path: Path
 ) -> None:
@@ -89,7 +89,7 @@ def test_a_stopped_stage_2_has_saved_its_state_and_goes_on_from_it(
 def begin_and_wait_for(head: Any, command: list[str], run: Path, step: int) -> None:
     begun = vsr1(head, *command, "--no-wait")
     assert begun.returncode == 0, begun.stdout + begun.stderr
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 280
     while step not in steps(run):
         assert time.monotonic() < deadline, list(run.rglob("*"))
         time.sleep(0.5)
