@@ -125,7 +125,7 @@ class Plan:
                 f"with model.device=cuda Ray shows no GPU to an actor that reserves none: raise {keys} above 0"
             )
         if not lines:
-            left, gpus = self._packed()
+            left, gpus = self.packed()
             if left:
                 sizes = ", ".join(f"{left.size(name):g} {unit}" for name, unit in _UNITS.items() if left.size(name))
                 where = {"strict_pack": " next to the others", "strict_spread": " on a node of its own"}
@@ -137,7 +137,7 @@ class Plan:
             lines += sorted({_overfull(gpu) for gpu in gpus if _is_overfull(gpu)})
         return lines
 
-    def _packed(self) -> tuple[Role | None, list[Gpu]]:
+    def packed(self) -> tuple[Role | None, list[Gpu]]:
         """Place every actor; return a role of which one finds no node, and the GPUs.
 
         What may go to few nodes and is large goes first, each to the fullest node that it fits.

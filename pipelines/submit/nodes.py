@@ -93,7 +93,7 @@ def check_cluster(config: Config, stage: Stage | None) -> None:
     mark.touch()
     try:
         paths = {key: path for key, path in _paths(config.model_dump()).items() if path.exists()} | {"run_dir": mark}
-        lines = faults(_views(paths), paths | {"run_dir": config.run_dir})
+        lines = faults(views_of_nodes(paths), paths | {"run_dir": config.run_dir})
     finally:
         mark.unlink()
     if lines:
@@ -102,7 +102,7 @@ def check_cluster(config: Config, stage: Stage | None) -> None:
         raise MachineError("the nodes are not alike", "\n".join(lines))
 
 
-def _views(paths: Mapping[str, Path]) -> list[View]:
+def views_of_nodes(paths: Mapping[str, Path]) -> list[View]:
     """Ask every living node, the present one first."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

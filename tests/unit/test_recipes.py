@@ -57,7 +57,7 @@ def test_a_recipe_fits_its_nodes(recipe: Path, stage: Any, models: list[str], mo
     assert "what cluster.nodes declares" in result.output and "memory of a GPU (reckoned)" in result.output
     config = load_config([CONFIGS / "charades.yaml", recipe], models)
     plan = placement_plan(config, stage, planned_capacity(config))
-    left, gpus = plan._packed()
+    left, gpus = plan.packed()
     assert left is None
     for gpu in gpus:
         assert gpu.size_gib is not None and sum(gpu.taken_gib.values()) < gpu.size_gib, gpu.taken_gib

@@ -9,7 +9,7 @@ from ray.util.placement_group import placement_group
 
 from actors.places import placed
 from pipelines.machine.nodes import capacity
-from pipelines.submit.nodes import _views, faults
+from pipelines.submit.nodes import faults, views_of_nodes
 from vsr1.config import load_config
 from vsr1.settings.parts import PlacedResources
 
@@ -47,8 +47,8 @@ def test_ranks_go_where_the_labels_of_the_learner_say(far: str, strategy: str) -
 
 def test_every_node_is_looked_at_and_the_plan_sees_labels(far: str, tmp_path: Path) -> None:
     paths = {"run_dir": tmp_path}
-    views = _views(paths)
+    views = views_of_nodes(paths)
     assert len(views) == 2 and faults(views, paths) == []
-    assert {"run_dir": tmp_path / "no"}.keys() == set(_views({"run_dir": tmp_path / "no"})[1].missing)
+    assert {"run_dir": tmp_path / "no"}.keys() == set(views_of_nodes({"run_dir": tmp_path / "no"})[1].missing)
     labels = [node.labels.get("pool") for node in capacity(load_config(None, ["cluster.address=auto"])).nodes]
     assert sorted(map(str, labels)) == ["None", "far"]
