@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -289,5 +289,5 @@ def finished_turns(seed: int) -> tuple[FinishedTurn, FinishedTurn]:
         "logprobs": rng.normal(size=96).tolist(), "text": " ".join(map(str, words)), "finish_reason": "stop",
         "seed": 1, "weight_version": 1, "clips": [ClipReference("a-video", "0" * 64)],
     }  # fmt: skip
-    plain, refined = {"latents": None, "soft_tokens": None}, {"latents": latents, "soft_tokens": soft}
-    return FinishedTurn(**parts, **plain), FinishedTurn(**parts, **refined)
+    refined = FinishedTurn(**parts, latents=latents, soft_tokens=soft)
+    return replace(refined, latents=None, soft_tokens=None), refined
