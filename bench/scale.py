@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -126,13 +127,13 @@ class Simulation:
             match order.do:
                 case "start" | "restart":
                     self._playing[name] = {}
-                    self._at(self._costs.start_s * self._random.uniform(0.8, 1.2), lambda name=name: self._up(name))
+                    self._at(self._costs.start_s * self._random.uniform(0.8, 1.2), partial(self._up, name))
                 case "pull":
                     wait = self._costs.weights_s() + self._costs.play_s(self._work.at_once) / 2  # replies that run end
                     version = self.fleet.version
-                    self._at(wait, lambda name=name, v=version: self.fleet.holds(name, v, str(v)))
+                    self._at(wait, partial(self.fleet.holds, name, version, str(version)))
                 case "probe":
-                    self._at(0.05, lambda name=name: self.fleet.answered(name))
+                    self._at(0.05, partial(self.fleet.answered, name))
                 case "end":
                     self._take_back(name, killed=False)
         self.fleet.events.clear()
@@ -145,7 +146,7 @@ class Simulation:
         work = self._work
         for rate, event in ((work.deaths, self._dies), (work.preemptions, self._leaves)):
             if rate:
-                self._at(self._random.expovariate(rate / HOUR_S), lambda name=name, event=event: event(name))
+                self._at(self._random.expovariate(rate / HOUR_S), partial(event, name))
 
     def _dies(self, name: str) -> None:
         self._take_back(name, killed=True)
