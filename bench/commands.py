@@ -334,3 +334,26 @@ def fuzz(
     from bench.fuzz import bench_fuzz
 
     show("fuzz", bench_fuzz, files, seed)
+
+
+@app.command()
+def scale(
+    gpus: Annotated[int, typer.Option(min=3, help="GPUs in all; those that neither play nor learn search.")] = 1000,
+    engines: Annotated[int, typer.Option(min=1, help="GPUs that play, an engine each.")] = 480,
+    ranks: Annotated[int, typer.Option(min=1, help="GPUs that learn.")] = 512,
+    videos: Annotated[int, typer.Option(min=1, help="Videos that are searched.")] = 10_000_000,
+    prompts: Annotated[int, typer.Option(min=1, help="As grpo.prompts_per_step.")] = 2048,
+    group: Replies = 8,
+    staleness: Annotated[int, typer.Option(min=0, help="As grpo.staleness.")] = 2,
+    at_once: AtOnce = 128,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of the learner.")] = 4,
+    deaths: Annotated[float, typer.Option(min=0, help="Deaths of a member in an hour.")] = 0.01,
+    preemptions: Annotated[float, typer.Option(min=0, help="Preemptions of a member in an hour.")] = 0.02,
+) -> None:
+    """Simulate steps at a size that nobody here has, with the real ledger, journal and fleet."""
+    from bench.scale import ScaleWork, bench_scale
+
+    work = ScaleWork(
+        gpus, engines, ranks, videos, prompts, group, staleness, at_once, steps, deaths=deaths, preemptions=preemptions
+    )
+    show("scale", bench_scale, work)

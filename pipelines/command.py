@@ -15,7 +15,7 @@ from rich.console import Console
 
 from actors.logs import DRIVER_LOG, log_libraries_to
 from pipelines.stage.progress import Progress, shown_progress
-from pipelines.stage.stopping import ended_by_signals
+from pipelines.stage.stopping import LIMIT_S, ended_by_signals
 from vsr1.config import Config, dump_config, load_config
 from vsr1.runs.folder import kept_in
 
@@ -53,9 +53,10 @@ def read_settings(
     """
     settings: Config = guarded(load_config, path, overrides)
     if dry_run:
-        from pipelines.machine.placement import capacity, placement_plan
+        from pipelines.machine.nodes import planned_capacity
+        from pipelines.machine.placement import placement_plan
 
-        plan = placement_plan(settings, dry_run, guarded(capacity, settings))
+        plan = placement_plan(settings, dry_run, guarded(planned_capacity, settings))
         console.print(dump_config(settings), soft_wrap=True)
         console.print(plan.render())
         guarded(plan.check)
@@ -98,14 +99,14 @@ def run_stage(stage: Callable[[Config, Progress], Any], settings: Config) -> Any
         with shown_progress(console) as progress:
             return stage(settings, progress)
 
-    with stoppable(lambda: kept_in(settings.run_dir)):
+    with stoppable(lambda: kept_in(settings.run_dir), settings.fleet.stop_s):
         return guarded(stage_shown)
 
 
-def stoppable(kept: Callable[[], str]) -> AbstractContextManager[None]:
+def stoppable(kept: Callable[[], str], limit_s: float = LIMIT_S) -> AbstractContextManager[None]:
     """Return what lets Ctrl-C and SIGTERM end this process and all that it started, with a line on what is kept."""
 
     def say(line: str) -> None:
         errors.print(line, highlight=False, soft_wrap=True)
 
-    return ended_by_signals(say, kept)
+    return ended_by_signals(say, kept, limit_s)

@@ -26,7 +26,8 @@ from packaging.specifiers import SpecifierSet
 from rich.console import Console
 from rich.table import Column, Table
 
-from pipelines.machine.placement import capacity, placement_plan
+from pipelines.machine.nodes import capacity
+from pipelines.machine.placement import placement_plan
 from pipelines.machine.resources import MachineError, check_port, free_disk_gib
 from vsr1.config import Config
 from vsr1.toy.render import encode_mp4

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.machine.placement import Capacity, Plan, Role, capacity, clip_stores, retrieval_roles
+from pipelines.machine.nodes import Capacity, capacity
+from pipelines.machine.placement import Plan, Role, clip_stores, retrieval_roles
 from pipelines.serve.gateway.keys import read_keys
 from vsr1.config import Config, ConfigError
 from vsr1.formats.dataset import DatasetFolder

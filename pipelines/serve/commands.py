@@ -37,7 +37,7 @@ def serve_command(
     """Serve a trained agent until interrupted. serve.models.NAME=CHECKPOINT adds a model."""
     settings = read_settings(config, [f"model.policy={checkpoint}", *(overrides or [])])
     keep_ray_local(settings.cluster.address)
-    from pipelines.machine.placement import capacity
+    from pipelines.machine.nodes import capacity
     from pipelines.serve.checks import check_served, named_corpora, serving_plan
 
     settings.serve.corpora = guarded(named_corpora, corpus or [], split, settings.serve.corpora)

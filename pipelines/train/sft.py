@@ -162,6 +162,8 @@ def _train(plan: _Plan, progress: Progress) -> Path:
             num_workers=ranks,
             use_gpu=need.gpus > 0,
             resources_per_worker={"CPU": need.cpus} | ({"GPU": need.gpus} if need.gpus else {}),
+            placement_strategy=need.strategy.upper(),
+            label_selector=need.labels or None,
         ),
         run_config=ray.train.RunConfig(name="sft", storage_path=str(config.run_dir / "ray_train")),
     )

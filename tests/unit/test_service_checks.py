@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.data.teacher.reasoning import check_teacher
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.machine.placement import Capacity, PlanError
+from pipelines.machine.nodes import Capacity
+from pipelines.machine.placement import PlanError
 from pipelines.serve.checks import check_served, named_corpora, serving_plan
 from pipelines.serve.deploy import address
 from pipelines.serve.gateway.keys import KeyFileError
@@ -16,7 +17,7 @@ from pipelines.train import grpo
 from vsr1.config import Config, ConfigError
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.data import DataConfig
-from vsr1.settings.parts import ActorResources
+from vsr1.settings.parts import Node
 from vsr1.video.clips import META
 
 
@@ -120,7 +121,7 @@ def test_keys_and_room_are_looked_at(tmp_path: Path) -> None:
     right.serve.least_replicas = 1000
     with pytest.raises(PlanError, match=r"serve\.least_replicas=1000"):
         check_served(right)
-    here = Capacity((ActorResources(cpus=1, memory_gib=1),), "here", "buy another")
+    here = Capacity((Node(cpus=1, memory_gib=1),), "here", "buy another")
     assert "agent" not in [role.name for role in serving_plan(right, False, here).roles]
 
 
