@@ -20,5 +20,5 @@ def demo(overrides: Overrides = None, config: ConfigFile = DEMO_CONFIG, dry_run:
     settings = read_settings(config, overrides, dry_run and "demo")
     from pipelines.toy.demo import run_demo
 
-    with stoppable(lambda: kept_in(settings.run_dir)):
+    with stoppable(lambda: kept_in(settings.run_dir), settings.fleet.stop_s):
         console.print(f"report: {guarded(run_demo, settings, console)}")

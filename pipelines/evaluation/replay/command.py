@@ -106,7 +106,7 @@ def replay(
     stages = Stages(sources, replace(TOLERANCES[config.model.dtype], **chosen))
     results: list[Replayed] = []
     recorded: dict[str, Replies] = {}  # by query id
-    others: list[str] = []
+    unfit: list[str] = []
     for members in steps_of(file) if is_training else ((logged,) for logged in read_log(file)):
         for logged in members:
             result = Replayed(logged.trajectory.task.query_id, logged.trajectory.id.sample, logged.step, [])
@@ -116,9 +116,9 @@ def replay(
                 if rerun:
                     recorded[result.query] = _replies(logged.trajectory)
             else:
-                others.append(result.name)
+                unfit.append(result.name)
     if not results:
-        listed = others if len(others) <= MOST_LISTED else [*others[:MOST_LISTED], f"and {len(others)} in all"]
+        listed = unfit if len(unfit) <= MOST_LISTED else [*unfit[:MOST_LISTED], f"and {len(unfit)} in all"]
         raise ReplayError(f"no trajectory of {file} fits; there is: {'; '.join(listed) or 'none'}")
     if rerun:
         reruns = dict(_reruns(config, agent, sources, recorded, others))
