@@ -170,6 +170,15 @@ def test_what_a_dead_process_played_is_played_again(stage, query: str) -> None:
 
 
 @chaos
+def test_the_end_of_an_engine_is_found_by_its_end_whoever_asks_for_what(stage) -> None:
+    running = stage(1, probe_every_s=600.0)
+    pid, engine = running.processes("rollout-0")
+    os.kill(engine, signal.SIGKILL)
+    assert running.until(lambda: bool(running.told("fault"))) <= DETECT_S
+    assert gone(pid) and running.told("fault")[0]["reason"] == f"process {pid} ended"
+
+
+@chaos
 @pytest.mark.parametrize("part", [0, 1], ids=["worker", "engine"])
 @pytest.mark.parametrize("load", [0, 16])
 def test_a_stopped_process_is_found_within_five_seconds(stage, part: int, load: int) -> None:
