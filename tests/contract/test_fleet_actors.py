@@ -209,6 +209,34 @@ def test_an_engine_that_gives_no_token_is_found_within_five_seconds(stage) -> No
 
 
 @chaos
+def test_members_play_as_fast_while_another_one_joins(stage, tmp_path: Path) -> None:
+    """Engines that wait instead of computing: what a join takes from them is what the fleet does, not the machine."""
+
+    class Large(Learners):
+        def weights(self) -> ray.ObjectRef:
+            return ray.put((bytes(50_000_000), {}))
+
+    running = stage(2, make=lambda name: ScriptedWorker.remote(*((1.0, -1, 5.0) if name == "rollout-2" else ())))
+    running.fleet.push(Large(), 3)
+    running.fleet.settle()
+    pump, ends, asked, joined = RolloutPump(running.fleet, running.rewards, 60.0), [], 0.0, 0.0
+    tasks = [SearchTask(SampleId("p", sample), "q", "0.25") for sample in range(400)]
+    began = time.monotonic()
+    for _ in pump.play("train", tasks, AgentConfig(), Sampling(10), lambda now: None):
+        ends.append(time.monotonic())
+        if not asked and ends[-1] >= began + 7:
+            asked = ends[-1]
+            write_scale(tmp_path, 3)
+        if asked and not joined and running.fleet.counts() == {"healthy": 3}:
+            joined = ends[-1]
+    assert joined > asked + 6
+    before = sum(began + 1 < end <= asked for end in ends) / (asked - began - 1)
+    during = sum(asked < end <= joined for end in ends) / (joined - asked)
+    print(f"{before:.2f} samples a second before, {during:.2f} during the join: {during / before:.3f}")
+    assert during >= 0.95 * before
+
+
+@chaos
 def test_a_joiner_that_dies_while_it_takes_weights_never_plays_with_old_ones(stage, tmp_path: Path) -> None:
     running = stage(1, make=lambda name: ScriptedWorker.remote(pull_s=0.0 if name == "rollout-0" else 2.0))
     running.fleet.push(Learners(), 5)
