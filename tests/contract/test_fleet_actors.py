@@ -220,15 +220,16 @@ def test_members_play_as_fast_while_another_one_joins(stage, tmp_path: Path) -> 
     running.fleet.push(Large(), 3)
     running.fleet.settle()
     pump, ends, asked, joined = RolloutPump(running.fleet, running.rewards, 60.0), [], 0.0, 0.0
-    tasks = [SearchTask(SampleId("p", sample), "q", "0.25") for sample in range(400)]
+    tasks = [SearchTask(SampleId("p", sample), "q", "0.25") for sample in range(5000)]
     began = time.monotonic()
     for _ in pump.play("train", tasks, AgentConfig(), Sampling(10), lambda now: None):
         ends.append(time.monotonic())
         if not asked and ends[-1] >= began + 7:
             asked = ends[-1]
             write_scale(tmp_path, 3)
-        if asked and not joined and running.fleet.counts() == {"healthy": 3}:
+        if running.fleet.counts() == {"healthy": 3}:
             joined = ends[-1]
+            break
     assert joined > asked + 6
     before = sum(began + 1 < end <= asked for end in ends) / (asked - began - 1)
     during = sum(asked < end <= joined for end in ends) / (joined - asked)
