@@ -361,9 +361,9 @@ def test_a_state_goes_on_with_another_number_of_ranks(folder: Path) -> None:
     for wanted, taken in ((of_two, by_one), (of_one, by_two)):
         for (before, after), (same, stepped) in zip(wanted, taken, strict=True):
             assert [name for name, tensor in before.items() if not tensor.equal(same[name])] == []
-            for name, tensor in after.items():  # without the moments a step would differ by some 1e-4
+            for name, tensor in after.items():  # without the moments nearly all would be apart, by some 1e-4
                 apart = (tensor - stepped[name]).abs().gt(2e-5).float().mean()
-                assert float(apart) < 0.02, name
+                assert float(apart) < 0.1, name
 
 
 Moves = dict[str, torch.Tensor]
