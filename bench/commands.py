@@ -35,6 +35,7 @@ Compiled = Annotated[bool, typer.Option(help="As learner.compile.")]
 ZeroStage = Annotated[int, typer.Option(min=1, max=3, help="As learner.zero_stage.")]
 Vectors = Annotated[int, typer.Option(min=1, help="Vectors in the corpus.")]
 Dim = Annotated[int, typer.Option(min=1, help="Numbers in a vector.")]
+FaultSeed = Annotated[int, typer.Option("--seed", help="Of what is killed and stopped, and when.")]
 MaxTurns = Annotated[int | None, typer.Option(help="Turns of each search; as the agent was trained if left out.")]
 
 
@@ -272,12 +273,26 @@ def soak(
     overrides: Overrides = None,
     config: ConfigFile = None,
     every_s: Annotated[float, typer.Option(min=1, help="Mean seconds between two faults.")] = 20.0,
-    seed: Annotated[int, typer.Option(help="Of what is killed and stopped, and when.")] = 0,
+    seed: FaultSeed = 0,
+    most: Annotated[int | None, typer.Option(min=1, help="Faults, and none after them.")] = None,
 ) -> None:
-    """Train while processes of random roles are killed and stopped, and count samples that were lost or repeated."""
+    """Train while processes of all roles are killed and stopped, and count samples that were lost or repeated."""
     from bench.soak import bench_soak
 
-    show("soak", bench_soak, read_settings(config, overrides), every_s, seed)
+    show("soak", bench_soak, read_settings(config, overrides), every_s, seed, most)
+
+
+@app.command()
+def restarts(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    kills: Annotated[int, typer.Option(min=1, help="Times that the training is killed.")] = 10,
+    seed: FaultSeed = 0,
+) -> None:
+    """Kill a whole training again and again, go on with the same command, and compare it with one left alone."""
+    from bench.restarts import bench_restarts
+
+    show("restarts", bench_restarts, read_settings(config, overrides), kills, seed)
 
 
 @app.command()

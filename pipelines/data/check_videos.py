@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from rich.table import Table
@@ -84,7 +84,7 @@ def check_videos(config: Config, progress: Announce | None = None) -> list[Video
     manifests = [find_videos(DatasetFolder(data.root), split, data) for split in data.splits]
     everywhere = {path for manifest in manifests for video in manifest.videos.values() for path in video.files}
     # Spawned, because a fork of a process with threads can hang.
-    with ProcessPoolExecutor(data.decode_workers, mp_context=get_context("spawn")) as pool, _dropped_at_a_fault(pool):
+    with ProcessPoolExecutor(data.decode_workers, mp_context=get_context("spawn")) as pool, _ended_at_a_fault():
         checks = []
         for manifest in manifests:
             check = _check_names(manifest, everywhere)
@@ -122,12 +122,13 @@ def _no_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def _dropped_at_a_fault(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """Let what a pool has not begun go where the block raises, or its end would be waited for."""
+def _ended_at_a_fault() -> Iterator[None]:
+    """End the processes of a pool where the block raises, or all that the pool has not begun would be waited for."""
     try:
         yield
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for process in active_children():
+            process.kill()
         raise
 
 

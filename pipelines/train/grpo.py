@@ -60,7 +60,8 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
     """Run Stage 2 and return the checkpoint folder it wrote; `grpo.save_every` adds `checkpoints/step-N`.
 
     A run that was stopped goes on from its last state in `run_dir/state/grpo`, and with the rollouts in its journal
-    (`pipelines.train.commits`); so it may have another number of rollout workers. All ranks must see `run_dir`.
+    (`pipelines.train.commits`); so it may have another number of rollout workers, and of learner ranks unless they
+    share weights (ZeRO-3). All ranks must see `run_dir`.
 
     Raises:
         PlanError: the cluster cannot hold the actors.
@@ -240,7 +241,8 @@ def learn(learners: LearnerGroup, examples: list[Example], config: Config, step:
 
 
 def _states(config: Config) -> StateFolder:
-    return StateFolder(config.run_dir / "state" / "grpo", config.grpo.state_limit)
+    root = config.run_dir / "state" / "grpo"
+    return StateFolder(root, config.grpo.state_limit, free=["grpo.learner.ranks"])  # the learner cuts its state anew
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def test_every_measurement_has_a_command() -> None:
         "overlap",
         "heal",
         "soak",
+        "restarts",
     }
     refused = CliRunner().invoke(app, ["weights", "--way", "smoke"])
     assert refused.exit_code == 2 and "nccl" in refused.output

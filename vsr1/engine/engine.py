@@ -13,6 +13,7 @@ import pickle
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from inspect import isawaitable
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -282,6 +283,11 @@ class PolicyEngine:
     def is_dead(self) -> bool:
         """Tell whether the engine process is gone."""
         return self._llm is None or bool(self._llm.errored)
+
+    def outlived(self) -> None:
+        """Return when the engine process has ended, however that came about; for a thread of its own."""
+        processes = self._llm.engine_core.resources.engine_manager.processes  # held here: they close their sentinels
+        wait([process.sentinel for process in processes])
 
     async def one_token(self) -> None:
         """Let the engine generate one token; errors as vLLM's own."""

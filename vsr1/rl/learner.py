@@ -28,6 +28,7 @@ from vsr1.rl.flops import ModelFlops
 from vsr1.rl.meter import peak_flops, work_numbers
 from vsr1.rl.objective import Counted, Values, fetched, merged
 from vsr1.rl.refined import VideoVectors, load_vectors
+from vsr1.rl.repartition import load_repartitioned
 from vsr1.settings.parts import AgentConfig, ModelConfig
 from vsr1.settings.training import GrpoConfig, LearnerConfig, SftConfig
 
@@ -204,18 +205,25 @@ class Learner:
         torch.distributed.barrier()
 
     def load_state(self, folder: Path) -> None:
-        """Go on from what `save_state` wrote, to the bit; called before the first step.
+        """Go on from what `save_state` wrote, called before the first step: to the bit, if as many ranks wrote it.
 
         Raises:
-            LearnerError: no state of as many ranks in the folder.
+            LearnerError: no state of as many ranks in the folder, and ZeRO-3.
         """
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         saved = len(list(folder.glob("random-*.pt")))
+        if saved != ranks and self._learner.zero_stage == 3:
+            raise LearnerError(
+                f"rank {rank}: {folder} is a state of {saved} ranks, not of {ranks}, and zero_stage=3 cannot change "
+                "that; use as many"
+            )
+        _, extra = self.engine.load_checkpoint(
+            str(folder), STATE, load_module_strict=False, load_optimizer_states=saved == ranks
+        )
         if saved != ranks:
-            raise LearnerError(f"rank {rank}: {folder} is a state of {saved} ranks, not of {ranks}; use as many")
-        _, extra = self.engine.load_checkpoint(str(folder), STATE, load_module_strict=False)
+            load_repartitioned(self.engine.optimizer, folder / STATE, saved)
         self.steps = extra["steps"]
-        _set_random_state(torch.load(folder / f"random-{rank}.pt", weights_only=True))
+        _set_random_state(torch.load(folder / f"random-{rank % saved}.pt", weights_only=True))
 
     def _freeze(self) -> None:
         """Stage 1 trains language model, mergers and heads; Stage 2 freezes the vision tower (method.md §1.6)."""
