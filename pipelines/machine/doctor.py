@@ -25,6 +25,7 @@ import torch
 from packaging.specifiers import SpecifierSet
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from pipelines.machine.nodes import capacity
 from pipelines.machine.placement import placement_plan
@@ -169,9 +170,9 @@ def doctor(config: Config, console: Console, probes: Mapping[str, Probe] = PROBE
     code = 0
     for name, probe in probes.items():
         try:
-            table.add_row(name, "[green]ok[/]", probe(config), "")
+            table.add_row(name, Text("ok", "green"), probe(config), "")
         except MachineError as error:
-            table.add_row(name, "[bold red]fails[/]", error.state, error.fix)
+            table.add_row(name, Text("fails", "bold red"), error.state, error.fix)
             code = 1
     console.print(table)
     return code

@@ -164,20 +164,21 @@ class Plan:
         return Group(self._reserved(), *([self._memory()] if any(role.memory for role in self.roles) else []))
 
     def _memory(self) -> Table:
-        """Return a table with a row for each role on a GPU and a column for what its memory is for."""
-        names = list(dict.fromkeys(name for role in self.roles for name in role.memory))
-        columns = (Column(name, justify="right") for name in (*names, "GiB each"))
-        table = Table("memory of a GPU (reckoned)", *columns, caption=self.caption)
-        for role in (role for role in self.roles if role.memory):
-            parts = (f"{role.memory[name]:.1f}" if name in role.memory else "" for name in names)
-            table.add_row(role.name, *parts, f"{sum(role.memory.values()):.1f}")
+        """Return a table with a column for each role on a GPU and a row for what its memory is for."""
+        roles = [role for role in self.roles if role.memory]
+        columns = (Column(role.name, justify="right") for role in roles)
+        table = Table("GiB each", *columns, title="memory of a GPU (reckoned)", caption=self.caption)
+        for name in dict.fromkeys(name for role in roles for name in role.memory):
+            table.add_row(name, *(f"{role.memory[name]:.1f}" if name in role.memory else "" for role in roles))
+        table.add_section()
+        table.add_row("all", *(f"{sum(role.memory.values()):.1f}" for role in roles))
         return table
 
     def _reserved(self) -> Table:
         """Return a table with a row for each role, one for the total, and one for what is there."""
         headings = ("number", "CPUs each", "GPUs each", "GiB each", "CPUs", "GPUs", "GiB")
         numbers = (Column(heading, justify="right") for heading in headings)
-        table = Table("actor", *numbers, title=f"Placement of {self.title}")
+        table = Table("actor", *numbers, title=f"Placement of {self.title} on {self.available.name}")
         for role in self.roles:
             sizes = (f"{role.size(resource):g}" for resource in _UNITS)
             table.add_row(role.name, str(role.count), *sizes, *(f"{role.total(resource):.4g}" for resource in _UNITS))
@@ -185,7 +186,7 @@ class Plan:
         number = str(sum(role.count for role in self.roles))
         table.add_row("needed", number, "", "", "", *(f"{self.total(resource):.4g}" for resource in _UNITS))
         there = (Text(f"{self.available.total(resource):.4g}", "red" * self.lacks(resource)) for resource in _UNITS)
-        table.add_row(self.available.name, "", "", "", "", *there)
+        table.add_row("there", "", "", "", "", *there)
         return table
 
 

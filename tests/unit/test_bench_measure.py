@@ -79,6 +79,8 @@ def test_every_measurement_has_a_command() -> None:
         "heal",
         "soak",
         "restarts",
+        "gradient",
+        "scale",
     }
     refused = CliRunner().invoke(app, ["weights", "--way", "smoke"])
     assert refused.exit_code == 2 and "nccl" in refused.output
