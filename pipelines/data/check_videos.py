@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +25,6 @@ from vsr1.video.decode import differs, probe_video
 from vsr1.video.faults import work_on
 
 LISTED_UNUSED = 20
-PROBED_AT_ONCE = 8  # by a process
 
 
 @dataclass
@@ -92,7 +91,8 @@ def check_videos(config: Config, progress: Announce | None = None) -> list[Video
             if progress:
                 progress(f"{manifest.split}: opening {len(single)} videos")
             with _no_interrupt():
-                results = pool.map(_probe, [video.files[0] for video in single], chunksize=PROBED_AT_ONCE)
+                # Not by `map`, whose results would be cancelled where the pool is ended, which the pool cannot stand.
+                results = [pool.submit(_probe, video.files[0]) for video in single]
             for video, probed in zip(single, _results(results, single), strict=True):
                 if isinstance(probed, str):
                     check.undecodable[video.video_id] = probed
@@ -147,11 +147,11 @@ def _check_names(manifest: Manifest, named: set[Path]) -> VideosCheck:
     )
 
 
-def _results(results: Iterator[float | str], videos: list[Video]) -> Iterator[float | str]:
+def _results(results: list[Future[float | str]], videos: list[Video]) -> Iterator[float | str]:
     """Yield the results of the pool; raise a `BuildError` where the machine is at fault."""
-    for video in videos:
+    for result, video in zip(results, videos, strict=True):
         try:
-            yield next(results)
+            yield result.result()
         except BrokenProcessPool as error:
             raise BuildError(
                 f"a process that opened videos died, at {video.video_id!r} or one of those after it; try them alone, "
