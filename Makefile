@@ -3,6 +3,8 @@
 .PHONY: demo test chaos lint clean
 
 BIN := .venv/bin
+# Tests and jobs start many processes, and none has to compile what another one has compiled.
+export PYTHONDONTWRITEBYTECODE :=
 STAMP := .venv/.installed
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 
@@ -12,8 +14,8 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --durations=25
 
-# What kills processes: `make test` leaves it out, and `.ci/run` what takes many minutes of it.
-KILLS := chaos or soak
+# What kills processes or times engines: `make test` leaves it out, and `.ci/run` what takes many minutes of it.
+KILLS := chaos or measured or soak
 chaos: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 -m '$(KILLS)' --durations=10
 

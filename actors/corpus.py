@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
 
 import ray
 
 from actors.clips import ClipReader, ClipStores
+from actors.places import placed, resources
 from actors.retrieval import RetrievalHandle, RetrievalService
 from vsr1.config import Config
 from vsr1.retrieval.added import AddedFolder
-from vsr1.settings.parts import ActorResources
 
 CLIP_BUDGET_SHARE = 0.5  # of a node's object store, for the clips of all corpora
 
@@ -71,11 +70,6 @@ def start_retrieval(
     logs: Path | None = None,
 ) -> RetrievalHandle:
     """Start the retrieval service alone, for a corpus of which nothing is shown; arguments as of `CorpusActors`."""
-    options = resources(config.cluster.retrieval) | {"name": name, "max_restarts": restarts}
+    options = placed(config.cluster.retrieval) | {"name": name, "max_restarts": restarts}
     service: RetrievalHandle = RetrievalService.options(**options).remote(config, split, logs=logs, added=added)
     return service
-
-
-def resources(need: ActorResources) -> dict[str, Any]:
-    """Return the Ray options that reserve what an actor needs."""
-    return {"num_cpus": need.cpus, "num_gpus": need.gpus, "memory": int(need.memory_gib * 2**30)}

@@ -214,7 +214,8 @@ class LearnerGroup:
         bundle = {"CPU": need.cpus, "memory": int(need.memory_gib * 2**30)}
         if need.gpus:
             bundle["GPU"] = need.gpus
-        self._group = placement_group([bundle] * self.ranks, strategy="PACK")
+        labels = [need.labels] * self.ranks if need.labels else None
+        self._group = placement_group([bundle] * self.ranks, need.strategy.upper(), bundle_label_selector=labels)
         limit_s = self._config.fleet.start_s
         if not ray.wait([self._group.ready()], timeout=limit_s)[0]:
             raise LearnerError(f"no place for {self.ranks} learner ranks within {limit_s:g} s (fleet.start_s)")

@@ -16,6 +16,7 @@ import ray
 
 from actors.handles import Remote
 from actors.logs import log_to
+from actors.places import placed
 from actors.shards import IndexShard, RemoteShard, ShardHandle
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
@@ -64,9 +65,7 @@ class RetrievalServiceActor:
         self._embedder = load(config.model)
         corpus, retrieval, need = self._read(), config.retrieval, config.cluster.shard
         corpus.catalogue.bounds(retrieval.shards)
-        start = IndexShard.options(
-            num_cpus=need.cpus, num_gpus=need.gpus, memory=int(need.memory_gib * 2**30), max_restarts=-1
-        )
+        start = IndexShard.options(**placed(need), max_restarts=-1)
         self._parts: list[dict[str, tuple[np.ndarray, ray.ObjectRef]]] = [{} for _ in range(retrieval.shards)]
         self._replicas: list[list[RemoteShard]] = []
         self._sets: list[ReplicaSet[ShardClient]] = []

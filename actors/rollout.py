@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import isawaitable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from weakref import WeakValueDictionary
 
 import ray
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from vsr1.engine.engine import PolicyEngine, Reply, Way
 
 PROBE_PAUSE_S = 0.02
+KNOWN_PACKAGES = {*sys.stdlib_module_names, "actors", "ray", "vsr1"}
 SHARED_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # for files of a moment; None: the temporary folder
 
 
@@ -87,7 +91,17 @@ class RolloutWorkerActor:
         """
         self._clips = clips
         self._loop = asyncio.get_running_loop()
-        self._engine = await start_engine(self._config, self._config.model.policy)
+        self._engine = await self._start_engine()
+        threading.Thread(target=self._end_with, args=(self._engine,), daemon=True).start()
+
+    async def _start_engine(self) -> PolicyEngine:
+        return await start_engine(self._config, self._config.model.policy)
+
+    def _end_with(self, engine: PolicyEngine) -> None:
+        """End this process with that of its engine, unless `stop` has ended it, whatever the event loops do."""
+        engine.outlived()
+        if self._engine is engine:
+            self._end()
 
     async def rollout(
         self,
@@ -108,8 +122,7 @@ class RolloutWorkerActor:
         environment = self._environment(split, task, settings, finished[0].index_version if finished else None)
 
         async def reply_to(prompt: Prompt, turn: int) -> Reply:
-            engine = self._ready()
-            try:
+            with self._ready() as engine:
                 return await engine.generate(
                     prompt,
                     max_tokens=agent.max_new_tokens,
@@ -120,11 +133,6 @@ class RolloutWorkerActor:
                     top_p=sampling.top_p,
                     top_k=sampling.tokens,
                 )
-            except Exception:
-                if engine.is_dead:
-                    logging.exception("the engine process is gone, and this worker ends with it")
-                    os._exit(1)
-                raise
 
         async for reply in replies_of(environment, reply_to, finished):
             yield environment.trajectory().last, reply.soft_tokens
@@ -133,18 +141,18 @@ class RolloutWorkerActor:
     @ray.method(concurrency_group="health")  # on a loop of its own: preparing prompts may hold the other one up
     async def probe(self) -> None:
         """Return at the next sign of life of an engine at work; an idle one is asked for a token, and must give it."""
-        engine, request = self._ready(), None
-        signs = engine.signs
-        if engine.is_idle:
-            request = asyncio.run_coroutine_threadsafe(engine.one_token(), self._loop)
-            signs += 1  # of its being taken, which is no answer
-        while engine.signs <= signs:
-            if request is not None and request.done():
-                request.result()
-                return
-            if request is None and engine.is_idle:
-                return
-            await asyncio.sleep(PROBE_PAUSE_S)
+        with self._ready() as engine:
+            request, signs = None, engine.signs
+            if engine.is_idle:
+                request = asyncio.run_coroutine_threadsafe(engine.one_token(), self._loop)
+                signs += 1  # of its being taken, which is no answer
+            while engine.signs <= signs:
+                if request is not None and request.done():
+                    request.result()
+                    return
+                if request is None and engine.is_idle:
+                    return
+                await asyncio.sleep(PROBE_PAUSE_S)
 
     async def push(self, way: Way, sent: tuple[Any, Any], version: int) -> str:
         """Take new weights once the running replies are there, check them, and answer with them.
@@ -164,31 +172,33 @@ class RolloutWorkerActor:
         from vsr1.model.manifest import digest
 
         weights, manifest = sent
-        if way == "file":
-            with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=SHARED_MEMORY) as file:
-                file.write(weights)
-                file.flush()
-                await self._ready().push_weights(way, [file.name], version, manifest)
-        else:
-            await self._ready().push_weights(way, weights, version, manifest)
+        with self._ready() as engine:
+            if way == "file":
+                with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=SHARED_MEMORY) as file:
+                    file.write(weights)
+                    file.flush()
+                    await engine.push_weights(way, [file.name], version, manifest)
+            else:
+                await engine.push_weights(way, weights, version, manifest)
         self._manifest = await manifest if isawaitable(manifest) else manifest
         return digest(self._manifest)
 
     async def give(self) -> tuple[bytes, Any]:
         """Return the weights of the last push as another worker takes them by `file`, and their manifest."""
-        with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=SHARED_MEMORY) as file:
-            await self._ready().write_weights(Path(file.name), self._manifest)
+        with self._ready() as engine, tempfile.NamedTemporaryFile(suffix=".safetensors", dir=SHARED_MEMORY) as file:
+            await engine.write_weights(Path(file.name), self._manifest)
             return Path(file.name).read_bytes(), self._manifest
 
     async def join_transfer(self, host: str, port: int, rank: int, world_size: int) -> None:
         """Join the learner's NCCL group, see `PolicyEngine.join_transfer`."""
-        await self._ready().join_transfer(host, port, rank, world_size)
+        with self._ready() as engine:
+            await engine.join_transfer(host, port, rank, world_size)
 
     async def stop(self) -> None:
         """End the engine process."""
-        if self._engine is not None:
-            self._engine.shutdown()
-            self._engine = None
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown()
 
     def _environment(
         self, split: str, task: SearchTask | NavigateTask, settings: SearchSettings, version: str | None
@@ -225,10 +235,27 @@ class RolloutWorkerActor:
             self._shown[split, video_id] = clip
         return clip
 
-    def _ready(self) -> PolicyEngine:
-        if self._engine is None:
+    @contextmanager
+    def _ready(self) -> Iterator[PolicyEngine]:
+        """Yield the engine, and let its errors out as classes that every process here has.
+
+        To take an error of vLLM's own class the driver would import vLLM, and be deaf to all others for seconds.
+        """
+        engine = self._engine
+        if engine is None:
             raise RuntimeError("the rollout worker has no engine; await start() first")
-        return self._engine
+        try:
+            yield engine
+        except Exception as error:
+            if engine.is_dead:
+                self._end()
+            if type(error).__module__.partition(".")[0] in KNOWN_PACKAGES:
+                raise
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+    def _end(self) -> NoReturn:
+        logging.error("the engine process is gone, and this worker ends with it", exc_info=True)
+        os._exit(1)
 
 
 class RolloutWorkerHandle(Protocol):

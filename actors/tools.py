@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import ray
 
 from actors.clips import ClipStores
-from actors.corpus import CLIP_BUDGET_SHARE, resources
+from actors.corpus import CLIP_BUDGET_SHARE
 from actors.handles import Remote
 from actors.logs import log_to
+from actors.places import resources
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.calls import ToolCall, ToolError, ToolResult

@@ -58,9 +58,12 @@ class NodeWatchActor:
         threading.Thread(target=self._look_on, daemon=True).start()
 
     def guard(self, name: str, pid: int) -> None:
-        """Look at a process of this node from now on."""
-        with self._lock, suppress(psutil.NoSuchProcess):
-            self._guarded[pid] = _Guarded(name, psutil.Process(pid), time.monotonic())
+        """Look at a process of this node from now on; one that has ended already is told of."""
+        with self._lock:
+            try:
+                self._guarded[pid] = _Guarded(name, psutil.Process(pid), time.monotonic())
+            except psutil.NoSuchProcess:
+                self._notices.append(Notice(name, pid, True, f"process {pid} ended", 0.0))
 
     def end(self, pid: int) -> None:
         """End a process that is guarded, and all that it has started, at once."""

@@ -35,12 +35,31 @@ Compiled = Annotated[bool, typer.Option(help="As learner.compile.")]
 ZeroStage = Annotated[int, typer.Option(min=1, max=3, help="As learner.zero_stage.")]
 Vectors = Annotated[int, typer.Option(min=1, help="Vectors in the corpus.")]
 Dim = Annotated[int, typer.Option(min=1, help="Numbers in a vector.")]
+FaultSeed = Annotated[int, typer.Option("--seed", help="Of what is killed and stopped, and when.")]
 MaxTurns = Annotated[int | None, typer.Option(help="Turns of each search; as the agent was trained if left out.")]
 
 
 def show(name: str, measure: Callable[..., dict[str, Any]], *arguments: Any) -> None:
     """Print what a measurement returns as one line of JSON."""
     print(line(name, guarded(measure, *arguments)))
+
+
+@app.command()
+def gradient(
+    policy: Annotated[Path, typer.Option(help="Checkpoint after Stage 1.")] = Path("checkpoints/toy/sft"),
+    embedder: Annotated[Path, typer.Option(help="Checkpoint of the search.")] = Path("checkpoints/toy/embedder"),
+    prompts: Annotated[int, typer.Option(min=8, help="Refinements; a quarter of them is measured.")] = 128,
+    films: Annotated[int, typer.Option(min=32, help="Films of the corpus.")] = 512,
+    most: Annotated[int, typer.Option(min=4, help="Branches, from 4 on doubled until there are so many.")] = 256,
+    radius: Annotated[float, typer.Option(min=0.001, help="Distance of a branch, as a share of the norm.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of films and draws.")] = 0,
+    picture: Annotated[Path | None, typer.Option(help="SVG file to draw.")] = None,
+) -> None:
+    """Measure how the policy gradient of latents agrees with the true one, by branches and directions."""
+    from bench.gradient import bench_gradient
+
+    draws = [4 * 2**power for power in range((most // 4).bit_length())]
+    show("gradient", bench_gradient, policy, embedder, prompts, films, draws, radius, seed, picture)
 
 
 @app.command()
@@ -254,12 +273,26 @@ def soak(
     overrides: Overrides = None,
     config: ConfigFile = None,
     every_s: Annotated[float, typer.Option(min=1, help="Mean seconds between two faults.")] = 20.0,
-    seed: Annotated[int, typer.Option(help="Of what is killed and stopped, and when.")] = 0,
+    seed: FaultSeed = 0,
+    most: Annotated[int | None, typer.Option(min=1, help="Faults, and none after them.")] = None,
 ) -> None:
-    """Train while processes of random roles are killed and stopped, and count samples that were lost or repeated."""
+    """Train while processes of all roles are killed and stopped, and count samples that were lost or repeated."""
     from bench.soak import bench_soak
 
-    show("soak", bench_soak, read_settings(config, overrides), every_s, seed)
+    show("soak", bench_soak, read_settings(config, overrides), every_s, seed, most)
+
+
+@app.command()
+def restarts(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    kills: Annotated[int, typer.Option(min=1, help="Times that the training is killed.")] = 10,
+    seed: FaultSeed = 0,
+) -> None:
+    """Kill a whole training again and again, go on with the same command, and compare it with one left alone."""
+    from bench.restarts import bench_restarts
+
+    show("restarts", bench_restarts, read_settings(config, overrides), kills, seed)
 
 
 @app.command()
@@ -328,3 +361,26 @@ def fuzz(
     from bench.fuzz import bench_fuzz
 
     show("fuzz", bench_fuzz, files, seed)
+
+
+@app.command()
+def scale(
+    gpus: Annotated[int, typer.Option(min=3, help="GPUs in all; those that neither play nor learn search.")] = 1000,
+    engines: Annotated[int, typer.Option(min=1, help="GPUs that play, an engine each.")] = 480,
+    ranks: Annotated[int, typer.Option(min=1, help="GPUs that learn.")] = 512,
+    videos: Annotated[int, typer.Option(min=1, help="Videos that are searched.")] = 10_000_000,
+    prompts: Annotated[int, typer.Option(min=1, help="As grpo.prompts_per_step.")] = 2048,
+    group: Replies = 8,
+    staleness: Annotated[int, typer.Option(min=0, help="As grpo.staleness.")] = 2,
+    at_once: AtOnce = 128,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of the learner.")] = 4,
+    deaths: Annotated[float, typer.Option(min=0, help="Deaths of a member in an hour.")] = 0.01,
+    preemptions: Annotated[float, typer.Option(min=0, help="Preemptions of a member in an hour.")] = 0.02,
+) -> None:
+    """Simulate steps at a size that nobody here has, with the real ledger, journal and fleet."""
+    from bench.scale import ScaleWork, bench_scale
+
+    work = ScaleWork(
+        gpus, engines, ranks, videos, prompts, group, staleness, at_once, steps, deaths=deaths, preemptions=preemptions
+    )
+    show("scale", bench_scale, work)

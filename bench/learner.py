@@ -38,10 +38,11 @@ from vsr1.rl.batch import (
     micro_batches,
     split_over_ranks,
 )
-from vsr1.rl.example_loss import ExampleLoss, VideoVectors
+from vsr1.rl.example_loss import ExampleLoss
 from vsr1.rl.flops import ModelFlops
 from vsr1.rl.meter import peak_flops, work_numbers
 from vsr1.rl.objective import fetched, merged
+from vsr1.rl.refined import VideoVectors
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.settings.parts import AgentConfig, ModelConfig
 from vsr1.settings.training import GrpoConfig, LatentActionConfig, LearnerConfig, SftConfig

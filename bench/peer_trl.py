@@ -15,6 +15,7 @@ import random
 import tempfile
 import time
 from collections import defaultdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -198,18 +199,30 @@ def _dataset(rows: list[dict[str, Any]]) -> Any:
     return data
 
 
-def one_engine() -> None:
-    """Let all variants share the first one's engine: its start is not what is measured."""
+def one_engine(image_token: int) -> None:
+    """Let all variants share the first one's engine (its start is not what is measured), and give it right prompts.
+
+    TRL 1.16 hands vLLM prompts whose image tokens are expanded, and vLLM expands them again
+    (https://github.com/huggingface/trl/issues/6294): here each image is one token before it gets there.
+    """
     from trl.generation.vllm_generation import VLLMGeneration
 
     start, engines = VLLMGeneration._init_vllm, list[Any]()
 
     def shared(generation: Any) -> None:
-        if engines:
-            generation.llm, generation._llm_weights_sleeping = engines[0], False
-        else:
+        if not engines:
             start(generation)
             engines.append(generation.llm)
+            engines[0].generate = partial(generate, engines[0].generate)
+        generation.llm, generation._llm_weights_sleeping = engines[0], False
+
+    def generate(stock: Any, requests: list[dict[str, Any]], **settings: Any) -> Any:
+        for request in requests:
+            ids = request["prompt_token_ids"]
+            request["prompt_token_ids"] = [
+                token for last, token in pairwise([None, *ids]) if not last == token == image_token
+            ]
+        return stock(requests, **settings)
 
     VLLMGeneration._init_vllm = shared
 
@@ -225,11 +238,11 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=1e9, help="Seconds after which no variant begins.")
     options = parser.parse_args()
     began = time.perf_counter()
-    if device() == "cuda":
-        one_engine()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         processor = write_stock(options.shape, folder, 4 * options.side**2)
+        if device() == "cuda":
+            one_engine(processor.tokenizer.convert_tokens_to_ids("<|image_pad|>"))
         for variant, changes in VARIANTS.items():
             if options.only and variant not in options.only:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ class PlainVllm:
 
     def __init__(self, folder: Path, config: EngineConfig, device: str, dtype: str) -> None:
         set_environment(config, device)
+        os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"  # compiled for two minutes, for cuts that nobody asks for here
         if device == "cpu":  # the class itself: by name vLLM would inspect it in a process without `compat`
             from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 

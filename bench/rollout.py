@@ -64,25 +64,29 @@ def bench_rollout(work: LoopWork, plain: bool) -> dict[str, Any]:
     Args:
         plain: also measure plain vLLM; only with one worker.
     """
+    with loop(work) as (others, config):
+        return rollout_figures(others, config, work, plain)
+
+
+def rollout_figures(others: Workers, config: Config, work: LoopWork, plain: bool) -> dict[str, Any]:
+    """Measure as `bench_rollout` on running workers."""
     taken = Rounds()
-    with tempfile.TemporaryDirectory() as name, asyncio.Runner() as runner:
-        config = written(work, Path(name))
-        with connected(config), workers(config, TRAIN) as others:
-            peer = _peer(config) if plain else None
-            try:
-                for number in range(work.rounds + 1):
-                    rounds = Rounds() if number == 0 else taken
-                    with rounds.time("loop"):
-                        played = play(others, config, work, number)
-                    if peer is not None:
-                        requests = _requests(config, played)
-                        for way, latents in (("plain", config.agent.depth), ("plain_without_latents", 0)):
-                            runner.run(peer.forget())
-                            with rounds.time(way):
-                                runner.run(peer.generate(requests, work.words + latents))
-            finally:
+    with asyncio.Runner() as runner:
+        peer = _peer(config) if plain else None
+        try:
+            for number in range(work.rounds + 1):
+                rounds = Rounds() if number == 0 else taken
+                with rounds.time("loop"):
+                    played = play(others, config, work, number)
                 if peer is not None:
-                    peer.shutdown()
+                    requests = _requests(config, played)
+                    for way, latents in (("plain", config.agent.depth), ("plain_without_latents", 0)):
+                        runner.run(peer.forget())
+                        with rounds.time(way):
+                            runner.run(peer.generate(requests, work.words + latents))
+        finally:
+            if peer is not None:
+                peer.shutdown()
     turns = [turn for trajectory in played for turn in trajectory.turns]
     tokens = len(turns) * (work.words + config.agent.depth)
     return asdict(work) | {
@@ -173,13 +177,16 @@ def written(work: LoopWork, folder: Path, learner: dict[str, Any] | None = None)
 
 
 @contextmanager
-def connected(config: Config) -> Iterator[None]:
-    """Have a Ray of one's own for a block."""
-    connect(config)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def loop(work: LoopWork, learner: dict[str, Any] | None = None) -> Iterator[tuple[Workers, Config]]:
+    """Have what `written` writes, a Ray of one's own and the workers of a job on it for a block."""
+    with tempfile.TemporaryDirectory() as name:
+        config = written(work, Path(name), learner)
+        connect(config)
+        try:
+            with workers(config, TRAIN) as others:
+                yield others, config
+        finally:
+            ray.shutdown()
 
 
 def _videos(work: LoopWork) -> int:

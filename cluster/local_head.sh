@@ -161,7 +161,7 @@ cat <<TEXT
 local_head: running; Ctrl-C stops it. In another terminal, from the repository:
 
   source $temp_dir/head.env
-  ray job submit --working-dir . -- python -m pipelines grpo --config configs/toy.yaml run_dir=$repository/runs/job
+  vsr1 submit grpo -c configs/toy.yaml run_dir=$repository/runs/job data.root=$repository/runs/job/data
 
 TEXT
 wait "$head" || fail "the head ended on its own; log: $temp_dir/head.log" 1

@@ -11,6 +11,7 @@ from pipelines.command import ConfigFile, Overrides, console, guarded, read_sett
 from pipelines.data import commands as data
 from pipelines.evaluation import commands as evaluation
 from pipelines.serve import commands as serve
+from pipelines.submit import commands as submit
 from pipelines.toy import commands as toy
 from pipelines.train import commands as train
 
@@ -44,7 +45,7 @@ def scale(
     console.print(guarded(ask_scale, run_dir, target), markup=False, soft_wrap=True)
 
 
-for wing in (train, evaluation, serve):
+for wing in (train, evaluation, serve, submit):
     app.add_typer(wing.commands)
 app.add_typer(data.commands, name="data")
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from actors.logs import DRIVER_LOG, log_libraries_to
 from pipelines.stage.progress import Progress, shown_progress
-from pipelines.stage.stopping import ended_by_signals
+from pipelines.stage.stopping import LIMIT_S, ended_by_signals
 from vsr1.config import Config, dump_config, load_config
 from vsr1.runs.folder import kept_in
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from pipelines.machine.placement import Stage
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of transformers too, which is imported later
-console = Console()
+# Ids and paths of users are printed as they are: `[..]` is no markup in them, `:x:` no picture.
+console = Console(markup=False, emoji=False)
+errors = Console(stderr=True, markup=False, emoji=False)
 
 ConfigFile = Annotated[
     list[Path] | None,
@@ -51,10 +53,11 @@ def read_settings(
     """
     settings: Config = guarded(load_config, path, overrides)
     if dry_run:
-        from pipelines.machine.placement import capacity, placement_plan
+        from pipelines.machine.nodes import planned_capacity
+        from pipelines.machine.placement import placement_plan
 
-        plan = placement_plan(settings, dry_run, guarded(capacity, settings))
-        console.print(dump_config(settings), markup=False)
+        plan = placement_plan(settings, dry_run, guarded(planned_capacity, settings))
+        console.print(dump_config(settings), soft_wrap=True)
         console.print(plan.render())
         guarded(plan.check)
         guarded(check, settings)
@@ -69,16 +72,15 @@ def guarded(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     except Exception as error:
         from pipelines.stage.faults import last_line, reason  # Ray is slow to import, and most commands do without it
 
-        stderr = Console(stderr=True)
         line = reason(error)
         if line is None:
-            stderr.print("".join(traceback.format_exception(error)), markup=False, highlight=False, soft_wrap=True)
+            errors.print("".join(traceback.format_exception(error)), highlight=False, soft_wrap=True)
             line = last_line(f"{type(error).__name__}: {error}")
         else:
             for note in getattr(error, "__notes__", []):
-                stderr.print(note, markup=False, soft_wrap=True)
+                errors.print(note, soft_wrap=True)
         traceback.clear_frames(error.__traceback__)  # what they hold is closed while Ray is there
-        stderr.print(f"error: {line}", style="red", markup=False, soft_wrap=True)
+        errors.print(f"error: {line}", style="red", soft_wrap=True)
         sys.exit(1)
 
 
@@ -97,14 +99,14 @@ def run_stage(stage: Callable[[Config, Progress], Any], settings: Config) -> Any
         with shown_progress(console) as progress:
             return stage(settings, progress)
 
-    with stoppable(settings):
+    with stoppable(lambda: kept_in(settings.run_dir), settings.fleet.stop_s):
         return guarded(stage_shown)
 
 
-def stoppable(settings: Config) -> AbstractContextManager[None]:
-    """Return what lets Ctrl-C and SIGTERM end this process, with a line on what the run folder keeps."""
+def stoppable(kept: Callable[[], str], limit_s: float = LIMIT_S) -> AbstractContextManager[None]:
+    """Return what lets Ctrl-C and SIGTERM end this process and all that it started, with a line on what is kept."""
 
     def say(line: str) -> None:
-        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+        errors.print(line, highlight=False, soft_wrap=True)
 
-    return ended_by_signals(say, lambda: kept_in(settings.run_dir))
+    return ended_by_signals(say, kept, limit_s)

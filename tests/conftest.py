@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import ray
 from hypothesis import settings
+from ray.util import list_named_actors
 from xdist.scheduler import LoadScopeScheduling
 
 # How long an example takes depends on what else the machine does; pytest-timeout ends what hangs.
@@ -21,10 +22,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray gives its workers the niceness 15: with another test busy beside them they would hardly run at all.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's own spelling)
 
+NAMESPACE = "vsr1-tests"  # of actors in the Ray that the tests of a process share
+
 SLOWEST = (  # half a minute or more each
-    "run", "service", "library", "head", "test_learner_ranks", "nodes", "test_sft_resume",
-    "test_bench", "engine", "test_evaluation", "test_data_build",
-    "test_teacher_engine", "test_retrieval_actors", "test_push", "test_selftest",
+    "run", "service", "library", "head", "test_sft_resume", "test_bench_loop", "engine", "test_evaluation",
+    "test_learner_ranks", "nodes", "test_fleet_actors", "test_teacher_engine", "test_data_build",
+    "test_retrieval_actors", "test_report_browser", "test_selftest", "test_bench", "test_push",
 )  # fmt: skip
 
 
@@ -52,22 +55,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @contextmanager
 def local_ray() -> Iterator[None]:
-    """A small local Ray of our own; never joins a cluster that is already running."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, namespace="vsr1-tests", log_to_driver=False)
+    """Have the small local Ray of this process, which starts at its first use and never joins a cluster that runs.
+
+    Named actors that are left at the end of the block are killed; the others end with their handles.
+    """
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, namespace=NAMESPACE, log_to_driver=False)
     try:
         yield
     finally:
-        ray.shutdown()
+        for name in list_named_actors() if ray.is_initialized() else ():
+            ray.kill(ray.get_actor(name))
 
 
 @pytest.fixture(scope="session")
-def own_ray() -> Callable[[], AbstractContextManager[None]]:
-    """Starts a Ray for a `with`."""
-    return local_ray
+def own_ray() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """The Ray that the tests of this process share, for a `with`."""
+    yield local_ray
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """A Ray that is gone before the next module."""
-    with local_ray():
+def ray_cluster(own_ray: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """The Ray that the tests of this process share, without the actors of other modules."""
+    with own_ray():
         yield

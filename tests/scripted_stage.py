@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -31,12 +31,13 @@ from vsr1.episode.environment import Prompt
 from vsr1.episode.sample import SampleId
 from vsr1.ledger import Frame, Ledger
 from vsr1.retrieval.request import RetrievalError, SearchRequest, SearchResult
+from vsr1.rl.success import SuccessEstimates
 from vsr1.runs.events import EVENTS, EventLog
 from vsr1.runs.folder import TRAINING_LOG
 from vsr1.runs.scalars import RunLog
 from vsr1.runs.state import StateFolder
 from vsr1.runs.trajectories import read_log
-from vsr1.search.record import SearchTask
+from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.video.clips import Clip
 
 VIDEOS = [f"v{i}" for i in range(12)]
@@ -127,6 +128,11 @@ class ScriptedWorker(RolloutWorkerActor):
 class ScriptedStream(Iterator[SearchTask]):
     def __init__(self, position: int = 0, poison: int = -1) -> None:
         self.position, self._poison = position, poison
+        self.success = SuccessEstimates()
+
+    def learned(self, trajectories: Sequence[SearchTrajectory]) -> None:
+        for one in trajectories:
+            self.success.observe(one.id.prompt.split("/")[1], 1, 1)
 
     def __next__(self) -> SearchTask:
         self.position += 1

@@ -8,6 +8,7 @@ stay readable. Nothing is read from environment variables.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, model_validator
-from yaml import YAMLError
+from yaml import YAMLError, safe_load
 from yaml.reader import ReaderError
 
 from vsr1.settings.data import DataConfig, ToyConfig
@@ -130,13 +131,16 @@ def load_config(path: Path | str | Sequence[Path] | None, overrides: list[str] |
     for entry in overrides or []:
         if "=" not in entry:
             raise ConfigError(f"override {entry!r} is not of the form section.key=value")
+    # Under a partly given section lie its own defaults; `data.splits` follows what else is given.
+    defaults = Config().model_dump(mode="json", exclude={"data": {"splits"}})
     try:
-        tree = OmegaConf.merge(
-            # Under a partly given section lie its own defaults; `data.splits` follows what else is given.
-            OmegaConf.create(Config().model_dump(mode="json", exclude={"data": {"splits"}})),
-            *[with_new_names(_read(file), f"{file}: ") for file in paths],
-            with_new_names(OmegaConf.from_dotlist(overrides or []), "overrides: "),
+        trees = [with_new_names(_read(file), f"{file}: ") for file in paths]
+        trees.append(
+            with_new_names(OmegaConf.from_dotlist([_whole(entry) for entry in overrides or []]), "overrides: ")
         )
+        for source, given in zip([*map(str, paths), "overrides"], trees, strict=True):
+            _check_sections(defaults, OmegaConf.to_container(given), source)
+        tree = OmegaConf.merge(OmegaConf.create(defaults), *trees)
         values = OmegaConf.to_container(tree, resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError) as error:
         raise ConfigError(f"{where or 'overrides'}: {' '.join(str(error).split())}") from error
@@ -144,6 +148,24 @@ def load_config(path: Path | str | Sequence[Path] | None, overrides: list[str] |
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(item, where) for item in error.errors())) from error
+
+
+def _whole(entry: str) -> str:
+    """Return an override whose text YAML takes as it is: a shell leaves no comments, so a # belongs to a text."""
+    key, _, text = entry.partition("=")
+    is_text = " #" in text and text.strip()[:1] not in ("'", '"') and isinstance(safe_load(text), str)
+    return f"{key}={json.dumps(text, ensure_ascii=False)}" if is_text else entry
+
+
+def _check_sections(defaults: dict[str, Any], given: Any, source: str, above: str = "") -> None:
+    """Raise a `ConfigError` for a list where a section is needed, or the other way round: they cannot be merged."""
+    for name, value in given.items():
+        key, default = f"{above}{name}", defaults.get(name)
+        if isinstance(default, dict) and isinstance(value, dict):
+            _check_sections(default, value, source, f"{key}.")
+        elif isinstance(default, (dict, list)) and isinstance(value, (dict, list)) and type(default) is not type(value):
+            needed = f"{key}.NAME=VALUE" if isinstance(default, dict) else f"{key}=[VALUE]"
+            raise ConfigError(f"{source}: {key}: {value!r} is of another kind than is needed; write {needed}")
 
 
 def _read(file: Path) -> DictConfig:

@@ -288,6 +288,7 @@ class Fleet:
             return f"it gave no token within {limit:g} s (fleet.probe_s)"
         if now - seat.probed >= limit / 2 and seat.state is State.HEALTHY:
             self._enter(seat, State.SUSPECT, "no token yet")
+            self._tell("suspect", seat, seconds={"detect": now - seat.seen})
         return ""
 
     def _fails_alone(self, seat: Seat) -> bool:

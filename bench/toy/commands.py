@@ -20,11 +20,14 @@ def pretrain(
     policy_steps: Annotated[int, typer.Option(help="Optimiser steps of the policy.")] = 2500,
     embedder_steps: Annotated[int, typer.Option(help="Optimiser steps of the embedder.")] = 750,
     corpora: Annotated[int, typer.Option(help="Corpora of 2,048 films to train on.")] = 12,
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of a policy/ and an embedder/; the one of no steps is taken from it.")
+    ] = None,
 ) -> None:
     """Train the toy policy and embedder from random weights."""
     from bench.toy.pretrain import pretrain
 
-    guarded(pretrain, out, seed, device, policy_steps, embedder_steps, corpora)
+    guarded(pretrain, out, seed, device, policy_steps, embedder_steps, corpora, start)
 
 
 @commands.command()
@@ -37,21 +40,35 @@ def rewrites(overrides: Overrides = None, config: ConfigFile = None) -> None:
 
 
 @commands.command()
+def data(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Render and build the corpus that `toy` describes in data.root."""
+    settings = read_settings(config, overrides, False)
+    from bench.toy.experiment import make_data
+
+    guarded(make_data, settings)
+
+
+@commands.command()
 def run(
     overrides: Overrides = None,
     config: ConfigFile = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... of everything.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds of weights and batches.")] = 3,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
     at_once: Annotated[int, typer.Option(min=1, help="Runs at one time; they share the GPUs.")] = 1,
-    arms: Annotated[str | None, typer.Option(help="As in full,text; empty string: Stage 1 only. Default: all.")] = None,
+    arms: Annotated[
+        str | None, typer.Option(help="As in full,infonce+black; empty string: Stage 1 only. Default: all.")
+    ] = None,
+    splits: Annotated[str, typer.Option(help="Further splits to evaluate on, as in hard,val.")] = "",
 ) -> None:
-    """Make Stage 1, its evaluation and every arm, each a run of its own, and print the tables."""
+    """Make models, corpora, Stage 1, its evaluation and every arm, each a run of its own, and print the tables."""
     import torch
 
     from bench.toy.experiment import Bench, arm_names, bench
 
     shared = Bench(tuple(config or []), tuple(overrides or []), at_once, torch.cuda.device_count(), console.print)
     chosen = arm_names() if arms is None else [arm for arm in arms.split(",") if arm]
-    print(guarded(bench, shared, chosen, seeds))
+    further = tuple(split for split in splits.split(",") if split)
+    print(guarded(bench, shared, chosen, range(first_seed, first_seed + seeds), further))
 
 
 @commands.command()

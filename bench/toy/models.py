@@ -99,18 +99,30 @@ def toy_processor(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLProcessor:
     )
 
 
-def new_policy(base: Tokenizer, seed: int) -> tuple[VideoSearchPolicy, Qwen3VLProcessor]:
-    """Make a policy of random weights and its processor."""
-    tokenizer = policy_tokenizer(base)
+def new_policy(words: Tokenizer | Path, seed: int) -> tuple[VideoSearchPolicy, Qwen3VLProcessor]:
+    """Make a policy of random weights and its processor.
+
+    Args:
+        words: the base of its tokenizer, or a folder of which policy/ has the processor.
+    """
+    processor = (
+        Qwen3VLProcessor.from_pretrained(words / "policy")
+        if isinstance(words, Path)
+        else toy_processor(policy_tokenizer(words))
+    )
     torch.manual_seed(seed)
-    return VideoSearchPolicy(toy_config(tokenizer)), toy_processor(tokenizer)
+    return VideoSearchPolicy(toy_config(processor.tokenizer)), processor
 
 
-def new_embedder(base: Tokenizer, seed: int) -> tuple[Qwen3VLModel, Qwen3VLProcessor]:
-    """Make an embedder of random weights and its processor."""
-    tokenizer = embedder_tokenizer(base)
+def new_embedder(words: Tokenizer | Path, seed: int) -> tuple[Qwen3VLModel, Qwen3VLProcessor]:
+    """Make an embedder of random weights and its processor; `words` as of `new_policy`, of embedder/."""
+    processor = (
+        Qwen3VLProcessor.from_pretrained(words / "embedder")
+        if isinstance(words, Path)
+        else toy_processor(embedder_tokenizer(words))
+    )
     torch.manual_seed(seed)
-    return Qwen3VLModel(toy_config(tokenizer)), toy_processor(tokenizer)
+    return Qwen3VLModel(toy_config(processor.tokenizer)), processor
 
 
 def write_random_models(folder: Path, base: Tokenizer, seed: int = 0) -> tuple[Path, Path]:

@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 from bench.toy.captions import caption
 from bench.toy.models import MERGE, PATCH, new_embedder, new_policy
 from bench.toy.tokenizer import train_tokenizer, vocabulary_texts
-from vsr1.model.checkpoint import save_policy
+from vsr1.formats.atomic import write_json
+from vsr1.model.checkpoint import load_policy, save_policy
 from vsr1.model.embedder import Embedder, template
 from vsr1.model.forward import Row, rotary_positions, run_rows, token_logprobs
 from vsr1.model.new_policy import start_heads
@@ -72,8 +73,9 @@ def pretrain(
     policy_steps: int = 2500,
     embedder_steps: int = 750,
     corpora: int = 12,
+    start: Path | None = None,
 ) -> None:
-    """Train both models and write `out/policy` and `out/embedder`.
+    """Train both models, or one of them, and write `out/policy` and `out/embedder`.
 
     Args:
         out: a folder.
@@ -82,31 +84,44 @@ def pretrain(
         policy_steps: optimiser steps of batch 128.
         embedder_steps: likewise; they decide how hard retrieval is.
         corpora: of 2,048 films each to train on.
+        start: folder of a policy and an embedder; that of no steps is taken from it, and their tokenizers are.
+
+    Raises:
+        ValueError: no steps of a model, and no `start`.
     """
+    if start is None and not (policy_steps and embedder_steps):
+        raise ValueError("a model of no steps is taken from another folder; name it with --start")
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU
-    base = train_tokenizer(vocabulary_texts(seed))
-    embedder_model, embedder_processor = new_embedder(base, seed)
-    policy, policy_processor = new_policy(base, seed)
+    words = train_tokenizer(vocabulary_texts(seed)) if start is None else start
+    embedder_model, embedder_processor = new_embedder(words, seed)
+    policy, policy_processor = new_policy(words, seed)
     embedder_processor.save_pretrained(out / "embedder")
     policy_processor.save_pretrained(out / "policy")
     processor = ClipProcessor(out / "policy")
     embedder = Embedder(embedder_model.to(device), ClipProcessor(out / "embedder"), "pretraining")
+    if start is not None and not policy_steps:
+        policy = load_policy(start / "policy")
 
     splits = [make_corpus(f"pretrain-{i}", CORPUS, seed) for i in range(corpora)]
-    train = _render_all(list(chain.from_iterable(splits)), embedder.processor, device)
-    held_out = _render_all(make_corpus("val", HELD_OUT, seed), embedder.processor, device)
+    train = render_all(list(chain.from_iterable(splits)), embedder.processor, device)
+    held_out = render_all(make_corpus("val", HELD_OUT, seed), embedder.processor, device)
     policy.to(device)
-    _train_policy(policy, processor, train, held_out, policy_steps, seed)
-    start = policy.model.state_dict()
-    words = "language_model.embed_tokens.weight"
-    start[words] = start[words][: embedder_model.language_model.embed_tokens.num_embeddings]  # no refine token
-    embedder_model.load_state_dict(start)
-    _train_embedder(embedder, train, held_out, embedder_steps, seed)
-    embedder.model.to(torch.bfloat16).save_pretrained(out / "embedder")
-    policy.to("cpu")
-    start_heads(policy, out / "embedder", seed=seed)
-    save_policy(out / "policy", policy.to(torch.bfloat16))
+    if policy_steps:
+        _train_policy(policy, processor, train, held_out, policy_steps, seed)
+    if embedder_steps:
+        weights = policy.model.state_dict()
+        table = "language_model.embed_tokens.weight"
+        weights[table] = weights[table][: embedder_model.language_model.embed_tokens.num_embeddings]  # no refine token
+        embedder_model.load_state_dict(weights)
+        _train_embedder(embedder, train, held_out, embedder_steps, seed)
+        embedder.model.to(torch.bfloat16).save_pretrained(out / "embedder")
+    if policy_steps:
+        policy.to("cpu")
+        own = out if embedder_steps or start is None else start
+        start_heads(policy, own / "embedder", seed=seed)
+        save_policy(out / "policy", policy.to(torch.bfloat16))
+    write_json(out / "model.json", {"seed": seed, "policy_steps": policy_steps, "embedder_steps": embedder_steps})
 
 
 def _grid(frames: torch.Tensor) -> Grid:
@@ -166,7 +181,7 @@ def held_out_loss(policy: VideoSearchPolicy, processor: ClipProcessor, films: li
 
 def _reply_loss(policy: VideoSearchPolicy, rows: list[Row], films: list[Film]) -> torch.Tensor:
     """Return the mean token loss of the rows' responses; their clips number the films."""
-    states = run_rows(policy.model, [[row] for row in rows], _features(policy.model, films))
+    states = run_rows(policy.model, [[row] for row in rows], features_of(policy.model, films))
     logprobs, _ = token_logprobs(policy, states, rows)
     return -logprobs.mean()
 
@@ -181,7 +196,7 @@ def _train_embedder(embedder: Embedder, train: list[Film], held_out: list[Film],
         families = rng.choice(len(train) // FAMILY, BATCH // members, replace=False) * FAMILY
         batch = [train[first + i] for first in families for i in rng.permutation(FAMILY)[:members]]
         queries = embedder.query_vectors([caption(film.example, rng) for film in batch])
-        scores = queries @ _clip_vectors(embedder, batch).T / TEMPERATURE
+        scores = queries @ clip_vectors(embedder, batch).T / TEMPERATURE
         target = torch.arange(len(batch), device=scores.device)
         loss = functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target)
         _step(loss, model, optimizer, schedule)
@@ -198,7 +213,7 @@ def _train_embedder(embedder: Embedder, train: list[Film], held_out: list[Film],
 def embedder_recall(embedder: Embedder, films: list[Film]) -> tuple[float, float]:
     """Return R@1 of the films' queries among all of them, and the share of its errors that stay in the family."""
     embedder.model.eval()
-    clips = torch.cat([_clip_vectors(embedder, films[i : i + BATCH]) for i in range(0, len(films), BATCH)])
+    clips = torch.cat([clip_vectors(embedder, films[i : i + BATCH]) for i in range(0, len(films), BATCH)])
     queries = embedder.query_vectors([film.example.query for film in films])
     embedder.model.train()
     best = (queries @ clips.T).argmax(dim=1).cpu()
@@ -208,7 +223,7 @@ def embedder_recall(embedder: Embedder, films: list[Film]) -> tuple[float, float
     return 1 - float(wrong.float().mean()), float(related.sum() / wrong.sum().clamp(min=1))
 
 
-def _features(model: torch.nn.Module, films: list[Film]) -> list[VisionFeatures]:
+def features_of(model: torch.nn.Module, films: list[Film]) -> list[VisionFeatures]:
     grids = [film.grid for film in films]
     pixels = patches(torch.cat([film.frames for film in films])).split([math.prod(grid) for grid in grids])
     return encode_clips(model.visual, list(pixels), grids)
@@ -263,13 +278,13 @@ def _shown(query: int, rng: np.random.Generator, count: int) -> int:
     return int(rng.integers(0, count))
 
 
-def _clip_vectors(embedder: Embedder, films: list[Film]) -> torch.Tensor:
+def clip_vectors(embedder: Embedder, films: list[Film]) -> torch.Tensor:
     rows = [[replace(film.clip_row, clips=(i,))] for i, film in enumerate(films)]
-    states = run_rows(embedder.model, rows, _features(embedder.model, films))
+    states = run_rows(embedder.model, rows, features_of(embedder.model, films))
     return functional.normalize(states.after_norm[states.ends].float(), dim=-1)
 
 
-def _render_all(corpus: list[Example], processor: ClipProcessor, device: str) -> list[Film]:
+def render_all(corpus: list[Example], processor: ClipProcessor, device: str) -> list[Film]:
     """Render the films of a corpus.
 
     Args:

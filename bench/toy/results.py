@@ -1,6 +1,6 @@
 """Tables of the toy benchmark: mean and spread over the seeds of each arm. `python -m bench toy results`.
 
-A run folder is named ARM-SEED; each evaluation in it is a row `ARM LABEL`.
+A run folder is named ARM-SEED; each evaluation in it is a row `ARM LABEL`, and a line of JSON (`result_lines`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from vsr1.metrics.predictions import PredictionError
-from vsr1.metrics.summary import EvalSummary
+from vsr1.metrics.summary import EvalSummary, VerdictCounts
+from vsr1.runs.scalars import SCALARS, read_scalars
 
 Score = Callable[[EvalSummary], float | None]
 EVALUATIONS = ("after", "eval")  # of a trained policy, of one as it is
@@ -23,6 +25,8 @@ COLUMNS: dict[str, Score] = {
     "IoU ≥ 0.5": lambda s: s.moments.iou_05,
     "mean IoU": lambda s: s.moments.mean_iou,
     "verification": lambda s: s.verification_all_turns.accuracy,
+    "right rejected": lambda s: _share(s.verification_all_turns.right_video, "not_matched"),
+    "wrong accepted": lambda s: _share(s.verification_all_turns.wrong_video, "matched"),
     "turns": lambda s: s.turns_per_query,
     "text tokens": lambda s: s.text_tokens_per_query,
     "latents": lambda s: s.latent_tokens_per_query,
@@ -37,11 +41,9 @@ def results(folder: Path) -> str:
         PredictionError: no evaluation in any folder that is named ARM-SEED.
     """
     summaries: dict[str, list[EvalSummary]] = defaultdict(list)
-    for file in sorted(folder.glob("*-*/*.json")):
-        arm, _, seed = file.parent.name.rpartition("-")
-        label, _, agent = file.stem.partition("-")
-        if seed.isdigit() and label in EVALUATIONS and not file.name.endswith(".published.json"):
-            summaries[f"{arm} {agent}".strip()].append(EvalSummary.model_validate(json.loads(file.read_text())))
+    for run in sorted(path for path in folder.glob("*-*") if path.name.rpartition("-")[2].isdigit()):
+        for agent, summary in _evaluations(run).items():
+            summaries[f"{run.name.rpartition('-')[0]} {agent}".strip()].append(summary)
     if not summaries:
         raise PredictionError(f"{folder} has no evaluation in a folder ARM-SEED; name run_dir so")
     turns = ("1", "2", "3")
@@ -52,6 +54,39 @@ def results(folder: Path) -> str:
         | {f"IoU ≥ 0.5, {turn}": _moments_after_turn(turn) for turn in turns},
     ]
     return "\n".join(_table(summaries, columns) for columns in tables)
+
+
+def result_lines(run: Path) -> list[dict[str, Any]]:
+    """Return a JSON value for each evaluation in a folder ARM-SEED: its scores, and what the training took.
+
+    Shares are in 0..1; `seconds` are those of the training's steps, and `steps` how many there were.
+    """
+    arm, _, seed = run.name.rpartition("-")
+    log = run / SCALARS
+    rows = [row for row in read_scalars(log) if row["stage"] in ("sft", "grpo")] if log.is_file() else []
+    seconds = [row["value"] for row in rows if row["name"].startswith("seconds/") and row["name"].count("/") == 1]
+    training = {"steps": max((row["step"] for row in rows), default=0), "seconds": round(sum(seconds), 1)}
+    named = {"arm": arm, "seed": int(seed)}
+    return [
+        named | {"agent": agent} | training | {column: score(summary) for column, score in COLUMNS.items()}
+        for agent, summary in _evaluations(run).items()
+    ]
+
+
+def _evaluations(run: Path) -> dict[str, EvalSummary]:
+    """Return the evaluations in a run's folder by the name of the agent, "" for that of the settings."""
+    files = [file for label in EVALUATIONS for file in sorted(run.glob(f"{label}*.json"))]
+    return {
+        file.stem.partition("-")[2]: EvalSummary.model_validate(json.loads(file.read_text()))
+        for file in files
+        if file.stem.partition("-")[0] in EVALUATIONS and not file.name.endswith(".published.json")
+    }
+
+
+def _share(counts: VerdictCounts, verdict: str) -> float | None:
+    """Return the share of the looks that got a verdict, None where there were none."""
+    looks = counts.matched + counts.not_matched + counts.unknown
+    return getattr(counts, verdict) / looks if looks else None
 
 
 def _after_latents(count: str) -> Score:

@@ -10,7 +10,7 @@ from vsr1.config import Config
 from vsr1.formats.atomic import read_lines, write_json
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.embedder import Embedder
-from vsr1.rl.example_loss import load_vectors
+from vsr1.rl.refined import load_vectors
 from vsr1.toy.world import load_events, sentences_about
 
 AT_ONCE = 16  # videos whose candidates are embedded in one call

@@ -57,9 +57,10 @@ class BuildReport:
             for split in self.splits
         ]
         if self.records:
-            sft, grpo, reasoned = (self.records[name] for name in ("sft_records", "grpo_records", "reasoning"))
-            left_out = f", {reasoned['left_out']} pairs left out" if reasoned["left_out"] else ""
-            parts.append(f"{sft['rows']} SFT and {grpo['rows']} GRPO records{left_out}")
+            left = self.records.get("reasoning", {}).get("left_out", 0)
+            left_out = f", {left} pairs left out" if left else ""
+            with_reasoning = self.records.get("sft_records", {}).get("rows", "no")
+            parts.append(f"{with_reasoning} SFT and {self.records['grpo_records']['rows']} GRPO records{left_out}")
         kept = sum(step.status == "kept" for step in self.steps)
         seconds = {name: sum(s.seconds for s in self.steps if s.name == name) for name in ("clips", "embedding")}
         parts.append(f"{len(self.steps) - kept} steps built, {kept} kept")
@@ -102,7 +103,7 @@ def build_dataset(
             copy_annotations(folder, split, data)
         clips = [SplitClips(folder, load_manifest(folder, split, data), data) for split in data.splits]
         if TRAIN in data.splits and not data.search_only:
-            check_teacher(folder, data.teacher)
+            check_teacher(folder, data)
         for of_split in clips:
             of_split.plan()
         for of_split in clips:
@@ -142,7 +143,8 @@ def ensure_dataset(config: Config, progress: Announce | None = None) -> bool:
     if config.environment == "navigate":
         return ensure_films(config)
     folder = DatasetFolder(config.data.root)
-    if not config.toy.create or folder.sft_records().is_file():
+    last = folder.grpo_records() if config.data.teacher.kind == "none" else folder.sft_records()
+    if not config.toy.create or last.is_file():
         return False
     if not folder.events("test").is_file():
         render_toy(config)
@@ -153,4 +155,5 @@ def ensure_dataset(config: Config, progress: Announce | None = None) -> bool:
 def render_toy(config: Config, progress: Callable[[int, int], None] | None = None) -> None:
     """Render the toy corpus of `toy` in `data.root`; `progress` gets videos rendered and videos in all."""
     toy = config.toy
-    write_toy_corpus(config.data.root, toy.train, toy.test, config.seed, progress, val=toy.val, queries=toy.queries)
+    sizes = toy.model_dump(include={"train", "test", "val", "hard", "queries", "skip"})
+    write_toy_corpus(config.data.root, **sizes, seed=config.seed, progress=progress)

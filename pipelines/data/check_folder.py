@@ -15,7 +15,9 @@ import faiss
 import numpy as np
 
 from pipelines.data.manifest import Announce
+from vsr1.formats.annotations import AnnotationError
 from vsr1.formats.dataset import TRAIN, DatasetFolder
+from vsr1.formats.rows import json_rows
 from vsr1.video.clips import ClipError, ClipMeta, clip_file, clip_storage, read_meta
 
 NAMED = 3  # ids in a message
@@ -31,7 +33,7 @@ class FolderCheck:
     def __init__(self, folder: DatasetFolder, split: str) -> None:
         self.split, self._folder = split, folder
         self.faults: list[str] = []
-        self.queries = self._read(folder.annotations(split), _lines)
+        self.queries = self._read(folder.annotations(split), _annotated)
         self.video_vectors = self._read(folder.video_embeddings(split), _rows)
         docids: dict[str, int] = self._read(folder.docid2row(split), _json) or {}
         self.index = self._read(folder.index(split), _indexed)
@@ -123,6 +125,10 @@ def _clip_fault(clips: Path, video_id: str, row: ClipMeta) -> str | None:
     except (ValueError, EOFError) as error:
         return f"not a whole array ({error})"
     return None if shape[0] == row["output_num_frames"] else f"{shape[0]} frames, its row says otherwise"
+
+
+def _annotated(path: Path) -> int:
+    return sum(1 for _ in json_rows(path, AnnotationError))
 
 
 def _lines(path: Path) -> int:

@@ -6,11 +6,13 @@ is found by the build.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from rich.table import Table
@@ -23,7 +25,6 @@ from vsr1.video.decode import differs, probe_video
 from vsr1.video.faults import work_on
 
 LISTED_UNUSED = 20
-PROBED_AT_ONCE = 8  # by a process
 
 
 @dataclass
@@ -82,14 +83,16 @@ def check_videos(config: Config, progress: Announce | None = None) -> list[Video
     manifests = [find_videos(DatasetFolder(data.root), split, data) for split in data.splits]
     everywhere = {path for manifest in manifests for video in manifest.videos.values() for path in video.files}
     # Spawned, because a fork of a process with threads can hang.
-    with ProcessPoolExecutor(data.decode_workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(data.decode_workers, mp_context=get_context("spawn")) as pool, _ended_at_a_fault():
         checks = []
         for manifest in manifests:
             check = _check_names(manifest, everywhere)
             single = [video for video in manifest.videos.values() if len(video.files) == 1]
             if progress:
                 progress(f"{manifest.split}: opening {len(single)} videos")
-            results = pool.map(_probe, [video.files[0] for video in single], chunksize=PROBED_AT_ONCE)
+            with _no_interrupt():
+                # Not by `map`, whose results would be cancelled where the pool is ended, which the pool cannot stand.
+                results = [pool.submit(_probe, video.files[0]) for video in single]
             for video, probed in zip(single, _results(results, single), strict=True):
                 if isinstance(probed, str):
                     check.undecodable[video.video_id] = probed
@@ -108,6 +111,27 @@ def check_table(checks: list[VideosCheck]) -> Table:
     return table
 
 
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Keep Ctrl-C from the processes that are started in the block, which would each print a traceback."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
+def _ended_at_a_fault() -> Iterator[None]:
+    """End the processes of a pool where the block raises, or all that the pool has not begun would be waited for."""
+    try:
+        yield
+    except BaseException:
+        for process in active_children():
+            process.kill()
+        raise
+
+
 def _check_names(manifest: Manifest, named: set[Path]) -> VideosCheck:
     """Return what the names of the files tell."""
     files = {name: [printable(path) for path in video.files] for name, video in manifest.videos.items()}
@@ -123,11 +147,11 @@ def _check_names(manifest: Manifest, named: set[Path]) -> VideosCheck:
     )
 
 
-def _results(results: Iterator[float | str], videos: list[Video]) -> Iterator[float | str]:
+def _results(results: list[Future[float | str]], videos: list[Video]) -> Iterator[float | str]:
     """Yield the results of the pool; raise a `BuildError` where the machine is at fault."""
-    for video in videos:
+    for result, video in zip(results, videos, strict=True):
         try:
-            yield next(results)
+            yield result.result()
         except BrokenProcessPool as error:
             raise BuildError(
                 f"a process that opened videos died, at {video.video_id!r} or one of those after it; try them alone, "

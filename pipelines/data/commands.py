@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipelines.command import ConfigFile, Overrides, console, guarded, keep_console, read_settings
+from pipelines.command import ConfigFile, Overrides, console, guarded, keep_console, read_settings, stoppable
 
 commands = typer.Typer(no_args_is_help=True, help="Make, build, unpack and check datasets.")
+announce = partial(console.print, soft_wrap=True)
 
 
 @commands.command("toy")
@@ -27,7 +29,7 @@ def data_toy(
     from vsr1.toy.corpus import write_toy_corpus
 
     guarded(write_toy_corpus, out, train, test, seed, val=val, queries=queries)
-    console.print(f"{train} training, {val} validation and {test} test videos in {out}")
+    console.print(f"{train} training, {val} validation and {test} test videos in {out}", soft_wrap=True)
 
 
 @commands.command("build")
@@ -38,8 +40,9 @@ def data_build(overrides: Overrides = None, config: ConfigFile = None) -> None:
     from pipelines.stage.connection import connect
 
     keep_console(settings)
-    guarded(connect, settings)
-    report = guarded(build_dataset, settings, progress=console.print)
+    with stoppable(lambda: f"what is finished is kept in {settings.data.root}, and the same command goes on from it"):
+        guarded(connect, settings)
+        report = guarded(build_dataset, settings, progress=announce)
     console.print(report.table())
     console.print(report.line(), soft_wrap=True)
 
@@ -56,8 +59,9 @@ def data_unpack(
     from vsr1.formats.dataset import DatasetFolder
     from vsr1.formats.prepared import unpack_dataset
 
-    console.print(guarded(unpack_dataset, source, out, workers, console.print).line())
-    guarded(check_folder, DatasetFolder(out), split, console.print)
+    with stoppable(lambda: f"shards that are unpacked stay in {out}, and the same command goes on from them"):
+        console.print(guarded(unpack_dataset, source, out, workers, announce).line(), soft_wrap=True)
+    guarded(check_folder, DatasetFolder(out), split, announce)
 
 
 @commands.command("check")
@@ -70,11 +74,12 @@ def data_check(
     settings = read_settings(config, overrides)
     from pipelines.data.check_videos import check_table, check_videos
 
-    checks = guarded(check_videos, settings, console.print if not as_json else None)
+    with stoppable(lambda: "nothing was written"):
+        checks = guarded(check_videos, settings, announce if not as_json else None)
     if as_json:
         print(json.dumps({check.split: asdict(check) for check in checks}, ensure_ascii=False, indent=2))
     else:
         console.print(check_table(checks))
         for line in (line for check in checks for line in check.lines()):
-            console.print(line, markup=False, soft_wrap=True)
+            announce(line)
     raise typer.Exit(int(any(check.wrong for check in checks)))

@@ -115,7 +115,8 @@ def find_videos(folder: DatasetFolder, split: str, data: DataConfig) -> Manifest
 
     Raises:
         AnnotationError: missing or faulty annotations.
-        BuildError: a folder of videos that does not exist, or no video files where there is nothing else.
+        BuildError: a folder of videos that does not exist, no video files where there is nothing else, or several ids
+            of one file.
     """
     place = data.videos or folder.raw_videos(split)
     if not place.is_dir() and (data.videos or data.search_only):
@@ -139,6 +140,16 @@ def find_videos(folder: DatasetFolder, split: str, data: DataConfig) -> Manifest
             names.setdefault(name, []).append(path)
     seconds = {row.video: row.duration for row in reversed(rows)}  # of several rows of a video the first counts
     videos = {name: Video(name, names.get(id_of(name), []), seconds[name]) for name in sorted(seconds)}
+    ids: dict[Path, list[str]] = {}
+    for video in videos.values():
+        for path in video.files:
+            ids.setdefault(path, []).append(video.video_id)
+    if several := {path: named for path, named in ids.items() if named[1:]}:
+        lines = [f"{printable(path)} is {' and '.join(map(ascii, named))}" for path, named in several.items()]
+        raise BuildError(
+            f"split {split!r} has {len(several)} video files under several ids, and each would be searched several "
+            f"times: {'; '.join(lines[:NAMED])}; write one id for each in the annotations"
+        )
     return Manifest(split, videos, rows, place, files)
 
 

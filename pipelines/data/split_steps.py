@@ -107,7 +107,10 @@ class SplitSteps:
         return self._step("recall", make, self._ranked)
 
     def records(self) -> list[Step]:
-        """Return the steps of the training records in order; that of reasoning runs again while pairs lack it."""
+        """Return the steps of the training records in order; that of reasoning runs again while pairs lack it.
+
+        Without a teacher only those are returned that Stage 2 needs.
+        """
         folder, manifest, data = self.folder, self.manifest, self.config.data
         pool, reasoning = folder.top1_pool(), folder.reasoning()
         seen = folder.events(TRAIN) if data.teacher.kind == "rules" else folder.clips(TRAIN) / META
@@ -129,10 +132,15 @@ class SplitSteps:
         def make_sft() -> Files:
             return {folder.sft_records(): sft_records(read_lines(reasoning), read_lines(pool), system)}
 
-        return [
-            self._step("top1_pool", lambda: {pool: pool_rows(folder, manifest, self.rankings)}, described),
+        labels = [
             self._step("hard_negatives", make_negatives, self._ranked, count=data.hard_negatives),
             self._step("grpo_records", make_grpo, described, negatives=data.grpo_negatives, system=system),
+        ]
+        if data.teacher.kind == "none":
+            return labels
+        return [
+            self._step("top1_pool", lambda: {pool: pool_rows(folder, manifest, self.rankings)}, described),
+            *labels,
             self._step("reasoning", reason, [pool, seen], teacher=teacher_settings(data.teacher)),
             self._step("sft_records", make_sft, [reasoning, pool], system=system),
         ]

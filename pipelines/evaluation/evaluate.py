@@ -43,6 +43,7 @@ from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
 from vsr1.versions import installed_version
 from vsr1.video.clips import META, read_meta
+from vsr1.video.largest_clip import check_largest_clip
 
 STACK = ("torch", "transformers", "vllm", "faiss")  # packages whose versions change numbers
 
@@ -127,6 +128,7 @@ def evaluate(config: Config, progress: Progress = QUIET, *, name: str = "eval") 
     Raises:
         EvaluationError: too many queries failed; everything is written all the same.
     """
+    check_largest_clip(config.model.policy, config.data)
     with kept_in_folder(config, name):
         connect(config)
         ensure_dataset(config)

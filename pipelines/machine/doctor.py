@@ -25,8 +25,10 @@ import torch
 from packaging.specifiers import SpecifierSet
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
-from pipelines.machine.placement import capacity, placement_plan
+from pipelines.machine.nodes import capacity
+from pipelines.machine.placement import placement_plan
 from pipelines.machine.resources import MachineError, check_port, free_disk_gib
 from vsr1.config import Config
 from vsr1.toy.render import encode_mp4
@@ -168,9 +170,9 @@ def doctor(config: Config, console: Console, probes: Mapping[str, Probe] = PROBE
     code = 0
     for name, probe in probes.items():
         try:
-            table.add_row(name, "[green]ok[/]", probe(config), "")
+            table.add_row(name, Text("ok", "green"), probe(config), "")
         except MachineError as error:
-            table.add_row(name, "[bold red]fails[/]", error.state, error.fix)
+            table.add_row(name, Text("fails", "bold red"), error.state, error.fix)
             code = 1
     console.print(table)
     return code

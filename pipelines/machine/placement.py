@@ -7,52 +7,31 @@ What other jobs of a cluster have taken is not there.
 
 from __future__ import annotations
 
-import socket
 import time
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-import ray
-from ray._private.state import available_resources_per_node
+from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipelines.machine.resources import GIB, READER_CPUS, READERS, MachineError, cores, free_memory_gib, ray_address
+from pipelines.machine.memory import ENGINE, LEARNER, RETRIEVAL, cached_requests, gpu_memory
+from pipelines.machine.nodes import TOLERANCE, Capacity, capacity
+from pipelines.machine.packing import Gpu, has_labels, place, rooms_of
+from pipelines.machine.resources import READER_CPUS, READERS
 from vsr1.config import Config
-from vsr1.settings.parts import ActorResources
+from vsr1.settings.parts import ActorResources, PlacedResources
 
 Stage = Literal["sft", "grpo", "eval", "demo"]
 
 _UNITS = {"cpus": "CPUs", "gpus": "GPUs", "memory_gib": "GiB of memory"}
-_TOLERANCE = 1e-6  # sums of fractions of a CPU are not exact
-_ANSWER_LIMIT_S = 10.0
+RECKONING = 1.15  # memory of a GPU is reckoned: what is beyond a GPU by no more than this is shown, not refused
 RETURN_LIMIT_S = 15.0  # in which a job that has ended gives its resources back
 
 
 class PlanError(RuntimeError):
     """The stage does not fit; the message names each shortage and the keys to lower."""
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What Ray can hand to actors on each node, besides the object store.
-
-    Attributes:
-        name: what the nodes are, for messages.
-        grow: how to have more.
-        is_shared: whether other jobs may give some back.
-    """
-
-    nodes: tuple[ActorResources, ...]
-    name: str
-    grow: str
-    is_shared: bool = False
-
-    def total(self, resource: str) -> float:
-        return sum(float(getattr(node, resource)) for node in self.nodes)
-
-    def largest(self, resource: str) -> float:
-        return max(float(getattr(node, resource)) for node in self.nodes)
 
 
 @dataclass(frozen=True)
@@ -64,6 +43,7 @@ class Role:
         count_key: configuration key that sets `number`; empty where the design does.
         size_key: configuration section with the resources of one actor; empty where the design sets them.
         on_device: whether it computes on `model.device`.
+        memory: of a GPU that one takes, in GiB by what it is for; empty where it is not reckoned.
     """
 
     name: str
@@ -73,6 +53,12 @@ class Role:
     size_key: str = ""
     times: int = 1
     on_device: bool = False
+    memory: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def need(self) -> PlacedResources:
+        """What one actor needs, and where; one that says nothing of it may be anywhere."""
+        return self.each if isinstance(self.each, PlacedResources) else PlacedResources(**self.each.model_dump())
 
     @property
     def count(self) -> int:
@@ -99,20 +85,27 @@ class Plan:
     roles: tuple[Role, ...]
     available: Capacity
     on_gpus: bool = False
+    caption: str = ""  # below the table of memory
 
     def total(self, resource: str) -> float:
         return sum(role.total(resource) for role in self.roles)
 
     def lacks(self, resource: str) -> bool:
-        return self.total(resource) > self.available.total(resource) + _TOLERANCE
+        return self.total(resource) > self.available.total(resource) + TOLERANCE
 
     def shortages(self) -> list[str]:
         """Return one line for each thing that does not fit; none when everything does."""
         lines, there = [], self.available
         for resource, unit in _UNITS.items():
-            node = there.largest(resource)
             for role in self.roles:
-                if role.size(resource) > node + _TOLERANCE:
+                allowed = [one for one in there.nodes if has_labels(one, role.need.labels)]
+                node = max((float(getattr(one, resource)) for one in allowed), default=0.0)
+                if resource == "cpus" and not allowed:
+                    lines.append(
+                        f"no node of {there.name} has the labels {role.need.labels} of a {role.name}: start nodes with "
+                        f"`ray start --labels`, or change {role.size_key}.labels"
+                    )
+                elif allowed and role.size(resource) > node + TOLERANCE:
                     need = f"one {role.name} needs {role.size(resource):g} {unit}"
                     fix = role.fix(resource, one=True) or there.grow
                     lines.append(f"{need}, the largest node of {there.name} has {node:.4g}: {fix}")
@@ -131,30 +124,31 @@ class Plan:
             lines.append(
                 f"with model.device=cuda Ray shows no GPU to an actor that reserves none: raise {keys} above 0"
             )
-        if not lines and (left := self._left_over()):
-            sizes = ", ".join(
-                f"{left.size(resource):g} {unit}" for resource, unit in _UNITS.items() if left.size(resource)
-            )
-            fix = left.fix("cpus") or there.grow
-            lines.append(
-                f"{there.name} has enough in all, but no node has room for another {left.name} ({sizes}): {fix}"
-            )
+        if not lines:
+            left, gpus = self.packed()
+            if left:
+                sizes = ", ".join(f"{left.size(name):g} {unit}" for name, unit in _UNITS.items() if left.size(name))
+                where = {"strict_pack": " next to the others", "strict_spread": " on a node of its own"}
+                fix = left.fix("cpus") or there.grow
+                lines.append(
+                    f"{there.name} has enough in all, but no node has room for another {left.name} ({sizes})"
+                    f"{where.get(left.need.strategy, '')}: {fix}"
+                )
+            lines += sorted({_overfull(gpu) for gpu in gpus if _is_overfull(gpu)})
         return lines
 
-    def _left_over(self) -> Role | None:
-        """Return a role of which an actor finds no node, placed in order of size on the fullest node that it fits."""
-        free = [[float(getattr(node, resource)) for resource in _UNITS] for node in self.available.nodes]
-        sizes = [[role.size(resource) for resource in _UNITS] for role in self.roles]
-        for role, size in sorted(
-            zip(self.roles, sizes, strict=True), key=lambda pair: [pair[1][1], *pair[1]], reverse=True
+    def packed(self) -> tuple[Role | None, list[Gpu]]:
+        """Place every actor; return a role of which one finds no node, and the GPUs.
+
+        What may go to few nodes and is large goes first, each to the fullest node that it fits.
+        """
+        rooms = rooms_of(self.available.nodes)
+        for role in sorted(
+            self.roles, key=lambda role: (bool(role.need.labels), *map(role.size, ("gpus", *_UNITS))), reverse=True
         ):
-            for _ in range(role.count):
-                fitting = [node for node in free if all(n <= a + _TOLERANCE for n, a in zip(size, node, strict=True))]
-                if not fitting:
-                    return role
-                best = min(fitting, key=lambda node: [node[1], *node])
-                best[:] = [there - need for there, need in zip(best, size, strict=True)]
-        return None
+            if not place(rooms, role.name, role.need, role.count, sum(role.memory.values())):
+                return role, []
+        return None, [gpu for room in rooms for gpu in room.gpus]
 
     def check(self) -> None:
         """Compare what is needed with what there is.
@@ -165,11 +159,26 @@ class Plan:
         if lines := self.shortages():
             raise PlanError("\n".join(lines))
 
-    def render(self) -> Table:
+    def render(self) -> Group:
+        """Return the table of what is reserved and, where it is reckoned, that of the memory of a GPU."""
+        return Group(self._reserved(), *([self._memory()] if any(role.memory for role in self.roles) else []))
+
+    def _memory(self) -> Table:
+        """Return a table with a column for each role on a GPU and a row for what its memory is for."""
+        roles = [role for role in self.roles if role.memory]
+        columns = (Column(role.name, justify="right") for role in roles)
+        table = Table("GiB each", *columns, title="memory of a GPU (reckoned)", caption=self.caption)
+        for name in dict.fromkeys(name for role in roles for name in role.memory):
+            table.add_row(name, *(f"{role.memory[name]:.1f}" if name in role.memory else "" for role in roles))
+        table.add_section()
+        table.add_row("all", *(f"{sum(role.memory.values()):.1f}" for role in roles))
+        return table
+
+    def _reserved(self) -> Table:
         """Return a table with a row for each role, one for the total, and one for what is there."""
         headings = ("number", "CPUs each", "GPUs each", "GiB each", "CPUs", "GPUs", "GiB")
         numbers = (Column(heading, justify="right") for heading in headings)
-        table = Table("actor", *numbers, title=f"Placement of {self.title}")
+        table = Table("actor", *numbers, title=f"Placement of {self.title} on {self.available.name}")
         for role in self.roles:
             sizes = (f"{role.size(resource):g}" for resource in _UNITS)
             table.add_row(role.name, str(role.count), *sizes, *(f"{role.total(resource):.4g}" for resource in _UNITS))
@@ -177,8 +186,23 @@ class Plan:
         number = str(sum(role.count for role in self.roles))
         table.add_row("needed", number, "", "", "", *(f"{self.total(resource):.4g}" for resource in _UNITS))
         there = (Text(f"{self.available.total(resource):.4g}", "red" * self.lacks(resource)) for resource in _UNITS)
-        table.add_row(self.available.name, "", "", "", "", *there)
+        table.add_row("there", "", "", "", "", *there)
         return table
+
+
+def _is_overfull(gpu: Gpu) -> bool:
+    return gpu.size_gib is not None and sum(gpu.taken_gib.values()) > RECKONING * gpu.size_gib
+
+
+def _overfull(gpu: Gpu) -> str:
+    parts = " + ".join(f"{gib:.0f} of {name}" for name, gib in gpu.taken_gib.items() if gib)
+    keys = {
+        LEARNER: "learner.micro_tokens of the stage, or raise its ranks or learner.gradient_checkpointing",
+        ENGINE: "rollout.engine.gpu_memory_utilization",
+        RETRIEVAL: "the shares of a GPU (cluster.*.gpus) that let it share this one",
+    }
+    ways = "; ".join(way for name, way in keys.items() if gpu.taken_gib.get(name))
+    return f"a GPU of {gpu.size_gib:g} GiB would hold {parts} GiB: lower {ways}"
 
 
 def grpo_splits(config: Config) -> list[str]:
@@ -197,20 +221,25 @@ def placement_plan(config: Config, stage: Stage, available: Capacity) -> Plan:
         plans = [placement_plan(config, part, available) for part in ("sft", "grpo", "eval")]
         plan = max(plans, key=lambda plan: (bool(plan.shortages()), *(plan.total(resource) for resource in _UNITS)))
         return replace(plan, title=f"the demo (largest: {plan.title})")
-    on_gpus = config.model.device == "cuda"
-    if stage == "eval":
-        return Plan("the evaluation", _services(config, 1, available), available, on_gpus)
     each, key = config.cluster.learner, f"{stage}.learner.ranks"
     ranks = config.grpo.learner.ranks if stage == "grpo" else config.sft.learner.ranks
-    learner = Role("learner rank", ranks, each, key, "cluster.learner", on_device=True)
-    if stage == "grpo":
-        return Plan("Stage 2", (*_services(config, len(grpo_splits(config)), available), learner), available, on_gpus)
-    roles = (
-        replace(learner, each=each.model_copy(update={"memory_gib": 0.0})),  # Ray Train reserves none
-        Role("clip reader", ranks, ActorResources(cpus=READER_CPUS, memory_gib=0), key, times=READERS),
-        Role("clip stream", ranks, ActorResources(cpus=0, memory_gib=0), key),
-    )
-    return Plan("Stage 1", roles, available, on_gpus)
+    learner = Role(LEARNER, ranks, each, key, "cluster.learner", on_device=True)
+    titles = {"sft": "Stage 1", "grpo": "Stage 2", "eval": "the evaluation"}
+    if stage == "sft":
+        roles: tuple[Role, ...] = (
+            replace(learner, each=each.model_copy(update={"memory_gib": 0.0})),  # Ray Train reserves none
+            Role("clip reader", ranks, ActorResources(cpus=READER_CPUS, memory_gib=0), key, times=READERS),
+            Role("clip stream", ranks, ActorResources(cpus=0, memory_gib=0), key),
+        )
+    else:
+        splits = len(grpo_splits(config)) if stage == "grpo" else 1
+        roles = (*_services(config, splits, available), *([learner] if stage == "grpo" else []))
+    sizes = [node.gpu_memory_gib for node in available.nodes if node.gpus and node.gpu_memory_gib]
+    memory = gpu_memory(config, stage, min(sizes)) if sizes else {}
+    cached = cached_requests(config, memory[ENGINE]) if ENGINE in memory else 0
+    caption = f"an engine's cache holds {cached} requests of rollout.engine.max_model_len" * (ENGINE in memory)
+    roles = tuple(replace(role, memory=memory.get(role.name, {})) for role in roles)
+    return Plan(titles[stage], roles, available, config.model.device == "cuda", caption)
 
 
 def check_placement(config: Config, stage: Stage) -> None:
@@ -234,7 +263,7 @@ def _services(config: Config, splits: int, available: Capacity) -> tuple[Role, .
     cluster, workers = config.cluster, config.rollout.workers
     return (
         Role(
-            "rollout worker",
+            ENGINE,
             workers + config.fleet.spares,
             cluster.rollout,
             "rollout.workers",
@@ -253,7 +282,7 @@ def retrieval_roles(config: Config, corpora: int) -> tuple[Role, Role]:
     replicas = corpora * retrieval.replicas
     return (
         Role("retrieval shard", retrieval.shards, cluster.shard, "retrieval.shards", "cluster.shard", replicas),
-        Role("retrieval service", corpora, cluster.retrieval, size_key="cluster.retrieval", on_device=True),
+        Role(RETRIEVAL, corpora, cluster.retrieval, size_key="cluster.retrieval", on_device=True),
     )
 
 
@@ -261,64 +290,3 @@ def clip_stores(config: Config, corpora: int, available: Capacity) -> Role:
     """Return the stores of the clips of so many corpora, one of each a node."""
     clips = config.cluster.clips
     return Role("clip store", corpora, clips, size_key="cluster.clips", times=len(available.nodes))
-
-
-def capacity(config: Config) -> Capacity:
-    """Return what the living nodes have left of the Ray that a stage joins.
-
-    Where a stage would start its own Ray, that is this machine; on one that it has started, it is alone and has all. A
-    cluster that `cluster.address` names is joined.
-
-    Raises:
-        MachineError: no cluster answers there.
-    """
-    address = ray_address(config.cluster.address)
-    if address == "local":
-        nodes = _living_nodes() if ray.is_initialized() else (_this_machine(config),)
-        grow = "raise cluster.num_cpus (logical CPUs), lower cluster.object_store_gib (memory) or use a larger machine"
-        return Capacity(nodes, "this machine", grow)
-    if not ray.is_initialized():
-        join_cluster(address, logging_level="error")
-    every, free = _living_nodes(), _living_nodes(free=True)
-    taken = sum(node.cpus for node in every) - sum(node.cpus for node in free)
-    if taken < _TOLERANCE:
-        return Capacity(free, f"the cluster at {address}", "add nodes to the cluster")
-    name = f"the cluster at {address}, of which other jobs have taken {taken:.4g} CPUs,"
-    return Capacity(free, name, "wait for the other jobs, or add nodes to the cluster", is_shared=True)
-
-
-def join_cluster(address: str, **options: Any) -> None:
-    """Connect this process to a running Ray.
-
-    Args:
-        options: further ones of `ray.init`.
-
-    Raises:
-        MachineError: none answers at `address`.
-    """
-    host, _, port = address.rpartition(":")
-    try:
-        if host and port.isdecimal() and "://" not in host:  # Ray itself would try for more than three minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_LIMIT_S).close()
-        ray.init(address=address, log_to_driver=False, **options)
-    except OSError as error:
-        state = f"no Ray answers at {address}, which cluster.address or RAY_ADDRESS names ({error})"
-        raise MachineError(state, "start the cluster, correct the address, or unset it to run here") from error
-
-
-def _this_machine(config: Config) -> ActorResources:
-    import torch  # here, because it is slow to import, and a cluster is asked without it
-
-    cluster, gpus = config.cluster, torch.cuda.device_count()
-    memory_gib = max(0.0, free_memory_gib() - cluster.object_store_gib)
-    return ActorResources(cpus=cluster.num_cpus or cores(), gpus=gpus, memory_gib=memory_gib)
-
-
-def _living_nodes(*, free: bool = False) -> tuple[ActorResources, ...]:
-    """Return the resources of each living node, or what is `free` of them now."""
-    left = available_resources_per_node() if free else {}
-    nodes = [left.get(node["NodeID"], {}) if free else node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return tuple(
-        ActorResources(cpus=node.get("CPU", 0), gpus=node.get("GPU", 0), memory_gib=node.get("memory", 0) / GIB)
-        for node in nodes
-    )

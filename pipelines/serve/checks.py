@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.machine.placement import Capacity, Plan, Role, capacity, clip_stores, retrieval_roles
+from pipelines.machine.nodes import Capacity, capacity
+from pipelines.machine.placement import Plan, Role, clip_stores, retrieval_roles
 from pipelines.serve.gateway.keys import read_keys
 from vsr1.config import Config, ConfigError
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.parts import ActorResources
 from vsr1.settings.serving import CorpusConfig
 from vsr1.video.clips import META
+from vsr1.video.largest_clip import check_largest_clip
 
 HANDS_ON = ActorResources(cpus=0.1, memory_gib=0)  # gateway and library, each
 
@@ -72,6 +74,10 @@ def _faults(config: Config, agents: bool) -> Iterator[str]:
     models = {f"checkpoint of model {name!r}": folder for name, folder in config.served_models.items()}
     for what, folder in models.items() if agents else ():
         yield from _model_faults(what, folder, config.model.allow_bin)
+        try:
+            check_largest_clip(folder, config.data)
+        except ConfigError as error:
+            yield f"{what}: {error}"
     yield from _model_faults("model.embedder", config.model.embedder, False)
     for name, corpus in settings.corpora.items():
         yield from _corpus_faults(name, corpus, config.retrieval.shards, agents)

@@ -37,12 +37,12 @@ def serve_command(
     """Serve a trained agent until interrupted. serve.models.NAME=CHECKPOINT adds a model."""
     settings = read_settings(config, [f"model.policy={checkpoint}", *(overrides or [])])
     keep_ray_local(settings.cluster.address)
-    from pipelines.machine.placement import capacity
+    from pipelines.machine.nodes import capacity
     from pipelines.serve.checks import check_served, named_corpora, serving_plan
 
     settings.serve.corpora = guarded(named_corpora, corpus or [], split, settings.serve.corpora)
     if dry_run:
-        console.print(dump_config(settings), markup=False)
+        console.print(dump_config(settings), soft_wrap=True)
         console.print(serving_plan(settings, True, guarded(capacity, settings)).render())
         guarded(check_served, settings)
         return

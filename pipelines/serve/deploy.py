@@ -10,7 +10,7 @@ from typing import Any
 
 from ray import serve
 
-from actors.corpus import resources
+from actors.places import resources
 from pipelines.serve.agents.agents import Agents
 from pipelines.serve.checks import check_served
 from pipelines.serve.gateway.app import HttpGateway

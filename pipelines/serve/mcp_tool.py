@@ -6,16 +6,22 @@ client's machine, and comes under the server's keys and limits; nothing is mount
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import BaseModel, Field
 
 from pipelines.serve.client import SearchError, read_key, stream_search
 from pipelines.serve.gateway.schema import LONGEST_QUERY, Moment, Status
+
+SIGN_S = 10.0  # assistants give a call up after a minute without a sign
 
 
 class Findings(BaseModel):
@@ -32,6 +38,7 @@ def search_tool(url: str, key_file: Path | None) -> MCPServer:
 
     @server.tool()
     async def search_videos(
+        context: Context,
         query: Annotated[str, Field(min_length=1, max_length=LONGEST_QUERY, description="what happens in the moment")],
         corpus: Annotated[str | None, Field(description="may be left out where there is only one")] = None,
         max_turns: Annotated[int | None, Field(ge=1, le=16, description="videos looked at")] = None,
@@ -40,7 +47,8 @@ def search_tool(url: str, key_file: Path | None) -> MCPServer:
         """Find one moment in a corpus of videos: the video's id, start and end in seconds, and links to see it."""
         body = {"query": query, "corpus": corpus, "max_turns": max_turns, "exclude_ids": exclude_ids or []}
         try:
-            async with aclosing(stream_search(url, body, key)) as events:  # a call that is cancelled ends its search
+            # A call that is cancelled ends its search.
+            async with _signs_of_life(context), aclosing(stream_search(url, body, key)) as events:
                 last = [event async for event in events][-1]
         except SearchError as error:
             raise ToolError(str(error)) from error
@@ -52,6 +60,23 @@ def search_tool(url: str, key_file: Path | None) -> MCPServer:
     return server
 
 
+@asynccontextmanager
+async def _signs_of_life(context: Context) -> AsyncIterator[None]:
+    """Report progress while the block runs, to an assistant that asks for it: a search may wait, and look at many."""
+
+    async def tell() -> None:
+        for number in count(1):
+            await asyncio.sleep(SIGN_S)
+            await context.report_progress(number, message=f"searching for {number * SIGN_S:g} s")
+
+    signs = asyncio.create_task(tell())
+    try:
+        yield
+    finally:
+        signs.cancel()
+
+
 def run_tool(url: str, key_file: Path | None) -> None:
-    """Answer on standard input and output until the client closes them."""
+    """Answer on standard input and output until the client closes them, or Ctrl-C ends this process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a thread waits for input, and an exception would wait for it
     search_tool(url, key_file).run("stdio")

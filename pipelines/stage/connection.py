@@ -37,7 +37,7 @@ def connect(config: Config) -> None:
     import ray
     import ray.data
 
-    from pipelines.machine.placement import join_cluster
+    from pipelines.machine.nodes import join_cluster
 
     if ray.is_initialized():
         return

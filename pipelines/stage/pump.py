@@ -255,6 +255,7 @@ class RolloutPump:
             play.add(episode.task, pause_s=PAUSES_S[failures - 1])
             return
         if isinstance(cause, ray.exceptions.RayActorError):
+            cause.add_note(f"what is away was asked again for {sum(PAUSES_S):.0f} s, the time that it has to come back")
             raise cause
         self._fail(play, sample, reason, message)
 

@@ -1,4 +1,4 @@
-"""How a stage ends at Ctrl-C or SIGTERM: at the first one, within `LIMIT_S`, with a line on what is kept.
+"""How a stage ends at Ctrl-C or SIGTERM: at the first one, within a limit, with a line on what is kept.
 
 The signal raises in the main thread, so what the stage holds open is closed. Whatever is still there after the limit,
 and every process of a Ray that this process has started, is ended then.
@@ -18,17 +18,18 @@ from types import FrameType
 import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LIMIT_S = 15.0  # for the stage to close what it holds
+LIMIT_S = 15.0
 END_S = 5.0  # for processes to end by themselves
 
 
 @contextmanager
-def ended_by_signals(say: Callable[[str], None], kept: Callable[[], str]) -> Iterator[None]:
+def ended_by_signals(say: Callable[[str], None], kept: Callable[[], str], limit_s: float = LIMIT_S) -> Iterator[None]:
     """Let the first Ctrl-C or SIGTERM end the process, with the exit code that a shell gives to it.
 
     Args:
         say: prints a line.
         kept: says what a stopped stage leaves.
+        limit_s: for the stage to save and close what it holds.
     """
     stopped: list[int] = []
 
@@ -36,7 +37,7 @@ def ended_by_signals(say: Callable[[str], None], kept: Callable[[], str]) -> Ite
         if stopped:
             return  # it is ending
         stopped.append(number)
-        timer = threading.Timer(LIMIT_S, _end, [number])
+        timer = threading.Timer(limit_s, _end, [number])
         timer.daemon = True
         timer.start()
         say(f"{signal.Signals(number).name}: stopping; {kept()}")

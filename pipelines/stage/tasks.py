@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from vsr1.formats.annotations import read_annotations
 from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import TRAIN, DatasetFolder
 from vsr1.navigate.files import Question, questions_file, read_questions
-from vsr1.navigate.record import drawn_budget
-from vsr1.search.record import SearchTask
+from vsr1.navigate.record import drawn_budget, is_right
+from vsr1.rl.success import SuccessEstimates
+from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.video.clips import clip_file, read_meta
 
 Rows = list[dict[str, Any]]
+HELPED = ":helped"  # ends the query id of a prompt whose right video is shown first because it hardly ever succeeds
 
 
 class PromptStream(Iterator[SearchTask]):
@@ -27,40 +29,71 @@ class PromptStream(Iterator[SearchTask]):
 
     The order of an epoch follows from the run's seed and the epoch's number alone, so `position`, the number of prompts
     that were taken, is all that a resumed run needs. A prompt id is `<epoch>/<row>/<query id>` and never comes twice.
+    With `grpo.draw: success` each prompt is an epoch of its own and follows from the estimates as well.
 
     With `grpo.first_video: recorded` each task names the video of its first turn, and the augmented records take part,
-    which name the right one; with `balanced` only these name it.
+    which name the right one; with `balanced` only these name it, with `hopeless` the prompts that hardly ever succeed.
 
     Args:
         choose: returns those of the GRPO records that take part.
+        success: what the run that goes on had observed.
 
     Raises:
         FileNotFoundError: the GRPO records are missing.
     """
 
-    def __init__(self, config: Config, position: int = 0, choose: Callable[[Rows], Rows] = list) -> None:
+    def __init__(
+        self,
+        config: Config,
+        position: int = 0,
+        choose: Callable[[Rows], Rows] = list,
+        success: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
         self._config, self._rows = config, choose(_training_rows(config))
-        self.position = position
+        self._names = [str(row) for row in range(len(self._rows))]
+        self.position, self.success = position, SuccessEstimates(success)
         self._epoch, self._order = -1, list[int]()
 
     def __next__(self) -> SearchTask:
+        epoch, row = self._drawn() if self._config.grpo.draw == "success" else self._in_order()
+        self.position += 1
+        is_helped = self._config.grpo.first_video == "hopeless" and self.success.is_hopeless(self._names[row])
+        return self._task(epoch, row, is_helped)
+
+    def learned(self, trajectories: Sequence[Any]) -> None:
+        """Observe the samples of groups that were learned: a success ends with the right video, or answer."""
+        succeeded = is_right if self._config.environment == "navigate" else is_found
+        groups: dict[str, list[bool]] = {}
+        for one in trajectories:
+            groups.setdefault(one.id.prompt, []).append(succeeded(one))
+        for prompt, found in groups.items():
+            self.success.observe(prompt.split("/", maxsplit=2)[1], sum(found), len(found))
+
+    def _in_order(self) -> tuple[int, int]:
+        """Return epoch and row of the next prompt."""
         epoch, place = divmod(self.position, len(self._rows))
         if epoch != self._epoch:
             order = list(range(len(self._rows)))
             random.Random(hashed_seed(self._config.seed, "order of prompts", epoch)).shuffle(order)
             self._epoch, self._order = epoch, order
-        self.position += 1
-        return self._task(epoch, self._order[place])
+        return epoch, self._order[place]
+
+    def _drawn(self) -> tuple[int, int]:
+        """Return the same of a prompt that is drawn by its success."""
+        chance = random.Random(hashed_seed(self._config.seed, "drawn prompt", self.position))
+        return self.position, self.success.draw(self._names, chance.random())
 
     def task(self, prompt: str) -> SearchTask:
         """Return the task of a prompt id that was given out; the position stays."""
-        epoch, row, _ = prompt.split("/", maxsplit=2)
-        return self._task(int(epoch), int(row))
+        epoch, row, query_id = prompt.split("/", maxsplit=2)
+        return self._task(int(epoch), int(row), query_id.endswith(HELPED))
 
-    def _task(self, epoch: int, row: int) -> SearchTask:
+    def _task(self, epoch: int, row: int, is_helped: bool) -> SearchTask:
         if self._config.environment == "navigate":
             return self._question(epoch, row)
         task = _training_task(self._rows[row], self._config)
+        if is_helped:
+            task = replace(task, query_id=task.query_id + HELPED, first_video=task.gt_video)
         return replace(task, id=SampleId(f"{epoch}/{row}/{task.query_id}"))
 
     def _question(self, epoch: int, row: int) -> Any:
@@ -68,6 +101,12 @@ class PromptStream(Iterator[SearchTask]):
         question = Question.model_validate(self._rows[row])
         prompt = f"{epoch}/{row}/{question.question_id}"
         return question.task(SampleId(prompt), drawn_budget(self._config.navigate.budgets, self._config.seed, prompt))
+
+
+def is_found(trajectory: SearchTrajectory) -> bool:
+    """Tell whether a trajectory ends with the right video accepted."""
+    record = trajectory.last.record
+    return record.verdict == "matched" and record.video_id == trajectory.task.gt_video
 
 
 def training_records(config: Config) -> Path:
@@ -95,7 +134,7 @@ def _grpo_rows(config: Config) -> Rows:
     path = DatasetFolder(config.data.root).grpo_records()
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; build the dataset first with `vsr1 data build`")
-    live = config.grpo.first_video == "retrieved"
+    live = config.grpo.first_video in ("retrieved", "hopeless")
     rows = [row for row in read_lines(path) if not (live and row["is_augmented"])]
     if not rows:
         raise ValueError(f"{path} holds no record to train on; rebuild the dataset with `vsr1 data build`")

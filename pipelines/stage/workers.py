@@ -14,9 +14,10 @@ from typing import Any
 import ray
 
 from actors.clips import ClipStores
-from actors.corpus import CorpusActors, resources
+from actors.corpus import CorpusActors
 from actors.healing import HealingLearners
 from actors.learner import LearnerGroup
+from actors.places import placed
 from actors.rewards import RewardWorker, RewardWorkerHandle
 from actors.rollout import RolloutWorker, RolloutWorkerHandle, Sampling
 from actors.tools import FilmActors
@@ -134,14 +135,14 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterato
     corpora = {split: corpus_of(split) for split in splits}
     retrieval = {split: corpus.retrieval for split, corpus in corpora.items()}
     rewards = [
-        RewardWorker.options(**resources(need.reward), max_restarts=ALWAYS).remote(
+        RewardWorker.options(**placed(need.reward), max_restarts=ALWAYS).remote(
             rewards_of(config), logs / f"reward-{i}.log"
         )
         for i in range(need.reward_workers)
     ]
 
     def make(name: str) -> RolloutWorkerHandle:
-        worker: RolloutWorkerHandle = RolloutWorker.options(**resources(need.rollout)).remote(
+        worker: RolloutWorkerHandle = RolloutWorker.options(**placed(need.rollout)).remote(
             config, retrieval, logs / f"{name}.log"
         )
         return worker

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from pipelines.command import ConfigFile, DryRun, Overrides, console, guarded, read_settings, stoppable
+from vsr1.runs.folder import kept_in
 
 DEMO_CONFIG = [Path(__file__).parents[2] / "configs" / "toy.yaml"]
 
@@ -19,5 +20,5 @@ def demo(overrides: Overrides = None, config: ConfigFile = DEMO_CONFIG, dry_run:
     settings = read_settings(config, overrides, dry_run and "demo")
     from pipelines.toy.demo import run_demo
 
-    with stoppable(settings):
+    with stoppable(lambda: kept_in(settings.run_dir), settings.fleet.stop_s):
         console.print(f"report: {guarded(run_demo, settings, console)}")

@@ -45,6 +45,7 @@ class Saved:
     journal: int = 0  # the first one written after it
     logs: dict[str, int] = field(default_factory=dict)  # bytes, by name
     index_versions: list[str] = field(default_factory=list)  # of the corpus, that the last step saw
+    success: dict[str, list[float]] = field(default_factory=dict)  # of the prompt stream
     folder: Path | None = None  # of the state
     past: Past = field(default_factory=Past)
 

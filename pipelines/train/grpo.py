@@ -44,6 +44,7 @@ from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
 from vsr1.search.examples import clips_of
 from vsr1.search.prompts import agent_prompt
 from vsr1.settings.training import GrpoConfig
+from vsr1.video.largest_clip import check_largest_clip
 
 DEFAULTS = {"grpo": GrpoConfig().model_dump(mode="json")}  # for states of before a setting was there
 UNDECIDED = (  # change no step
@@ -59,7 +60,8 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
     """Run Stage 2 and return the checkpoint folder it wrote; `grpo.save_every` adds `checkpoints/step-N`.
 
     A run that was stopped goes on from its last state in `run_dir/state/grpo`, and with the rollouts in its journal
-    (`pipelines.train.commits`); so it may have another number of rollout workers. All ranks must see `run_dir`.
+    (`pipelines.train.commits`); so it may have another number of rollout workers, and of learner ranks unless they
+    share weights (ZeRO-3). All ranks must see `run_dir`.
 
     Raises:
         PlanError: the cluster cannot hold the actors.
@@ -81,12 +83,13 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 
 def check(config: Config) -> None:
     """See that a run can start, as far as dataset and run folder tell by themselves; errors as of `train`."""
+    check_largest_clip(config.model.policy, config.data)
     states, has_records = _states(config), training_records(config).is_file()
     if not states.root.exists():
         check_untrained(config, "grpo")
     elif has_records:
         states.claim(_settings(config), RENAMED, DEFAULTS)
-    if has_records:
+    if has_records or not config.toy.create:
         check_grpo_records(config)
 
 
@@ -107,7 +110,7 @@ def _train(config: Config, progress: Progress) -> Path:
             others.push(learners, version=saved.weights)
         elif settings.validate_every:
             _validate(others, log, config, 0)
-        stream = PromptStream(config, saved.position, choose=partial(_short_enough, config))
+        stream = PromptStream(config, saved.position, partial(_short_enough, config), saved.success)
         ledger = Ledger(commits.write, saved.past, settings.poison_deaths)
         rollouts = GroupRollouts(
             others, stream, ledger, config, saved, events, lambda one: learners.prefetch(clips_of(one))
@@ -240,7 +243,8 @@ def learn(learners: LearnerGroup, examples: list[Example], config: Config, step:
 
 
 def _states(config: Config) -> StateFolder:
-    return StateFolder(config.run_dir / "state" / "grpo", config.grpo.state_limit)
+    root = config.run_dir / "state" / "grpo"
+    return StateFolder(root, config.grpo.state_limit, free=["grpo.learner.ranks"])  # the learner cuts its state anew
 
 
 def _settings(config: Config) -> dict[str, Any]:

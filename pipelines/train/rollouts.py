@@ -93,6 +93,7 @@ class GroupRollouts:
             weights: version that the engines hold by now.
         """
         self._ledger.train([trajectory.id for trajectory in groups.trained], step)
+        self._stream.learned(groups.trained)
         self._window.learned()
         self.step, self.weights = step, weights
 
@@ -109,7 +110,10 @@ class GroupRollouts:
         """
         turns = (turn for trajectory in groups.trained for turn in trajectory.turns)
         versions = sorted({turn.record.index_version for turn in turns})
-        return Saved(self.step, self.weights, self._stream.position, elapsed_s, index_versions=versions)
+        success = self._stream.success.counts
+        return Saved(
+            self.step, self.weights, self._stream.position, elapsed_s, index_versions=versions, success=success
+        )
 
     def metrics(self) -> dict[str, float]:
         """Return how full the queues are, and what was dropped so far by reason."""

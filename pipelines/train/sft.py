@@ -179,6 +179,8 @@ def _train(plan: _Plan, progress: Progress) -> Path:
             num_workers=ranks,
             use_gpu=need.gpus > 0,
             resources_per_worker={"CPU": need.cpus} | ({"GPU": need.gpus} if need.gpus else {}),
+            placement_strategy=need.strategy.upper(),
+            label_selector=need.labels or None,
         ),
         run_config=ray.train.RunConfig(name="sft", storage_path=str(config.run_dir / "ray_train")),
     )
@@ -259,11 +261,15 @@ def train_rank(settings: dict[str, Any]) -> None:
     rows = iter(settings["streams"][rank].iter_rows()) if learner.steps < steps else iter(())
     after = dict.fromkeys(("sft", "sft_val"), learner.steps)
     with RunLog(config.run_dir, wandb=config.tracking.wandb, after=after) if rank == 0 else nullcontext() as log:
+        started, saved = time.monotonic(), learner.steps
         for step in range(learner.steps + 1, steps + 1):
             began = time.monotonic()
+            of_time = learner.agreed((began - started) / config.sft.limit_s) if config.sft.limit_s else 0.0
+            if of_time > 1 and learner.steps:
+                break
             examples = examples_of((row, None if navigates else clip_of(row)) for row in islice(rows, per_rank))
             read = time.monotonic()
-            rate = learning_rate(config.sft.learner, step, (step - 1) / steps)
+            rate = learning_rate(config.sft.learner, step, max((step - 1) / steps, of_time))
             metrics = learner.step(examples, rate) | {"learning_rate": rate}
             ended = time.monotonic()
             metrics |= {"seconds/data": read - began, "seconds/learn": ended - read}
@@ -278,8 +284,11 @@ def train_rank(settings: dict[str, Any]) -> None:
                     log.log("sft_val", step, values)
                 if config.sft.keep_best:
                     best.offer(step, -values["loss"])
-            if step == steps or (config.sft.save_every and step % config.sft.save_every == 0):
+            if config.sft.save_every and step % config.sft.save_every == 0:
                 save_state()
+                saved = step
+        if learner.steps > saved:
+            save_state()
     learner.save(config.run_dir / "checkpoints" / "sft")
 
 

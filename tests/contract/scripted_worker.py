@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -49,6 +50,10 @@ class ScriptedEngine:
     def is_dead(self) -> bool:
         return self.process.returncode is not None
 
+    def outlived(self) -> None:
+        with suppress(ChildProcessError):  # asyncio was faster
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+
     def shutdown(self) -> None:
         self.process.kill()
 
@@ -60,10 +65,9 @@ class ScriptedWorkerActor(RolloutWorkerActor):
         self._pull_s, self._refuses, self._start_s = pull_s, refuses, start_s
         self._engine: Any = None
 
-    async def start(self, clips: dict[str, Any]) -> None:
-        self._loop = asyncio.get_running_loop()
+    async def _start_engine(self) -> Any:
         await asyncio.sleep(self._start_s)
-        self._engine = await ScriptedEngine.start()
+        return await ScriptedEngine.start()
 
     async def rollout(
         self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling, finished: Sequence[Any] = ()

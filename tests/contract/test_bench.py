@@ -34,12 +34,14 @@ def measured(policy_folder: Path, clips: list[Clip], tmp_path_factory: pytest.Te
     return asyncio.run(measure())
 
 
+@pytest.mark.measured
 def test_batches_with_and_without_latents_are_timed_in_turn(measured) -> None:
     batches, _, _ = measured
     assert {way: len(seconds) for way, seconds in batches.seconds.items()} == {"plain": 2, "refined": 2}
     assert min(map(min, batches.seconds.values())) > 0
 
 
+@pytest.mark.measured
 def test_every_push_is_timed_and_checked_and_a_tensor_left_out_is_named(measured) -> None:
     _, pushes, is_caught = measured
     assert {way: len(seconds) for way, seconds in pushes.seconds.items()} == {"push": 1, "check": 1}

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
-from bench.rollout import LoopWork, bench_rollout
-from bench.step import bench_step
+from bench.rollout import LoopWork, loop, rollout_figures
+from bench.step import step_figures
+from pipelines.stage.workers import Workers
+from vsr1.config import Config
 
+pytestmark = pytest.mark.measured
 WORK = LoopWork(prompts=2, group=2, words=16, at_once=4, rounds=1)
+Running = tuple[Workers, Config]
 
 
-def test_rollouts_are_timed_in_the_loop_and_in_plain_vllm() -> None:
-    figures = bench_rollout(WORK, plain=True)
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    """The workers of one job for both measurements."""
+    with loop(WORK, {"ranks": 1}) as running:
+        yield running
+
+
+def test_rollouts_are_timed_in_the_loop_and_in_plain_vllm(running: Running) -> None:
+    figures = rollout_figures(*running, WORK, plain=True)
     assert figures["turns"] == 2 * 2 * 2
     assert 2 <= figures["clips"] <= 2 * 2 * 2
     assert figures["of_plain"] == pytest.approx(figures["plain_s"] / figures["loop_s"])
@@ -19,8 +32,8 @@ def test_rollouts_are_timed_in_the_loop_and_in_plain_vllm() -> None:
     assert figures["plain_without_latents_s"] > 0
 
 
-def test_a_step_is_timed_by_part() -> None:
-    figures = bench_step(WORK, {"ranks": 1})
+def test_a_step_is_timed_by_part(running: Running) -> None:
+    figures = step_figures(*running, WORK)
     assert figures["examples"] == 2 * 2 * 2
     assert min(figures[f"{part}_s"] for part in ("rollout", "learn", "push")) > 0
     assert figures["step_s"] == pytest.approx(figures["rollout_s"] + figures["learn_s"] + figures["push_s"], abs=0.05)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.evaluation import evaluate
+from pipelines.evaluation.replay.command import replay
 from pipelines.stage.plays import Outcome
 from pipelines.stage.workers import Workers, workers
 from vsr1.config import Config, load_config
@@ -76,6 +77,15 @@ def test_an_evaluation_that_was_stopped_goes_on(world: Workers, settings: Config
     assert again == summary
     without_services, _ = evaluate.evaluate(changed(settings, tmp_path))
     assert without_services == summary
+
+
+def test_a_rerun_gives_identical_tokens(world: Workers, settings: Config, tmp_path: Path) -> None:
+    config = changed(settings, tmp_path, limit=4)
+    counted(world, config)
+    results = replay(tmp_path / "eval.trajectories.jsonl", config, rerun=True, others=world)
+    assert len(results) == 4
+    for one in results:
+        assert (one.findings[-1].stage, one.findings[-1].status) == ("rerun", "ok"), one.findings[-1]
 
 
 def test_a_changed_setting_never_reuses_old_rows(world: Workers, settings: Config, tmp_path: Path) -> None:

@@ -170,6 +170,15 @@ def test_what_a_dead_process_played_is_played_again(stage, query: str) -> None:
 
 
 @chaos
+def test_the_end_of_an_engine_is_found_by_its_end_whoever_asks_for_what(stage) -> None:
+    running = stage(1, probe_every_s=600.0)
+    pid, engine = running.processes("rollout-0")
+    os.kill(engine, signal.SIGKILL)
+    assert running.until(lambda: bool(running.told("fault"))) <= DETECT_S
+    assert gone(pid) and running.told("fault")[0]["reason"] == f"process {pid} ended"
+
+
+@chaos
 @pytest.mark.parametrize("part", [0, 1], ids=["worker", "engine"])
 @pytest.mark.parametrize("load", [0, 16])
 def test_a_stopped_process_is_found_within_five_seconds(stage, part: int, load: int) -> None:
@@ -187,7 +196,7 @@ def test_a_stopped_process_is_found_within_five_seconds(stage, part: int, load: 
 
 
 @chaos
-def test_an_engine_that_gives_no_token_is_found_within_five_seconds(stage) -> None:
+def test_an_engine_that_gives_no_token_gets_no_samples_within_five_seconds(stage) -> None:
     running = stage(2)
     task, began = SearchTask(SampleId("p"), "q", "wedge"), time.monotonic()
     running.fleet.members[1].handle.rollout.remote("train", task, AgentConfig(), Sampling(10))
@@ -196,7 +205,37 @@ def test_an_engine_that_gives_no_token_is_found_within_five_seconds(stage) -> No
     running.until(lambda: bool(running.told("healed")))
     [fault] = running.told("fault")
     assert fault["member"] == "rollout-1" and "fleet.probe_s" in fault["reason"]
-    assert fault["time"] - began <= DETECT_S
+    suspect = running.told("suspect")[0]
+    assert suspect["member"] == "rollout-1" and suspect["time"] - began <= DETECT_S
+
+
+@chaos
+def test_members_play_as_fast_while_another_one_joins(stage, tmp_path: Path) -> None:
+    """Engines that wait instead of computing: what a join takes from them is what the fleet does, not the machine."""
+
+    class Large(Learners):
+        def weights(self) -> ray.ObjectRef:
+            return ray.put((bytes(50_000_000), {}))
+
+    running = stage(2, make=lambda name: ScriptedWorker.remote(*((1.0, -1, 5.0) if name == "rollout-2" else ())))
+    running.fleet.push(Large(), 3)
+    running.fleet.settle()
+    pump, ends, asked, joined = RolloutPump(running.fleet, running.rewards, 60.0), [], 0.0, 0.0
+    tasks = [SearchTask(SampleId("p", sample), "q", "0.25") for sample in range(5000)]
+    began = time.monotonic()
+    for _ in pump.play("train", tasks, AgentConfig(), Sampling(10), lambda now: None):
+        ends.append(time.monotonic())
+        if not asked and ends[-1] >= began + 7:
+            asked = ends[-1]
+            write_scale(tmp_path, 3)
+        if running.fleet.counts() == {"healthy": 3}:
+            joined = ends[-1]
+            break
+    assert joined > asked + 6
+    before = sum(began + 1 < end <= asked for end in ends) / (asked - began - 1)
+    during = sum(asked < end <= joined for end in ends) / (joined - asked)
+    print(f"{before:.2f} samples a second before, {during:.2f} during the join: {during / before:.3f}")
+    assert during >= 0.95 * before
 
 
 @chaos

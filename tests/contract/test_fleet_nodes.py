@@ -25,6 +25,7 @@ for module in (sys.modules[__name__], scripted_worker, test_fleet_actors):
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head without a place for a member."""
+    ray.shutdown()  # the Ray that other tests share
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
     ray.init(address=cluster.address, log_to_driver=False)
     try:

@@ -1,77 +1,46 @@
-"""Stage 2 with real engines and ranks, its driver killed: the same command goes on and trains each sample once."""
+"""Stage 2 with real engines and ranks, killed and gone on with: it trains each sample once, on other ranks, too."""
 
-import os
-import random
-import signal
 import subprocess
 import sys
-import time
-from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 
-from vsr1.runs.events import EVENTS, read_events
-from vsr1.runs.folder import TRAINING_LOG
-from vsr1.runs.trajectories import read_log
+from bench.restarts import bench_restarts
+from bench.soak import trained
+from vsr1.config import load_config
 
 REPOSITORY = Path(__file__).parents[2]
-STEPS, PROMPTS, SIZE, KILLS = 8, 2, 3, 2
+STEPS, PROMPTS, SIZE = 8, 2, 3
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 
-def _command(run: Path, data: Path) -> list[str]:
-    models = [f"model.{name}={REPOSITORY / 'checkpoints/toy' / name}" for name in ("policy", "embedder")]
-    return [
-        sys.executable, "-m", "pipelines", "grpo", "--config", "configs/toy.yaml", f"run_dir={run}",
-        f"data.root={data}", *models, f"grpo.steps={STEPS}", f"grpo.prompts_per_step={PROMPTS}",
-        f"grpo.group_size={SIZE}", "grpo.validate_every=null", "grpo.state_every=2", "grpo.learner.ranks=1",
-        "retrieval.shards=1", "cluster.rollout.memory_gib=1", "cluster.learner.memory_gib=0.5",
-    ]  # fmt: skip
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    """End a driver and its Ray as a machine that stops does."""
-    tree = [*psutil.Process(process.pid).children(recursive=True), process]
-    os.kill(process.pid, signal.SIGKILL)
-    for one in tree[:-1]:
-        try:
-            one.kill()
-        except psutil.NoSuchProcess:
-            continue
-    process.wait()
-
-
-def _journals(run: Path) -> dict[int, Path]:
-    return {int(path.stem): path for path in (run / "ledger").glob("*.journal")}
-
-
-def _trained(run: Path) -> list[tuple[str, int]]:
-    path = run / TRAINING_LOG
-    return [(one.trajectory.id.prompt, one.trajectory.id.sample) for one in read_log(path)] if path.is_file() else []
-
-
-def test_a_killed_driver_goes_on_and_trains_each_sample_once(tmp_path: Path, toy_data: Path) -> None:
-    run, draw = tmp_path / "run", random.Random(0)
-    command = _command(run, toy_data)
-    for _ in range(KILLS):
-        before = max(_journals(run), default=-1)
-        process = subprocess.Popen(command, cwd=REPOSITORY, text=True)
-        deadline = time.monotonic() + 400
-        while process.poll() is None and time.monotonic() < deadline:
-            newest = max(_journals(run), default=-1)
-            if newest > before and _journals(run)[newest].stat().st_size > 200:  # it plays
-                break
-            time.sleep(0.05)
-        time.sleep(draw.uniform(1, 4))
-        assert process.poll() is None
-        _kill(process)
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    trained = Counter(_trained(run))
-    assert set(trained.values()) == {1} and len(trained) == STEPS * PROMPTS * SIZE
-    resumed = [event for event in read_events(run / EVENTS) if event["kind"] == "resumed"]
-    assert len(resumed) == KILLS and any(event["finished_turns"] for event in resumed)
-    again = subprocess.run([*command, "seed=5"], cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
-    assert again.returncode == 1 and "seed was 0, is 5" in again.stdout + again.stderr
+def test_a_killed_training_goes_on_and_trains_each_sample_once(tmp_path: Path, toy_data: Path) -> None:
+    checkpoints = REPOSITORY / "checkpoints" / "toy"
+    options = {
+        "run_dir": tmp_path,
+        "data.root": toy_data,
+        "model.policy": checkpoints / "policy",
+        "model.embedder": checkpoints / "embedder",
+        "grpo.steps": STEPS,
+        "grpo.prompts_per_step": PROMPTS,
+        "grpo.group_size": SIZE,
+        "grpo.validate_every": "null",
+        "grpo.state_every": 2,
+        "grpo.learner.ranks": 1,
+        "retrieval.shards": 1,
+        "rollout.max_episodes": 1,  # so that the engine adds in the same order, and the bits are the same
+        "rollout.engine.max_num_seqs": 1,
+        "cluster.rollout.memory_gib": 1,
+        "cluster.learner.memory_gib": 0.5,
+    }
+    config = load_config(REPOSITORY / "configs" / "toy.yaml", [f"{key}={value}" for key, value in options.items()])
+    figures = bench_restarts(config, kills=2, seed=0)
+    assert sum(figures["kills"].values()) == 2
+    assert figures["trained"] == figures["same_replies"] == STEPS * PROMPTS * SIZE
+    assert (figures["repeated"], figures["lost"], figures["foreign"], figures["left"]) == (0, 0, 0, 0)
+    assert figures["same_weights"]
+    again = [sys.executable, "-m", "pipelines", "grpo", "-c", str(tmp_path / "whole" / "logs" / "console.yaml")]
+    refused = subprocess.run([*again, "seed=5"], cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    assert refused.returncode == 1 and "seed was 0, is 5" in refused.stdout + refused.stderr
+    assert len(trained(tmp_path / "whole")) == STEPS * PROMPTS * SIZE

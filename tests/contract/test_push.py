@@ -26,6 +26,8 @@ MANIFEST: Manifest = {"head.weight": TensorRecord((2, 2), "float32", 5, None)}
 class Process:
     """Takes calls as vLLM does: keeps what came, and says which tensors of a manifest it lacks."""
 
+    errored = False
+
     def __init__(self, lacks: tuple[str, ...]) -> None:
         self.lacks, self.calls = lacks, []
 

@@ -28,6 +28,7 @@ def test_a_training_under_faults_ends_and_counts_every_sample_once(toy_data: Pat
     }
     config = load_config(REPOSITORY / "configs" / "toy.yaml", [f"{key}={value}" for key, value in options.items()])
     figures = bench_soak(config, every_s=5.0, seed=0)
-    assert figures["exit_code"] == 0, (config.run_dir / "logs" / "soak.log").read_text()
-    assert (figures["trained"], figures["repeated"], figures["missing"]) == (STEPS * 2 * 4, 0, 0)
+    assert figures["exit_code"] == 0, (config.run_dir / "logs" / "console.log").read_text()
+    assert (figures["trained"], figures["repeated"], figures["lost"]) == (STEPS * 2 * 4, 0, 0)
+    assert figures["ledger_trained"] == figures["trained"]
     assert sum(figures["faults"].values()) >= 3 and sum(figures["told"]["healed"].values()) >= 1

@@ -78,6 +78,9 @@ def test_every_measurement_has_a_command() -> None:
         "overlap",
         "heal",
         "soak",
+        "restarts",
+        "gradient",
+        "scale",
     }
     refused = CliRunner().invoke(app, ["weights", "--way", "smoke"])
     assert refused.exit_code == 2 and "nccl" in refused.output

@@ -179,11 +179,34 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path, encoding: str) ->
         ("grpo.learner.ranks=33", "are 32 samples a step, too few for grpo.learner.ranks=33"),
         ("rollout.transfer=nccl", "rollout.transfer=nccl works between GPUs; .* take rollout.transfer=file"),
         ("rollout.transfer=ipc", "rollout.transfer=ipc works between GPUs"),
+        (
+            "data.annotations=[a.jsonl]",
+            "overrides: data.annotations: ['a.jsonl'] is of another kind than is needed; "
+            "write data.annotations.NAME=VALUE",
+        ),
+        ("sft=[1]", "overrides: sft: [1] is of another kind"),
+        (
+            "serve.cors_origins.a=1",
+            "serve.cors_origins: {'a': 1} is of another kind .* write serve.cors_origins=[VALUE]",
+        ),
+        ("tracking.wandb=team/project", "tracking.wandb: String should match pattern"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_its_key(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message).replace(r"\.\*", ".*")):
         load_config(None, [override])
+
+
+def test_a_list_for_a_section_is_told_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("data: {annotations: [a.jsonl]}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: data\.annotations: .* is of another kind than is needed"):
+        load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("text", ["/data/my set #2", "/x/it's #1 日本", "films # old"])
+def test_a_hash_in_an_override_is_no_comment(text: str) -> None:
+    assert load_config(None, [f"data.videos={text}"]).data.videos == Path(text).absolute()
+    assert load_config(None, ["grpo.steps=5 # five"]).grpo.steps == 5
 
 
 def test_a_path_may_begin_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,3 +147,43 @@ def test_a_retrieval_reward_that_is_not_finite_is_an_error() -> None:
     trajectories = [sample("p", [0.0], [math.nan]), sample("p", [1.0], [0.0])]
     with pytest.raises(ValueError, match="must be finite"):
         credits_of(trajectories, objective("turn"), LIMIT)
+
+
+def apart(prompt: str, terms: dict[str, list[float]]) -> SearchTrajectory:
+    """A sample with the values of its terms by turn, a rare one of much and a common one of little weight."""
+    weights = {"verdict": 1.0, "overlap": 0.25}
+    turns = [dict(zip(terms, values, strict=True)) for values in zip(*terms.values(), strict=True)]
+    played = [search_turn(number, "v") for number in range(1, len(turns) + 1)]
+    rewards = [sum(weights[name] * value for name, value in turn.items()) for turn in turns]
+    return search_trajectory(
+        "query", played, prompt=prompt, turn_rewards=rewards, turn_latent_rewards=[0.0] * len(turns),
+        reward=sum(rewards) / len(turns), turn_terms=turns, weights=weights,
+        terms={name: sum(values) / len(turns) for name, values in terms.items()},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("credit", ["turn", "trajectory"])
+def test_terms_apart_weigh_as_they_should_however_much_each_varies(credit: str) -> None:
+    """Overlaps that differ a hundred times less than verdicts count with their own weight all the same."""
+    samples = [
+        apart("p", {"verdict": [verdict], "overlap": [overlap]})
+        for verdict, overlap in ((1.0, 0.51), (1.0, 0.50), (-1.0, 0.51), (-1.0, 0.50))
+    ]
+    settings = objective(credit, "group").model_copy(update={"terms": "apart"})
+    unit = math.sqrt(3) / 2  # two samples above, two below: deviation 1 by n - 1
+    found = [turns[0] for turns in tokens(credits_of(samples, settings, LIMIT))]
+    assert found == pytest.approx([1.25 * unit, 0.75 * unit, -0.75 * unit, -1.25 * unit])
+    summed = [turns[0] for turns in tokens(credits_of(samples, objective(credit, "group"), LIMIT))]
+    assert summed[0] - summed[1] < 0.01, "as one sum the overlap is lost beside the verdict"
+
+
+def test_terms_apart_take_the_turns_after_along() -> None:
+    samples = [apart("p", {"verdict": [1.0, value], "overlap": [0.0, 0.0]}) for value in (1.0, -1.0)]
+    settings = objective("turn", "group").model_copy(update={"terms": "apart"})
+    better, worse = tokens(credits_of(samples, settings, LIMIT))
+    assert better == pytest.approx([math.sqrt(0.5)] * 2) and worse == pytest.approx([-math.sqrt(0.5)] * 2)
+
+
+def test_terms_apart_need_something_to_be_divided_by() -> None:
+    with pytest.raises(ValueError, match="take group"):
+        ObjectiveConfig(terms="apart", advantage="group_centred")

@@ -18,8 +18,9 @@ from vsr1.model.embedder import Embedder
 from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
 from vsr1.rl.batch import Example, LatentActions, RetrievalTarget, Sampled, batch_totals, by_prompt
-from vsr1.rl.example_loss import ExampleLoss, VideoVectors
+from vsr1.rl.example_loss import ExampleLoss
 from vsr1.rl.objective import fetched
+from vsr1.rl.refined import VideoVectors
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.settings.parts import AgentConfig
 from vsr1.settings.training import GrpoConfig, RetrievalLossConfig, SftConfig
@@ -70,7 +71,7 @@ def test_the_retrieval_loss_is_of_the_query_as_it_is_searched(models: Models, mi
     targets = [target, replace(target, earlier_latents=drawn[2].numpy())]
     settings = RetrievalLossConfig(mined=mined)
     with torch.no_grad():
-        losses = models.loss(SftConfig(retrieval_loss=settings)).retrieval_losses(targets, drawn[:2]).tolist()
+        losses = models.loss(SftConfig(retrieval_loss=settings)).refined.losses(targets, drawn[:2]).tolist()
         queries = [drawn[0], torch.cat([drawn[2], drawn[1]])]
         soft = [models.policy.soft_tokens(latents).numpy() for latents in queries]
     vectors = torch.from_numpy(models.embedder.embed_queries(["a red circle"] * 2, list(soft)))
@@ -142,3 +143,84 @@ def test_a_clip_of_other_content_is_named_with_both_hashes_and_what_to_do(models
         models.loss(SftConfig()).logprobs([[example]])
     for part in ("'v0'", "0" * 64, CLIPS["v0"].content_hash, "rebuild the dataset"):
         assert part in str(refused.value)
+
+
+def near_refinement(
+    models: Models, latents: dict[str, object], retrieval: float = 0.0
+) -> tuple[ExampleLoss, Example, torch.Tensor]:
+    """Return a refinement, its loss against videos that are all near the refined query, and the query's scores."""
+    stage = GrpoConfig.model_validate({"retrieval_loss": {"weight": retrieval}, "latents": latents})
+    drawn = torch.randn(1, DEPTH, models.policy.config.refine_dim, generator=torch.Generator().manual_seed(3))
+    soft = models.policy.soft_tokens(drawn[0]).detach().numpy()
+    query = torch.from_numpy(models.embedder.embed_queries(["a red circle"], [soft]))
+    near = query + 0.01 * torch.randn(VIDEOS, HIDDEN, generator=torch.Generator().manual_seed(4))
+    vectors = VideoVectors(torch.nn.functional.normalize(near, dim=-1), models.vectors.rows)
+    loss = ExampleLoss(
+        stage, AgentConfig(latents=DEPTH), models.policy, None, models.embedder, vectors, models.processor,
+        lambda reference: CLIPS[reference.video_id],
+    )  # fmt: skip
+    example = models.example("v1", [20, 21], Sampled([-5.0, -5.0], 0.0))
+    example.target = RetrievalTarget("a red circle", "v0", ["v1"], latents=drawn[0].numpy())
+    return loss, example, (query @ vectors.matrix.T)[0]
+
+
+def test_branches_score_refinements_by_the_search_and_move_them_towards_the_right_video(models: Models) -> None:
+    """A video that was just rejected is not in the way."""
+    loss, example, scores = near_refinement(models, {"branches": 32, "directions": 0, "branch_sigma": 9})
+    total, counted = loss([[example]], batch_totals([example]))
+    assert counted["latents/branch_spread"] > 0
+    total.backward()
+    heads = models.policy.refine_projector[0].weight.grad
+    assert heads is not None and heads.abs().sum() > 0
+    models.policy.zero_grad()
+    target = example.target
+    assert target is not None and target.latents is not None
+    branches = torch.from_numpy(target.latents)[None, None]
+    for shown in (set(), {"v1"}, {"v1", "v2", "v3"}):
+        rivals = [i for i in range(1, VIDEOS) if f"v{i}" not in shown]
+        wanted = -np.log(1 + int((scores[rivals] > scores[0]).sum()))
+        assert loss.refined.branch_rewards([target], [shown], branches).item() == pytest.approx(wanted)
+
+
+def test_a_pass_without_refinements_has_no_loss_of_branches(models: Models) -> None:
+    stage = GrpoConfig.model_validate({"retrieval_loss": {"weight": 0.0}, "latents": {"branches": 4}})
+    example = models.example("v1", [20, 21], Sampled([-5.0, -5.0], 1.0))
+    numbers = fetched([models.loss(stage)([[example]], batch_totals([example]))[1]])[0]
+    assert numbers["loss"] == pytest.approx(numbers["policy_loss"])
+
+
+def test_the_search_and_the_retrieval_loss_may_have_different_embedders(models: Models) -> None:
+    """The loss is of the known one, the rewards of branches of that which is searched."""
+    known = VideoVectors(models.vectors.matrix.flip(0), models.vectors.rows)
+    loss = ExampleLoss(
+        GrpoConfig(), AgentConfig(latents=DEPTH), models.policy, None, models.embedder, models.vectors,
+        models.processor, lambda reference: CLIPS[reference.video_id], known=(models.embedder, known),
+    )  # fmt: skip
+    drawn = torch.randn(1, DEPTH, models.policy.config.refine_dim, generator=torch.Generator().manual_seed(2))
+    target = RetrievalTarget("a red circle", "v0", ["v1", "v2", "v3"])
+    flipped = replace(target, positive="v3", negatives=["v2", "v1", "v0"])  # the same rows of the other matrix
+    with torch.no_grad():
+        own = models.loss(GrpoConfig())
+        assert loss.refined.losses([target], drawn).item() == pytest.approx(
+            own.refined.losses([flipped], drawn).item(), abs=1e-5
+        )
+        rewards = [one.refined.branch_rewards([target], [set()], drawn[:, None]) for one in (loss, own)]
+    assert rewards[0] == rewards[1]
+
+
+def test_branches_may_be_guided_by_the_retrieval_loss_and_get_its_gradient(models: Models) -> None:
+    """At twice the weight the loss of the branches has twice the gradient, whatever it had of itself."""
+    scales = []
+    for weight in (1.0, 2.0):
+        loss, example, _ = near_refinement(
+            models,
+            {"branches": 32, "guided": True, "weigh": "gradient", "weight": weight, "branch_sigma": 9},
+            retrieval=0.5,
+        )
+        torch.manual_seed(0)
+        total, counted = loss([[example]], batch_totals([example]))
+        scales.append(float(counted["latents/scale_max"]) * weight)
+        total.backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in models.policy.head_parameters())
+        models.policy.zero_grad()
+    assert scales[0] > 0 and scales[1] == pytest.approx(2 * scales[0], rel=1e-3)

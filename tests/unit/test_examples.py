@@ -49,6 +49,16 @@ def examples(trajectories: list[SearchTrajectory], sigma: float = 0.5, **setting
     return trained_examples(trajectories, CREDITS, stage, agent)
 
 
+def test_looks_at_right_and_at_wrong_videos_may_weigh_the_same(trajectories: list[SearchTrajectory]) -> None:
+    """One look of four is at the right video, that of the second turn."""
+    made = examples(trajectories, grpo={"objective": {"balance_verdicts": True}})
+    assert [e.sampled.advantage for e in made] == pytest.approx([1.0 * 2 / 3, 2.0 * 2, 3.0 * 2 / 3, 4.0 * 2 / 3])
+    assert [e.sampled.latents.advantage for e in made if e.sampled.latents] == [-1.0, -3.0, -4.0]
+    stage = GrpoConfig.model_validate({"objective": {"balance_verdicts": True}})
+    [one_kind] = trained_examples(trajectories[1:], CREDITS[1:], stage, AgentConfig())
+    assert one_kind.sampled.advantage == 4.0
+
+
 def test_a_turn_becomes_an_example_that_names_its_clip(trajectories: list[SearchTrajectory]) -> None:
     made = examples(trajectories)
     assert [e.clips for e in made] == [(ClipReference(v, f"hash of {v}"),) for v in ("a", "b", "d", "e")]

@@ -78,6 +78,7 @@ def test_faults_are_named(rows: list[PredictionRow], tmp_path: Path) -> None:
     for text, message in (
         ('{"VCMR": []}', "video2idx: Field required; is it the format"),
         ('{"video2idx": {}, "VR": [{"desc_id": 1, "predictions": [[0, 1]]}]}', "query 1: a prediction lacks its start"),
+        ('{"video2idx": {}, "VR": [{"desc_id": 1, "predictions": [[]]}]}', "query 1: a prediction lacks its video"),
         ('{"video2idx": {}, "VR": [{"desc_id": 1, "predictions": []}, {"desc_id": 1, "predictions": []}]}', "twice"),
         ('{"video2idx": {}, "VR": [{"desc_id": 1, "predictions": [[0, NaN, 1]]}]}', "finite number"),
     ):

@@ -86,7 +86,7 @@ def test_samples_go_to_the_least_loaded_and_stop_where_there_is_no_room() -> Non
     assert played.fleet.pick() == "rollout-1"
 
 
-def test_an_engine_without_a_token_is_suspected_at_half_the_deadline_and_dead_within_five_seconds() -> None:
+def test_an_engine_without_a_token_gets_no_samples_within_five_seconds_and_is_dead_at_its_deadline() -> None:
     played = Played(2)
     played.deaf.add("rollout-1")
     played.slow.add("rollout-1")
@@ -94,14 +94,17 @@ def test_an_engine_without_a_token_is_suspected_at_half_the_deadline_and_dead_wi
     while played.states()[1] == "healthy":
         played.go(0.25)
     assert played.states()[1] == "suspect"
+    assert played.time.now - began <= 5.0
+    [suspect] = played.events("suspect")
+    assert suspect["member"] == "rollout-1" and suspect["seconds"]["detect"] <= 5.0
     assert played.fleet.pick() == "rollout-0"
     while played.states()[1] == "suspect":
         played.go(0.25)
-    assert played.time.now - began <= 5.0
+    assert played.time.now - began <= 9.0
     assert played.states() == ["healthy", "restarting"]
     [fault] = played.events("fault")
-    assert fault["member"] == "rollout-1" and fault["reason"] == "it gave no token within 3 s (fleet.probe_s)"
-    assert 3.0 <= fault["seconds"]["detect"] <= 5.0
+    assert fault["member"] == "rollout-1" and fault["reason"] == "it gave no token within 7 s (fleet.probe_s)"
+    assert 7.0 <= fault["seconds"]["detect"] <= 9.0
 
 
 def test_a_suspect_that_answers_serves_again() -> None:
@@ -345,7 +348,7 @@ def test_a_spare_serves_in_the_place_of_a_dead_member_which_becomes_the_spare() 
 def test_a_deaf_spare_is_dead_too() -> None:
     played = Played(1, spares=1)
     played.deaf.add("rollout-1")
-    played.go(6)
+    played.go(9)
     assert played.events("fault")[0]["member"] == "rollout-1"
 
 

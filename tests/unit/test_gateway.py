@@ -18,6 +18,8 @@ from pipelines.serve.gateway.gateway import Gateway
 from pipelines.serve.gateway.keys import add_key
 from pipelines.serve.gateway.schema import Video
 from pipelines.serve.gateway.words import PromptWords
+from vsr1.episode.environment import PromptError
+from vsr1.retrieval.request import SearchTimeoutError, UnknownVideoError
 from vsr1.settings.serving import ServeConfig
 
 TOY_POLICY = Path(__file__).parents[2] / "checkpoints" / "toy" / "sft"
@@ -44,6 +46,7 @@ class Agent:
 
     def __init__(self) -> None:
         self.go, self.last = asyncio.Event(), dict(DONE)
+        self.fault: Exception | None = None  # in place of the end
         self.go.set()
         self.bodies: list[Any] = []
         self.search = self
@@ -60,6 +63,8 @@ class Agent:
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
         await self.go.wait()
+        if self.fault:
+            raise self.fault
         yield self.last
 
 
@@ -329,6 +334,46 @@ def test_a_stream_speaks_before_its_search_has_a_place(service: Service, monkeyp
     asyncio.run(play())
 
 
+def late(service: Service, path: str, body: dict[str, Any]) -> str:
+    """The answer to a request whose search waits for a second and more, and goes on then."""
+
+    async def play() -> str:
+        service.agent.go = asyncio.Event()
+        async with service.client() as client:
+            answer = asyncio.create_task(client.post(path, json=body))
+            await asyncio.sleep(0.3)
+            service.agent.go.set()
+            return (await answer).text
+
+    return asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("fault", "name", "kind"),
+    [
+        (UnknownVideoError("video 'x' is not in the corpus"), "unknown_video", "invalid_request_error"),
+        (PromptError("the prompt has 1100 tokens"), "query_too_long", "invalid_request_error"),
+        (SearchTimeoutError("no answer within 60 s"), "search_timeout", "server_error"),
+    ],
+)
+def test_a_refusal_that_comes_late_ends_a_stream_with_its_code(
+    service: Service, monkeypatch: pytest.MonkeyPatch, fault: Exception, name: str, kind: str
+) -> None:
+    monkeypatch.setattr("pipelines.serve.gateway.runs.REFUSAL_S", 0.1)
+    service.agent.fault = fault
+    *_, last = late(service, "/v1/search", {"query": "a ring", "stream": True}).strip().split("\n\n")
+    number, event, data = last.splitlines()
+    assert (number, event) == ("id: 1", "event: error")
+    told = json.loads(data.removeprefix("data: "))
+    assert told.keys() == {"type", "code", "message"} and told["code"] == name and str(fault) in told["message"]
+    body = {"model": "vsr1", "stream": True, "messages": [{"role": "user", "content": "a ring"}]}
+    *_, chunk, end = late(service, "/v1/chat/completions", body).strip().split("\n\n")
+    assert end == "data: [DONE]"
+    assert json.loads(chunk.removeprefix("data: ")) == {
+        "error": {"code": name, "message": told["message"], "type": kind, "param": None}
+    }
+
+
 def test_a_refusal_of_a_stream_has_its_status(service: Service) -> None:
     answer = service.ask("POST", "/v1/search", json={"query": "a", "stream": True, "corpus": "no"})
     assert code(answer) == (404, "unknown_corpus")
@@ -454,6 +499,27 @@ def test_what_clients_of_openai_may_send(service: Service) -> None:
     for name, value in others.items():
         answer = chat(service, **{name: value})
         assert code(answer) == (400, "invalid_request") and name in answer.json()["error"]["message"]
+
+
+def test_only_the_last_chunk_has_the_usage_that_was_asked_for(service: Service) -> None:
+    for wanted in (True, None):
+        text = chat(service, stream=True, stream_options={"include_usage": wanted}).text
+        chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        totals = [chunk["usage"] and chunk["usage"]["total_tokens"] for chunk in chunks if "usage" in chunk]
+        assert totals == ([None] * (len(chunks) - 1) + [3] if wanted else [])
+
+
+def test_a_body_that_is_no_json_is_told_with_the_place(service: Service) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = service.ask("POST", "/v1/search", content=b'{"query": "a",}', headers=headers)
+    assert code(answer) == (422, "invalid_request") and "is no JSON: " in (message := answer.json()["error"]["message"])
+    assert message.endswith("at character 14") or message.endswith("at character 13")
+
+
+def test_an_empty_last_event_id_is_none(service: Service) -> None:
+    path = f"/v1/search/{'0' * 32}/events"
+    assert code(service.ask("GET", path, headers={"Last-Event-ID": ""})) == (404, "unknown_search")
+    assert code(service.ask("GET", path, headers={"Last-Event-ID": "x"})) == (422, "invalid_request")
 
 
 def test_models_are_told_in_the_shape_of_openai(service: Service) -> None:

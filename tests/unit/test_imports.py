@@ -7,6 +7,7 @@ LIGHT = (
     "actors.learner",
     "actors.rollout",
     "pipelines.cli",
+    "pipelines.machine.nodes",
     "pipelines.machine.placement",
     "pipelines.stage.connection",
     "pipelines.stage.workers",

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from vsr1.rl.batch import BatchTotals
-from vsr1.rl.objective import TokenBatch, latent_objective, merged, token_objective
+from vsr1.rl.objective import (
+    TokenBatch,
+    branch_objective,
+    equal_gradients,
+    latent_objective,
+    merged,
+    token_objective,
+)
 from vsr1.settings.training import LatentActionConfig, ObjectiveConfig
 
 LIMIT = 10
@@ -221,3 +228,23 @@ def test_a_later_step_takes_the_ratio_against_the_first_and_the_weights_of_the_f
     assert counted["mismatch/gap_max"] == pytest.approx(ln(5))
     masked, _ = token_objective(later_step(), objective(mismatch="mask"), TOTALS, LIMIT)
     assert float(masked.detach()) == pytest.approx((losses[0] + losses[3]) / 4)
+
+
+def test_a_loss_gets_the_gradient_of_another_at_a_tensor() -> None:
+    at = torch.tensor([3.0, 4.0], requires_grad=True)
+    small, large = 0.1 * at.sum(), at.square().sum()
+    scale = equal_gradients(small, large, at)
+    (scale * small).backward()
+    assert at.grad is not None and float(at.grad.norm()) == pytest.approx(10.0)
+    assert equal_gradients(0 * at.sum(), large, at) == 0
+
+
+def test_branches_have_the_gradient_of_the_smoothed_reward() -> None:
+    slope = torch.tensor([[[1.0, -2.0, 0.5]]])
+    means = torch.zeros(1, 1, 3, requires_grad=True)
+    settings = LatentActionConfig(branches=20_000, branch_sigma=0.2, directions=0, weight=0.5)
+    totals = BatchTotals(tokens=1, replies=2, refined=2, sampled_latents=0)
+    total, _ = branch_objective(means, lambda moved: (moved * slope).sum((-1, -2)), settings, totals)
+    total.backward()
+    assert means.grad is not None
+    torch.testing.assert_close(means.grad, -0.5 / 2 * slope, atol=0.02, rtol=0.05)

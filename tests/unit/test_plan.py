@@ -4,25 +4,27 @@ import io
 import socket
 
 import pytest
+import ray
 from rich.console import Console
 from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.machine import placement
-from pipelines.machine.placement import Capacity, Plan, PlanError, Stage, capacity, check_placement, placement_plan
+from pipelines.machine.nodes import Capacity, capacity
+from pipelines.machine.placement import Plan, PlanError, Stage, check_placement, placement_plan
 from pipelines.machine.resources import MachineError, free_disk_gib, free_memory_gib
 from vsr1.config import Config, load_config
-from vsr1.settings.parts import ActorResources
+from vsr1.settings.parts import ActorResources, Node
 
 STAGES: tuple[Stage, ...] = ("sft", "grpo", "eval")
 
 
-def cluster(*nodes: ActorResources) -> Capacity:
+def cluster(*nodes: Node) -> Capacity:
     return Capacity(nodes, name="the test cluster", grow="add nodes to the cluster")
 
 
-def node(cpus: float = 64, gpus: float = 8, memory_gib: float = 512) -> ActorResources:
-    return ActorResources(cpus=cpus, gpus=gpus, memory_gib=memory_gib)
+def node(cpus: float = 64, gpus: float = 8, memory_gib: float = 512) -> Node:
+    return Node(cpus=cpus, gpus=gpus, memory_gib=memory_gib)
 
 
 ROOMY = cluster(node())
@@ -154,9 +156,9 @@ def test_what_other_jobs_have_taken_is_not_there(monkeypatch: pytest.MonkeyPatch
     total = {"CPU": 4.0, "memory": 64.0 * 2**30}
     nodes = [{"NodeID": name, "Alive": True, "Resources": total} for name in "ab"]
     free = {"a": {"memory": total["memory"]}, "b": total | {"CPU": 2.0}}
-    monkeypatch.setattr(placement.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(placement.ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(placement, "available_resources_per_node", lambda: free)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: free)
     config = load_config(None, ["cluster.address=head:6379", "cluster.learner.cpus=1.5"])
     there = capacity(config)
     assert [each.cpus for each in there.nodes] == [0, 2]

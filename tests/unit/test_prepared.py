@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from pipelines.data.check_folder import IncompleteError, check_folder
+from pipelines.serve.library.library import _first_queries
 from vsr1.formats import prepared
 from vsr1.formats.annotations import read_annotations
 from vsr1.formats.archives import MARKERS, Piece, Shard, ShardError, members, unpack
@@ -137,6 +138,20 @@ def test_a_release_is_unpacked_as_it_is_and_every_reader_takes_it(
         assert all(len(clips.read(video_id).frames) == 4 for video_id in clips.video_ids())
         assert len(read_annotations(folder.annotations(split))) == 3
     assert not list((tmp_path / "out" / MARKERS).rglob("*.unpacking"))
+
+
+@pytest.mark.parametrize("form", ["list", "csv"])
+def test_annotations_of_every_form_are_counted_and_offered(source: Path, tmp_path: Path, form: str) -> None:
+    unpack_dataset(source, tmp_path / "out", 2, quiet)
+    path = DatasetFolder(tmp_path / "out").annotations(SPLITS[0])
+    rows = [row.model_dump() for row in read_annotations(path)]
+    lines = [f'{row["video"]},{row["time"][0]},{row["time"][1]},{row["duration"]},"{row["fig_desc"]}"' for row in rows]
+    csv = "\n".join(["video,start,end,duration,fig_desc", *lines])
+    path.write_text(json.dumps(rows) if form == "list" else csv, "utf-16")
+    told: list[str] = []
+    check_folder(DatasetFolder(tmp_path / "out"), SPLITS, told.append)
+    assert told[0].startswith(f"{SPLITS[0]}: 3 queries, 3 clips")
+    assert _first_queries(path) == [row["fig_desc"] for row in rows]
 
 
 def test_what_is_in_place_is_kept_and_what_was_lost_comes_back(source: Path, tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
 """The prompts of Stage 2: their order, their identity, and going on from a position."""
 
+import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from search_episodes import search_trajectory, search_turn
 
 from pipelines.stage.tasks import PromptStream, group_of
 from vsr1.config import Config
+from vsr1.episode.sample import SampleId
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.search.record import SearchTrajectory
 
 
 def record(qid: str, retrieved: str, augmented: bool = False) -> dict[str, Any]:
@@ -114,3 +119,51 @@ def test_a_stream_goes_on_from_its_position(tmp_path: Path, position: int) -> No
         next(stream)
     assert stream.position == position
     assert list(islice(PromptStream(settings, stream.position), 30 - position)) == whole[position:]
+
+
+def outcome(prompt: str, found: bool) -> SearchTrajectory:
+    """Return a sample that ends with the right video, or with a wrong one, accepted."""
+    one = search_trajectory(
+        "q", [search_turn(1, "right" if found else "wrong", "matched", (1.0, 2.0), ranks=(1, None))]
+    )
+    return replace(one, task=replace(one.task, id=SampleId(prompt), gt_video="right"))
+
+
+def drawn(stream: PromptStream, count: int, successes: int) -> list[str]:
+    """Return prompts that are taken and learned one after another: query 0 has `successes` of 4, others half."""
+    prompts = []
+    for task in islice(stream, count):
+        prompts.append(task.id.prompt)
+        good = successes if "/0/" in task.id.prompt else 2
+        stream.learned([outcome(task.id.prompt, sample < good) for sample in range(4)])
+    return prompts
+
+
+@pytest.mark.parametrize("successes", [0, 4])
+def test_prompts_that_always_or_never_succeed_are_drawn_seldom(tmp_path: Path, successes: int) -> None:
+    settings = many(tmp_path, 4, grpo=config(tmp_path, draw="success").grpo)
+    prompts = drawn(PromptStream(settings), 400, successes)
+    assert len(set(prompts)) == 400
+    shares = [sum(f"/{row}/" in prompt for prompt in prompts) / 400 for row in range(4)]
+    assert shares[0] < 0.15 and all(0.2 < share < 0.4 for share in shares[1:])
+
+
+def test_drawn_prompts_go_on_from_a_state(tmp_path: Path) -> None:
+    settings = many(tmp_path, 9, grpo=config(tmp_path, draw="success").grpo)
+    whole = drawn(PromptStream(settings), 30, 0)
+    stream = PromptStream(settings)
+    assert drawn(stream, 12, 0) == whole[:12]
+    again = PromptStream(settings, stream.position, success=json.loads(json.dumps(stream.success.counts)))
+    assert drawn(again, 18, 0) == whole[12:]
+
+
+def test_a_hopeless_prompt_is_shown_the_right_video_until_that_helps(tmp_path: Path) -> None:
+    stream = PromptStream(many(tmp_path, 1, grpo=config(tmp_path, first_video="hopeless").grpo))
+    first = next(stream)
+    assert first.first_video is None
+    stream.learned([outcome(first.id.prompt, False) for _ in range(4)])
+    helped = next(stream)
+    assert (helped.first_video, helped.query_id) == ("right", "0_fig:helped")
+    assert stream.task(helped.id.prompt) == helped
+    stream.learned([outcome(helped.id.prompt, True) for _ in range(4)])
+    assert next(stream).first_video is None

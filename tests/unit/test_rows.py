@@ -1,5 +1,6 @@
 """Files of rows as people have them are read, or refused in one line that says what they are."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -28,6 +29,8 @@ FILES = {
     "a list in UTF-16": json.dumps(ROWS).encode("utf-16"),
     "CSV": CSV.encode(),
     "CSV of a spreadsheet": b"\xef\xbb\xbf" + CSV.replace(",", ";").replace("Tür; ", "Tür, ").encode(),
+    "lines that end in CR": LINES.replace("\n", "\r").encode(),
+    "CSV with empty rows and columns": CSV.replace("\r\n", ",,\r\n").replace("\r\nb", "\r\n,,,,,,\r\nb").encode(),
     "tabs": (
         'video\tstart\tend\tduration\tfig_desc\na\t1.0\t2.5\t10.0\t"Eine Tür, „blau“; 2 Mal"\nb\t3\t4\t20\t日本'
     ).encode(),
@@ -51,7 +54,15 @@ def test_every_form_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
         (b"a,1.0,2.5,10.0,text\n", "neither JSON lines nor a JSON list nor CSV"),
         (json.dumps({"a": {"duration": 3}}, indent=1).encode(), "is one JSON object over several lines"),
         (json.dumps(ROWS).encode()[:-9], "begins as a JSON list and is none"),
-        (b"PK\x03\x04\x14\x00\x06\x00" * 9, "neither JSON lines nor a JSON list nor CSV"),
+        (b"PK\x03\x04\x14\x00\x06\x00" * 9, "is a ZIP archive or a spreadsheet"),
+        (gzip.compress(LINES.encode()), "is compressed by gzip; unpack it"),
+        (b"PAR1" + b"{\n{" * 9, "is a Parquet file"),
+        (b"\xff\xfe" + LINES.encode("utf-16-le")[:-1], "line 2 is no UTF-16-LE"),
+        (CSV.encode("cp1252", "replace"), "line 2 is no UTF-8 .* save the file as UTF-8"),
+        (json.dumps(ROWS, ensure_ascii=False).encode("cp1252", "replace"), "line 1 is no UTF-8"),
+        (CSV.replace('"', "").encode(), "line 2 has 6 fields, the header 5"),
+        (CSV.replace("日本", '"日本').encode(), "line 3 is no CSV: unexpected end of data; is a quote open before it"),
+        (b"[" * 9000, "begins as a JSON list and is none"),
         (b"\n\n", "is empty"),
     ],
 )
@@ -70,6 +81,20 @@ def test_faults_are_named_by_their_place_in_every_form(tmp_path: Path) -> None:
     (tmp_path / "csv").write_text(CSV.replace("b,3,4", "b,4,3"))
     with pytest.raises(AnnotationError, match=r"line 3: time: end 3\.0 s is not after start 4\.0 s"):
         read_annotations(tmp_path / "csv")
+
+
+def test_a_line_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_bytes(LINES.encode("cp1252", "replace"))
+    with pytest.raises(AnnotationError, match=r"line 1: whole line: .* save the file as UTF-8"):
+        read_annotations(tmp_path / "rows")
+
+
+def test_signs_that_end_a_line_elsewhere_end_none_in_csv(tmp_path: Path) -> None:
+    text = "a man\u2028who runs\u0085fast\x0bnow"
+    (tmp_path / "rows").write_text(
+        f'video,start,end,duration,fig_desc\na,1,2,10,{text}\nb,1,2,10,"two\nlines"\n', "utf-8"
+    )
+    assert [row.fig_desc for row in read_annotations(tmp_path / "rows")] == [text, "two\nlines"]
 
 
 def test_two_durations_of_one_video_are_told(tmp_path: Path) -> None:

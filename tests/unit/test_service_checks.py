@@ -6,13 +6,18 @@ from typing import Any
 
 import pytest
 
-from pipelines.machine.placement import Capacity, PlanError
+from pipelines.data.teacher.reasoning import check_teacher
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.machine.nodes import Capacity
+from pipelines.machine.placement import PlanError
 from pipelines.serve.checks import check_served, named_corpora, serving_plan
 from pipelines.serve.deploy import address
 from pipelines.serve.gateway.keys import KeyFileError
+from pipelines.train import grpo
 from vsr1.config import Config, ConfigError
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.settings.parts import ActorResources
+from vsr1.settings.data import DataConfig
+from vsr1.settings.parts import Node
 from vsr1.video.clips import META
 
 
@@ -73,6 +78,40 @@ def test_every_fault_is_named_at_one_time(tmp_path: Path) -> None:
     assert "split 'test'" in lines[3]
 
 
+@pytest.mark.parametrize("name", ["processor_config.json", "video_preprocessor_config.json"])
+def test_a_processor_whose_largest_clip_no_engine_holds_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    served = config(tmp_path)
+
+    def write(edge: int) -> None:
+        video = {"size": {"longest_edge": edge, "shortest_edge": 2048}}
+        settings = {"video_processor": video} if name == "processor_config.json" else video
+        (tmp_path / "policy" / name).write_text(json.dumps(settings))
+
+    write(469_762_048 // 2)
+    check_served(served)
+    write(2**30)
+    named = r"policy/.*size\.longest_edge=1073741824 .* it takes 357913941 at most. .* = 12845056"
+    with pytest.raises(ConfigError, match=r"checkpoint of model 'vsr1': .*" + named):
+        check_served(served)
+    with pytest.raises(ConfigError, match=named):
+        grpo.check(served)
+    with pytest.raises(ConfigError, match=named):
+        evaluate(served)
+    teacher = {"kind": "vllm", "folder": served.model.policy}
+    data = DataConfig.model_validate(served.data.model_dump() | {"teacher": teacher})
+    with pytest.raises(ConfigError, match=named):
+        check_teacher(DatasetFolder(tmp_path), data)
+
+
+def test_stage_2_without_a_dataset_is_refused_at_once(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    settings.run_dir, settings.data.root = tmp_path / "run", tmp_path / "nowhere"
+    with pytest.raises(FileNotFoundError, match=r"is missing; build the dataset first with `vsr1 data build`"):
+        grpo.check(settings)
+    settings.toy.create = True  # it is rendered first
+    grpo.check(settings)
+
+
 def test_keys_and_room_are_looked_at(tmp_path: Path) -> None:
     right = config(tmp_path)
     right.serve.key_file = tmp_path / "keys.json"
@@ -82,7 +121,7 @@ def test_keys_and_room_are_looked_at(tmp_path: Path) -> None:
     right.serve.least_replicas = 1000
     with pytest.raises(PlanError, match=r"serve\.least_replicas=1000"):
         check_served(right)
-    here = Capacity((ActorResources(cpus=1, memory_gib=1),), "here", "buy another")
+    here = Capacity((Node(cpus=1, memory_gib=1),), "here", "buy another")
     assert "agent" not in [role.name for role in serving_plan(right, False, here).roles]
 
 

@@ -35,8 +35,9 @@ from vsr1.rl.batch import (
     by_prompt,
     micro_batches,
 )
-from vsr1.rl.example_loss import ExampleLoss, VideoVectors
+from vsr1.rl.example_loss import ExampleLoss
 from vsr1.rl.objective import TokenBatch, latent_objective, token_objective
+from vsr1.rl.refined import VideoVectors
 from vsr1.search.prompts import SYSTEM_PROMPT, turn_prompt
 from vsr1.settings.parts import AgentConfig
 from vsr1.settings.training import GrpoConfig, LearnerConfig, RetrievalLossConfig, SftConfig
@@ -172,7 +173,7 @@ def _oracle_of_stage_2(models: Models, loss: ExampleLoss, examples: list[Example
     total = total + latent_objective(*of_rows, advantages, stage.latents, totals)[0]
     latents = roll_latents(models.policy, models.state(loss, examples), DEPTH, SIGMA * noise)
     targets = [examples[i].target for i in refined]
-    return total + 0.4 * loss.retrieval_losses(targets, latents[refined]).sum() / totals.refined
+    return total + 0.4 * loss.refined.losses(targets, latents[refined]).sum() / totals.refined
 
 
 def _oracle_of_stage_1(models: Models, loss: ExampleLoss, examples: list[Example]) -> torch.Tensor:
@@ -183,7 +184,7 @@ def _oracle_of_stage_1(models: Models, loss: ExampleLoss, examples: list[Example
     ends = (models.policy.lm_head(state.after_norm[:, -1]) / 0.8).log_softmax(-1)[:, end]
     refined = [i for i, example in enumerate(examples) if example.target]
     latents = roll_latents(models.policy, state, DEPTH)[refined]
-    retrieval = loss.retrieval_losses([examples[i].target for i in refined], latents).sum() / totals.refined
+    retrieval = loss.refined.losses([examples[i].target for i in refined], latents).sum() / totals.refined
     return -(logprobs.sum() + ends.sum()) / totals.tokens + 0.4 * retrieval
 
 

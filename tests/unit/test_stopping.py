@@ -11,11 +11,11 @@ import pytest
 STAGE = """
 import subprocess, sys, threading, time
 from pipelines.stage import stopping
-stopping.LIMIT_S, stopping.END_S = 1.0, 1.0
+stopping.END_S = 1.0
 deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(300)"
 child = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, text=True)
 child.stdout.readline()
-with stopping.ended_by_signals(lambda line: print(line, flush=True), lambda: "kept: step-4"):
+with stopping.ended_by_signals(lambda line: print(line, flush=True), lambda: "kept: step-4", 1.0):
     print(child.pid, flush=True)
     try:
         {wait}

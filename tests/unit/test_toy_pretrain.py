@@ -37,10 +37,10 @@ def test_films_are_prepared_as_the_embedder_prepares_clips(tmp_path: Path) -> No
     _, folder = write_random_models(tmp_path, train_tokenizer(vocabulary_texts(0, 200)))
     embedder = Embedder.load(folder)
     corpus = make_corpus("train", 4, 0)
-    films = pretrain._render_all(corpus, embedder.processor, "cpu")
+    films = pretrain.render_all(corpus, embedder.processor, "cpu")
     clips = [Clip.make(str(i), film.frames.numpy(), pretrain._render(film.example)[1]) for i, film in enumerate(films)]
     with torch.no_grad():
-        vectors = pretrain._clip_vectors(embedder, films)
+        vectors = pretrain.clip_vectors(embedder, films)
     torch.testing.assert_close(vectors, torch.from_numpy(embedder.embed_clips(clips)), atol=1e-5, rtol=0)
 
 

@@ -10,7 +10,7 @@ from vsr1.formats.annotations import read_annotations
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.corpus import write_toy_corpus
 from vsr1.toy.render import SIDE, encode_mp4, render
-from vsr1.toy.world import COLOURS, MOTIONS, SHAPES, Event, Film, ToyWorldError, load_events
+from vsr1.toy.world import COLOURS, MOTIONS, SHAPES, Event, Film, ToyWorldError, load_events, make_corpus
 from vsr1.video.decode import sample_video
 
 
@@ -123,3 +123,16 @@ def test_a_corpus_is_not_written_over_another(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ToyWorldError, match="not empty"):
         write_toy_corpus(tmp_path, 2, 2, 0)
+
+
+def test_a_corpus_may_leave_the_first_films_to_another_one(tmp_path: Path) -> None:
+    """Together they are those of one corpus, so no query of one names what a film of the other shows."""
+    whole = [example.film.events for example in make_corpus("train", 5, 7)]
+    films = []
+    for name, train, skip in (("few", 2, 0), ("more", 3, 2)):
+        write_toy_corpus(tmp_path / name, train, 2, 7, hard=2, skip=skip, queries=2)
+        folder = DatasetFolder(tmp_path / name)
+        films += [tuple(events) for events, _ in load_events(folder.events("train")).values()]
+        assert len(read_annotations(folder.annotations("train"))) == 2 * train
+        assert len(read_annotations(folder.annotations("hard"))) == 2
+    assert films == whole

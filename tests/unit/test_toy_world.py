@@ -68,6 +68,17 @@ def test_a_confuser_is_one_attribute_of_a_queried_event_away(seed: int) -> None:
         assert [event.start for event in base.film.events] == [event.start for event in confuser.film.events]
 
 
+def test_the_hard_split_has_more_confusers_of_one_base() -> None:
+    corpus = make_corpus(world.HARD, 2 * world.HARD_FAMILY, 3)
+    for start in (0, world.HARD_FAMILY):
+        base, *confusers = corpus[start : start + world.HARD_FAMILY]
+        for other in confusers:
+            pairs = zip(base.film.events, other.film.events, strict=True)
+            changed = [(a.look, b.look) for a, b in pairs if a.look != b.look]
+            assert len(changed) == 1 and sum(a != b for a, b in zip(*changed[0], strict=True)) == 1
+    assert world.HARD in world.UNSEEN_SPLITS
+
+
 def test_a_seed_and_a_split_decide_the_corpus() -> None:
     assert make_corpus("train", 12, 3) == make_corpus("train", 12, 3)
     assert make_corpus("train", 12, 3) != make_corpus("train", 12, 4)

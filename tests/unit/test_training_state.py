@@ -45,6 +45,14 @@ def test_every_setting_that_differs_is_named(tmp_path: Path) -> None:
         assert part in str(refused.value), part
 
 
+def test_a_setting_that_is_free_may_differ(tmp_path: Path) -> None:
+    states = StateFolder(tmp_path, free=["grpo.ranks"])
+    _save(states, 1, {"grpo": {"ranks": 2, "ranks_more": 1}})
+    assert states.claim({"grpo": {"ranks": 1, "ranks_more": 1}}, {}) is not None
+    with pytest.raises(StateError, match=r"settings: grpo\.ranks_more was 1, is 2\. Restore"):
+        states.claim({"grpo": {"ranks": 1, "ranks_more": 2}}, {})
+
+
 def test_a_setting_that_got_a_new_name_is_the_same_setting(tmp_path: Path) -> None:
     states = StateFolder(tmp_path)
     _save(states, 1, {"sft": {"loss": {"negatives": 24}}})

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
+from PIL import Image
 
 from vsr1.settings.data import DataConfig
 from vsr1.video.clips import ClipFolder, make_clip, player_offset, write_meta
@@ -216,6 +217,12 @@ def longer_packets(path: Path) -> Path:
     return path
 
 
+def gif(path: Path) -> Path:
+    first, *others = (Image.fromarray(picture(index)) for index in range(COUNT))
+    first.save(path, save_all=True, append_images=others, duration=1000 // RATE)
+    return path
+
+
 CUT: dict[str, Callable[[Path], Path]] = {
     "mp4": lambda folder: cut(film(folder / "a.mp4", movflags="faststart"), 0.6),
     "mov with sound": lambda folder: cut(film(folder / "a.mov", sound=True, movflags="faststart"), 0.85),
@@ -223,7 +230,11 @@ CUT: dict[str, Callable[[Path], Path]] = {
     "mkv": lambda folder: cut(film(folder / "a.mkv"), 0.6),
     "webm": lambda folder: cut(film(folder / "a.webm", "libvpx"), 0.6),
     "avi": lambda folder: cut(film(folder / "a.avi", "mpeg4"), 0.75),
+    "avi that FFmpeg calls shorter": lambda folder: cut(film(folder / "a.avi", "ffv1"), 0.6),
+    "live webm": lambda folder: cut(film(folder / "a.webm", "libvpx", live="1"), 0.6),
     "flv": lambda folder: cut(film(folder / "a.flv"), 0.6),
+    "flv that states no length": lambda folder: cut(film(folder / "a.flv", flvflags="no_duration_filesize"), 0.6),
+    "gif": lambda folder: cut(gif(folder / "a.gif"), 0.6),
     "ts": lambda folder: cut(film(folder / "a.ts"), 0.6),
     "m2ts": lambda folder: cut(film(folder / "a.m2ts"), 0.6),
     "ts of a broadcast": lambda folder: cut(longer_packets(film(folder / "a.ts")), 0.6),
@@ -260,17 +271,53 @@ def test_pictures_that_do_not_decode_in_the_middle_are_named(tmp_path: Path) -> 
     assert "do not decode; fetch it again" in sample(tmp_path / "a.mkv").fault
 
 
-WHOLE = ["mp4", "mkv", "avi", "webm", "flv", "ts", "m2ts", "mpg", "3gp", "wmv", "mov", "mts", "ogv"]
+def test_pictures_that_stay_on_by_empty_packets_stay_on(tmp_path: Path) -> None:
+    film(tmp_path / "whole.nut", "ffv1")  # Theora has such packets, and no encoder here
+    path = tmp_path / "a.nut"
+    with av.open(str(tmp_path / "whole.nut")) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for place, packet in enumerate(packet for packet in old.demux(video=0) if packet.dts is not None):
+            if 12 <= place < 36:
+                held = av.Packet(b"")
+                held.pts, held.dts, held.time_base = packet.pts, packet.dts, packet.time_base
+                held.duration, packet = packet.duration, held
+            packet.stream = stream
+            new.mux(packet)
+    got = sample(path)
+    assert got.fault == "" and probe_video(path) == pytest.approx(got.duration) == COUNT / RATE
+    assert numbers(got) == [0, 4, 8, 11, 11, 11, 11, 11, 11, 39]
+
+
+def test_pictures_of_an_avi_come_in_the_order_in_which_they_are_shown(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.avi"), "w") as output:
+        draw(output, output.add_stream("libx264", rate=RATE, options={"bf": "2", "b-adapt": "0"}))
+    got = sample(tmp_path / "a.avi")
+    assert numbers(got) == [*got.indices] and got.fault == ""
+    assert probe_video(tmp_path / "a.avi") == pytest.approx(got.duration, abs=0.5)
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
+def test_a_picture_under_the_name_of_a_film_is_none(tmp_path: Path, form: str) -> None:
+    Image.fromarray(picture(0)).save(tmp_path / "a.mp4", form)
+    with pytest.raises(VideoError, match="is a picture, not a video"):
+        sample(tmp_path / "a.mp4")
+    with pytest.raises(VideoError, match="is a picture, not a video"):
+        probe_video(tmp_path / "a.mp4")
+
+
+WHOLE = ["live.webm", "mp4", "mkv", "avi", "webm", "flv", "ts", "m2ts", "mpg", "3gp", "wmv", "mov", "mts", "ogv"]
 
 
 @pytest.mark.parametrize("suffix", WHOLE)
 def test_whole_files_of_every_container_have_no_fault(tmp_path: Path, suffix: str) -> None:
-    codec = {"webm": "libvpx", "ogv": "libvpx", "mpg": "mpeg2video", "wmv": "wmv2", "avi": "mpeg4"}
+    live = {"live": "1"} if suffix == "live.webm" else {}
+    vp8 = dict.fromkeys(("webm", "live.webm", "ogv"), "libvpx")
+    codec = vp8 | {"mpg": "mpeg2video", "wmv": "wmv2", "avi": "mpeg4"}
     path = tmp_path / f"a.{suffix}"
     if suffix == "mpg":
         program_stream(path)
     else:
-        film(path, codec.get(suffix, "libx264"), sound=suffix in ("mp4", "mkv", "mov"))
+        film(path, codec.get(suffix, "libx264"), sound=suffix in ("mp4", "mkv", "mov"), **live)
     got = sample(path)
     assert got.fault == ""
     assert probe_video(path) == pytest.approx(got.duration, abs=0.3)

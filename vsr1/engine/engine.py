@@ -13,6 +13,7 @@ import pickle
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from inspect import isawaitable
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from vsr1.model.checkpoint import policy_sizes
 from vsr1.model.manifest import Manifest
 from vsr1.model.processor import ClipProcessor
 from vsr1.settings.parts import EngineConfig
+from vsr1.video.clips import Clip
 
 Way = Literal["file", "ipc", "nccl"]  # of weights into the engine's worker, see `WeightReceiver.receive_weights`
 ATTEMPTS = 3  # at one request
@@ -116,6 +118,7 @@ class PolicyEngine:
             return process(outputs, *args, **kwargs)
 
         llm.output_processor.process_outputs = counted  # else a token is only seen at the end of its reply
+        await engine.warm_up()
         return engine
 
     async def generate(
@@ -281,9 +284,22 @@ class PolicyEngine:
         """Tell whether the engine process is gone."""
         return self._llm is None or bool(self._llm.errored)
 
+    def outlived(self) -> None:
+        """Return when the engine process has ended, however that came about; for a thread of its own."""
+        processes = self._llm.engine_core.resources.engine_manager.processes  # held here: they close their sentinels
+        wait([process.sentinel for process in processes])
+
     async def one_token(self) -> None:
         """Let the engine generate one token; errors as vLLM's own."""
         await self.generate(Prompt(["a"]), max_tokens=1, latents=0, temperature=0.0, seed=0)
+
+    async def warm_up(self) -> None:
+        """Answer twice about a clip and forget it: a GPU compiles kernels for seconds when they are first used."""
+        clip = Clip.make("warm-up", np.zeros((2, 64, 64, 3), np.uint8), np.arange(2.0))
+        await asyncio.gather(
+            *(self.generate(Prompt(["a", clip, "a"]), max_tokens=4, latents=1, temperature=1.0, seed=n) for n in (0, 1))
+        )
+        await self.reset_caches()
 
     def shutdown(self) -> None:
         self._llm.shutdown()

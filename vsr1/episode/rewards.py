@@ -45,7 +45,7 @@ class Rewards(Protocol[TaskT, RecordT]):
 
 
 def scored(trajectory: Trajectory[TaskT, RecordT], rewards: Rewards[TaskT, RecordT]) -> Trajectory[TaskT, RecordT]:
-    """Return a copy with `terms`, `turn_rewards`, `turn_latent_rewards` and `reward` filled in.
+    """Return a copy with `terms`, `weights`, `turn_terms` and the rewards filled in.
 
     A term over turns counts with its mean, so that a further turn is not paid for by itself; a turn's own reward is the
     weighted sum of its terms, and the last turn's includes what judges the end.
@@ -63,6 +63,8 @@ def scored(trajectory: Trajectory[TaskT, RecordT], rewards: Rewards[TaskT, Recor
         term.name: end[term.name] if term.of_end else fmean(turn[term.name] for turn in turns) for term in rewards.terms
     }
     weights = {term.name: term.weight for term in rewards.terms}
+    turn_terms = [dict(turn) for turn in turns]
+    turn_terms[-1] |= end
     turn_rewards = [sum(weights[key] * value for key, value in turn.items()) for turn in turns]
     turn_rewards[-1] += sum(weights[key] * value for key, value in end.items())
     latent_terms = [term.name for term in rewards.terms if term.of_latents]
@@ -75,6 +77,8 @@ def scored(trajectory: Trajectory[TaskT, RecordT], rewards: Rewards[TaskT, Recor
         turn_rewards=turn_rewards,
         turn_latent_rewards=[sum(weights[key] * turn[key] for key in latent_terms) for turn in turns],
         reward=float(reward),
+        turn_terms=turn_terms,
+        weights=weights,
     )
 
 

@@ -62,6 +62,8 @@ class Trajectory(Generic[TaskT, RecordT]):
     terms: dict[str, float] = field(default_factory=dict)  # unweighted, by name
     turn_rewards: list[float] = field(default_factory=list)  # weighted, of each turn; what judges the end with the last
     turn_latent_rewards: list[float] = field(default_factory=list)  # what of each is for the latents
+    turn_terms: list[dict[str, float]] = field(default_factory=list)  # unweighted; what judges the end with the last
+    weights: dict[str, float] = field(default_factory=dict)  # of the terms
     reward: float = 0.0
 
     @property

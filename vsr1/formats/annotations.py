@@ -91,7 +91,7 @@ def read_annotations(
         try:
             line = _Line.model_validate_json(text)
         except ValidationError as error:
-            check.faults += [f"{_field(item['loc'])}: {item['msg']}" for item in error.errors()]
+            check.faults += [f"{_field(item['loc'])}: {_meaning(item['msg'])}" for item in error.errors()]
             continue
         row = _completed(line, len(rows))
         check.faults += _value_faults(row, beyond_duration)
@@ -129,6 +129,10 @@ def _completed(line: _Line, number: int) -> Annotation:
 
 def _field(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location) or "whole line"
+
+
+def _meaning(message: str) -> str:
+    return message + ("; save the file as UTF-8" if "invalid unicode code point" in message else "")
 
 
 def _value_faults(row: Annotation, beyond_duration: str) -> list[str]:

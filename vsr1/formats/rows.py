@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,18 +18,31 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be",
 }  # fmt: skip  # UTF-32's begins as UTF-16's does
 SHOWN = 60  # characters of a line in a message
+PACKED = {  # how files begin that hold rows, but no text
+    b"\x1f\x8b": "compressed by gzip; unpack it", b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet; unpack it, or save it as CSV in UTF-8",
+    b"PAR1": "a Parquet file; write its rows as JSON lines",
+}  # fmt: skip
 COLUMNS = {"video", "qid", "desc_id", "vid", "vid_name"}  # one of which a header has
 TEXTS = {"video", "vid", "vid_name", "query", "desc", "fig_desc", "cog_desc"}  # texts also where they look like numbers
 
 
-def utf8_content(path: Path) -> bytes:
-    """Return what a text file holds as UTF-8, without the byte order marks of files that were joined in it."""
+def utf8_content(path: Path, refusal: type[ValueError]) -> bytes:
+    """Return what a text file holds as UTF-8, without the byte order marks of files that were joined in it.
+
+    Bytes that are no UTF-8 stay what they are: whoever reads a row names its place.
+
+    Raises:
+        refusal: a file that is no text, or no whole UTF-16 or UTF-32.
+    """
     content = path.read_bytes()
+    if packed := next((kind for begin, kind in PACKED.items() if content.startswith(begin)), None):
+        raise refusal(f"{path} is {packed}")
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
     if encoding == "utf-8" and content[:2].count(0) == 1:  # UTF-16 without a mark: JSON and CSV begin with ASCII
         encoding = "utf-16-le" if content[1] == 0 else "utf-16-be"
     if encoding != "utf-8":
-        content = content.decode(encoding, "replace").encode()
+        content = _decoded(path, content, encoding, refusal).encode()
     return content.removeprefix(codecs.BOM_UTF8).replace(b"\n" + codecs.BOM_UTF8, b"\n")
 
 
@@ -38,10 +52,10 @@ def json_rows(path: Path, refusal: type[ValueError]) -> Iterator[tuple[str, byte
     Raises:
         refusal: a file that is no JSON lines, JSON list or CSV.
     """
-    content = utf8_content(path)
+    content = utf8_content(path, refusal)
     if not content.strip():
         return
-    lines = content.split(b"\n")
+    lines = content.split(b"\n" if b"\n" in content else b"\r")
     first = next(line.strip() for line in lines if line.strip())
     if first[:1] == b"[":
         yield from _entries(path, content, refusal)
@@ -51,7 +65,7 @@ def json_rows(path: Path, refusal: type[ValueError]) -> Iterator[tuple[str, byte
             raise refusal(f"{path} is {kind}, not one object a line; write each row on a line of its own, or one list")
         yield from ((f"line {number}", line) for number, line in enumerate(lines, start=1) if line.strip())
     elif columns := _columns(first):
-        yield from _records(content, columns)
+        yield from _records(path, content, columns, refusal)
     else:
         shown = first[:SHOWN].decode("utf-8", "backslashreplace")
         raise refusal(
@@ -62,8 +76,8 @@ def json_rows(path: Path, refusal: type[ValueError]) -> Iterator[tuple[str, byte
 
 def _entries(path: Path, content: bytes, refusal: type[ValueError]) -> Iterator[tuple[str, bytes]]:
     try:
-        entries = json.loads(content)
-    except ValueError as error:
+        entries = json.loads(_decoded(path, content, "utf-8", refusal))
+    except (ValueError, RecursionError) as error:
         raise refusal(f"{path} begins as a JSON list and is none: {error}; was the file cut off?") from error
     for number, entry in enumerate(entries, start=1):
         yield f"entry {number}", json.dumps(entry).encode()
@@ -79,18 +93,44 @@ def _columns(header: bytes) -> tuple[list[str], str] | None:
     return None
 
 
-def _records(content: bytes, columns: tuple[list[str], str]) -> Iterator[tuple[str, bytes]]:
+def _records(
+    path: Path, content: bytes, columns: tuple[list[str], str], refusal: type[ValueError]
+) -> Iterator[tuple[str, bytes]]:
     """Yield the records of CSV; `start` and `end` become `time`, numbers and lists are read as such."""
     names, mark = columns
-    reader = csv.reader(content.decode("utf-8", "replace").lstrip().splitlines(keepends=True)[1:], delimiter=mark)
-    for values in reader:
-        if not values:
-            continue
-        pairs = zip(names, values, strict=False)
-        row = {name: value if name in TEXTS else _value(value) for name, value in pairs}
-        if {"start", "end"} <= row.keys():
-            row["time"] = [row.pop("start"), row.pop("end")]
-        yield f"line {reader.line_num + 1}", json.dumps(row).encode()
+    lines = io.StringIO(_decoded(path, content, "utf-8", refusal), newline="")  # U+2028 and the like end none
+    reader = csv.reader(lines, delimiter=mark, strict=True)  # else an open quote takes the rest in
+    is_header = True
+    try:
+        for values in reader:
+            if not any(map(str.strip, values)):  # spreadsheets leave such rows
+                continue
+            if is_header:
+                is_header = False
+                continue
+            if any(map(str.strip, values[len(names) :])):
+                raise refusal(
+                    f"{path} line {reader.line_num} has {len(values)} fields, the header {len(names)}; put texts that "
+                    f"hold {mark!r} between double quotes"
+                )
+            pairs = zip(names, values, strict=False)
+            row = {name: value if name in TEXTS else _value(value) for name, value in pairs}
+            if {"start", "end"} <= row.keys():
+                row["time"] = [row.pop("start"), row.pop("end")]
+            yield f"line {reader.line_num}", json.dumps(row).encode()
+    except csv.Error as error:
+        raise refusal(f"{path} line {reader.line_num} is no CSV: {error}; is a quote open before it?") from error
+
+
+def _decoded(path: Path, content: bytes, encoding: str, refusal: type[ValueError]) -> str:
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].decode(encoding, "replace").count("\n") + 1
+        raise refusal(
+            f"{path} line {line} is no {encoding.upper()} ({error.reason}), as where it was saved in another encoding; "
+            "save the file as UTF-8"
+        ) from error
 
 
 def _value(text: str) -> object:

@@ -101,7 +101,7 @@ def read_tvr(path: Path) -> dict[str, dict[str, list[Moment]]]:
     """
     _check_exists(path)
     try:
-        submission = _TvrSubmission.model_validate_json(utf8_content(path))
+        submission = _TvrSubmission.model_validate_json(utf8_content(path, PredictionError))
     except ValidationError as error:
         raise _unreadable(path, "", error) from None
     names = {number: video for video, number in submission.video2idx.items()}
@@ -172,6 +172,8 @@ def _detr_truth(row: PredictionRow) -> dict[str, Any]:
 
 
 def _moment(path: Path, query: QueryId, entry: list[float], names: dict[int, str]) -> Moment:
+    if not entry:
+        raise PredictionError(f"{path}: query {query}: a prediction lacks its video: {entry}")
     return names.get(int(entry[0])), *_span(path, query, entry[1:])
 
 

@@ -6,7 +6,7 @@ import torch
 
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.rl.example_loss import VideoVectors, load_vectors
+from vsr1.rl.refined import VideoVectors, load_vectors
 
 
 def vectors_of(config: Config) -> VideoVectors:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from statistics import fmean
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from vsr1.episode.trajectory import Trajectory
 from vsr1.rl.advantages import batch_advantages, group_advantages, mean_rewards_to_go, overlong_penalty
 from vsr1.settings.training import ObjectiveConfig
+
+Trajectories = Sequence[Trajectory[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,13 @@ class Credit:
     latents: float
 
 
-def credits_of(
-    trajectories: Sequence[Trajectory[Any, Any]], settings: ObjectiveConfig, limit: int
-) -> list[list[Credit]]:
+def credits_of(trajectories: Trajectories, settings: ObjectiveConfig, limit: int) -> list[list[Credit]]:
     """Return the advantages of every turn, by trajectory; a group is the samples of one prompt id.
 
     With credit by trajectory all turns share the advantage of the whole reward. With credit by turn, tokens answer for
     the mean reward of their turn and, discounted, of those after it, latents for their own reward and for the turns
-    after them; they are compared with the same turn of the other samples.
+    after them; they are compared with the same turn of the other samples. With terms apart, the tokens' advantage is
+    the weighted sum of those of the terms (GDPO).
 
     Args:
         trajectories: scored, of whole groups.
@@ -39,33 +41,63 @@ def credits_of(
         ValueError: a reward that is not finite.
     """
     penalties = [_overlong(trajectory, settings, limit) for trajectory in trajectories]
-    if settings.credit == "trajectory":
-        rewards = [t.reward + fmean(penalty) for t, penalty in zip(trajectories, penalties, strict=True)]
-        values = _advantages(rewards, [t.id.prompt for t in trajectories], settings)
-        return [[Credit(value, value)] * len(t.turns) for t, value in zip(trajectories, values, strict=True)]
-    returns = mean_rewards_to_go(
+    sums = _Earned(
+        [t.reward + fmean(penalty) for t, penalty in zip(trajectories, penalties, strict=True)],
         [
             [reward + extra for reward, extra in zip(t.turn_rewards, penalty, strict=True)]
             for t, penalty in zip(trajectories, penalties, strict=True)
         ],
-        settings.discount,
     )
-    keys: list[tuple[str, int]] = []  # what each turn is compared with: the same turn of its group
-    of_tokens: list[float] = []
-    of_latents: list[float] = []
+    if settings.terms == "apart":
+        tokens = [0.0] * sum(len(t.turns) for t in trajectories)
+        for weight, earned in _apart(trajectories, penalties):
+            of_term = _of_tokens(trajectories, earned, settings)
+            tokens = [total + weight * value for total, value in zip(tokens, of_term, strict=True)]
+    else:
+        tokens = _of_tokens(trajectories, sums, settings)
+    latents = tokens if settings.credit == "trajectory" else _of_latents(trajectories, sums, settings)
+    credits = map(Credit, tokens, latents)
+    return [list(islice(credits, len(t.turns))) for t in trajectories]
+
+
+@dataclass(frozen=True)
+class _Earned:
+    """What trajectories earned, of all terms or of one: as a whole, and by turn."""
+
+    whole: list[float]
+    turns: list[list[float]]
+
+
+def _apart(trajectories: Trajectories, penalties: list[list[float]]) -> Iterator[tuple[float, _Earned]]:
+    """Yield the weight of each term, and what it gave; the penalty of overlong replies is one of them."""
+    yield 1.0, _Earned([fmean(penalty) for penalty in penalties], penalties)
+    for name, weight in trajectories[0].weights.items() if trajectories else ():
+        turns = [[turn.get(name, 0.0) for turn in t.turn_terms] for t in trajectories]
+        yield weight, _Earned([t.terms[name] for t in trajectories], turns)
+
+
+def _of_tokens(trajectories: Trajectories, earned: _Earned, settings: ObjectiveConfig) -> list[float]:
+    """Return the advantage of the tokens of every turn, one trajectory after another."""
+    if settings.credit == "turn":
+        returns = mean_rewards_to_go(earned.turns, settings.discount)
+        return _advantages(list(chain(*returns)), _same_turns(trajectories), settings)
+    values = _advantages(earned.whole, [t.id.prompt for t in trajectories], settings)
+    return [value for t, value in zip(trajectories, values, strict=True) for _ in t.turns]
+
+
+def _of_latents(trajectories: Trajectories, earned: _Earned, settings: ObjectiveConfig) -> list[float]:
+    """Return the advantage of the latents of every turn: of what they earned and of the turns after them."""
+    rewards = []
+    returns = mean_rewards_to_go(earned.turns, settings.discount)
     for trajectory, values in zip(trajectories, returns, strict=True):
-        for turn, value in enumerate(values):
-            later = values[turn + 1] if turn + 1 < len(values) else 0.0
-            keys.append((trajectory.id.prompt, turn))
-            of_tokens.append(value)
-            of_latents.append(trajectory.turn_latent_rewards[turn] + settings.discount * later)
-    tokens, latents = _advantages(of_tokens, keys, settings), _advantages(of_latents, keys, settings)
-    credits, start = [], 0
-    for values in returns:
-        end = start + len(values)
-        credits.append([Credit(*pair) for pair in zip(tokens[start:end], latents[start:end], strict=True)])
-        start = end
-    return credits
+        for own, later in zip(trajectory.turn_latent_rewards, [*values[1:], 0.0], strict=True):
+            rewards.append(own + settings.discount * later)
+    return _advantages(rewards, _same_turns(trajectories), settings)
+
+
+def _same_turns(trajectories: Trajectories) -> list[tuple[str, int]]:
+    """Return what each turn is compared with: the same turn of its group."""
+    return [(t.id.prompt, turn) for t in trajectories for turn in range(len(t.turns))]
 
 
 def _advantages(rewards: list[float], keys: Sequence[object], settings: ObjectiveConfig) -> list[float]:

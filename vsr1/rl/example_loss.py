@@ -7,15 +7,13 @@ add the retrieval loss, whose gradient runs through the frozen embedder into the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 
 from vsr1.engine.latent_table import latent_noise
-from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.attention import ALL, LayerOptions
 from vsr1.model.embedder import Embedder
 from vsr1.model.forward import Row, States, latent_means, run_latents, run_rows, token_logprobs
@@ -23,30 +21,21 @@ from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
 from vsr1.model.upload import upload
 from vsr1.model.vision import VisionFeatures
-from vsr1.rl.batch import BatchTotals, Example, LatentActions, LearnerError, RetrievalTarget
+from vsr1.rl.batch import BatchTotals, Example, LatentActions, LearnerError
 from vsr1.rl.features import ClipFeatures, ReadClip
 from vsr1.rl.flops import TRAINED, ModelFlops
-from vsr1.rl.losses import retrieval_loss
 from vsr1.rl.meter import GIB, Meter
-from vsr1.rl.objective import TokenBatch, Values, latent_objective, token_objective
+from vsr1.rl.objective import (
+    TokenBatch,
+    Values,
+    branch_objective,
+    equal_gradients,
+    latent_objective,
+    token_objective,
+)
+from vsr1.rl.refined import RefinedQueries, VideoVectors
 from vsr1.settings.parts import AgentConfig
 from vsr1.settings.training import GrpoConfig, SftConfig
-
-
-@dataclass
-class VideoVectors:
-    """Corpus vectors of a split on the host: unit rows [videos, E] and the row of each video id."""
-
-    matrix: torch.Tensor
-    rows: dict[str, int]
-
-    def nearest(self, queries: torch.Tensor, count: int) -> list[list[int]]:
-        """Return the rows of the `count` videos of the split that are most similar to each of `queries` [n, E]."""
-        if not count:
-            return [[] for _ in queries]
-        scores = queries.detach().to(self.matrix) @ self.matrix.T
-        rows: list[list[int]] = scores.topk(min(count, len(self.matrix))).indices.tolist()
-        return rows
 
 
 @dataclass
@@ -67,6 +56,8 @@ class Latents:
 class ExampleLoss:
     """The loss of a stage under `policy`; `reference` is what a KL term compares with, `read_clip` gives the clips.
 
+    The retrieval loss runs through `embedder`, which the search has too, or through that of `known` with its vectors.
+
     A pass is groups of examples that share their prompt and its clips (`vsr1.rl.batch.micro_batches`).
     """
 
@@ -82,12 +73,15 @@ class ExampleLoss:
         read_clip: ReadClip,
         *,
         temperature: float = 1.0,
+        known: tuple[Embedder, VideoVectors] | None = None,
     ) -> None:
-        self.policy, self.embedder, self.meter = policy, embedder, Meter()
+        self.policy, self.meter = policy, Meter()
         self._stage, self._retrieval, self._agent = stage, stage.retrieval_loss, agent
-        self._reference, self._vectors = reference, vectors
+        self._reference = reference
         learner = stage.learner
         self._options = LayerOptions(learner.gradient_checkpointing, learner.compile)
+        searched = embedder, vectors
+        self.refined = RefinedQueries(policy, known or searched, searched, self._retrieval, self._options)
         budget = int(learner.vision_cache_gib * GIB)
         self._features = ClipFeatures(policy, processor, read_clip, budget, self._options)
         self._flops = ModelFlops.of(policy.config)
@@ -224,8 +218,8 @@ class ExampleLoss:
         Where no example has latents, the first stands in, with weight zero (the ranks' rule, `vsr1.rl`).
         """
         depth, is_sampled = self._agent.depth, isinstance(self._stage, GrpoConfig)
-        actions = isinstance(self._stage, GrpoConfig) and self._stage.latents.sigma * self._stage.latents.weight
-        if not depth or not (actions or self._retrieval.weight > 0):
+        are_actions = isinstance(self._stage, GrpoConfig) and self._stage.latents.are_trained
+        if not depth or not (are_actions or self._retrieval.weight > 0):
             return None
         rows = [i for i, example in enumerate(examples) if _has_latents(example)] or [0]
         shape = len(rows), depth, self.policy.config.refine_dim
@@ -250,32 +244,69 @@ class ExampleLoss:
         else:
             values = known.values
             means = latent_means(self.policy, states, rows)
-        if settings and settings.sigma and settings.weight:
-            if places := [place for place, row in enumerate(rows) if examples[row].latent_actions]:
-                actions = [examples[rows[place]].latent_actions for place in places]
-                advantages = upload([action.advantage for action in actions if action], means.device)
-                at = upload(places, means.device)
-                parts = values[at], means[at], known.noise[at]
-                yield latent_objective(*parts, advantages, settings, totals)
-            else:
-                yield 0 * means.sum(), {}
+        losses: list[tuple[torch.Tensor, Values]] = []
         if self._retrieval.weight > 0:
             draws = settings.sigma * known.noise if settings else 0.0
             latents = means + draws
             for _ in range(1, passes):
                 before = (values + (latents - latents.detach()))[:, :-1]  # the values with the latents' gradient
                 latents = run_latents(self.policy, states, rows, before, self._options) + draws
+            losses.append(self._retrieval_part(examples, rows, latents, totals))
+        if settings and settings.are_trained:
+            guide = None
+            if settings.guided:
+                (guide,) = torch.autograd.grad(losses[0][0], means, retain_graph=True)
+            acting, counted = self._action_loss(examples, known, values, means, guide, totals)
+            if settings.weigh == "gradient":
+                scale = settings.weight * equal_gradients(acting, losses[0][0], means)
+                acting, counted = scale * acting, counted | {"latents/scale_max": scale}
+            losses.append((acting, counted))
+        yield from losses
+
+    def _action_loss(
+        self,
+        examples: list[Example],
+        known: Latents,
+        values: torch.Tensor,
+        means: torch.Tensor,
+        guide: torch.Tensor | None,
+        totals: BatchTotals,
+    ) -> tuple[torch.Tensor, Values]:
+        """Return the policy loss of the latents of rows: of what the engine sampled, or of branches from its means.
+
+        Args:
+            guide: gradients of the retrieval loss at the means, if branches differ in their directions.
+        """
+        assert isinstance(self._stage, GrpoConfig)
+        settings, rows = self._stage.latents, known.rows
+        if settings.branches:
             targets = {i: target for i, row in enumerate(rows) if (target := examples[row].target)}
             if not targets:
-                yield 0 * self.policy.soft_tokens(latents).sum(), {}
-                return
-            refined = latents[upload(list(targets), latents.device)]
-            loss = self.retrieval_losses(list(targets.values()), refined).sum() / totals.refined
-            norms = refined.detach().norm(dim=-1).mean(dim=-1)
-            yield (
-                self._retrieval.weight * loss,
-                {"retrieval_loss": loss.detach(), "latents/norm": norms.sum() / totals.refined},
-            )
+                return 0 * means.sum(), {}
+            at = upload(list(targets), means.device)
+            shown = [{clip.video_id for clip in examples[rows[place]].clips} for place in targets]
+            rewards = partial(self.refined.branch_rewards, list(targets.values()), shown)
+            return branch_objective(means[at], rewards, settings, totals, None if guide is None else guide[at])
+        places = [place for place, row in enumerate(rows) if examples[row].latent_actions]
+        if not places:
+            return 0 * means.sum(), {}
+        actions = [examples[rows[place]].latent_actions for place in places]
+        advantages = upload([action.advantage for action in actions if action], means.device)
+        at = upload(places, means.device)
+        return latent_objective(values[at], means[at], known.noise[at], advantages, settings, totals)
+
+    def _retrieval_part(
+        self, examples: list[Example], rows: list[int], latents: torch.Tensor, totals: BatchTotals
+    ) -> tuple[torch.Tensor, Values]:
+        """Return the share of the retrieval loss of the latents [n, N, R] of rows, weighted."""
+        targets = {i: target for i, row in enumerate(rows) if (target := examples[row].target)}
+        if not targets:
+            return 0 * self.policy.soft_tokens(latents).sum(), {}
+        refined = latents[upload(list(targets), latents.device)]
+        loss = self.refined.losses(list(targets.values()), refined).sum() / totals.refined
+        norms = refined.detach().norm(dim=-1).mean(dim=-1)
+        counted = {"retrieval_loss": loss.detach(), "latents/norm": norms.sum() / totals.refined}
+        return self._retrieval.weight * loss, counted
 
     @torch.no_grad()
     def _rolled(self, states: States, rows: list[int]) -> torch.Tensor:
@@ -287,33 +318,6 @@ class ExampleLoss:
         for _ in range(1, self._agent.depth):
             values = run_latents(self.policy, states, rows, values[:, :-1], self._options)
         return values
-
-    def retrieval_losses(self, targets: list[RetrievalTarget], latents: torch.Tensor) -> torch.Tensor:
-        """Return the losses [n] of queries refined by `latents` [n, N, R], each against its target."""
-        refined = []
-        for target, own in zip(targets, latents, strict=True):
-            earlier = target.earlier_latents
-            refined.append(own if earlier is None else torch.cat([upload(earlier, own.device, own.dtype), own]))
-        soft = self.policy.soft_tokens(torch.cat(refined)).split([len(one) for one in refined])  # the ranks' rule
-        queries = [target.query for target in targets]
-        vectors = self.embedder.query_vectors(queries, list(soft), self._options)
-        nearest = self._vectors.nearest(vectors, self._retrieval.mined)
-        rows = []  # of the right video and the wrong ones, each once
-        for target, mined in zip(targets, nearest, strict=True):
-            named = [self._vectors.rows[video] for video in [target.positive, *target.negatives]]
-            rows.append(list(dict.fromkeys([*named, *mined])))
-        width = max(map(len, rows))
-        table = torch.tensor([[*own, *own[:1] * (width - len(own))] for own in rows])
-        counts = upload([len(own) for own in rows], vectors.device)
-        videos = upload(self._vectors.matrix[table], vectors.device, vectors.dtype)
-        return retrieval_loss(vectors, videos, counts, self._retrieval.temperature)
-
-
-def load_vectors(folder: DatasetFolder, split: str) -> VideoVectors:
-    """Return the corpus vectors for the retrieval loss."""
-    matrix = torch.from_numpy(np.load(folder.video_embeddings(split), allow_pickle=False))
-    rows = json.loads(folder.docid2row(split).read_text(encoding="utf-8"))
-    return VideoVectors(torch.nn.functional.normalize(matrix, dim=-1), rows)
 
 
 def _has_latents(example: Example) -> bool:

@@ -17,15 +17,18 @@ import torch
 
 from vsr1 import compat
 from vsr1.formats.atomic import replacing_folder
+from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.checkpoint import copy_processor, load_policy, policy_sizes, write_weights
 from vsr1.model.embedder import Embedder
 from vsr1.model.processor import ClipProcessor
 from vsr1.rl.batch import Example, LearnerError, add_totals, batch_totals, micro_batches
-from vsr1.rl.example_loss import ExampleLoss, VideoVectors
+from vsr1.rl.example_loss import ExampleLoss
 from vsr1.rl.features import ReadClip
 from vsr1.rl.flops import ModelFlops
 from vsr1.rl.meter import peak_flops, work_numbers
 from vsr1.rl.objective import Counted, Values, fetched, merged
+from vsr1.rl.refined import VideoVectors, load_vectors
+from vsr1.rl.repartition import load_repartitioned
 from vsr1.settings.parts import AgentConfig, ModelConfig
 from vsr1.settings.training import GrpoConfig, LearnerConfig, SftConfig
 
@@ -63,6 +66,10 @@ class Learner:
     ) -> None:
         self._stage, self._learner, self._folder = stage, stage.learner, model.policy
         embedder = Embedder.load(model.embedder, device=model.device, dtype=model.dtype)
+        known = None
+        if isinstance(stage, GrpoConfig) and stage.loss_embedder and stage.loss_corpus:
+            known_vectors = load_vectors(DatasetFolder(stage.loss_corpus), "train")
+            known = Embedder.load(stage.loss_embedder, device=model.device, dtype=model.dtype), known_vectors
         policy_sizes(model.policy, allow_bin=model.allow_bin, embedder_width=embedder.dim)
         load = partial(load_policy, model.policy, device=model.device, dtype=model.dtype, allow_bin=model.allow_bin)
         self.policy = load()
@@ -70,7 +77,7 @@ class Learner:
         reference = load().requires_grad_(False) if is_compared else None
         self._freeze()
         sources = embedder, vectors, ClipProcessor(model.policy), read_clip
-        self.loss = ExampleLoss(stage, agent, self.policy, reference, *sources, temperature=temperature)
+        self.loss = ExampleLoss(stage, agent, self.policy, reference, *sources, temperature=temperature, known=known)
         self.engine = self._deepspeed(model)
         self.steps = 0  # optimiser steps taken, those before a resume included
 
@@ -125,6 +132,10 @@ class Learner:
         of_ranks = _of_all_ranks((own, meter.end()))
         work = work_numbers([work for _, work in of_ranks], peak_flops(self.policy.device, self.policy.dtype))
         return merged([numbers for numbers, _ in of_ranks]) | work | {"tokens": float(totals.tokens)}
+
+    def agreed(self, value: float) -> float:
+        """Return what the first rank gives here, on every rank."""
+        return _of_all_ranks(value)[0]
 
     @property
     def flops(self) -> ModelFlops:
@@ -194,18 +205,25 @@ class Learner:
         torch.distributed.barrier()
 
     def load_state(self, folder: Path) -> None:
-        """Go on from what `save_state` wrote, to the bit; called before the first step.
+        """Go on from what `save_state` wrote, called before the first step: to the bit, if as many ranks wrote it.
 
         Raises:
-            LearnerError: no state of as many ranks in the folder.
+            LearnerError: no state of as many ranks in the folder, and ZeRO-3.
         """
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         saved = len(list(folder.glob("random-*.pt")))
+        if saved != ranks and self._learner.zero_stage == 3:
+            raise LearnerError(
+                f"rank {rank}: {folder} is a state of {saved} ranks, not of {ranks}, and zero_stage=3 cannot change "
+                "that; use as many"
+            )
+        _, extra = self.engine.load_checkpoint(
+            str(folder), STATE, load_module_strict=False, load_optimizer_states=saved == ranks
+        )
         if saved != ranks:
-            raise LearnerError(f"rank {rank}: {folder} is a state of {saved} ranks, not of {ranks}; use as many")
-        _, extra = self.engine.load_checkpoint(str(folder), STATE, load_module_strict=False)
+            load_repartitioned(self.engine.optimizer, folder / STATE, saved)
         self.steps = extra["steps"]
-        _set_random_state(torch.load(folder / f"random-{rank}.pt", weights_only=True))
+        _set_random_state(torch.load(folder / f"random-{rank % saved}.pt", weights_only=True))
 
     def _freeze(self) -> None:
         """Stage 1 trains language model, mergers and heads; Stage 2 freezes the vision tower (method.md §1.6)."""

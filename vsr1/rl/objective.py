@@ -12,6 +12,7 @@ import torch
 
 from vsr1.model.upload import upload
 from vsr1.rl.batch import BatchTotals
+from vsr1.rl.branches import Rewards, branch_gradient, gradient_directions, principal_directions
 from vsr1.rl.losses import (
     PolicyLoss,
     cispo_loss,
@@ -131,6 +132,44 @@ def latent_objective(
         "latents/clip_fraction": (cut_low | cut_high).sum() / actions,
         "latents/log_ratio_max": ratio.detach().abs().max(),
     }
+
+
+def branch_objective(
+    means: torch.Tensor,
+    rewards: Rewards,
+    settings: LatentActionConfig,
+    totals: BatchTotals,
+    guide: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, Values]:
+    """Return the share of the policy loss of branches from the latents of refinements, weighted.
+
+    Its gradient at the means is `branch_gradient`'s, a mean over all refinements of the batch.
+
+    Args:
+        means: of the policy being trained, with gradient, [n, N, R].
+        rewards: of branches of these refinements.
+        guide: gradients of another loss at the latents, in whose directions branches differ; None: in the latents' own.
+    """
+    if guide is None:
+        directions = principal_directions(means, settings.directions)
+    else:
+        directions = gradient_directions(guide, settings.directions)
+    gradient, earned = branch_gradient(means, directions, settings.branches, settings.branch_sigma, rewards)
+    total = -settings.weight * (gradient * means).sum() / totals.refined
+    spread = earned.std(1).sum()
+    return total, {
+        "latents/branch_reward": earned.mean(1).sum() / totals.refined,
+        "latents/branch_spread": spread / totals.refined,
+    }
+
+
+def equal_gradients(first: torch.Tensor, second: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Return what to multiply one loss with so that its gradient at a tensor is as long as another's; 0 where it is 0.
+
+    The graphs stay for the backward pass to come.
+    """
+    own, other = (torch.autograd.grad(loss, at, retain_graph=True)[0].norm() for loss in (first, second))
+    return torch.where(own > 0, other / own.clamp(min=1e-20), 0.0)
 
 
 def _policy_loss(batch: TokenBatch, old: torch.Tensor, settings: ObjectiveConfig) -> PolicyLoss:

@@ -6,7 +6,7 @@ A state gets its name when all ranks have written their part of it. The last one
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,14 @@ class StateError(ValueError):
 
 
 class StateFolder:
-    """The states of one stage of one run, of which the newest `keep` stay."""
+    """The states of one stage of one run, of which the newest `keep` stay.
 
-    def __init__(self, root: Path, keep: int = 2) -> None:
-        self.root, self._keep = root, keep
+    Args:
+        free: dotted keys of settings that may be others in the run that goes on.
+    """
+
+    def __init__(self, root: Path, keep: int = 2, free: Iterable[str] = ()) -> None:
+        self.root, self._keep, self._free = root, keep, tuple(f"{key} was " for key in free)
 
     def newest(self) -> tuple[int, Path] | None:
         """Return steps taken and folder of the newest state, None when there is none."""
@@ -48,7 +52,9 @@ class StateFolder:
             StateError: they differ; every difference is in the message.
         """
         saved = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        differing = differences(saved, settings, renamed, defaults)
+        differing = [
+            line for line in differences(saved, settings, renamed, defaults) if not line.startswith(self._free)
+        ]
         if differing:
             raise StateError(
                 f"{folder} was made with other settings: {'; '.join(differing)}. Restore them to go on, or start anew "

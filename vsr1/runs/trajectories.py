@@ -37,6 +37,7 @@ _SHARED_WITH_SEGMENTS = (
     "prompt_token_ids", "response_token_ids", "response_logprobs", "text", "finish_reason", "weight_version", "seconds",
 )  # fmt: skip
 _RESULTS = ("end_reason", "terms", "turn_rewards", "turn_latent_rewards", "reward")
+_TERMS = ("turn_terms", "weights")  # which logs of before 0.3 do not have
 _RANKINGS = ("retrieved", "retrieved_after")
 _SCORES = ("negative_scores_before", "negative_scores_after")
 
@@ -105,7 +106,7 @@ def _row(entry: LoggedTrajectory, latents: BinaryIO) -> dict[str, Any]:
     if entry.fingerprint:
         row["fingerprint"] = entry.fingerprint
     turns = [_turn_row(turn, latents) for turn in trajectory.turns]
-    rest = {name: getattr(trajectory, name) for name in _RESULTS}
+    rest = {name: getattr(trajectory, name) for name in (*_RESULTS, *_TERMS)}
     return row | {"task": asdict(trajectory.task), "turns": turns} | rest
 
 
@@ -160,7 +161,8 @@ def _trajectory(row: dict[str, Any], latents: np.ndarray) -> SearchTrajectory:
         turns = [_turn(turn, latents, _navigate_record) for turn in row["turns"]]
         return Trajectory(_navigate_task(task), turns, **{name: row[name] for name in _RESULTS})
     task = SearchTask(**{**task, "id": SampleId(**task["id"]), "gt_span": tuple(task["gt_span"])})
-    return Trajectory(task, [_turn(turn, latents) for turn in row["turns"]], **{name: row[name] for name in _RESULTS})
+    results = {name: row[name] for name in _RESULTS} | {name: row[name] for name in _TERMS if name in row}
+    return Trajectory(task, [_turn(turn, latents) for turn in row["turns"]], **results)
 
 
 def _navigate_task(row: dict[str, Any]) -> Any:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+from itertools import chain
+
 import numpy as np
 
 from vsr1.episode.trajectory import Turn
@@ -25,13 +29,32 @@ def trained_examples(
     """Return one example a turn; replies cut at the limit stay out if `train_truncated` says so.
 
     Args:
-        credits: of the turns of each trajectory.
+        credits: of the turns of each trajectory; `balance_verdicts` weighs those of the tokens.
     """
+    if stage.objective.balance_verdicts:
+        credits = balanced(trajectories, credits)
     return [
         turn_example(trajectory, place, credit, stage, agent)
         for trajectory, turns in zip(trajectories, credits, strict=True)
         for place, (turn, credit) in enumerate(zip(trajectory.turns, turns, strict=True))
         if is_trained(turn, stage)
+    ]
+
+
+def balanced(trajectories: list[SearchTrajectory], credits: list[list[Credit]]) -> list[list[Credit]]:
+    """Return credits whose tokens weigh as much for looks at right videos together as for looks at wrong ones.
+
+    With one right look among four, the right one weighs 2 and each wrong one 2/3. Where there is one kind only, nothing
+    changes.
+    """
+    is_right = [[turn.record.video_id == one.task.gt_video for turn in one.turns] for one in trajectories]
+    counts = Counter(chain(*is_right))
+    if len(counts) < 2:
+        return credits
+    weights = {kind: counts.total() / (2 * count) for kind, count in counts.items()}
+    return [
+        [replace(credit, tokens=weights[kind] * credit.tokens) for credit, kind in zip(turns, kinds, strict=True)]
+        for turns, kinds in zip(credits, is_right, strict=True)
     ]
 
 

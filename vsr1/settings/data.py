@@ -13,8 +13,10 @@ from vsr1.settings.parts import AbsolutePath, EngineConfig, Section
 class TeacherConfig(Section):
     """Who writes the reasoning of SFT records, and how it is asked."""
 
-    kind: Literal["rules", "vllm", "openai"] = Field(
-        "rules", description="rules: toy corpus only; vllm: engines of our own; openai: an OpenAI-compatible server"
+    kind: Literal["rules", "vllm", "openai", "none"] = Field(
+        "rules",
+        description="rules: toy corpus only; vllm: engines of our own; openai: an OpenAI-compatible server; none: no "
+        "SFT records, labels are all that Stage 2 needs",
     )
     folder: AbsolutePath | None = Field(None, description="vllm: checkpoint folder of a Qwen3-VL model")
     model: str | None = Field(None, description="openai: name of the model at the server")
@@ -36,7 +38,7 @@ class TeacherConfig(Section):
 
     @model_validator(mode="after")
     def _teacher_can_be_reached(self) -> TeacherConfig:
-        needed = {"rules": (), "vllm": ("folder",), "openai": ("model", "url")}[self.kind]
+        needed = {"rules": (), "none": (), "vllm": ("folder",), "openai": ("model", "url")}[self.kind]
         missing = [f"data.teacher.{name}" for name in needed if not getattr(self, name)]
         if missing:
             raise ValueError(f"data.teacher.kind={self.kind} needs {' and '.join(missing)}")
@@ -112,6 +114,8 @@ class ToyConfig(Section):
 
     create: bool = Field(False, description="render and build it before a stage that finds no dataset in data.root")
     train: int = Field(96, ge=2, description="videos in the training split")
+    skip: int = Field(0, ge=0, description="first videos of the training split, which another corpus of the seed has")
     val: int = Field(0, ge=0, description="videos in the validation split; 0: there is none")
     test: int = Field(48, ge=2, description="videos in the test split")
+    hard: int = Field(0, ge=0, description="videos in a test split `hard` with more confusers; 0: there is none")
     queries: int = Field(1, ge=1, description="queries of each training video, about one moment in different words")

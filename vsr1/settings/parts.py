@@ -159,11 +159,18 @@ class FleetConfig(Section):
     probe_every_s: float = Field(
         1.0, gt=0, description="seconds without a sign of life after which an engine is asked for one token"
     )
-    probe_s: float = Field(3.0, gt=0, description="seconds until an engine that gives no token counts as dead")
+    probe_s: float = Field(
+        7.0,
+        gt=0,
+        description="seconds until an engine that gives no token counts as dead; after half of them it gets no samples",
+    )
     stopped_s: float = Field(2.0, gt=0, description="seconds that a process may stand still, as after SIGSTOP")
     start_s: float = Field(900.0, gt=0, description="seconds until a rollout worker that is not ready counts as dead")
     push_s: float = Field(300.0, gt=0, description="seconds that a rollout worker has to take weights")
     drain_s: float = Field(60.0, gt=0, description="seconds that a leaving rollout worker has to end what it plays")
+    stop_s: float = Field(
+        15.0, gt=0, description="seconds that a stage has to save its state and end, at Ctrl-C, SIGTERM or `vsr1 stop`"
+    )
     learn_s: float = Field(3600.0, gt=0, description="seconds that a call to all learner ranks may take")
     restarts_per_hour: int = Field(
         20, ge=0, description="of one rollout worker, and of the learner; 0 starts none again"
@@ -197,16 +204,61 @@ class ActorResources(Section):
     memory_gib: float = Field(0.5, ge=0)
 
 
+class PlacedResources(ActorResources):
+    """What Ray reserves for one actor of a role, and on which nodes."""
+
+    labels: dict[str, str] = Field(
+        {}, description="of the nodes that may hold it: a value, or `!value`, `in(a,b)`, `!in(a,b)` as Ray reads them"
+    )
+    strategy: Literal["pack", "spread", "strict_pack", "strict_spread"] = Field(
+        "pack", description="fill a node before the next, or take one after another; strict, of the learner only: must"
+    )
+
+
+class Node(ActorResources):
+    """What Ray can hand to actors on one node, besides the object store."""
+
+    labels: dict[str, str] = Field({}, description="as of `ray start --labels`")
+    gpu_memory_gib: float | None = Field(None, gt=0, description="of one GPU; empty: not known, and not compared")
+
+
+class NodeGroup(Node):
+    """Equal nodes of a cluster, for a dry run without it, and for what its autoscaler may add."""
+
+    count: int = Field(1, ge=1)
+    cpus: float = Field(gt=0)
+    memory_gib: float = Field(gt=0)
+    autoscaled: bool = Field(
+        False, description="Ray's autoscaler adds them for actors that want them, so those that are not there count too"
+    )
+
+    @model_validator(mode="after")
+    def _nodes_that_come_are_known(self) -> NodeGroup:
+        if self.autoscaled and not self.labels:
+            raise ValueError("autoscaled nodes need labels, by which those that are there already are known")
+        return self
+
+
 class ClusterConfig(Section):
     """Where Ray runs and what each role reserves."""
 
     address: str | None = Field(None, description="`auto` or host:port of a running cluster; empty starts a local one")
     num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local cluster; empty counts the cores")
     object_store_gib: float = Field(1.0, gt=0)
-    rollout: ActorResources = ActorResources(cpus=0.5, memory_gib=3.0)
-    learner: ActorResources = ActorResources(cpus=0.3, memory_gib=1.5)
-    shard: ActorResources = ActorResources(cpus=0.05, memory_gib=0.3)
-    retrieval: ActorResources = ActorResources(cpus=0.1, memory_gib=1.0)
-    reward: ActorResources = ActorResources(cpus=0.1, memory_gib=0.3)
+    rollout: PlacedResources = PlacedResources(cpus=0.5, memory_gib=3.0)
+    learner: PlacedResources = PlacedResources(cpus=0.3, memory_gib=1.5)
+    shard: PlacedResources = PlacedResources(cpus=0.05, memory_gib=0.3)
+    retrieval: PlacedResources = PlacedResources(cpus=0.1, memory_gib=1.0)
+    reward: PlacedResources = PlacedResources(cpus=0.1, memory_gib=0.3)
     clips: ActorResources = ActorResources(cpus=0.05, memory_gib=0.5)
     reward_workers: int = Field(1, ge=1)
+    nodes: dict[str, NodeGroup] = Field(
+        {}, description="groups of nodes by name: what --dry-run compares with instead of this machine or a cluster"
+    )
+
+    @model_validator(mode="after")
+    def _strict_is_for_one_group(self) -> ClusterConfig:
+        for name in ("rollout", "shard", "retrieval", "reward"):
+            if getattr(self, name).strategy.startswith("strict"):
+                raise ValueError(f"cluster.{name}.strategy: take pack or spread; only the learner's ranks start as one")
+        return self

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from vsr1.settings.parts import Section
+from vsr1.settings.parts import AbsolutePath, Section
 
 
 class LearnerConfig(Section):
@@ -81,6 +81,9 @@ class SftConfig(Section):
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(16, ge=1, description="examples in one optimiser step, over all ranks")
     max_steps: int | None = Field(None, ge=1)
+    limit_s: float | None = Field(
+        None, gt=0, description="no step begins later than this after the first one: compares runs of equal time"
+    )
     save_every: int | None = Field(
         None, ge=1, description="optimiser steps between states that a stopped run goes on from; empty: the end only"
     )
@@ -135,6 +138,12 @@ class ObjectiveConfig(Section):
         "group", description="divided by the group's deviation, only centred (Dr.GRPO), or normalised over the batch"
     )
     advantage_epsilon: float = Field(1e-4, gt=0)
+    terms: Literal["summed", "apart"] = Field(
+        "summed", description="apart: every reward term is normalised by itself, then their weighted sum is taken"
+    )
+    balance_verdicts: bool = Field(
+        False, description="looks at right and at wrong videos weigh the same in a step, however many there are"
+    )
     credit: Literal["trajectory", "turn"] = Field(
         "trajectory", description="turn: a turn answers for the mean of its own reward and of those after it"
     )
@@ -150,14 +159,42 @@ class ObjectiveConfig(Section):
     train_truncated: bool = Field(True, description="replies cut at the length limit take part in the policy loss")
     overlong_buffer: int = Field(0, ge=0, description="last tokens before the limit that cost up to 1; 0: none")
 
+    @model_validator(mode="after")
+    def _terms_apart_are_normalised(self) -> ObjectiveConfig:
+        if self.terms == "apart" and self.advantage == "group_centred":
+            raise ValueError("objective.terms=apart changes nothing where advantages are only centred; take group")
+        return self
+
 
 class LatentActionConfig(Section):
     """Latents as actions: sampled in the engine, with a density in the loss."""
 
     sigma: float = Field(0.0, ge=0, description="standard deviation of each number of a latent; 0: no actions")
     weight: float = Field(1.0, ge=0, description="of their policy loss")
+    weigh: Literal["fixed", "gradient"] = Field(
+        "fixed", description="gradient: that loss gets `weight` times the gradient of the retrieval loss at the latents"
+    )
     clip_low: float = Field(0.05, gt=0, le=1)
     clip_high: float = Field(0.05, gt=0)
+    branches: int = Field(
+        0,
+        ge=0,
+        description="perturbations of each refinement, scored by search alone; they are the actions then; 0: none",
+    )
+    branch_sigma: float = Field(0.3, gt=0, description="standard deviation of a branch along each direction")
+    directions: int = Field(32, ge=0, description="principal ones of the latents that branches differ in; 0: all")
+    guided: bool = Field(False, description="branches differ in principal directions of the retrieval loss's gradients")
+
+    @property
+    def are_trained(self) -> bool:
+        """Whether there is a policy loss of the latents."""
+        return bool(self.weight and (self.sigma or self.branches))
+
+    @model_validator(mode="after")
+    def _branches_are_compared(self) -> LatentActionConfig:
+        if self.branches == 1:
+            raise ValueError("latents.branches=1 has nothing to compare with; take 2 or more, or 0")
+        return self
 
 
 class GrpoConfig(Section):
@@ -169,11 +206,20 @@ class GrpoConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     latents: LatentActionConfig = LatentActionConfig()
     train_heads: bool = True
+    loss_embedder: AbsolutePath | None = Field(
+        None, description="embedder that the retrieval loss differentiates, where the search has another one"
+    )
+    loss_corpus: AbsolutePath | None = Field(
+        None, description="dataset in which that embedder made the vectors of the same training videos"
+    )
     max_prompt_tokens: MaxPromptTokens = None
-    first_video: Literal["retrieved", "balanced", "recorded"] = Field(
+    draw: Literal["epochs", "success"] = Field(
+        "epochs", description="prompts in turn, or drawn by p(1 - p) of the share p of their samples that succeed"
+    )
+    first_video: Literal["retrieved", "balanced", "recorded", "hopeless"] = Field(
         "retrieved",
-        description="what turn 1 shows: the live search's top video; that or, for augmented records, the right one; or "
-        "that of the GRPO record",
+        description="what turn 1 shows: the live search's top video; that or, for augmented records, the right one; "
+        "that of the GRPO record; or the live one, and the right one where a prompt hardly ever succeeds",
     )
     end_lost_episodes: bool = Field(
         True, description="end with the rejection of the right video, if it is excluded then: the search is lost"
@@ -223,6 +269,16 @@ class GrpoConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _losses_on_latents_fit_together(self) -> GrpoConfig:
+        if (self.loss_embedder is None) != (self.loss_corpus is None):
+            raise ValueError("grpo.loss_embedder and grpo.loss_corpus belong together: set both, or neither")
+        if (self.latents.weigh == "gradient" or self.latents.guided) and not self.retrieval_loss.weight:
+            raise ValueError("grpo.latents.weigh=gradient and guided=true need the retrieval loss; give that a weight")
+        if self.learner.zero_stage == 3 and (self.latents.branches or self.latents.weigh == "gradient"):
+            raise ValueError("grpo.latents.branches and weigh=gradient need whole weights: take zero_stage 1 or 2")
+        return self
+
+    @model_validator(mode="after")
     def _every_rank_has_a_sample(self) -> GrpoConfig:
         samples, ranks = self.prompts_per_step * self.group_size, self.learner.ranks
         if samples < ranks:
@@ -237,7 +293,9 @@ class TrackingConfig(Section):
     """Where the scalars of a training go beside TensorBoard and `scalars.jsonl`."""
 
     wandb: str | None = Field(
-        None, min_length=1, description="project of Weights & Biases, whose own variables hold the key and the mode"
+        None,
+        pattern=r"^[^/\\#?%:]{1,128}$",  # of the names that it takes
+        description="project of Weights & Biases, whose own variables hold the key and the mode",
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.render import encode_mp4
-from vsr1.toy.world import Example, Film, ToyWorldError, describe, further_queries, make_corpus
+from vsr1.toy.world import HARD, Example, Film, ToyWorldError, describe, further_queries, make_corpus
 
 WRITERS = 2  # films drawn and encoded at one time; more threads wait for the interpreter's lock
 
@@ -24,7 +24,9 @@ def write_toy_corpus(
     progress: Callable[[int, int], None] | None = None,
     *,
     val: int = 0,
+    hard: int = 0,
     queries: int = 1,
+    skip: int = 0,
 ) -> None:
     """Render and annotate the splits.
 
@@ -35,15 +37,20 @@ def write_toy_corpus(
         seed: of the films and their sentences.
         progress: gets the number of videos that are written, and of all.
         val: videos in the validation split, which 0 leaves out.
+        hard: videos in a test split with more confusers, which 0 leaves out.
         queries: of each training film, all about the same moment; the other films have one.
+        skip: first films of the training split that are left to another corpus of the same seed.
 
     Raises:
         ToyWorldError: the folder is not empty, a split of fewer than two videos, or more queries than there are.
     """
     if out.exists() and any(out.iterdir()):
         raise ToyWorldError(f"{out} is not empty; choose a new folder or delete it first")
-    sizes = {"train": train, "test": test} | ({"val": val} if val else {})
-    corpora = {split: make_corpus(split, videos, seed) for split, videos in sizes.items()}
+    sizes = {"train": train, "test": test} | {split: size for split, size in (("val", val), (HARD, hard)) if size}
+    corpora = {
+        split: make_corpus(split, skip + videos, seed)[skip:] if split == "train" else make_corpus(split, videos, seed)
+        for split, videos in sizes.items()
+    }
     folder, written, ids = DatasetFolder(out), 0, count(1)
     numbered = {split: [_annotation(example, next(ids)) for example in examples] for split, examples in corpora.items()}
     for example in corpora["train"]:  # after all others, whose ids do not depend on how many there are

@@ -1,8 +1,8 @@
 """The toy world: films of moving shapes, sentences about two consecutive events, and confusers.
 
-Everything follows from a seed. Films come in families of `FAMILY`: a base film, and confusers that show the same
-events but for one attribute of one of the two events that the base's query names. Every film has a query of its own.
-Some looks and some sentence forms appear in no split that is trained on.
+Everything follows from a seed. Films come in families: a base film, and confusers that show the same events but for one
+attribute of one of the two events that the base's query names; larger families make a harder search. Every film has a
+query of its own. Some looks and some sentence forms appear in no split that is trained on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ MOTIONS = ("left", "right", "up", "down", "pulsing")
 _ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "motion": MOTIONS}
 MIN_SECONDS, MAX_SECONDS, MIN_EVENT_SECONDS = 16, 48, 5
 FAMILY = 4  # films that differ from the first of them in one attribute each
-UNSEEN_SPLITS = ("val", "test")  # these hold looks and sentence forms that no other split has
+HARD, HARD_FAMILY = "hard", 10  # the split with more confusers
+UNSEEN_SPLITS = ("val", "test", HARD)  # these hold looks and sentence forms that no other split has
 MOST_REFUSED = 10_000  # films in a row that may not join a corpus
 Look = tuple[str, str, str]  # colour, shape, motion
 
@@ -115,6 +116,7 @@ def make_corpus(split: str, videos: int, seed: int) -> list[Example]:
     """
     if videos < 2:
         raise ToyWorldError(f"split {split!r} of {videos} video(s) has nothing to search; ask for at least 2")
+    family = HARD_FAMILY if split == HARD else FAMILY
     rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
     has_unseen = split in UNSEEN_SPLITS
     looks = [look for look in product(COLOURS, SHAPES, MOTIONS) if has_unseen or not is_unseen(look)]
@@ -126,7 +128,7 @@ def make_corpus(split: str, videos: int, seed: int) -> list[Example]:
     refused = 0
     while len(examples) < videos:
         number = len(examples)
-        base = examples[number - number % FAMILY] if number % FAMILY else None
+        base = examples[number - number % family] if number % family else None
         film = _film(looks, rng) if base is None else _confuser(base, rng)
         events = tuple(event.look for event in film.events)
         first = int(rng.integers(len(film.events) - 1)) if base is None else base.first

@@ -15,6 +15,7 @@ from vsr1.video.faults import work_on
 
 # By the first name that FFmpeg gives a container. Playlists and lists of files are none of them: they name other files.
 MEDIA_TYPES = {"mov": "video/mp4", "matroska": "video/x-matroska", "avi": "video/x-msvideo"}
+TAKEN = "MP4, MOV, Matroska, WebM and AVI"
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 
 
@@ -68,5 +69,6 @@ def check_video(path: Path, limits: VideoLimits) -> str:
     except VideoError as error:
         if isinstance(error.__cause__, RefusedVideoError):
             raise error.__cause__ from None
-        raise RefusedVideoError("not_a_video", f"the file is not a video that can be used: {error.reason}") from error
+        message = f"the file is not a video that can be used: {error.reason}; {TAKEN} are taken"
+        raise RefusedVideoError("not_a_video", message) from error
     return media_type

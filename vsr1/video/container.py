@@ -55,6 +55,7 @@ class Shown:
     times: list[Fraction] = field(default_factory=list)
     end: Fraction = Fraction(0)
     reach: Fraction = Fraction(0)
+    stays: Fraction = Fraction(0)  # up to when a picture stays on by packets without a picture of their own
     fault: str = ""  # why the file cannot be read to its end
     is_cut: bool = False  # the file ends in the middle of a piece, see `vsr1.video.cut`
 
@@ -87,9 +88,10 @@ def open_video(path: Path, formats: str | None = None) -> tuple[InputContainer, 
     except av.FFmpegError as error:
         raise VideoError(path, f"cannot be opened as a video ({error.strerror}); fetch or encode it again") from error
     streams = [stream for stream in container.streams.video if not stream.disposition & PICTURES]
-    if not streams:
+    is_picture = container.format.name.endswith("_pipe") or container.format.name == "image2"
+    if is_picture or not streams:
         container.close()
-        raise VideoError(path, "has no video stream")
+        raise VideoError(path, "is a picture, not a video" if is_picture else "has no video stream")
     best = container.streams.best("video")
     return container, next((stream for stream in streams if best and stream.index == best.index), streams[0])
 
@@ -99,6 +101,8 @@ def stated_lengths(container: InputContainer, stream: VideoStream) -> tuple[Frac
     if container.format.name.split(",")[0] not in STATING:
         return None, None
     pictures = stream.duration * stream.time_base if stream.duration is not None and stream.time_base else None
+    if container.format.name == "avi" and pictures is not None:  # FFmpeg shortens what the header says of a cut file
+        pictures = max(pictures, stream.frames / _rate(stream))
     return pictures, None if container.duration is None else Fraction(container.duration, av.time_base)
 
 
@@ -133,7 +137,11 @@ def read_packets(
             base = packet.time_base
             if tick is not None and base:
                 shown.reach = max(shown.reach, (tick + (packet.duration or 0)) * base)
-            if packet.stream_index != stream.index or not packet.size or packet.is_discard:
+            if packet.stream_index != stream.index or packet.is_discard:
+                continue
+            if not packet.size:
+                if tick is not None and base:
+                    shown.stays = max(shown.stays, (tick + (packet.duration or 0)) * base)
                 continue
             if packet.dts is not None and base:
                 if before is not None and before - packet.dts * base > JITTER:
@@ -147,6 +155,7 @@ def read_packets(
         shown.fault = f"cannot be read on after {float(shown.reach):.1f} s ({error.strerror}); fetch it again"
     except av.FFmpegError as error:
         raise VideoError(path, f"cannot be read ({error.strerror}); fetch or encode it again") from error
+    shown.end = max(shown.end, shown.stays)
     shown.times.sort()
     if not (container.format.name.startswith("mov") and stream.frames):  # whose header states a length
         shown.is_cut = is_cut(path, container.format.name.split(",")[0])
@@ -171,6 +180,8 @@ def decoded_frames(path: Path, container: InputContainer, stream: VideoStream) -
             raise VideoError(path, f"cannot be read ({error.strerror}); fetch or encode it again") from error
         if packet is None:
             return
+        if not packet.size and packet.dts is not None:  # the picture before stays on, as in Theora and AVI
+            continue
         try:
             frames = packet.decode()
         except av.InvalidDataError:
@@ -192,9 +203,12 @@ def timed_frames(
         VideoError: as `decoded_frames`, some frames have no time, or one lies before an earlier one.
     """
     rate, before = _rate(stream), None
-    is_untimed = False
+    is_untimed, is_avi = False, container.format.name == "avi"
     for number, frame in enumerate(decoded_frames(path, container, stream)):
-        begin = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+        tick = frame.dts if is_avi else frame.pts  # AVI stores no other order than that of decoding
+        begin = None if tick is None or frame.time_base is None else tick * frame.time_base
+        if is_avi and begin is None and before is not None:  # what the decoder gives behind the last packet
+            begin = before + 1 / rate
         if before is not None and (begin is None) != is_untimed:
             raise VideoError(path, f"some of its frames carry a time and some, around {number}, none; encode it again")
         is_untimed = begin is None

@@ -1,8 +1,9 @@
 """Whether a file ends in the middle of a piece of its container: all that shows of a cut where no header has a length.
 
 Pieces say how long they are, so the last one that begins is looked at: a box of an MP4 file in fragments, the data of
-ASF (WMV), a page of Ogg, a packet of an MPEG program stream. Those of a transport stream have one size. A cut between
-two pieces, which all of these but ASF allow, cannot be seen.
+ASF (WMV), a page of Ogg, a packet of an MPEG program stream, a block of live Matroska (WebM) or a tag of FLV. Those of
+a transport stream have one size, and GIF has a last byte. A cut between two pieces, which all of these but ASF and GIF
+allow, cannot be seen.
 """
 
 from __future__ import annotations
@@ -81,6 +82,51 @@ def _program_stream(file: BinaryIO, size: int) -> bool:
     return place > len(tail)
 
 
+def _live_matroska(file: BinaryIO, size: int) -> bool:
+    """Matroska whose segment states no bytes, as recorders write it: elements begin with their name and their bytes."""
+    place = 0
+    while place < size:
+        file.seek(place)
+        head = file.read(12)
+        name, length, rest = _element(head)
+        if name is None:
+            return len(head) < 12
+        if name == _SEGMENT and length is not None:
+            return False  # its header states a length too
+        place += rest if name in (_SEGMENT, _CLUSTER) and length is None else rest + (length or 0)
+    return place > size
+
+
+_SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+
+
+def _element(head: bytes) -> tuple[bytes | None, int | None, int]:
+    """Return an EBML element's name, its bytes (None: not known) and where its content begins; no name: it is none."""
+    first = 9 - head[0].bit_length()
+    if first > 4 or len(head) <= first or not head[first]:
+        return None, None, 0
+    count = 9 - head[first].bit_length()
+    field = head[first : first + count]
+    if len(field) < count:
+        return None, None, 0
+    value = int.from_bytes(field, "big") & ((1 << 7 * count) - 1)
+    return head[:first], None if value == (1 << 7 * count) - 1 else value, first + count
+
+
+def _flv(file: BinaryIO, size: int) -> bool:
+    """FLV: a header of 9 bytes, then tags: 4 bytes on the one before, 11 of head with the bytes of the content."""
+    place = 9
+    while place + 4 < size:
+        file.seek(place)
+        place += 15 + int.from_bytes(file.read(8)[5:], "big")
+    return place > size
+
+
+def _gif(file: BinaryIO, size: int) -> bool:
+    """GIF: the last byte is a semicolon; some writers put zeros behind it."""
+    return not _tail(file, size).rstrip(b"\0").endswith(b";")
+
+
 def _tail(file: BinaryIO, size: int) -> bytes:
     file.seek(max(0, size - TAIL))
     return file.read()
@@ -92,4 +138,7 @@ _LOOKS: dict[str, Callable[[BinaryIO, int], bool]] = {
     "mpegts": _transport_stream,
     "ogg": _ogg,
     "mpeg": _program_stream,
+    "matroska": _live_matroska,
+    "flv": _flv,
+    "gif": _gif,
 }

@@ -98,6 +98,7 @@ def sample_video(
     if not decoded.images.keys() >= set(indices):
         decoded = _decode(path, frozenset(indices), max_pixels, watch)
     shown, pad = decoded.shown, len(indices) % 2
+    shown.end = max(shown.end, packets.stays)
     span = shown.end - shown.times[0]
     return SampledVideo(
         frames=np.stack([decoded.images[index] for index in indices + indices[-1:] * pad]),
@@ -210,11 +211,11 @@ def _loss(stated: tuple[Fraction | None, Fraction | None], shown: Shown, packets
     span = shown.end - shown.times[0] if shown.times else Fraction(0)
     if pictures is not None and pictures - span > _tolerance(pictures):
         return f"its pictures last {float(span):.1f} s, its container says {float(pictures):.1f} s: {remedy}"
-    if packets.is_cut:
-        return f"it ends at {float(shown.end):.1f} s in the middle of a fragment or packet: {remedy}"
     reach = max(packets.reach, shown.end)
     if last is not None and last - reach > _tolerance(last):
         return f"it ends at {float(reach):.1f} s, its container says {float(last):.1f} s: {remedy}"
+    if packets.is_cut:
+        return f"it ends at {float(shown.end):.1f} s in the middle of a fragment or packet: {remedy}"
     if packets.fault and pictures is None and last is None:
         return packets.fault
     for begin, end in pairwise([*shown.times, max(shown.end, packets.end)]):

@@ -21,9 +21,10 @@ from vsr1.config import Config
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.dataset import TRAIN, DatasetFolder
 from vsr1.formats.digest import value_sha256
-from vsr1.settings.data import TeacherConfig
+from vsr1.settings.data import DataConfig, TeacherConfig
 from vsr1.toy.world import load_events
 from vsr1.video.clips import ClipFolder
+from vsr1.video.largest_clip import check_largest_clip
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class TeacherOutcome:
     ambiguous: int
 
 
-def check_teacher(folder: DatasetFolder, teacher: TeacherConfig) -> None:
+def check_teacher(folder: DatasetFolder, data: DataConfig) -> None:
     """Check that the teacher's files are there, before the long work begins.
 
     Raises:
         BuildError: no events file for the rules, no checkpoint folder, or no key file.
+        ConfigError: an engine cannot hold the largest clip of the teacher's processor.
     """
+    teacher = data.teacher
     if teacher.kind == "rules" and not folder.events(TRAIN).is_file():
         raise BuildError(
             f"{folder.events(TRAIN)} does not exist: data.teacher.kind=rules knows the toy corpus only; choose vllm or "
@@ -48,6 +51,8 @@ def check_teacher(folder: DatasetFolder, teacher: TeacherConfig) -> None:
         )
     if teacher.kind == "vllm" and not (teacher.folder and (teacher.folder / "config.json").is_file()):
         raise BuildError(f"data.teacher.folder={teacher.folder} is no checkpoint folder: it has no config.json")
+    if teacher.kind == "vllm" and teacher.folder:
+        check_largest_clip(teacher.folder, data)
     key = teacher.key_file if teacher.kind == "openai" else None
     if key and not (key.is_file() and key.read_text(encoding="utf-8").strip()):
         problem = "is empty" if key.is_file() else "does not exist"
@@ -65,7 +70,7 @@ def write_reasoning(folder: DatasetFolder, pool: list[Row], config: Config, anno
         ClipError: the clip of a pair is missing or damaged.
     """
     teacher = config.data.teacher
-    check_teacher(folder, teacher)
+    check_teacher(folder, config.data)
     rows: list[Row] = []
     failures, ambiguous = [], 0
     if teacher.kind == "rules":

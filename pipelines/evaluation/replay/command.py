@@ -6,6 +6,7 @@ What is in memory at one time is a step of a training, or a trajectory of an eva
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +21,7 @@ from pipelines.evaluation.replay.differences import Finding, finding, same_seque
 from pipelines.evaluation.replay.sources import Sources
 from pipelines.evaluation.replay.stages import Stages, Step, Tolerances
 from pipelines.stage.connection import connect
-from pipelines.stage.workers import complete, workers
+from pipelines.stage.workers import Workers, complete, workers
 from vsr1.config import Config
 from vsr1.episode.sample import SampleId
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
@@ -79,6 +80,7 @@ def replay(
     sample: int | None = None,
     step: int | None = None,
     rerun: bool = False,
+    others: Workers | None = None,
     score_tolerance: float | None = None,
     logprob_tolerance: float | None = None,
 ) -> list[Replayed]:
@@ -88,6 +90,7 @@ def replay(
         file: `train_trajectories.jsonl`, or `<name>.trajectories.jsonl` of an evaluation.
         config: of the run.
         rerun: of an evaluation, also play each again through a real engine, which starts Ray.
+        others: running workers that play them, whose engines hold the weights of `model.policy`; None starts some.
         score_tolerance, logprob_tolerance: by default those of the run's dtype.
 
     Raises:
@@ -105,7 +108,7 @@ def replay(
     stages = Stages(sources, replace(TOLERANCES[config.model.dtype], **chosen))
     results: list[Replayed] = []
     recorded: dict[str, Replies] = {}  # by query id
-    others: list[str] = []
+    unfit: list[str] = []
     for members in steps_of(file) if is_training else ((logged,) for logged in read_log(file)):
         for logged in members:
             result = Replayed(logged.trajectory.task.query_id, logged.trajectory.id.sample, logged.step, [])
@@ -115,12 +118,12 @@ def replay(
                 if rerun:
                     recorded[result.query] = _replies(logged.trajectory)
             else:
-                others.append(result.name)
+                unfit.append(result.name)
     if not results:
-        listed = others if len(others) <= MOST_LISTED else [*others[:MOST_LISTED], f"and {len(others)} in all"]
+        listed = unfit if len(unfit) <= MOST_LISTED else [*unfit[:MOST_LISTED], f"and {len(unfit)} in all"]
         raise ReplayError(f"no trajectory of {file} fits; there is: {'; '.join(listed) or 'none'}")
     if rerun:
-        reruns = dict(_reruns(config, agent, sources, recorded))
+        reruns = dict(_reruns(config, agent, sources, recorded, others))
         for result in results:
             result.findings.append(reruns[result.query])
     return sorted(results, key=lambda result: result.step)
@@ -156,13 +159,13 @@ def _replies(trajectory: SearchTrajectory) -> Replies:
 
 
 def _reruns(
-    config: Config, agent: AgentConfig, sources: Sources, recorded: dict[str, Replies]
+    config: Config, agent: AgentConfig, sources: Sources, recorded: dict[str, Replies], others: Workers | None
 ) -> Iterator[tuple[str, Finding]]:
     """Play queries again through the production workers, greedy; yield query ids and what the new replies say."""
     tasks = [sources.task(query) for query in recorded]
     connect(config)
-    with workers(config, sources.split) as others:
-        for outcome in others.play(sources.split, tasks, agent, Sampling(sources.top_k)):
+    with nullcontext(others) if others else workers(config, sources.split) as players:
+        for outcome in players.play(sources.split, tasks, agent, Sampling(sources.top_k)):
             [trajectory], _ = complete([outcome])
             query = trajectory.task.query_id
             yield query, finding("rerun", _same_replies, recorded[query], _replies(trajectory))

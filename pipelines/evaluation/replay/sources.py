@@ -18,7 +18,8 @@ from vsr1.model.policy import VideoSearchPolicy
 from vsr1.model.processor import ClipProcessor
 from vsr1.retrieval.corpus import Corpus, open_corpus
 from vsr1.retrieval.request import RetrievalError
-from vsr1.rl.example_loss import ExampleLoss, load_vectors
+from vsr1.rl.example_loss import ExampleLoss
+from vsr1.rl.refined import load_vectors
 from vsr1.runs.scalars import read_scalars
 from vsr1.search.record import SearchTask
 from vsr1.settings.parts import AgentConfig

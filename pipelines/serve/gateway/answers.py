@@ -69,9 +69,13 @@ async def _refuse(refusal_of: Callable[[Any], ApiError], request: Request, error
 
 
 def _invalid(error: Any) -> ApiError:
-    items = islice(error.errors(), MOST_FAULTS)
-    faults = (f"{'.'.join(map(str, item['loc'][1:]))[:100] or 'body'}: {item['msg']}" for item in items)
-    return ApiError("invalid_request", "; ".join(faults))
+    return ApiError("invalid_request", "; ".join(map(_fault, islice(error.errors(), MOST_FAULTS))))
+
+
+def _fault(item: dict[str, Any]) -> str:
+    if item["type"] == "json_invalid":
+        return f"the body is no JSON: {item['ctx']['error']} at character {item['loc'][-1]}"
+    return f"{'.'.join(map(str, item['loc'][1:]))[:100] or 'body'}: {item['msg']}"
 
 
 def _disk(error: Any) -> ApiError:

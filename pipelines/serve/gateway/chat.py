@@ -61,7 +61,7 @@ class Message(BaseModel):
 class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class ChatBody(SearchOptions):
@@ -131,7 +131,7 @@ async def complete(body: ChatBody, request: Request, gateway: Served) -> Any:
     run = await gateway.begin(body.search(), request)
     site = str(request.base_url).rstrip("/")
     if body.stream:
-        usage = body.stream_options is not None and body.stream_options.include_usage
+        usage = bool(body.stream_options and body.stream_options.include_usage)
         return server_sent(_chunks(run, body.model, site, usage))
     result = await run.result()
     message = {"role": "assistant", "content": sentence(result, site), "refusal": None}
@@ -156,7 +156,7 @@ def sentence(result: dict[str, Any], site: str) -> str:
 
 
 async def _chunks(run: SearchRun, model: str, site: str, usage: bool) -> AsyncIterator[str]:
-    frame = _frame(run, "chat.completion.chunk", model)
+    frame = _frame(run, "chat.completion.chunk", model) | ({"usage": None} if usage else {})
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}

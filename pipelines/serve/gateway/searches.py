@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Request
 from fastapi.responses import Response
+from pydantic import BeforeValidator
 
 from pipelines.serve.gateway.answers import ADMITTED, OF_SEARCH, errors
 from pipelines.serve.gateway.events import numbered, server_sent
@@ -16,7 +17,11 @@ from pipelines.serve.gateway.schema import SearchAnswer, SearchBody
 
 router = APIRouter(prefix="/v1/search")
 SearchId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
-LastEvent = Annotated[int, Header(ge=0, le=10**9, alias="Last-Event-ID", description="the last event that was read")]
+LastEvent = Annotated[
+    int,
+    BeforeValidator(lambda value: value or 0),  # some clients send it empty where they have read none
+    Header(ge=0, le=10**9, alias="Last-Event-ID", description="the last event that was read"),
+]
 OF_A_SEARCH = errors("unknown_search", "search_gone", "invalid_request", *ADMITTED)
 SEARCH_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "the answer, or with `stream` its events", "content": {"text/event-stream": {}}},

@@ -8,6 +8,7 @@ import io
 import json
 import mimetypes
 import tempfile
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from pipelines.serve.gateway.schema import Problem, Video, VideoPage
 from pipelines.serve.library import sandbox
 from pipelines.serve.library.ingest import PROGRESS, Ingestion
 from vsr1.config import Config
+from vsr1.formats.annotations import AnnotationError
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import value_sha256
+from vsr1.formats.rows import json_rows
 from vsr1.retrieval.added import SOURCE, AddedFolder, LibraryClips
 from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.settings.serving import CorpusConfig
@@ -201,8 +204,9 @@ def _config_of(corpus: CorpusConfig, config: Config) -> Config:
     return config.model_copy(update={"data": data, "retrieval": retrieval})
 
 
+@cache
 def _first_queries(annotations: Path) -> list[str]:
+    """Return the first queries of a file of annotations, which may be in any form that a build takes; read once."""
     if not annotations.is_file():
         return []
-    with annotations.open(encoding="utf-8") as lines:
-        return [json.loads(line)["fig_desc"] for line in islice(filter(str.strip, lines), EXAMPLES)]
+    return [json.loads(text)["fig_desc"] for _, text in islice(json_rows(annotations, AnnotationError), EXAMPLES)]

@@ -39,7 +39,7 @@ def test_without_the_token_the_job_server_refuses(local_head: Any, change: dict[
 
 def test_the_plan_sees_what_the_cluster_has(local_head: Any) -> None:
     script = (
-        "import sys; from pipelines.machine.placement import capacity; from vsr1.config import load_config; "
+        "import sys; from pipelines.machine.nodes import capacity; from vsr1.config import load_config; "
         "print(capacity(load_config(None, ['cluster.address=' + sys.argv[1]])).total('cpus'))"
     )
     command = [sys.executable, "-c", script, local_head.gcs]

@@ -69,6 +69,7 @@ def test_the_file_is_a_configuration_of_serve_and_of_the_service(tmp_path: Path)
     assert {one.name for one in app.deployments} <= {f"agent-{name}" for name in config.served_models}
 
 
+@pytest.mark.chaos  # it starts and stops a whole service
 @pytest.mark.timeout(500)
 def test_serve_deploy_and_swap_on_a_head(local_head: Any, toy_data: Path, tmp_path: Path) -> None:
     port = free_port()

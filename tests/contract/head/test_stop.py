@@ -12,9 +12,10 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[3]
 STEPS = "grpo.steps=50"
+UNFINISHED = ("state/grpo/.part-*", "checkpoints/.part-*")  # a state and a checkpoint that are being written
 SMALL = [
-    STEPS, "grpo.save_every=1", "grpo.prompts_per_step=2", "grpo.group_size=3", "grpo.learner.ranks=1",
-    "retrieval.shards=1", "cluster.rollout.memory_gib=1", "cluster.learner.memory_gib=0.5",
+    STEPS, "grpo.save_every=1", "grpo.state_every=1", "grpo.prompts_per_step=2", "grpo.group_size=3",
+    "grpo.learner.ranks=1", "retrieval.shards=1", "cluster.rollout.memory_gib=1", "cluster.learner.memory_gib=0.5",
 ]  # fmt: skip
 
 
@@ -31,7 +32,10 @@ def actors() -> dict[int, str]:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(400)
-def test_stage_2_ends_at_a_signal_on_a_cluster_that_it_joined(local_head: Any, toy_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["after a step", "while it saves"])
+def test_stage_2_ends_at_a_signal_on_a_cluster_that_it_joined(
+    local_head: Any, toy_data: Path, tmp_path: Path, moment: str
+) -> None:
     models = [f"model.{name}={REPOSITORY / 'checkpoints/toy' / name}" for name in ("policy", "embedder")]
     command = [sys.executable, "-m", "pipelines", "grpo", "-c", "configs/toy.yaml", *SMALL, *models]
     command += [f"run_dir={tmp_path / 'run'}", f"data.root={toy_data}"]
@@ -42,6 +46,8 @@ def test_stage_2_ends_at_a_signal_on_a_cluster_that_it_joined(local_head: Any, t
         assert stage.poll() is None, log.read_text()
         time.sleep(0.2)
     assert actors().keys() - others
+    while moment == "while it saves" and not any(any((tmp_path / "run").glob(pattern)) for pattern in UNFINISHED):
+        assert stage.poll() is None, log.read_text()
     stage.send_signal(signal.SIGTERM)
     assert stage.wait(30) == 143
     *_, last = log.read_text().splitlines()

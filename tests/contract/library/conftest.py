@@ -3,11 +3,13 @@
 It is served with scripted agents, to everybody or to those with keys: what an engine answers is tested in `../service`.
 """
 
+import runpy
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 
 import pytest
+from ray import serve
 
 from pipelines.data.build import build_dataset
 from vsr1.config import load_config
@@ -16,6 +18,8 @@ from vsr1.toy.corpus import write_toy_corpus
 
 from .scripted import LATE
 from .served import NEW, REPOSITORY, VIDEOS, WHOLE, Served, Stage
+
+Here = runpy.run_path(str(REPOSITORY / "tests" / "unit" / "data" / "builds.py"))["Here"]
 
 
 @pytest.fixture(scope="package")
@@ -38,10 +42,11 @@ def stage(
         write_toy_corpus(data.root, 2, VIDEOS, 0)
         shutil.copytree(data.raw_videos("test"), data.raw_videos(WHOLE))
         (data.raw_videos("test") / f"{NEW}.mp4").unlink()
-        build_dataset(config)
+        build_dataset(config, workers=Here())
         films = {path.stem: path for path in sorted(data.raw_videos(WHOLE).iterdir())}
         with closing(Stage(config, data, films, folder)) as stage:
             yield stage
+        serve.shutdown()
 
 
 @pytest.fixture(scope="module")

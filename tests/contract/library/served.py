@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +157,18 @@ class Stage:
 
 @contextmanager
 def serving(config: Config, build: Any = application) -> Iterator[str]:
-    """Serve for a `with` on the Ray that runs; gives the address."""
+    """Serve for a `with` on the Ray that runs; gives the address. Serve itself stays for the next one."""
+    start_agent(config, "127.0.0.1", port(), build)
+    yield f"http://127.0.0.1:{port()}"
+    serve.delete(APPLICATION)
+
+
+@cache
+def port() -> int:
+    """Return the port of all services of this folder, which was free at the first call."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start_agent(config, "127.0.0.1", port, build)
-    yield f"http://127.0.0.1:{port}"
-    serve.delete(APPLICATION)
-    serve.shutdown()
+        return int(probe.getsockname()[1])
 
 
 def refused(answer: httpx2.Response) -> tuple[int, str]:

@@ -250,6 +250,7 @@ def test_addresses_inside_are_not_asked(served: Served, url: str) -> None:
     assert refused(served.name(url=url)) == (422, "url_refused")
 
 
+@pytest.mark.chaos  # it stops the service and starts it again
 def test_what_was_added_and_deleted_outlives_a_restart(served: Served, tmp_path: Path) -> None:
     """Last: the application starts anew. A video that was on its way when it ended is taken up again."""
     assert served.add(served.films[NEW].read_bytes(), video_id=NEW).status_code == 202

@@ -116,9 +116,13 @@ def test_ranks_read_the_clips_of_their_own_node_and_hand_out_what_they_trained(
         deadline = time.monotonic() + LONGEST_WAIT_S
         while (loads := [ray.get(store.stats.remote())["loads"] for store in own]) != [3, 3]:
             assert time.monotonic() < deadline, loads
+        _check_several_steps(group, examples)
+
+        hits = [ray.get(store.stats.remote())["hits"] for store in own]
         numbers = group.step(examples, 1e-3)
         stats = [ray.get(store.stats.remote()) for store in own]
-        assert all(one["loads"] == 3 and one["hits"] > 0 for one in stats), "a rank read what had been fetched"
+        assert [one["loads"] for one in stats] == [3, 3], "a rank read what had been fetched"
+        assert all(one["hits"] > before for one, before in zip(stats, hits, strict=True))
         assert numbers["tokens"] == sum(len(example.response_ids) for example in examples)
         assert 0 < numbers["example_bytes"] < 50_000 < min(clip.nbytes for clip in clips)
 
@@ -145,6 +149,21 @@ def _check_handed_out(config: Config, weights: dict, manifest: dict, saved: Path
     assert {name: record.shape for name, record in manifest.items()} == {
         name: tuple(tensor.shape) for name, tensor in weights.items()
     }
+
+
+def _check_several_steps(learners: LearnerGroup, examples: list[Example]) -> None:
+    """Several steps on a batch take their ratio against the policy before the first one."""
+    first = learners.logprobs(examples)
+    assert [len(values) for values in first] == [len(example.response_ids) for example in examples]
+    sampled = [
+        replace(example, sampled=replace(example.sampled, logprobs=values, old=values))
+        for example, values in zip(examples, first, strict=True)
+    ]
+    numbers = [learners.step(sampled, 1e-3) for _ in range(2)]
+    assert max(learner["mismatch/gap_max"] for learner in numbers) < 1e-6, "the engine's are those of the first step"
+    clipped = [learner["clip_fraction/low"] + learner["clip_fraction/high"] for learner in numbers]
+    assert clipped[0] == 0 < clipped[1], "the second step has left the policy of the first"
+    assert learners.logprobs(examples) != first
 
 
 @pytest.mark.chaos
@@ -226,22 +245,3 @@ def test_a_group_that_cannot_start_leaves_no_place_taken(config: Config, nodes: 
         group.__enter__()
     assert _given_back()
     group.close()  # again
-
-
-def test_several_steps_on_a_batch_take_their_ratio_against_the_policy_before_the_first(
-    config: Config, stores: ClipStores, examples: list[Example]
-) -> None:
-    with LearnerGroup(config, stores) as learners:
-        first = learners.logprobs(examples)
-        assert [len(values) for values in first] == [len(example.response_ids) for example in examples]
-        sampled = [
-            replace(example, sampled=replace(example.sampled, logprobs=values, old=values))
-            for example, values in zip(examples, first, strict=True)
-        ]
-        numbers = [learners.step(sampled, 1e-3) for _ in range(2)]
-        assert max(learner["mismatch/gap_max"] for learner in numbers) < 1e-6, (
-            "the engine's are those of the first step"
-        )
-        clipped = [learner["clip_fraction/low"] + learner["clip_fraction/high"] for learner in numbers]
-        assert clipped[0] == 0 < clipped[1], "the second step has left the policy of the first"
-        assert learners.logprobs(examples) != first

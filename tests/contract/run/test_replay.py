@@ -181,12 +181,6 @@ def test_trajectories_of_a_step_that_was_killed_are_not_called_wrong(folder: Pat
         assert "2 trajectories here are not known to be all of step 2" in one.findings[-1].detail
 
 
-def test_a_rerun_gives_identical_tokens(folder: Path) -> None:
-    log = folder / "after.trajectories.jsonl"
-    for one in replay(log, _config(log), rerun=True):
-        assert (one.findings[-1].stage, one.findings[-1].status) == ("rerun", "ok"), one.findings[-1]
-
-
 def test_what_is_not_there_is_answered_with_what_there_is(folder: Path) -> None:
     log = folder / "after.trajectories.jsonl"
     query = json.loads(log.read_text().splitlines()[0])["task"]["query_id"]

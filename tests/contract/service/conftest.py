@@ -20,7 +20,7 @@ from vsr1.toy.world import COLOURS
 
 from .served import AT_ONCE, CORPUS, REPOSITORY, SMALL, Served
 
-QUERIES = 12
+QUERIES = 8
 
 
 @pytest.fixture(scope="package")

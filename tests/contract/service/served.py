@@ -12,7 +12,7 @@ from vsr1.search.record import SearchTrajectory
 
 REPOSITORY = Path(__file__).parents[3]
 CORPUS, SMALL = "toy", "small"
-AT_ONCE = 16
+AT_ONCE = 8
 Answer = tuple[int, dict[str, Any]]
 
 

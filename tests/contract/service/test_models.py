@@ -101,8 +101,10 @@ def under_load(served: Served, kill: Any) -> list[Answer]:
 
 
 def test_more_than_it_takes_is_told_to_come_again(served: Served) -> None:
-    """With 16 that run and 16 that wait; each of 48 clients gets its answer in the end."""
-    bodies = [{"query": query, "model": "second", "corpus": CORPUS} for query in served.queries * 4]
+    """With 8 that run and 8 that wait; each of 24 clients gets its answer in the end."""
+    bodies = [
+        {"query": query, "model": "second", "corpus": CORPUS} for query in (served.queries * AT_ONCE)[: 3 * AT_ONCE]
+    ]
     tally = asyncio.run(load(served.url, bodies, 3 * AT_ONCE, served.traces["second"]))
     assert tally.refused > 0
     assert (len(tally.seconds), dict(tally.errors), tally.wrong) == (len(bodies), {}, 0)

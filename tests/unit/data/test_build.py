@@ -6,6 +6,8 @@ import faiss
 import numpy as np
 import pytest
 
+from pipelines.stage.tasks import training_tasks
+from pipelines.train.record_checks import check_grpo_records
 from vsr1.config import Config
 from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import DatasetFolder
@@ -65,3 +67,15 @@ def test_a_second_build_keeps_the_clips_and_writes_the_same(copy: DatasetFolder)
     assert built_steps(report) == set()
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert {path: path.read_bytes() for path in files} == before
+
+
+def test_without_a_teacher_there_is_what_stage_2_needs_and_no_traces(fresh: DatasetFolder) -> None:
+    report = build(fresh.root, teacher={"kind": "none"})
+    assert set(report.records) == {"hard_negatives", "grpo_records"}
+    assert "no SFT and" in report.line()
+    assert not fresh.sft_records().exists() and not fresh.reasoning().exists()
+    settings = Config.model_validate({"data": {"root": fresh.root}})
+    check_grpo_records(settings)
+    assert len({task.gt_video for task in training_tasks(settings)}) == TRAIN
+    with_traces = build(fresh.root)
+    assert built_steps(with_traces) == {"train.top1_pool", "train.reasoning", "train.sft_records"}

@@ -1,10 +1,17 @@
 """The check before a build names each kind of defect, and its exit code says that there is one."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -24,6 +31,55 @@ def folder(tmp_path: Path) -> DatasetFolder:
 
 def check(folder: DatasetFolder, *options: str) -> Any:
     return CliRunner().invoke(app, ["data", "check", f"data.root={folder.root}", *options])
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_check_and_all_its_processes_with_a_line(folder: DatasetFolder, signal_: int) -> None:
+    film = next(folder.raw_videos("test").glob("*.mp4"))
+    for number in range(400):
+        (folder.raw_videos("test") / f"more {number}.mp4").symlink_to(film)
+    command = [sys.executable, "-m", "pipelines", "data", "check", f"data.root={folder.root}", "data.search_only=true"]
+    out = folder.root / "log"
+    with out.open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while "opening" not in out.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, out.read_text()
+        time.sleep(0.05)
+    group = os.getpgid(process.pid)
+    if signal_ == signal.SIGINT:
+        os.killpg(group, signal_)  # as a terminal sends it
+    else:
+        process.send_signal(signal_)
+    assert process.wait(30) == 128 + signal_
+    *_, last = (text := out.read_text()).splitlines()
+    assert last == f"{signal.Signals(signal_).name}: stopping; nothing was written" and "Traceback" not in text
+    while left := _of_group(group):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def _of_group(group: int) -> list[int]:
+    processes = []
+    for one in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(one.pid) == group and one.status() != psutil.STATUS_ZOMBIE:
+                processes.append(one.pid)
+    return processes
+
+
+@pytest.mark.parametrize("other", ["test_0001.mp4", "caf\u00e9"])
+def test_a_film_under_two_ids_is_refused_with_both(folder: DatasetFolder, other: str) -> None:
+    path = folder.annotations("test")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if other == "caf\u00e9":  # the same letters, taken apart
+        (folder.raw_videos("test") / "test_0001.mp4").rename(folder.raw_videos("test") / "caf\u00e9.mp4")
+        rows = [row | {"video": "cafe\u0301"} if row["video"] == "test_0001" else row for row in rows]
+    [row] = [row for row in rows if row["video"] in ("test_0001", "cafe\u0301")]
+    write_lines(path, [*rows, row | {"video": other, "desc_id": 999}])
+    result = check(folder)
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    assert "1 video files under several ids" in result.output and ascii(other) in result.output
 
 
 def test_each_defect_is_found(folder: DatasetFolder) -> None:
