@@ -157,11 +157,11 @@ def _logged(row: dict[str, Any], latents: np.ndarray) -> LoggedTrajectory:
 
 def _trajectory(row: dict[str, Any], latents: np.ndarray) -> SearchTrajectory:
     task: Any = row["task"]
+    results = {name: row[name] for name in _RESULTS} | {name: row[name] for name in _TERMS if name in row}
     if "question_id" in task:
         turns = [_turn(turn, latents, _navigate_record) for turn in row["turns"]]
-        return Trajectory(_navigate_task(task), turns, **{name: row[name] for name in _RESULTS})
+        return Trajectory(_navigate_task(task), turns, **results)
     task = SearchTask(**{**task, "id": SampleId(**task["id"]), "gt_span": tuple(task["gt_span"])})
-    results = {name: row[name] for name in _RESULTS} | {name: row[name] for name in _TERMS if name in row}
     return Trajectory(task, [_turn(turn, latents) for turn in row["turns"]], **results)
 
 
