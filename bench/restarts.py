@@ -1,7 +1,8 @@
 """Stage 2 that is killed again and again: the same command goes on, and what it trains on is what one left alone does.
 
-About half of the kills come while a run starts, the others while it plays and learns, each at a random moment. Some kill the
-driver alone, whose Ray finds out by itself; the others all that it has started, too, as a machine that stops does.
+About half of the kills come while a run starts, the others while it plays and learns, each at a random moment. Some
+kill the driver alone, whose Ray finds out by itself; the others all that it has started, too, as a machine that stops
+does.
 """
 
 from __future__ import annotations
