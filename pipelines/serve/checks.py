@@ -69,6 +69,8 @@ def check_served(config: Config, agents: bool = True) -> None:
 
 def _faults(config: Config, agents: bool) -> Iterator[str]:
     settings = config.serve
+    if config.environment != "search":
+        yield f"environment={config.environment} cannot be served; a server searches a corpus, so leave it out"
     if not settings.corpora:
         yield "serve.corpora names no corpus; say --corpus DIR, or serve.corpora.NAME.root=DIR"
     models = {f"checkpoint of model {name!r}": folder for name, folder in config.served_models.items()}

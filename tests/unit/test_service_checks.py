@@ -112,6 +112,13 @@ def test_stage_2_without_a_dataset_is_refused_at_once(tmp_path: Path) -> None:
     grpo.check(settings)
 
 
+def test_an_environment_without_a_corpus_is_not_served(tmp_path: Path) -> None:
+    served = config(tmp_path)
+    served.environment = "navigate"
+    with pytest.raises(ConfigError, match="environment=navigate cannot be served"):
+        check_served(served)
+
+
 def test_keys_and_room_are_looked_at(tmp_path: Path) -> None:
     right = config(tmp_path)
     right.serve.key_file = tmp_path / "keys.json"
