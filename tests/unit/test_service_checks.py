@@ -114,6 +114,7 @@ def test_stage_2_without_a_dataset_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_an_environment_without_a_corpus_is_not_served(tmp_path: Path) -> None:
     served = config(tmp_path)
+    served.agent.refinement = "none"
     served.environment = "navigate"
     with pytest.raises(ConfigError, match="environment=navigate cannot be served"):
         check_served(served)
