@@ -35,15 +35,15 @@ from pipelines.train.records import (
     sft_file,
     spoken_rows,
 )
+from pipelines.train.step_display import LAST_SCALAR, StepDisplay
 from vsr1.config import RENAMED, Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import lines_sha256
 from vsr1.navigate.examples import spoken_example
 from vsr1.rl.batch import Example
-from vsr1.rl.flops import learner_speed
 from vsr1.rl.schedule import learning_rate, of_all_batches
 from vsr1.runs.checkpoints import Best
-from vsr1.runs.scalars import SCALARS, RunLog, ScalarTail
+from vsr1.runs.scalars import SCALARS, RunLog
 from vsr1.runs.state import StateFolder
 from vsr1.search.prompts import agent_prompt
 from vsr1.settings.training import SftConfig
@@ -52,7 +52,6 @@ from vsr1.video.clips import Clip, ClipFolder, ClipReference
 DEFAULTS = {"sft": SftConfig().model_dump(mode="json")}  # for states of before a setting was there
 UNDECIDED = ("save_every", "epochs", "max_steps", "save_total_limit", "validate_every", "keep_best")  # change no step
 SPEED = {"compile", "vision_cache_gib"}  # of the learner: how fast a step is, not what it does
-LAST_SCALAR = "tokens_per_second"  # of a step, in the order that they are logged
 
 
 class SftError(RuntimeError):
@@ -184,7 +183,7 @@ def _train(plan: _Plan, progress: Progress) -> Path:
         ),
         run_config=ray.train.RunConfig(name="sft", storage_path=str(config.run_dir / "ray_train")),
     )
-    display = _Display(config.run_dir / SCALARS, progress)
+    display = StepDisplay(config.run_dir / SCALARS, progress)
     faults: list[BaseException] = []
     fitting = threading.Thread(target=_fit, args=(trainer, faults), daemon=True)  # a signal finds this thread free
     fitting.start()
@@ -332,24 +331,3 @@ def _named(error: Any, states: StateFolder) -> SftError:
     )
     next_run = "goes on from the last saved state" if states.newest() else "begins anew: there is no state yet"
     return SftError(f"Stage 1 stopped. {reasons}. The same command {next_run}")
-
-
-class _Display:
-    """Reports the steps that rank 0 logs from now on, each once."""
-
-    def __init__(self, path: Path, progress: Progress) -> None:
-        self._path, self._tail, self._progress = path, ScalarTail(path), progress
-        self._values: dict[str, float] = {}  # of the step that is being read
-        self._ended: float | None = None  # when the last step was logged, seconds since 1970
-        if path.is_file():  # what earlier runs have logged
-            self._tail.read()
-
-    def update(self) -> None:
-        for row in self._tail.read() if self._path.is_file() else []:
-            if row["stage"] == "sft":
-                self._values[row["name"]] = row["value"]
-            if (row["stage"], row["name"]) == ("sft", LAST_SCALAR):
-                seconds = {} if self._ended is None else {"step": row["time"] - self._ended}
-                shown = {"loss": self._values["loss"]} | learner_speed(self._values)
-                self._progress.step(row["step"], shown, seconds)
-                self._ended = row["time"]
