@@ -80,6 +80,7 @@ def test_every_measurement_has_a_command() -> None:
         "soak",
         "restarts",
         "gradient",
+        "navigate",
         "scale",
     }
     refused = CliRunner().invoke(app, ["weights", "--way", "smoke"])
