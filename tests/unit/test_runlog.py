@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ def test_tensorboard_forgets_what_a_dead_run_logged_past_the_step_that_the_next_
             log.log("sft", step, {"loss": float(step)})
         log.log("sft_val", 5, {"loss": 5.0})
         log.log("grpo", 6, {"reward": 1.0})
+    time.sleep(1.1)  # files are read in the order of their names, which begin with the second of their start
     with RunLog(tmp_path, after={"sft": 3, "sft_val": 3}) as log:
         log.log("sft", 4, {"loss": 40.0})
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -67,6 +69,7 @@ def test_tensorboard_forgets_what_a_dead_run_logged_past_the_step_that_the_next_
     assert "sft_val/loss" not in board.Tags()["scalars"] or points("sft_val/loss") == []
     assert [row["step"] for row in read_scalars(tmp_path / "scalars.jsonl")][-1] == 4, "no line is lost or doubled"
     assert len(read_scalars(tmp_path / "scalars.jsonl")) == 9
+    time.sleep(1.1)
     with RunLog(tmp_path, after={"sft": 6}):
         pass
     assert EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("sft/loss")[-1].value == 40.0
