@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from pipelines.stage.workers import Workers, workers
 from pipelines.train.commits import Commits, Saved
 from pipelines.train.environments import followed
 from pipelines.train.gauges import StepGauges
+from pipelines.train.groups import StepGroups
 from pipelines.train.prompt_lengths import short_enough
 from pipelines.train.record_checks import check_grpo_records
 from pipelines.train.rollouts import GroupRollouts
@@ -32,7 +33,7 @@ from vsr1.episode.sample import hashed_seed
 from vsr1.formats.digest import file_sha256
 from vsr1.ledger import Ledger
 from vsr1.rl.batch import Example
-from vsr1.rl.credit import credits_of
+from vsr1.rl.credit import Credit, credits_of
 from vsr1.rl.flops import learner_speed
 from vsr1.rl.schedule import learning_rate, of_all_steps, optimiser_batches
 from vsr1.runs.checkpoints import Best, remove_older
@@ -128,6 +129,18 @@ def _train(config: Config, progress: Progress) -> Path:
 
 
 @dataclass
+class _Taken:
+    """A step that the learner takes: its groups with their credits, and the seconds of its parts."""
+
+    step: int
+    groups: StepGroups
+    credits: list[list[Credit]]
+    learning: Future[dict[str, float]]
+    started: float
+    seconds: dict[str, float]
+
+
+@dataclass
 class Loop:
     """The steps of a run: take groups, learn them, push the weights, and note what became of it."""
 
@@ -142,11 +155,12 @@ class Loop:
     show: Callable[[int, dict[str, float]], None] = lambda step, values: None
 
     def run(self, saved: Saved) -> None:
-        """Take the steps after a saved one; a state is saved before Ctrl-C or SIGTERM goes on, if a step is whole."""
+        """Take the steps after a saved one; before Ctrl-C or SIGTERM goes on, the last one is saved."""
         settings = self.config.grpo
         self._began = time.monotonic() - saved.elapsed_s
         self._best = Best(self.config.run_dir / "checkpoints" / "grpo-best", self.learners.save)
         self._whole: Saved | None = saved  # the step that the learner has taken, None while it takes one
+        self._taken: _Taken | None = None  # the step that the learner takes, or has taken
         self._seen = saved.index_versions  # by the step before
         self._thread = ThreadPoolExecutor(1, "learner")
         try:
@@ -154,6 +168,8 @@ class Loop:
                 self._step(step, over)
         except KeyboardInterrupt:
             self._thread.submit(int).result()  # what it does is over
+            if self._taken and self._taken.learning.done() and self._taken.learning.exception() is None:
+                self._note(self._taken)
             if self._whole and self._whole.step > self.commits.step:
                 self.commits.prepare(self._whole, self.rollouts.snapshot())(self.learners.save_state)
             raise
@@ -161,29 +177,45 @@ class Loop:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _step(self, step: int, over: float) -> None:
-        settings, started = self.config.grpo, time.monotonic()
+        started = time.monotonic()
         groups = self.rollouts.take(step)
         rolled, self._whole = time.monotonic(), None
-        credits = credits_of(groups.trained, settings.objective, self.config.agent.max_new_tokens)
-        environment = followed(self.config)
-        examples = environment.examples(groups.trained, credits, self.config)
+        credits = credits_of(groups.trained, self.config.grpo.objective, self.config.agent.max_new_tokens)
+        examples = followed(self.config).examples(groups.trained, credits, self.config)
         self.progress.now("learning", learner=Load(self.learners.ranks))
-        learned = self._meanwhile(learn, self.learners, examples, self.config, step, over)
+        learning = self._thread.submit(learn, self.learners, examples, self.config, step, over)
+        self._taken = taken = _Taken(step, groups, credits, learning, started, {"rollout": rolled - started})
+        learned = self.rollouts.during(learning)
         stepped = time.monotonic()
-        weights = self.rollouts.weights
-        values = environment.metrics(groups.trained, weights) | groups.metrics() | credit_metrics(credits) | learned
-        timing = {"rollout": rolled - started, "learn": stepped - rolled}
+        taken.seconds["learn"] = stepped - rolled
         if not learned["skipped"]:
-            weights = step
-            self.others.push(self.learners, version=weights)
-            timing["push"] = time.monotonic() - stepped
-            values["tokens_per_second"] = learned["tokens"] / (time.monotonic() - started)
+            self.others.push(self.learners, version=step)
+            taken.seconds["push"] = time.monotonic() - stepped
         worked = time.monotonic()
-        self.rollouts.learned(groups, step, weights)
-        values |= self.rollouts.metrics() | {f"seconds/{name}": seconds for name, seconds in timing.items()}
+        values = self._note(taken)
+        self._keep(step)
+        shown = {"reward": values["reward/total"]}
+        shown |= {name: values[key] for name, key in followed(self.config).shown.items()} | learner_speed(learned)
+        if self.config.grpo.staleness:
+            shown["staleness"] = values["staleness/most"]
+        timing = taken.seconds | {"rest": time.monotonic() - worked}
+        self.progress.step(step, shown | ({"skipped": 1.0} if learned["skipped"] else {}), timing)
+
+    def _note(self, taken: _Taken) -> dict[str, float]:
+        """Write down a step that the learner has taken, which is whole then; return what was logged."""
+        self._taken = None
+        step, groups, learned = taken.step, taken.groups, taken.learning.result()
+        held = self.rollouts.weights
+        values = followed(self.config).metrics(groups.trained, held) | groups.metrics() | credit_metrics(taken.credits)
+        values |= learned
+        if not learned["skipped"]:
+            values["tokens_per_second"] = learned["tokens"] / (time.monotonic() - taken.started)
+        # A run that goes on pushes the weights of the step first, whether these engines got them or not.
+        self.rollouts.learned(groups, step, held if learned["skipped"] else step)
+        values |= self.rollouts.metrics() | {f"seconds/{name}": seconds for name, seconds in taken.seconds.items()}
         self.log.log("grpo", step, values)
         self.show(step, values)
-        logged = zip(groups.trained, credits, strict=True)
+        logged = zip(groups.trained, taken.credits, strict=True)
         path = self.config.run_dir / TRAINING_LOG
         append_trajectories(path, [LoggedTrajectory(one, step, turns) for one, turns in logged])
         self.commits.begin()
@@ -191,13 +223,7 @@ class Loop:
         self._seen = self._whole.index_versions
         if before and before != self._seen:
             self.events.write("corpus changed", step=step, before=before, now=self._seen)
-        self._keep(step)
-        timing["rest"] = time.monotonic() - worked
-        shown = {"reward": values["reward/total"]} | {name: values[key] for name, key in environment.shown.items()}
-        shown |= learner_speed(learned)
-        if settings.staleness:
-            shown["staleness"] = values["staleness/most"]
-        self.progress.step(step, shown | ({"skipped": 1.0} if learned["skipped"] else {}), timing)
+        return values
 
     def _keep(self, step: int) -> None:
         """Save the state, write the checkpoint and validate, where a step is one for it."""

@@ -1,8 +1,10 @@
 """The loop of Stage 2 is killed wherever it writes: nothing is lost, nothing is trained twice, and no bit differs."""
 
+import _thread
 import os
 import random
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -197,6 +199,32 @@ def test_ctrl_c_saves_the_last_whole_step(tmp_path: Path, fleet: Callable[..., M
     with pytest.raises(KeyboardInterrupt):
         stage.run()
     assert [path.name for path in (stage.config.run_dir / "state" / "grpo").glob("step-*")] == ["step-2"]
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_ctrl_c_while_the_learner_works_saves_the_step_that_it_takes(
+    tmp_path: Path, fleet: Callable[..., Members], rewards: list[Any], staleness: int
+) -> None:
+    undisturbed = Stage(stage_config(tmp_path / "undisturbed", staleness=staleness), fleet(), rewards)
+    weights = undisturbed.run()
+
+    class Interrupted(ScriptedLearner):
+        def step(self, examples: list[Any], rate: float) -> dict[str, float]:
+            if self.steps == 2 and stage.learner is self:
+                _thread.interrupt_main()
+                time.sleep(0.3)
+            return super().step(examples, rate)
+
+    stage = Stage(stage_config(tmp_path / "run", state_every=100, staleness=staleness), fleet(), rewards)
+    stage.learner = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        stage.run()
+    assert [path.name for path in (stage.config.run_dir / "state" / "grpo").glob("step-*")] == ["step-3"]
+    stage.learner = ScriptedLearner()
+    went_on = stage.run()
+    samples = [one[:2] for one in stage.trained]
+    assert len(set(samples)) == len(samples) == len(undisturbed.trained), "each once, and none is lost"
+    assert staleness or (went_on, stage.trained) == (weights, undisturbed.trained)
 
 
 def test_a_new_corpus_is_seen_by_new_episodes_and_one_that_went_on_keeps_its_own(

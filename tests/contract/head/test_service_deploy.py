@@ -1,6 +1,7 @@
 """Ways to start and end the service: Serve's configuration file on a head, and the command until it is told to stop."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -55,6 +56,12 @@ def wait_until_ready(url: str, *, watched: subprocess.Popen[str] | None = None) 
             pass
         assert time.monotonic() < deadline, "the service did not become ready"
         time.sleep(0.5)
+
+
+def begun(url: str) -> float:
+    """Return how many searches run or wait."""
+    text = httpx2.get(f"{url}/metrics", timeout=60).text
+    return sum(map(float, re.findall(r"^vsr1_searches_now\{.*\} (\S+)$", text, re.MULTILINE)))
 
 
 def search(url: str, query: str = "a red ring moving up") -> httpx2.Response:
@@ -123,7 +130,8 @@ def test_a_server_that_is_stopped_answers_what_it_has_begun(toy_data: Path, tmp_
         queries = [f"a {colour} {shape} moving up" for colour in COLOURS for shape in SHAPES][:RUNNING]
         with ThreadPoolExecutor(RUNNING) as pool:
             coming = [pool.submit(search, url, query) for query in queries]
-            time.sleep(1.0)
+            while begun(url) < RUNNING:
+                time.sleep(0.1)
             os.killpg(server.pid, signal.SIGTERM)  # as `timeout` and systemd do: Ray's processes get it too
             time.sleep(0.5)
             ready = httpx2.get(f"{url}/readyz", timeout=60)
