@@ -1,4 +1,4 @@
-"""How the handle of a Ray actor is typed, as a protocol whose methods have `.remote`, and which answers are there.
+"""How the handle of a Ray actor is typed, as a protocol whose methods have `.remote`, and what its answers are.
 
 The stubs that Ray ships type a handle as the plain class, whose methods have none.
 """
@@ -21,6 +21,14 @@ class Remote(Protocol[Parameters, Answer]):
     def remote(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Awaitable[Answer]: ...
 
     def options(self, **options: Any) -> Self: ...
+
+
+async def answer_of(reference: Awaitable[Any]) -> Any:
+    """Return an answer of an actor, or raise what it raised itself, without what Ray puts around it."""
+    try:
+        return await reference
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
 
 
 def arrived(references: Iterable[Any]) -> list[Any]:

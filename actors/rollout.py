@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 
 import ray
 
-from actors.handles import RETRIES
+from actors.handles import RETRIES, answer_of
 from actors.logs import log_to
 from vsr1.config import Config
 from vsr1.episode.environment import Environment, FinishedTurn, Prompt, replies_of
@@ -220,10 +220,7 @@ class RolloutWorkerActor:
         """Answer a call of a tool: a look from the clip store of this node, others from the router."""
         if call.tool == "look":
             return ToolResult("", await self._clip(split, node_clip(call.film, call.node or ())))
-        try:
-            result: ToolResult = await self._retrieval[split].use.options(max_task_retries=RETRIES).remote(call)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
+        result: ToolResult = await answer_of(self._retrieval[split].use.options(max_task_retries=RETRIES).remote(call))
         return result
 
     async def _clip(self, split: str, video_id: str) -> Clip:

@@ -16,7 +16,7 @@ import ray
 
 from actors.clips import ClipStores
 from actors.corpus import CLIP_BUDGET_SHARE
-from actors.handles import Remote
+from actors.handles import Remote, answer_of
 from actors.logs import log_to
 from actors.places import resources
 from vsr1.config import Config
@@ -72,9 +72,8 @@ def _member(films: Films, config: ToolsConfig, log: Path | None) -> Member:
 
     async def ask(call: ToolCall) -> ToolResult:
         try:
-            result: ToolResult = await actor.answer.remote(call)  # never twice: a call that hung would hang again
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
+            # Never twice: a call that hung would hang again.
+            result: ToolResult = await answer_of(actor.answer.remote(call))
         except ray.exceptions.RayActorError as error:
             raise ToolError(f"{call.tool} of film {call.film!r}: its actor died, and starts again") from error
         return result

@@ -1,9 +1,7 @@
 """Episodes of navigation with given replies, and tools that are tables."""
 
 import asyncio
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass
 
 from vsr1.episode.environment import Prompt, run_episode
 from vsr1.episode.sample import SampleId
@@ -11,27 +9,18 @@ from vsr1.navigate.calls import ToolCall, ToolResult
 from vsr1.navigate.environment import NavigateEnvironment
 from vsr1.navigate.record import NavigateTask, NavigateTrajectory
 from vsr1.settings.navigate import NavigateConfig
+from vsr1.toy import navigators
 
 
 @dataclass
-class Spoken:
-    """A reply of a policy that writes what it is given."""
+class Spoken(navigators.Spoken):
+    """A reply of a policy that writes what it is given, a token a letter."""
 
-    text: str
-    prompt_token_ids: list[int] = field(default_factory=list)
-    finish_reason: str = "stop"
-    latents: np.ndarray | None = None
-    soft_tokens: np.ndarray | None = None
     seed: int = 1
-    weight_version: int = 0
 
-    @property
-    def token_ids(self) -> list[int]:
-        return [ord(letter) for letter in self.text]
-
-    @property
-    def logprobs(self) -> list[float]:
-        return [-1.0] * len(self.text)
+    def __post_init__(self) -> None:
+        self.token_ids = [ord(letter) for letter in self.text]
+        self.logprobs = [-1.0] * len(self.text)
 
 
 def task(**values) -> NavigateTask:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from pipelines.machine.nodes import TOLERANCE
 from vsr1.settings.parts import Node, PlacedResources
@@ -69,15 +70,15 @@ def place(rooms: list[Room], name: str, need: PlacedResources, count: int, gpu_g
     """Place equal actors by the labels and the strategy of their role, and return whether all found a room."""
     allowed = [room for room in rooms if has_labels(room.node, need.labels)]
     if need.strategy == "strict_pack":
-        whole = (room for room in sorted(allowed, key=_order) if _holds(room, need, count))
+        whole = (room for room in sorted(allowed, key=attrgetter("order")) if _holds(room, need, count))
         room = next(whole, None)
         return room is not None and all(room.take(name, need, gpu_gib) for _ in range(count))
-    for i in range(count):
-        rank = sorted(allowed, key=_order, reverse=need.strategy == "spread")
+    for _ in range(count):
+        rank = sorted(allowed, key=attrgetter("order"), reverse=need.strategy == "spread")
         room = next((room for room in rank if room.take(name, need, gpu_gib)), None)
         if room is None:
             return False
-        if need.strategy == "strict_spread" and i < count:
+        if need.strategy == "strict_spread":
             allowed.remove(room)
     return True
 
@@ -96,7 +97,3 @@ def has_labels(node: Node, labels: Mapping[str, str]) -> bool:
 def _holds(room: Room, need: PlacedResources, count: int) -> bool:
     trial = deepcopy(room)
     return all(trial.take("", need) for _ in range(count))
-
-
-def _order(room: Room) -> tuple[float, ...]:
-    return room.order

@@ -253,12 +253,11 @@ class ExampleLoss:
                 latents = run_latents(self.policy, states, rows, before, self._options) + draws
             losses.append(self._retrieval_part(examples, rows, latents, totals))
         if settings and settings.are_trained:
-            guide = None
-            if settings.guided:
-                (guide,) = torch.autograd.grad(losses[0][0], means, retain_graph=True)
-            acting, counted = self._action_loss(examples, known, values, means, guide, totals)
-            if settings.weigh == "gradient":
-                scale = settings.weight * equal_gradients(acting, losses[0][0], means)
+            is_compared = settings.guided or settings.weigh == "gradient"  # with the retrieval loss
+            gradient = torch.autograd.grad(losses[0][0], means, retain_graph=True)[0] if is_compared else None
+            acting, counted = self._action_loss(examples, known, values, means, gradient, totals)
+            if gradient is not None and settings.weigh == "gradient":
+                scale = settings.weight * equal_gradients(acting, gradient, means)
                 acting, counted = scale * acting, counted | {"latents/scale_max": scale}
             losses.append((acting, counted))
         yield from losses
@@ -269,13 +268,13 @@ class ExampleLoss:
         known: Latents,
         values: torch.Tensor,
         means: torch.Tensor,
-        guide: torch.Tensor | None,
+        gradient: torch.Tensor | None,
         totals: BatchTotals,
     ) -> tuple[torch.Tensor, Values]:
         """Return the policy loss of the latents of rows: of what the engine sampled, or of branches from its means.
 
         Args:
-            guide: gradients of the retrieval loss at the means, if branches differ in their directions.
+            gradient: of the retrieval loss at the means; where branches are guided they differ in its directions.
         """
         assert isinstance(self._stage, GrpoConfig)
         settings, rows = self._stage.latents, known.rows
@@ -286,7 +285,8 @@ class ExampleLoss:
             at = upload(list(targets), means.device)
             shown = [{clip.video_id for clip in examples[rows[place]].clips} for place in targets]
             rewards = partial(self.refined.branch_rewards, list(targets.values()), shown)
-            return branch_objective(means[at], rewards, settings, totals, None if guide is None else guide[at])
+            guide = gradient[at] if settings.guided and gradient is not None else None
+            return branch_objective(means[at], rewards, settings, totals, guide)
         places = [place for place, row in enumerate(rows) if examples[row].latent_actions]
         if not places:
             return 0 * means.sum(), {}

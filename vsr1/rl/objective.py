@@ -163,13 +163,13 @@ def branch_objective(
     }
 
 
-def equal_gradients(first: torch.Tensor, second: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """Return what to multiply one loss with so that its gradient at a tensor is as long as another's; 0 where it is 0.
+def equal_gradients(loss: torch.Tensor, other: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Return what to multiply a loss with so that its gradient at a tensor is as long as another one; 0 where it is 0.
 
-    The graphs stay for the backward pass to come.
+    The graph stays for the backward pass to come.
     """
-    own, other = (torch.autograd.grad(loss, at, retain_graph=True)[0].norm() for loss in (first, second))
-    return torch.where(own > 0, other / own.clamp(min=1e-20), 0.0)
+    own = torch.autograd.grad(loss, at, retain_graph=True)[0].norm()
+    return torch.where(own > 0, other.norm() / own.clamp(min=1e-20), 0.0)
 
 
 def _policy_loss(batch: TokenBatch, old: torch.Tensor, settings: ObjectiveConfig) -> PolicyLoss:
