@@ -203,3 +203,23 @@ def test_parts_of_a_tracked_run_without_a_network_do_not_take_each_others_place(
 def test_a_run_that_weights_and_biases_refuses_is_told_with_the_ways_out(tmp_path: Path, calls: list[Any]) -> None:
     with pytest.raises(TrackingError, match=r"tracking\.wandb=no key.*api_key not configured.*WANDB_MODE=offline"):
         RunLog(tmp_path / "run", wandb="no key")
+
+
+def test_a_training_outlives_its_tracking(
+    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The process that sends has been killed: each call of W&B ends in an error of its connection."""
+    with RunLog(tmp_path / "run", wandb="films") as log:
+        log.log("sft", 1, {"loss": 1.0})
+
+        def gone(*_: Any, **__: Any) -> None:
+            raise ConnectionResetError("Connection lost")
+
+        for name in ("log", "define_metric", "finish"):
+            monkeypatch.setattr(sys.modules["wandb"].Run, name, gone, raising=False)
+        for step in (2, 3):
+            log.log("sft", step, {"loss": 1.0})
+    assert [row["step"] for row in read_scalars(tmp_path / "run" / "scalars.jsonl")] == [1, 2, 3]
+    assert [record.message for record in caplog.records] == [
+        "Weights & Biases is gone (Connection lost); the training goes on, its scalars are in scalars.jsonl"
+    ]

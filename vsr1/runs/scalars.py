@@ -9,12 +9,13 @@ Weights & Biases, which cannot, gets each step once.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -100,7 +101,7 @@ class _Tracked:
     """A run of Weights & Biases that both stages of a folder share, each with a step of its own.
 
     It has one id for good, noted in the folder. Without a network each start has another, because a run that is sent
-    later would take the place of what an earlier start sent under the same one.
+    later would take the place of what an earlier start sent under the same one. A training outlives its tracking.
 
     Args:
         rows: of the scalars that earlier runs have logged.
@@ -109,6 +110,7 @@ class _Tracked:
     def __init__(self, project: str, folder: Path, rows: list[dict[str, Any]]) -> None:
         import wandb
 
+        self._error = wandb.Error
         self._last: dict[str, int] = {}  # step that was logged, by stage
         for row in rows:
             self._last[row["stage"]] = max(row["step"], self._last.get(row["stage"], row["step"]))
@@ -129,14 +131,28 @@ class _Tracked:
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Send a step, unless an earlier run has."""
-        if step > self._last.get(stage, -1):
+        if self._run is not None and step > self._last.get(stage, -1):
             named = {f"{stage}/{name}": float(value) for name, value in values.items()}
-            self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-            self._run.log(named | {f"{stage}/step": step})
+            with self._outlived():
+                self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+                self._run.log(named | {f"{stage}/step": step})
 
     def finish(self) -> None:
         """Send what is left."""
-        self._run.finish()
+        if self._run is not None:
+            with self._outlived():
+                self._run.finish()
+
+    @contextmanager
+    def _outlived(self) -> Iterator[None]:
+        """Run the block, and send no more once the process that W&B keeps for that is gone."""
+        try:
+            yield
+        except (self._error, OSError) as error:
+            self._run = None
+            logging.getLogger(__name__).error(
+                "Weights & Biases is gone (%s); the training goes on, its scalars are in %s", error, SCALARS
+            )
 
 
 class ScalarTail:
