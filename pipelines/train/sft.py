@@ -25,7 +25,7 @@ from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.train.clip_stream import clip_of, with_clips
 from pipelines.train.prompt_lengths import short_enough
-from pipelines.train.record_checks import check_sft_records
+from pipelines.train.record_checks import check_checkpoints, check_sft_records
 from pipelines.train.records import (
     held_out,
     record_example,
@@ -95,6 +95,7 @@ def check(config: Config) -> _Records | None:
     Returns:
         What it trains on; None where the dataset has still to be built.
     """
+    check_checkpoints(config)
     began = _states(config).root.exists()
     if config.toy.create and not began and not sft_file(config).is_file():
         return None
