@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.train.record_checks import RecordError, check_grpo_records, check_sft_records
+from pipelines.train.sft import check as check_stage_1
 from pipelines.train.sft import train
 from vsr1.config import Config
 from vsr1.formats.atomic import write_json, write_lines
@@ -193,6 +194,13 @@ def test_a_split_of_evaluations_that_is_not_built_is_named_with_its_setting(conf
     other = Config.model_validate({"data": {"root": config.data.root}, "grpo": grpo_section})
     with pytest.raises(FileNotFoundError, match=r"build split 'nowhere', or name another one with grpo\.val_split"):
         check_grpo_records(other)
+
+
+def test_records_that_fill_no_batch_are_one_line(config: Config) -> None:
+    write_json(DatasetFolder(config.data.root).sft_records(), [sft()] * 3)
+    config.run_dir, config.sft.batch_size = config.data.root / "run", 500
+    with pytest.raises(ValueError, match=r"3 records do not fill one batch of 500; lower sft\.batch_size"):
+        check_stage_1(config)
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
