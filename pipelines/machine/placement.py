@@ -210,7 +210,7 @@ def grpo_splits(config: Config) -> list[str]:
     splits = ["train"]
     if config.grpo.validate_every:
         splits.append(config.grpo.val_split)
-    if config.grpo.evaluate_after:
+    if config.grpo.evaluate_before or config.grpo.evaluate_after:
         splits.append(config.eval.split)
     return list(dict.fromkeys(splits))
 

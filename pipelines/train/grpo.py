@@ -50,7 +50,7 @@ from vsr1.video.largest_clip import check_largest_clip
 DEFAULTS = {"grpo": GrpoConfig().model_dump(mode="json")}  # for states of before a setting was there
 UNDECIDED = (  # change no step
     "state_every", "state_limit", "save_every", "save_total_limit", "keep_best", "validate_every", "val_split",
-    "evaluate_after", "max_failed_fraction", "poison_deaths",
+    "evaluate_before", "evaluate_after", "max_failed_fraction", "poison_deaths",
 )  # fmt: skip
 SPEED = {"compile", "vision_cache_gib", "micro_tokens"}  # of the learner: how fast a step is, not what it does
 P = ParamSpec("P")
@@ -99,18 +99,23 @@ def _train(config: Config, progress: Progress) -> Path:
     checkpoint, events = run / "checkpoints" / "grpo", EventLog(run / EVENTS)
     with (
         Commits(run, _states(config), _settings(config), events) as commits,
-        workers(config, *splits, progress=progress) as others,
+        workers(config, *splits, progress=progress, wait=False) as others,
         others.learners(config, "train") as learners,
         RunLog(run, wandb=config.tracking.wandb) as log,
     ):
         counts = {"rollout": len(others.fleet.members), "retrieval": len(splits), "rewards": len(others.rewards)}
-        progress.begin("grpo", settings.steps, counts | {"learner": learners.ranks})
+        begin = partial(progress.begin, "grpo", settings.steps, counts | {"learner": learners.ranks})
+        begin()
         saved = commits.restore(DEFAULTS)
         if saved.folder:
             learners.load_state(saved.folder)
             others.push(learners, version=saved.weights)
-        elif settings.validate_every:
-            _validate(others, log, config, 0)
+        else:
+            if settings.evaluate_before:
+                _evaluate(others, config, "before")
+                begin()
+            if settings.validate_every:
+                _validate(others, log, config, 0)
         stream = PromptStream(config, saved.position, partial(_short_enough, config), saved.success)
         ledger = Ledger(commits.write, saved.past, settings.poison_deaths)
         rollouts = GroupRollouts(
@@ -122,9 +127,7 @@ def _train(config: Config, progress: Progress) -> Path:
         learners.close()
         if settings.evaluate_after:
             trained = config.model.model_copy(update={"policy": checkpoint})
-            config = config.model_copy(update={"model": trained})  # what the engines hold by now
-            write_config(config, "after")
-            evaluate_on(others, config, "after")
+            _evaluate(others, config.model_copy(update={"model": trained}), "after")
     return checkpoint
 
 
@@ -310,6 +313,12 @@ def steps_of(settings: GrpoConfig, taken: int = 0, elapsed_s: float = 0.0) -> It
         if step > 1 and of_time > 1:
             return
         yield step, min(1.0, max((step - 1) / settings.steps, of_time))
+
+
+def _evaluate(others: Workers, config: Config, name: str) -> None:
+    """Evaluate `eval.split` with the weights that the engines hold, those of `model.policy`."""
+    write_config(config, name)
+    evaluate_on(others, config, name)
 
 
 def _validate(others: Workers, log: RunLog, config: Config, step: int) -> float:
