@@ -15,6 +15,7 @@ import ray
 
 from actors.handles import arrived
 from actors.rollout import RolloutWorkerHandle
+from actors.watch import Notice
 from pipelines.stage.faults import dead_actor
 from pipelines.stage.watch import Watch
 from vsr1.config import Config
@@ -211,9 +212,11 @@ class RolloutFleet:
     def _load(self, member: Member, node: str) -> None:
         """Let a member load its engine, on the node where it came to be."""
         member.node = node
-        self._watch.guard(
-            member.name, "rollout", member.handle, on_fault=lambda notice: self._fleet.lost(member.name, notice.reason)
-        )
+
+        def lost(notice: Notice) -> None:
+            self._fleet.lost(member.name, notice.reason, notice.seconds)
+
+        self._watch.guard(member.name, "rollout", member.handle, on_fault=lost)
         ready = member.handle.start.remote(self._clips(node))
         self._then(member, ready, lambda _: self._fleet.started(member.name))
 

@@ -90,11 +90,8 @@ def test_a_late_replica_is_hedged_and_the_first_answer_counts() -> None:
         shard, replicas = trio()
         for _ in range(HEDGE_SAMPLES):
             await call(shard)
-        replicas[0].seconds = 0.5
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+        replicas[0].seconds = 60
         assert await call(shard) == "r1"
-        assert loop.time() - begun < 0.3
         await asyncio.sleep(0)
         assert (shard.hedged, replicas[0].cancelled) == (1, 1)
         assert shard.down == []  # late is not down
