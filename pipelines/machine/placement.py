@@ -135,6 +135,11 @@ class Plan:
                     f"{where.get(left.need.strategy, '')}: {fix}"
                 )
             lines += sorted({_overfull(gpu) for gpu in gpus if _is_overfull(gpu)})
+            if any(gpu.actors[LEARNER] > 1 for gpu in gpus):
+                lines.append(
+                    "two learner ranks would share a GPU, which NCCL refuses: raise cluster.learner.gpus above 0.5, or "
+                    "in Stage 2 cluster.rollout.gpus, so that an engine and one rank fill a GPU"
+                )
         return lines
 
     def packed(self) -> tuple[Role | None, list[Gpu]]:

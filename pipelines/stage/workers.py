@@ -178,7 +178,13 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET, wait: bool
             watch.guard(f"clips-{split}-{node[:8]}", "clips", store)
         return stores
 
-    fleet = RolloutFleet(config, make, clips, watch, events.write)
+    def vacate(node: str) -> None:
+        for split, corpus in corpora.items():
+            if corpus.stores.end(node):
+                watch.release(f"clips-{split}-{node[:8]}")
+        watch.leave(node)
+
+    fleet = RolloutFleet(config, make, clips, watch, events.write, vacate)
     try:
         for i, worker in enumerate(rewards):
             watch.guard(f"reward-{i}", "rewards", worker)
