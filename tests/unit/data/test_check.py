@@ -114,6 +114,14 @@ def test_a_sound_corpus_passes(folder: DatasetFolder) -> None:
     assert check(folder, "data.search_only=true").exit_code == 0
 
 
+def test_a_built_corpus_of_labels_is_told_which_stage_it_serves(folder: DatasetFolder) -> None:
+    assert "serves" not in check(folder).output  # nothing is built yet
+    write_lines(folder.grpo_records(), [{"qid": "a"}, {"qid": "b"}])
+    labels = check(folder)
+    assert labels.exit_code == 0
+    assert "train: serves Stage 2 (2 records); sft_data/train_oneturn.json does not exist" in labels.output
+
+
 def test_a_shared_folder_counts_what_no_split_names(folder: DatasetFolder) -> None:
     raw = folder.root / "raw_videos"
     shutil.copyfile(raw / "test" / "test_0000.mp4", raw / "spare.mp4")
