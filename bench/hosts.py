@@ -30,6 +30,7 @@ POOLS = {"learner": "head", "reward": "head", "rollout": "rollouts", "retrieval"
 START_S, RUN_S = 120.0, 900.0
 CUT_S = 10.0  # that a link is cut
 FAULT_STEPS = 4  # of the training with faults: the link is cut after the first, the host killed after the second
+TOLD = ("kind", "role", "member", "workers", "reason", "node", "address", "samples", "seconds")  # of an event
 NAMES = ("one", "three", "faults")
 PAUSE_S = 0.2
 QUIET = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
@@ -40,6 +41,9 @@ class Cluster:
 
     Args:
         folder: short, for the files of each node's Ray.
+
+    Attributes:
+        env: of programs on any host: it has the token.
     """
 
     def __init__(self, network: Network, folder: Path) -> None:
@@ -48,8 +52,8 @@ class Cluster:
         self.hosts: dict[str, Host] = {}  # by pool, the newest
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         unset = ("RAY_ADDRESS", ADDRESS, "RAY_AUTH_TOKEN")
-        self._env = {key: value for key, value in os.environ.items() if key not in unset} | {"PATH": path} | QUIET
-        self._env |= {MODE: "token", TOKEN_PATH: str(folder / "head" / "token")}
+        self.env = {key: value for key, value in os.environ.items() if key not in unset} | {"PATH": path} | QUIET
+        self.env |= {MODE: "token", TOKEN_PATH: str(folder / "head" / "token")}
 
     def start_head(self) -> None:
         """Start the head as a user does, and wait until it answers."""
@@ -59,7 +63,7 @@ class Cluster:
         place = ["--temp-dir", str(folder), "--node-ip", host.address, "--labels", "pool=head"]
         self._start(host, "head", [str(script), *place, *ports, "--num-cpus", str(CPUS)])
         self.address = f"http://{host.address}:{DASHBOARD_PORT}"
-        _until((folder / "head.env").is_file, f"the head answers; see {self._folder / 'head.log'}", START_S)
+        until((folder / "head.env").is_file, f"the head answers; see {self._folder / 'head.log'}", START_S)
 
     def join(self, pool: str) -> Host:
         """Let a new host join, without waiting for it."""
@@ -79,21 +83,21 @@ class Cluster:
         settings.write_text(dump_config(config), encoding="utf-8")
         command = [sys.executable, "-m", "pipelines", "submit", "grpo", "-c", str(settings), "--address", self.address]
         with (log / "console.log").open("ab") as output:
-            return self.desk.start(command, output, self._env).poll
+            return self.desk.start(command, output, self.env).poll
 
     def _start(self, host: Host, name: str, command: list[str]) -> None:
         with (self._folder / f"{name}.log").open("ab") as output:
-            host.start(command, output, self._env)
+            host.start(command, output, self.env)
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Start the hosts; the block begins when the head answers."""
+def cluster(*pools: str) -> Iterator[Cluster]:
+    """Start a head and a host for each pool; the block begins when the head answers."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing stays there
     with Network() as network, tempfile.TemporaryDirectory(prefix="v", dir="/tmp") as folder:
         hosts = Cluster(network, Path(folder))
         hosts.start_head()
-        for pool in ("rollouts", "retrieval"):
+        for pool in pools:
             hosts.join(pool)
         yield hosts
 
@@ -112,7 +116,7 @@ def bench_hosts(config: Config, with_faults: bool) -> dict[str, Any]:
             if process.wait(RUN_S):
                 raise RuntimeError(f"the run on one host failed; see {one.run_dir / 'logs' / 'console.log'}")
         figures["one_s"] = time.monotonic() - began
-    with cluster() as hosts:
+    with cluster("rollouts", "retrieval") as hosts:
         if not _is_whole(three):
             began = time.monotonic()
             _train(hosts, spread(three))
@@ -150,7 +154,7 @@ def train_under_faults(hosts: Cluster, config: Config) -> dict[str, Any]:
         acts.append({"time": time.time(), "kind": what})
 
     def step(number: int) -> None:
-        _until(lambda: ended() is not None or _steps(run) >= number, f"step {number} of {run}", RUN_S)
+        until(lambda: ended() is not None or last_step(run) >= number, f"step {number} of {run}", RUN_S)
 
     ended = hosts.submit(config)
     step(1)
@@ -164,26 +168,35 @@ def train_under_faults(hosts: Cluster, config: Config) -> dict[str, Any]:
     hosts.hosts["rollouts"].kill()
     act("another host joins")
     hosts.join("rollouts")
-    _until(lambda: ended() is not None, f"the end of {run}", RUN_S)
-    told = sorted(acts + read_events(run / EVENTS), key=lambda event: event["time"])
-    kept = ("kind", "role", "member", "reason", "address", "seconds")
-    events = [{"s": event["time"] - began} | {key: event[key] for key in kept if key in event} for event in told]
+    until(lambda: ended() is not None, f"the end of {run}", RUN_S)
+    events = timeline(began, acts + read_events(run / EVENTS))
     return {"exit_code": ended(), "seconds": time.time() - began, "events": events, **samples(config)}
+
+
+def timeline(began: float, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return events in the order of their time, with the seconds since `began`."""
+    told = sorted(events, key=lambda event: event["time"])
+    return [{"s": event["time"] - began} | {key: event[key] for key in TOLD if key in event} for event in told]
 
 
 def _train(hosts: Cluster, config: Config) -> None:
     ended = hosts.submit(config)
-    _until(lambda: ended() is not None, f"the end of {config.run_dir}", RUN_S)
+    until(lambda: ended() is not None, f"the end of {config.run_dir}", RUN_S)
     if ended():
         raise RuntimeError(f"the run on three hosts failed; see {config.run_dir / 'logs' / 'console.log'}")
 
 
-def _steps(run_dir: Path) -> int:
-    """Return the last step that was trained."""
+def last_step(run_dir: Path) -> int:
+    """Return the last step that a run has trained, 0 before the first."""
     return max((one.step for one in trained(run_dir)), default=0) if (run_dir / TRAINING_LOG).is_file() else 0
 
 
-def _until(condition: Callable[[], bool], what: str, limit_s: float) -> None:
+def until(condition: Callable[[], bool], what: str, limit_s: float) -> None:
+    """Wait until something holds.
+
+    Raises:
+        TimeoutError: it does not within the limit.
+    """
     deadline = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() > deadline:

@@ -112,8 +112,9 @@ class Fleet:
             return
         self._enter(seat, State.HEALTHY)
         seat.is_on_trial = seat.trips > 0
-        if "detect" in seat.heal:
-            self._tell("healed", seat, seconds=seat.heal | {"all": sum(seat.heal.values())})
+        if "start" in seat.heal or "detect" in seat.heal:
+            kind = "healed" if "detect" in seat.heal else "serving"  # for the first time
+            self._tell(kind, seat, seconds=seat.heal | {"all": sum(seat.heal.values())})
         seat.heal = {}
 
     def postpone(self, name: str) -> None:

@@ -22,7 +22,7 @@ class NodeEvents:
         for name in sorted(alive ^ before):
             node = nodes.get(name, {})
             labels = {key: value for key, value in (node.get("Labels") or {}).items() if not key.startswith("ray.io/")}
-            fields = {"node": name[:8], "address": node.get("NodeManagerAddress", ""), "labels": labels}
+            fields = {"node": name, "address": node.get("NodeManagerAddress", ""), "labels": labels}
             if name in alive:
                 self._write("node joined", **fields)
             else:

@@ -28,9 +28,9 @@ def test_nodes_that_join_and_go_are_told_once(monkeypatch: pytest.MonkeyPatch) -
     nodes.look()
     nodes.look()
     labels = {"pool": "spot"}
-    assert events == [{"kind": "node joined", "node": "bbbbbbbb", "address": "10.0.0.2", "labels": labels}]
+    assert events == [{"kind": "node joined", "node": "b" * 28, "address": "10.0.0.2", "labels": labels}]
     there[1] = node("b", alive=False, reason="health check failed")
     nodes.look()
     nodes.look()
-    gone = {"kind": "node gone", "node": "bbbbbbbb", "address": "10.0.0.2", "labels": labels}
+    gone = {"kind": "node gone", "node": "b" * 28, "address": "10.0.0.2", "labels": labels}
     assert events[1:] == [gone | {"reason": "health check failed"}]
