@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,15 +99,13 @@ def _train(config: Config, progress: Progress) -> Path:
     run, settings, splits = config.run_dir, config.grpo, grpo_splits(config)
     checkpoint, events = run / "checkpoints" / "grpo", EventLog(run / EVENTS)
     with (
-        Commits(run, _states(config), _settings(config), events) as commits,
+        begun(config, _states(config), _settings(config), events) as (commits, saved, log),
         workers(config, *splits, progress=progress, wait=False) as others,
         others.learners(config, "train") as learners,
-        RunLog(run, wandb=config.tracking.wandb) as log,
     ):
         counts = {"rollout": len(others.fleet.members), "retrieval": len(splits), "rewards": len(others.rewards)}
         begin = partial(progress.begin, "grpo", settings.steps, counts | {"learner": learners.ranks})
         begin()
-        saved = commits.restore(DEFAULTS)
         if saved.folder:
             learners.load_state(saved.folder)
             others.push(learners, version=saved.weights)
@@ -129,6 +128,18 @@ def _train(config: Config, progress: Progress) -> Path:
             trained = config.model.model_copy(update={"policy": checkpoint})
             _evaluate(others, config.model_copy(update={"model": trained}), "after")
     return checkpoint
+
+
+@contextmanager
+def begun(
+    config: Config, states: StateFolder, settings: dict[str, Any], events: EventLog
+) -> Iterator[tuple[Commits, Saved, RunLog]]:
+    """Yield what a run commits, where it goes on from, and its log without the steps that it takes again."""
+    with Commits(config.run_dir, states, settings, events) as commits:
+        saved = commits.restore(DEFAULTS)
+        after = dict.fromkeys(("grpo", config.grpo.val_split), saved.step if saved.folder else -1)
+        with RunLog(config.run_dir, wandb=config.tracking.wandb, after=after) as log:
+            yield commits, saved, log
 
 
 @dataclass
