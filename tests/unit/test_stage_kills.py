@@ -18,6 +18,7 @@ from actors.rewards import RewardWorkerActor
 from vsr1.ledger import Frame
 from vsr1.runs.events import EVENTS, read_events
 from vsr1.runs.scalars import read_scalars
+from vsr1.search.rewards import SearchRewards
 from vsr1.settings.training import RewardConfig
 
 
@@ -32,7 +33,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> PretendedRay:
 
 @pytest.fixture
 def rewards(cluster: PretendedRay) -> list[Any]:
-    return [cluster.actor(RewardWorkerActor(RewardConfig()))]
+    return [cluster.actor(RewardWorkerActor(SearchRewards(RewardConfig())))]
 
 
 @pytest.fixture
