@@ -18,13 +18,14 @@ from rich.table import Table
 
 from pipelines.data.clips import Failure, SplitClips
 from pipelines.data.embed import embed, embedder_key, forget_refusals
-from pipelines.data.films import ensure_films
+from pipelines.data.films import write_films
 from pipelines.data.manifest import Announce, BuildError, copy_annotations, load_manifest
 from pipelines.data.split_steps import SplitSteps
 from pipelines.data.steps import Facts, StepLog, StepReport
 from pipelines.data.teacher.reasoning import check_teacher
 from pipelines.data.workers import RayWorkers
 from vsr1.config import Config
+from vsr1.environments.registry import environment_of
 from vsr1.formats.dataset import TRAIN, DatasetFolder
 from vsr1.toy.corpus import write_toy_corpus
 
@@ -135,20 +136,20 @@ def build_dataset(
 
 
 def ensure_dataset(config: Config, progress: Announce | None = None) -> bool:
-    """Render and build the toy corpus if `toy.create` says so and `data.root` holds no dataset; Ray must be running.
+    """Make the toy world if `toy.create` says so and `data.root` holds no dataset; Ray must be running.
 
     Returns:
         Whether there was something to build.
     """
-    if config.environment == "navigate":
-        return ensure_films(config)
-    folder = DatasetFolder(config.data.root)
-    last = folder.grpo_records() if config.data.teacher.kind == "none" else folder.sft_records()
-    if not config.toy.create or last.is_file():
+    environment = environment_of(config)
+    if not config.toy.create or environment.is_built(config):
         return False
-    if not folder.events("test").is_file():
-        render_toy(config)
-    build_dataset(config, progress)
+    if environment.has_films:
+        write_films(config)
+    if environment.has_corpus:
+        if not DatasetFolder(config.data.root).events("test").is_file():
+            render_toy(config)
+        build_dataset(config, progress)
     return True
 
 

@@ -21,6 +21,7 @@ from pipelines.machine.nodes import TOLERANCE, Capacity, capacity
 from pipelines.machine.packing import Gpu, has_labels, place, rooms_of
 from pipelines.machine.resources import READER_CPUS, READERS
 from vsr1.config import Config
+from vsr1.environments.registry import environment_of
 from vsr1.settings.parts import ActorResources, PlacedResources
 
 Stage = Literal["sft", "grpo", "eval", "demo"]
@@ -275,7 +276,7 @@ def _services(config: Config, splits: int, available: Capacity) -> tuple[Role, .
             "cluster.rollout",
             on_device=True,
         ),
-        *(retrieval_roles(config, splits) if config.environment == "search" else ()),  # tools reserve nothing
+        *(retrieval_roles(config, splits) if environment_of(config).has_corpus else ()),  # tools reserve nothing
         Role("reward worker", cluster.reward_workers, cluster.reward, "cluster.reward_workers", "cluster.reward"),
         clip_stores(config, splits, available),
     )

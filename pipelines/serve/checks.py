@@ -10,6 +10,7 @@ from pipelines.machine.nodes import Capacity, capacity
 from pipelines.machine.placement import Plan, Role, clip_stores, retrieval_roles
 from pipelines.serve.gateway.keys import read_keys
 from vsr1.config import Config, ConfigError
+from vsr1.environments.registry import environment_of
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.parts import ActorResources
 from vsr1.settings.serving import CorpusConfig
@@ -69,7 +70,7 @@ def check_served(config: Config, agents: bool = True) -> None:
 
 def _faults(config: Config, agents: bool) -> Iterator[str]:
     settings = config.serve
-    if config.environment != "search":
+    if not environment_of(config).is_served:
         yield f"environment={config.environment} cannot be served; a server searches a corpus, so leave it out"
     if not settings.corpora:
         yield "serve.corpora names no corpus; say --corpus DIR, or serve.corpora.NAME.root=DIR"

@@ -27,13 +27,12 @@ from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.stage.pump import Occupancy, RolloutPump
 from pipelines.stage.watch import Watch
 from vsr1.config import Config
+from vsr1.environments.registry import environment_of
 from vsr1.episode.sample import FailedSample
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.runs.events import EVENTS, EventLog
 from vsr1.search.record import SearchTask, SearchTrajectory
-from vsr1.settings.navigate import NavigateRewardConfig
 from vsr1.settings.parts import AgentConfig
-from vsr1.settings.training import RewardConfig
 from vsr1.video.clips import ClipFolder
 
 ALWAYS = -1  # restarts by Ray
@@ -113,11 +112,6 @@ class Workers:
             thread.shutdown(wait=False)
 
 
-def rewards_of(config: Config) -> RewardConfig | NavigateRewardConfig:
-    """Return the settings of the rewards of an environment."""
-    return config.navigate.rewards if config.environment == "navigate" else config.rewards
-
-
 def complete(outcomes: list[Outcome], tolerated: float = 0.0) -> tuple[list[SearchTrajectory], list[FailedSample]]:
     """Return trajectories and failures apart.
 
@@ -141,11 +135,12 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET, wait: bool
         wait: until each is ready; else `Workers.start` or `Workers.learners` does.
     """
     need, logs, folder = config.cluster, config.run_dir / "logs", DatasetFolder(config.data.root)
+    environment = environment_of(config)
     events = EventLog(config.run_dir / EVENTS)
     watch = Watch(config.fleet, logs / "watch.log", events.write)
 
     def corpus_of(split: str) -> CorpusActors | FilmActors:
-        if config.environment == "navigate":
+        if environment.has_films:
             return FilmActors(config, split, sharers=len(splits), logs=logs)
         return CorpusActors(
             config,
@@ -161,7 +156,7 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET, wait: bool
     retrieval = {split: corpus.retrieval for split, corpus in corpora.items()}
     rewards = [
         RewardWorker.options(**placed(need.reward), max_restarts=ALWAYS).remote(
-            rewards_of(config), logs / f"reward-{i}.log"
+            environment.rewards(config), logs / f"reward-{i}.log"
         )
         for i in range(need.reward_workers)
     ]

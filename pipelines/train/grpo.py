@@ -19,17 +19,18 @@ from pipelines.machine.resources import check_packages
 from pipelines.stage.connection import connect
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
-from pipelines.stage.tasks import PromptStream, Rows, training_records
+from pipelines.stage.tasks import PromptStream
 from pipelines.stage.workers import Workers, workers
 from pipelines.train.commits import Commits, Saved
-from pipelines.train.environments import followed
+from pipelines.train.environments import training_of
 from pipelines.train.gauges import StepGauges
 from pipelines.train.groups import StepGroups
 from pipelines.train.prompt_lengths import short_enough
-from pipelines.train.record_checks import check_grpo_records
 from pipelines.train.rollouts import GroupRollouts
 from pipelines.train.step_metrics import credit_metrics
 from vsr1.config import RENAMED, Config
+from vsr1.environments.registry import environment_of
+from vsr1.environments.spec import Rows
 from vsr1.episode.sample import hashed_seed
 from vsr1.formats.digest import file_sha256
 from vsr1.ledger import Ledger
@@ -78,7 +79,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
             check_packages("wandb", fix="pip install 'vsr1[wandb]', or leave tracking.wandb out")
         connect(config)
         if ensure_dataset(config):
-            check_grpo_records(config)
+            training_of(config).check(config)
         check_placement(config, "grpo")
         return _train(config, progress)
 
@@ -86,13 +87,13 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 def check(config: Config) -> None:
     """See that a run can start, as far as dataset and run folder tell by themselves; errors as of `train`."""
     check_largest_clip(config.model.policy, config.data)
-    states, has_records = _states(config), training_records(config).is_file()
+    states, has_records = _states(config), environment_of(config).training_file(config).is_file()
     if not states.root.exists():
         check_untrained(config, "grpo")
     elif has_records:
         states.claim(_settings(config), RENAMED, DEFAULTS)
     if has_records or not config.toy.create:
-        check_grpo_records(config)
+        training_of(config).check(config)
 
 
 def _train(config: Config, progress: Progress) -> Path:
@@ -195,7 +196,7 @@ class Loop:
         groups = self.rollouts.take(step)
         rolled, self._whole = time.monotonic(), None
         credits = credits_of(groups.trained, self.config.grpo.objective, self.config.agent.max_new_tokens)
-        examples = followed(self.config).examples(groups.trained, credits, self.config)
+        examples = training_of(self.config).examples(groups.trained, credits, self.config)
         self.progress.now("learning", learner=Load(self.learners.ranks))
         learning = self._thread.submit(learn, self.learners, examples, self.config, step, over)
         self._taken = taken = _Taken(step, groups, credits, learning, started, {"rollout": rolled - started})
@@ -209,7 +210,7 @@ class Loop:
         values = self._note(taken)
         self._keep(step)
         shown = {"reward": values["reward/total"]}
-        shown |= {name: values[key] for name, key in followed(self.config).shown.items()} | learner_speed(learned)
+        shown |= {name: values[key] for name, key in training_of(self.config).shown.items()} | learner_speed(learned)
         if self.config.grpo.staleness:
             shown["staleness"] = values["staleness/most"]
         timing = taken.seconds | {"rest": time.monotonic() - worked}
@@ -220,8 +221,8 @@ class Loop:
         self._taken = None
         step, groups, learned = taken.step, taken.groups, taken.learning.result()
         held = self.rollouts.weights
-        values = followed(self.config).metrics(groups.trained, held) | groups.metrics() | credit_metrics(taken.credits)
-        values |= learned
+        values = training_of(self.config).metrics(groups.trained, held) | groups.metrics()
+        values |= credit_metrics(taken.credits) | learned
         if not learned["skipped"]:
             values["tokens_per_second"] = learned["tokens"] / (time.monotonic() - taken.started)
         # A run that goes on pushes the weights of the step first, whether these engines got them or not.
@@ -289,9 +290,8 @@ def _states(config: Config) -> StateFolder:
 
 def _settings(config: Config) -> dict[str, Any]:
     """Return all that decides what a step does, as a JSON value; a state is continued under the same only."""
-    agent, records = config.agent, training_records(config)
-    navigate = config.navigate.model_dump(mode="json", exclude={"eval_budgets", "pools"})
-    return ({"navigate": navigate} if config.environment == "navigate" else {}) | {
+    agent, records = config.agent, environment_of(config).training_file(config)
+    return environment_of(config).settings(config, True) | {
         "seed": config.seed,
         "model": config.model.model_dump(mode="json"),
         "data": {"timestamps": config.data.timestamps},
@@ -336,6 +336,6 @@ def _validate(others: Workers, log: RunLog, config: Config, step: int) -> float:
     """Play the validation split, log its metrics and return its reward."""
     split = config.grpo.val_split
     summary, trajectories = evaluate_split(others, config, split, f"step {step} {split}")
-    values = followed(config).validation(summary, trajectories)
+    values = training_of(config).validation(summary, trajectories)
     log.log(split, step, values)
     return values["reward"]

@@ -9,10 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.stage.tasks import training_records
 from vsr1.config import Config
 from vsr1.formats.dataset import TRAIN, DatasetFolder
-from vsr1.navigate.files import read_questions
 from vsr1.video.clips import clip_file, read_meta
 
 LISTED = 200
@@ -108,9 +106,6 @@ def check_sft_records(config: Config) -> None:
 
 def check_grpo_records(config: Config) -> None:
     """Compare the records of Stage 2 with what it will ask of them; errors as of `check_sft_records`."""
-    if config.environment == "navigate":
-        read_questions(training_records(config))
-        return
     folder = DatasetFolder(config.data.root)
     corpus = _Corpus(folder)
 
