@@ -18,6 +18,7 @@ from vsr1.navigate.files import Question, questions_file, read_questions
 from vsr1.navigate.record import drawn_budget, is_right
 from vsr1.rl.success import SuccessEstimates
 from vsr1.search.record import SearchTask, SearchTrajectory
+from vsr1.storage import has_file
 from vsr1.video.clips import clip_file, read_meta
 
 Rows = list[dict[str, Any]]
@@ -197,7 +198,7 @@ def evaluation_queries(config: Config, split: str) -> list[EvaluationQuery]:
             skipped, message = "pos_doc_missing", f"video {video} is not in the corpus; was it left out of the build?"
         elif row.qid not in known:
             skipped, message = "query_not_found_in_meta", f"query {row.qid!r} is not in {folder.query_meta(split)}"
-        elif row.video not in clips or not clip_file(folder.clips(split), row.video, clips[row.video]).is_file():
+        elif row.video not in clips or not has_file(clip_file(folder.clips(split), row.video, clips[row.video])):
             skipped, message = "video_file_missing", f"the clip of video {video} is not in {folder.clips(split)}"
         else:
             skipped = message = ""
