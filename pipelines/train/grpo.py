@@ -41,6 +41,7 @@ from vsr1.rl.schedule import learning_rate, of_all_steps, optimiser_batches
 from vsr1.runs.checkpoints import Best, remove_older
 from vsr1.runs.events import EVENTS, EventLog
 from vsr1.runs.folder import TRAINING_LOG, check_untrained, write_config
+from vsr1.runs.mirror import bring
 from vsr1.runs.scalars import RunLog
 from vsr1.runs.state import StateFolder
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
@@ -73,6 +74,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
         RecordError: records that cannot be used.
         RolloutError: more samples failed than tolerated. Errors of actors come through with their names.
     """
+    bring(config.run_dir, "grpo")
     check(config)
     with kept_in_folder(config, "grpo"):
         if config.tracking.wandb:
