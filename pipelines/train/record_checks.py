@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.machine.placement import grpo_splits
-from pipelines.stage.tasks import training_records
 from vsr1.config import Config, ConfigError
+from vsr1.environments.registry import environment_of
 from vsr1.formats.dataset import TRAIN, DatasetFolder
-from vsr1.navigate.files import read_questions
+from vsr1.storage import has_file, is_there, named, url_of
 from vsr1.video.clips import clip_file, read_meta
 
 LISTED = 200
@@ -68,7 +68,7 @@ class _Corpus:
     def faults(self, field: str, video: str, *, shown: bool = False) -> Iterator[str]:
         if video not in self.videos:
             yield f"{field}: video {video!r} is not in the corpus"
-        elif shown and not (video in self._clips and clip_file(self._folder, video, self._clips[video]).is_file()):
+        elif shown and not (video in self._clips and has_file(clip_file(self._folder, video, self._clips[video]))):
             yield f"{field}: video {video!r} has no clip in {self._folder}"
 
 
@@ -114,19 +114,21 @@ def check_checkpoints(config: Config) -> None:
         ConfigError: a folder is no checkpoint.
     """
     folders = {"model.policy": config.model.policy}
-    if config.environment == "search":
+    if environment_of(config).has_corpus:
         folders["model.embedder"] = config.model.embedder
     for key, folder in folders.items() if not config.cluster.nodes else ():
         weights = ("*.safetensors", "*.bin") if config.model.allow_bin else ("*.safetensors",)
-        if not folder.is_dir():
+        if not is_there(folder):
             fault = "the folder does not exist; a checkpoint of the hub is loaded with `hf download NAME --local-dir`"
+        elif url_of(folder) is not None:
+            continue
         elif (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             fault = "an adapter alone is no checkpoint; merge it into its model first"
         elif not any(path for pattern in weights for path in folder.glob(pattern)):
             fault = "no safetensors weights"
         else:
             continue
-        raise ConfigError(f"{key}={folder}: {fault}")
+        raise ConfigError(f"{key}={named(folder)}: {fault}")
 
 
 def check_grpo_records(config: Config) -> None:
@@ -136,9 +138,6 @@ def check_grpo_records(config: Config) -> None:
         RecordError: some cannot be used.
         FileNotFoundError: a file of the dataset is missing.
     """
-    if config.environment == "navigate":
-        read_questions(training_records(config))
-        return
     folder = DatasetFolder(config.data.root)
     corpus = _Corpus(folder)
 

@@ -19,6 +19,7 @@ from actors.rewards import RewardWorkerActor
 from vsr1.ledger import Frame
 from vsr1.runs.events import EVENTS, read_events
 from vsr1.runs.scalars import read_scalars
+from vsr1.search.rewards import SearchRewards
 from vsr1.settings.training import RewardConfig
 
 
@@ -33,7 +34,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> PretendedRay:
 
 @pytest.fixture
 def rewards(cluster: PretendedRay) -> list[Any]:
-    return [cluster.actor(RewardWorkerActor(RewardConfig()))]
+    return [cluster.actor(RewardWorkerActor(SearchRewards(RewardConfig())))]
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_a_signal_ends_the_check_and_all_its_processes_with_a_line(folder: Datas
         os.killpg(group, signal_)  # as a terminal sends it
     else:
         process.send_signal(signal_)
-    assert process.wait(30) == 128 + signal_
+    assert process.wait(120) == 128 + signal_
     *_, last = (text := out.read_text()).splitlines()
     assert last == f"{signal.Signals(signal_).name}: stopping; nothing was written" and "Traceback" not in text
     while left := _of_group(group):
