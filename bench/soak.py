@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,29 +38,43 @@ TITLES = {  # of the processes of each role
 PAUSE_S = 0.5
 
 
-def bench_soak(config: Config, every_s: float, seed: int, most: int | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Fault:
+    """A signal to a process of a role."""
+
+    role: str
+    signal: str
+    time: float
+
+
+def bench_soak(
+    config: Config, every_s: float, seed: int, most: int | None = None, limit_s: float | None = None
+) -> dict[str, Any]:
     """Train, and return faults by role and signal, what the run told of them, and how its samples were counted.
 
     Args:
         every_s: mean seconds between two faults; the first one comes after the first step.
         most: faults, after which the training is left alone; None: until it ends.
+        limit_s: seconds after which the training gets SIGTERM, if it has not ended; the same settings go on with it.
     """
-    chance, faults = random.Random(seed), Counter[str]()
+    chance, faults = random.Random(seed), list[_Fault]()
     roles, due, began = list[str](), 0.0, time.monotonic()
     with training(config) as process:
         while process.poll() is None:
             time.sleep(PAUSE_S)
-            if not (config.run_dir / TRAINING_LOG).is_file() or time.monotonic() < due or faults.total() == most:
+            if limit_s is not None and time.monotonic() >= began + limit_s:
+                break
+            if not (config.run_dir / TRAINING_LOG).is_file() or time.monotonic() < due or len(faults) == most:
                 continue
             if due:
                 roles = roles or chance.sample(list(TITLES), len(TITLES))  # all of them, before one comes again
-                faults.update(_disturb(process.pid, roles, chance))
+                faults += _disturb(process.pid, roles, chance)
             due = time.monotonic() + chance.expovariate(1 / every_s)
     return {
         "exit_code": process.returncode,
         "seconds": time.monotonic() - began,
-        "faults": dict(sorted(faults.items())),
-        **_events(config.run_dir),
+        "faults": dict(sorted(Counter(f"{fault.role} {fault.signal}" for fault in faults).items())),
+        **_events(config.run_dir, faults),
         **_samples(config),
     }
 
@@ -86,7 +102,7 @@ def trained(run_dir: Path) -> list[LoggedTrajectory]:
     return list(read_log(path)) if path.is_file() else []
 
 
-def _disturb(pid: int, roles: list[str], chance: random.Random) -> list[str]:
+def _disturb(pid: int, roles: list[str], chance: random.Random) -> list[_Fault]:
     """Kill or stop a process below this one, of the first role that has one, and take the role out of the list.
 
     Returns:
@@ -100,36 +116,57 @@ def _disturb(pid: int, roles: list[str], chance: random.Random) -> list[str]:
             if victims:
                 chance.choice(victims).send_signal(number)
                 roles.remove(role)
-                return [f"{role} {number.name}"]
+                return [_Fault(role, number.name, time.time())]
     return []
 
 
-def _events(run_dir: Path) -> dict[str, Any]:
+def _events(run_dir: Path, faults: list[_Fault]) -> dict[str, Any]:
+    """Return what the run told of by role, and the seconds from a signal to the event that tells of it.
+
+    Returns:
+        `untold`: signals without an event before the next one to the same role, as to a process that was starting.
+    """
     events = read_events(run_dir / EVENTS)
     kinds = ("fault", "healed", "spare ready")
     by_role = {kind: Counter(event["role"] for event in events if event["kind"] == kind) for kind in kinds}
     seconds: dict[str, list[float]] = defaultdict(list)
-    for event in events:
-        if event["kind"] == "fault":
-            seconds[event["role"]].append(event["seconds"]["detect"])
+    untold = 0
+    for place, fault in enumerate(faults):
+        told_as = _told_as(fault)
+        end = next((later.time for later in faults[place + 1 :] if _told_as(later) == told_as), math.inf)
+        times = [event["time"] for event in events if event["kind"] == "fault" and event["role"] == told_as]
+        moment = next((time_ for time_ in times if fault.time <= time_ < end), None)
+        if moment is None:
+            untold += 1
+        else:
+            seconds[fault.role].append(moment - fault.time)
     return {
         "told": {kind: dict(counts) for kind, counts in by_role.items()},
         "found_s_most": {role: max(values) for role, values in seconds.items()},
+        "untold": untold,
     }
+
+
+def _told_as(fault: _Fault) -> str:
+    return "rollout" if fault.role == "engine" else fault.role
 
 
 def _samples(config: Config) -> dict[str, int]:
     """Count what became of the samples: by the log of the trained ones, and by the ledger of the last state.
 
     Returns:
-        those that were trained, those trained twice, those dropped, and those that were issued and are nowhere.
+        the steps, and of their samples those that were trained, those trained twice, those dropped, and those that
+        were issued and are nowhere.
     """
-    counts = Counter((one.trajectory.id.prompt, one.trajectory.id.sample) for one in trained(config.run_dir))
+    log = trained(config.run_dir)
+    counts = Counter((one.trajectory.id.prompt, one.trajectory.id.sample) for one in log)
+    steps = max((one.step for one in log), default=0)
     newest = StateFolder(config.run_dir / "state" / "grpo").newest()
     past = Past.read(read_journal(newest[1] / LEDGER)) if newest else Past()
     dropped = past.closed.total() - past.closed["trained"]
-    issued = config.grpo.steps * config.grpo.prompts_per_step * config.grpo.group_size
+    issued = steps * config.grpo.prompts_per_step * config.grpo.group_size
     return {
+        "steps": steps,
         "trained": len(counts),
         "repeated": sum(count > 1 for count in counts.values()),
         "dropped": dropped,
