@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import signal
 import subprocess
@@ -39,12 +38,17 @@ PAUSE_S = 0.5
 
 
 @dataclass(frozen=True)
-class _Fault:
+class Fault:
     """A signal to a process of a role."""
 
     role: str
     signal: str
     time: float
+
+    @property
+    def told_as(self) -> str:
+        """Return the role of the event that tells of it: an engine's worker ends with it."""
+        return "rollout" if self.role == "engine" else self.role
 
 
 def bench_soak(
@@ -57,7 +61,7 @@ def bench_soak(
         most: faults, after which the training is left alone; None: until it ends.
         limit_s: seconds after which the training gets SIGTERM, if it has not ended; the same settings go on with it.
     """
-    chance, faults = random.Random(seed), list[_Fault]()
+    chance, faults = random.Random(seed), list[Fault]()
     roles, due, began = list[str](), 0.0, time.monotonic()
     with training(config) as process:
         while process.poll() is None:
@@ -74,7 +78,7 @@ def bench_soak(
         "exit_code": process.returncode,
         "seconds": time.monotonic() - began,
         "faults": dict(sorted(Counter(f"{fault.role} {fault.signal}" for fault in faults).items())),
-        **_events(config.run_dir, faults),
+        **_told(config.run_dir, faults),
         **_samples(config),
     }
 
@@ -102,7 +106,7 @@ def trained(run_dir: Path) -> list[LoggedTrajectory]:
     return list(read_log(path)) if path.is_file() else []
 
 
-def _disturb(pid: int, roles: list[str], chance: random.Random) -> list[_Fault]:
+def _disturb(pid: int, roles: list[str], chance: random.Random) -> list[Fault]:
     """Kill or stop a process below this one, of the first role that has one, and take the role out of the list.
 
     Returns:
@@ -116,39 +120,36 @@ def _disturb(pid: int, roles: list[str], chance: random.Random) -> list[_Fault]:
             if victims:
                 chance.choice(victims).send_signal(number)
                 roles.remove(role)
-                return [_Fault(role, number.name, time.time())]
+                return [Fault(role, number.name, time.time())]
     return []
 
 
-def _events(run_dir: Path, faults: list[_Fault]) -> dict[str, Any]:
-    """Return what the run told of by role, and the seconds from a signal to the event that tells of it.
+def seconds_until_told(faults: list[Fault], events: list[dict[str, Any]]) -> tuple[dict[str, list[float]], int]:
+    """Return the seconds from each signal to the event that tells of it, by role, and the signals that have none.
 
-    Returns:
-        `untold`: signals without an event before the next one to the same role, as to a process that was starting.
+    An event counts for the last signal to its role: one to a process that was starting has often none.
     """
+    seconds: dict[str, list[float]] = defaultdict(list)
+    last: dict[str, Fault] = {}  # signal of each role that nothing has told of
+    marks = [*faults, *(event for event in events if event["kind"] == "fault")]
+    for mark in sorted(marks, key=lambda mark: mark.time if isinstance(mark, Fault) else mark["time"]):
+        if isinstance(mark, Fault):
+            last[mark.told_as] = mark
+        elif fault := last.pop(mark["role"], None):
+            seconds[fault.role].append(mark["time"] - fault.time)
+    return seconds, len(faults) - sum(map(len, seconds.values()))
+
+
+def _told(run_dir: Path, faults: list[Fault]) -> dict[str, Any]:
     events = read_events(run_dir / EVENTS)
     kinds = ("fault", "healed", "spare ready")
     by_role = {kind: Counter(event["role"] for event in events if event["kind"] == kind) for kind in kinds}
-    seconds: dict[str, list[float]] = defaultdict(list)
-    untold = 0
-    for place, fault in enumerate(faults):
-        told_as = _told_as(fault)
-        end = next((later.time for later in faults[place + 1 :] if _told_as(later) == told_as), math.inf)
-        times = [event["time"] for event in events if event["kind"] == "fault" and event["role"] == told_as]
-        moment = next((time_ for time_ in times if fault.time <= time_ < end), None)
-        if moment is None:
-            untold += 1
-        else:
-            seconds[fault.role].append(moment - fault.time)
+    seconds, untold = seconds_until_told(faults, events)
     return {
         "told": {kind: dict(counts) for kind, counts in by_role.items()},
         "found_s_most": {role: max(values) for role, values in seconds.items()},
         "untold": untold,
     }
-
-
-def _told_as(fault: _Fault) -> str:
-    return "rollout" if fault.role == "engine" else fault.role
 
 
 def _samples(config: Config) -> dict[str, int]:
