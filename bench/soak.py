@@ -131,7 +131,7 @@ def seconds_until_told(faults: list[Fault], events: list[dict[str, Any]]) -> tup
     """
     seconds: dict[str, list[float]] = defaultdict(list)
     last: dict[str, Fault] = {}  # signal of each role that nothing has told of
-    marks = [*faults, *(event for event in events if event["kind"] == "fault")]
+    marks: list[Fault | dict[str, Any]] = [*faults, *(event for event in events if event["kind"] == "fault")]
     for mark in sorted(marks, key=lambda mark: mark.time if isinstance(mark, Fault) else mark["time"]):
         if isinstance(mark, Fault):
             last[mark.told_as] = mark

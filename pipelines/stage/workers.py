@@ -84,9 +84,8 @@ class Workers:
         """Return the learner of clips of a split, not started yet."""
 
         def guard(name: str, rank: Any) -> None:
-            if rank is None:
-                self.watch.release(name)
-            else:
+            self.watch.release(name)  # the learner itself tells of its healing
+            if rank is not None:
                 self.watch.guard(name, "learner", rank)
 
         return HealingLearners(config, self.clips[split], config.run_dir / "logs", guard, self.events.write)

@@ -316,3 +316,26 @@ def test_an_actor_that_ray_starts_again_is_told_of_with_its_seconds(stage) -> No
         assert (fault["kind"], fault["role"], healed["kind"]) == ("fault", "clips", "healed")
         assert healed["seconds"]["all"] == pytest.approx(healed["seconds"]["detect"] + healed["seconds"]["start"])
         assert ray.get(answer) != first
+
+
+@chaos
+def test_an_actor_that_another_takes_the_place_of_is_told_of_as_healed(stage) -> None:
+    """As a shard, which ends with its retrieval service."""
+    running = stage(1)
+
+    @ray.remote(num_cpus=0)
+    class Shard:
+        pass
+
+    first = Shard.remote()
+    running.watch.guard("shard 0", "shard", first)
+    running.until(lambda: "shard 0" in running.watch.places())
+    ray.kill(first)
+    running.until(lambda: bool(running.told("fault")))
+    running.until(lambda: "shard 0" not in running.watch.places())
+    second = Shard.remote()
+    running.watch.guard("shard 0", "shard", second)
+    running.until(lambda: bool(running.told("healed")))
+    [fault], [healed] = running.told("fault"), running.told("healed")
+    assert fault["member"] == healed["member"] == "shard 0"
+    assert healed["seconds"]["detect"] == fault["seconds"]["detect"]
