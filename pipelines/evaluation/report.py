@@ -32,6 +32,9 @@ from vsr1.runs.trajectories import read_log
 from vsr1.video.clips import Clip, ClipFolder
 
 
+SHOWN = ("search", "navigate")  # environments
+
+
 class ReportError(ValueError):
     """A run folder that cannot be shown; the message names the file and the fix."""
 
@@ -70,10 +73,10 @@ def read_run(folder: Path, name: str, data: Path | None = None, with_frames: boo
     if not logs and not any(path.is_file() for path in (config, scalars, training)):
         raise ReportError(f"{folder} has neither scalars.jsonl nor trajectories; give the run_dir of a stage")
     settings = config_values(config) if config.is_file() else None  # unchecked: a run of another version can be shown
-    name_of_environment = (settings or {}).get("environment", "search")
-    if name_of_environment not in ENVIRONMENTS:
-        raise ReportError(f"{config} says environment={name_of_environment}, which this version does not know")
-    environment = ENVIRONMENTS[name_of_environment]
+    played = (settings or {}).get("environment", "search")
+    if played not in SHOWN:
+        raise ReportError(f"{folder} is a run of environment={played}; the page shows {' and '.join(SHOWN)} only")
+    environment = ENVIRONMENTS[played]
     films = _films(config, settings, data) if with_frames and environment.has_films else None
     said = films.said if films else lambda call: None
     evaluations: dict[str, EvalSummary | NavigateSummary] = {}

@@ -97,9 +97,13 @@ def replay(
         score_tolerance, logprob_tolerance: by default those of the run's dtype.
 
     Raises:
-        ReplayError: no trajectory fits, or a rerun of sampled ones.
+        ReplayError: no trajectory fits, a rerun of sampled ones, or a run of another environment.
     """
     is_training = file.name == TRAINING_LOG
+    if config.environment not in STAGES:
+        raise ReplayError(
+            f"{file} is of a run of environment={config.environment}; replayed are {' and '.join(STAGES)} only"
+        )
     if rerun and is_training:
         raise ReplayError(f"{file} holds sampled rollouts; --rerun plays greedy ones again, those of an evaluation")
     agent = _agent_of(file, config)
