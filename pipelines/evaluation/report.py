@@ -31,7 +31,6 @@ from vsr1.runs.scalars import read_scalars
 from vsr1.runs.trajectories import read_log
 from vsr1.video.clips import Clip, ClipFolder
 
-
 SHOWN = ("search", "navigate")  # environments
 
 
