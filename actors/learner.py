@@ -229,7 +229,7 @@ class LearnerGroup:
             for rank in range(self.ranks)
         ]
         nodes = self._all([rank.node.remote() for rank in self.members])
-        self._stores = {node: self._clips.on(node) for node in nodes}
+        self._stores = {node: self._clips.on(node, keep=True) for node in nodes}
         [(host, port)] = self._all([self.members[0].address.remote()])
         joining = zip(self.members, nodes, strict=True)
         [self._flops, *_] = self._all([rank.setup.remote(host, port, self._stores[node]) for rank, node in joining])

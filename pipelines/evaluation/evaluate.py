@@ -36,6 +36,7 @@ from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_l
 from vsr1.search.prompts import agent_prompt
 from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
+from vsr1.storage import fetched
 from vsr1.versions import installed_version
 from vsr1.video.clips import META
 from vsr1.video.largest_clip import check_largest_clip
@@ -157,7 +158,7 @@ def _inputs(config: Config, split: str) -> dict[str, Any]:
     folder = DatasetFolder(config.data.root)
     files = [
         folder.annotations(split), folder.query_meta(split), folder.docid2row(split), folder.video_embeddings(split),
-        folder.index(split).parent / CURRENT, folder.clips(split) / META, questions_file(folder, split),
+        folder.at(split, "index", CURRENT), fetched(folder.clips(split) / META), questions_file(folder, split),
     ]  # fmt: skip
     model = config.model
     return environment_of(config).settings(config, False) | {

@@ -136,6 +136,11 @@ class Plan:
                     f"{where.get(left.need.strategy, '')}: {fix}"
                 )
             lines += sorted({_overfull(gpu) for gpu in gpus if _is_overfull(gpu)})
+            if any(gpu.actors[LEARNER] > 1 for gpu in gpus):
+                lines.append(
+                    "two learner ranks would share a GPU, which NCCL refuses: raise cluster.learner.gpus above 0.5, or "
+                    "in Stage 2 cluster.rollout.gpus, so that an engine and one rank fill a GPU"
+                )
         return lines
 
     def packed(self) -> tuple[Role | None, list[Gpu]]:
@@ -211,7 +216,7 @@ def grpo_splits(config: Config) -> list[str]:
     splits = ["train"]
     if config.grpo.validate_every:
         splits.append(config.grpo.val_split)
-    if config.grpo.evaluate_after:
+    if config.grpo.evaluate_before or config.grpo.evaluate_after:
         splits.append(config.eval.split)
     return list(dict.fromkeys(splits))
 

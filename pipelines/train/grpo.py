@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from vsr1.rl.schedule import learning_rate, of_all_steps, optimiser_batches
 from vsr1.runs.checkpoints import Best, remove_older
 from vsr1.runs.events import EVENTS, EventLog
 from vsr1.runs.folder import TRAINING_LOG, check_untrained, write_config
+from vsr1.runs.mirror import bring
 from vsr1.runs.scalars import RunLog
 from vsr1.runs.state import StateFolder
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
@@ -51,7 +53,7 @@ from vsr1.video.largest_clip import check_largest_clip
 DEFAULTS = {"grpo": GrpoConfig().model_dump(mode="json")}  # for states of before a setting was there
 UNDECIDED = (  # change no step
     "state_every", "state_limit", "save_every", "save_total_limit", "keep_best", "validate_every", "val_split",
-    "evaluate_after", "max_failed_fraction", "poison_deaths",
+    "evaluate_before", "evaluate_after", "max_failed_fraction", "poison_deaths",
 )  # fmt: skip
 SPEED = {"compile", "vision_cache_gib", "micro_tokens"}  # of the learner: how fast a step is, not what it does
 P = ParamSpec("P")
@@ -72,6 +74,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
         RecordError: records that cannot be used.
         RolloutError: more samples failed than tolerated. Errors of actors come through with their names.
     """
+    bring(config.run_dir, "grpo")
     check(config)
     with kept_in_folder(config, "grpo"):
         if config.tracking.wandb:
@@ -99,19 +102,22 @@ def _train(config: Config, progress: Progress) -> Path:
     run, settings, splits = config.run_dir, config.grpo, grpo_splits(config)
     checkpoint, events = run / "checkpoints" / "grpo", EventLog(run / EVENTS)
     with (
-        Commits(run, _states(config), _settings(config), events) as commits,
-        workers(config, *splits, progress=progress) as others,
+        begun(config, _states(config), _settings(config), events) as (commits, saved, log),
+        workers(config, *splits, progress=progress, wait=False) as others,
         others.learners(config, "train") as learners,
-        RunLog(run, wandb=config.tracking.wandb) as log,
     ):
         counts = {"rollout": len(others.fleet.members), "retrieval": len(splits), "rewards": len(others.rewards)}
-        progress.begin("grpo", settings.steps, counts | {"learner": learners.ranks})
-        saved = commits.restore(DEFAULTS)
+        begin = partial(progress.begin, "grpo", settings.steps, counts | {"learner": learners.ranks})
+        begin()
         if saved.folder:
             learners.load_state(saved.folder)
             others.push(learners, version=saved.weights)
-        elif settings.validate_every:
-            _validate(others, log, config, 0)
+        else:
+            if settings.evaluate_before:
+                _evaluate(others, config, "before")
+                begin()
+            if settings.validate_every:
+                _validate(others, log, config, 0)
         stream = PromptStream(config, saved.position, partial(_short_enough, config), saved.success)
         ledger = Ledger(commits.write, saved.past, settings.poison_deaths)
         rollouts = GroupRollouts(
@@ -123,10 +129,20 @@ def _train(config: Config, progress: Progress) -> Path:
         learners.close()
         if settings.evaluate_after:
             trained = config.model.model_copy(update={"policy": checkpoint})
-            config = config.model_copy(update={"model": trained})  # what the engines hold by now
-            write_config(config, "after")
-            evaluate_on(others, config, "after")
+            _evaluate(others, config.model_copy(update={"model": trained}), "after")
     return checkpoint
+
+
+@contextmanager
+def begun(
+    config: Config, states: StateFolder, settings: dict[str, Any], events: EventLog
+) -> Iterator[tuple[Commits, Saved, RunLog]]:
+    """Yield what a run commits, where it goes on from, and its log without the steps that it takes again."""
+    with Commits(config.run_dir, states, settings, events) as commits:
+        saved = commits.restore(DEFAULTS)
+        after = dict.fromkeys(("grpo", config.grpo.val_split), saved.step if saved.folder else -1)
+        with RunLog(config.run_dir, wandb=config.tracking.wandb, after=after) as log:
+            yield commits, saved, log
 
 
 @dataclass
@@ -310,6 +326,12 @@ def steps_of(settings: GrpoConfig, taken: int = 0, elapsed_s: float = 0.0) -> It
         if step > 1 and of_time > 1:
             return
         yield step, min(1.0, max((step - 1) / settings.steps, of_time))
+
+
+def _evaluate(others: Workers, config: Config, name: str) -> None:
+    """Evaluate `eval.split` with the weights that the engines hold, those of `model.policy`."""
+    write_config(config, name)
+    evaluate_on(others, config, name)
 
 
 def _validate(others: Workers, log: RunLog, config: Config, step: int) -> float:

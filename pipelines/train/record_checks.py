@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vsr1.config import Config
 from vsr1.formats.dataset import TRAIN, DatasetFolder
+from vsr1.storage import has_file
 from vsr1.video.clips import clip_file, read_meta
 
 LISTED = 200
@@ -65,7 +66,7 @@ class _Corpus:
     def faults(self, field: str, video: str, *, shown: bool = False) -> Iterator[str]:
         if video not in self.videos:
             yield f"{field}: video {video!r} is not in the corpus"
-        elif shown and not (video in self._clips and clip_file(self._folder, video, self._clips[video]).is_file()):
+        elif shown and not (video in self._clips and has_file(clip_file(self._folder, video, self._clips[video]))):
             yield f"{field}: video {video!r} has no clip in {self._folder}"
 
 

@@ -35,10 +35,12 @@ from vsr1.navigate.examples import spoken_example
 from vsr1.rl.batch import Example
 from vsr1.rl.schedule import learning_rate, of_all_batches
 from vsr1.runs.checkpoints import Best
+from vsr1.runs.mirror import bring, push
 from vsr1.runs.scalars import SCALARS, RunLog
 from vsr1.runs.state import StateFolder
 from vsr1.search.prompts import agent_prompt
 from vsr1.settings.training import SftConfig
+from vsr1.storage import sent_folder
 from vsr1.video.clips import Clip, ClipFolder, ClipReference
 
 DEFAULTS = {"sft": SftConfig().model_dump(mode="json")}  # for states of before a setting was there
@@ -63,6 +65,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
         RunFolderError: another process trains in `run_dir`.
         SftError: a rank failed or died.
     """
+    bring(config.run_dir, "sft")
     records = check(config)
     with kept_in_folder(config, "sft"):
         if config.tracking.wandb:
@@ -211,6 +214,8 @@ def train_rank(settings: dict[str, Any]) -> None:
         with states.saving(learner.steps, settings["settings"]) if rank == 0 else nullcontext():
             torch.distributed.barrier()
             learner.save_state(states.part(learner.steps))
+        if rank == 0:
+            push(config.run_dir)
         torch.distributed.barrier()
 
     best = Best(config.run_dir / "checkpoints" / "sft-best", learner.save, notes=rank == 0)
@@ -287,6 +292,7 @@ def _with_heads(config: Config) -> Config:
     start = config.run_dir / "checkpoints" / "start"
     if not start.is_dir():
         write_new_policy(config.model.policy, config.model.embedder, start, seed=config.seed)
+        sent_folder(start)
     return config.model_copy(update={"model": config.model.model_copy(update={"policy": start})})
 
 

@@ -17,6 +17,7 @@ from vsr1.metrics.published import published_summary
 from vsr1.metrics.summary import EvalSummary, summarise
 from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.search.rewards import SearchRewards
+from vsr1.storage import has_file
 from vsr1.video.clips import clip_file, read_meta
 
 
@@ -69,7 +70,7 @@ def _evaluation_queries(config: Config, split: str) -> list[EvaluationQuery]:
             skipped, message = "pos_doc_missing", f"video {video} is not in the corpus; was it left out of the build?"
         elif row.qid not in known:
             skipped, message = "query_not_found_in_meta", f"query {row.qid!r} is not in {folder.query_meta(split)}"
-        elif row.video not in clips or not clip_file(folder.clips(split), row.video, clips[row.video]).is_file():
+        elif row.video not in clips or not has_file(clip_file(folder.clips(split), row.video, clips[row.video])):
             skipped, message = "video_file_missing", f"the clip of video {video} is not in {folder.clips(split)}"
         else:
             skipped = message = ""

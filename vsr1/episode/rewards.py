@@ -38,7 +38,7 @@ class Rewards(Protocol[TaskT, RecordT]):
     def terms(self) -> Sequence[Term]: ...
 
     def of_turns(self, trajectory: Trajectory[TaskT, RecordT]) -> list[Mapping[str, float]]:
-        """Return, for each turn, every term that is not `of_end`, unweighted."""
+        """Return, for each turn, every term that is not `of_end`, unweighted; nothing of one that has none."""
 
     def of_end(self, trajectory: Trajectory[TaskT, RecordT]) -> Mapping[str, float]:
         """Return every term that is `of_end`, unweighted."""
@@ -47,8 +47,8 @@ class Rewards(Protocol[TaskT, RecordT]):
 def scored(trajectory: Trajectory[TaskT, RecordT], rewards: Rewards[TaskT, RecordT]) -> Trajectory[TaskT, RecordT]:
     """Return a copy with `terms`, `weights`, `turn_terms` and the rewards filled in.
 
-    A term over turns counts with its mean, so that a further turn is not paid for by itself; a turn's own reward is the
-    weighted sum of its terms, and the last turn's includes what judges the end.
+    A term over turns counts with its mean over those that have it, so that a further turn is not paid for by itself; a
+    turn's own reward is the weighted sum of its terms, and the last turn's includes what judges the end.
 
     Raises:
         RewardError: no turns, or a term that is missing, not finite or out of bounds.
@@ -57,10 +57,12 @@ def scored(trajectory: Trajectory[TaskT, RecordT], rewards: Rewards[TaskT, Recor
     if not trajectory.turns:
         raise RewardError(f"{name} has no turns to score; a rollout that failed must be reissued or dropped")
     turns, end = rewards.of_turns(trajectory), rewards.of_end(trajectory)
-    for values, is_end in ((end, True), *((turn, False) for turn in turns)):
+    judged = [turn for turn in turns if turn] or turns
+    for values, is_end in ((end, True), *((turn, False) for turn in judged)):
         _check(name, values, [term for term in rewards.terms if term.of_end == is_end])
     terms = {
-        term.name: end[term.name] if term.of_end else fmean(turn[term.name] for turn in turns) for term in rewards.terms
+        term.name: end[term.name] if term.of_end else fmean(turn[term.name] for turn in judged)
+        for term in rewards.terms
     }
     weights = {term.name: term.weight for term in rewards.terms}
     turn_terms = [dict(turn) for turn in turns]
@@ -75,7 +77,7 @@ def scored(trajectory: Trajectory[TaskT, RecordT], rewards: Rewards[TaskT, Recor
         trajectory,
         terms=terms,
         turn_rewards=turn_rewards,
-        turn_latent_rewards=[sum(weights[key] * turn[key] for key in latent_terms) for turn in turns],
+        turn_latent_rewards=[sum(weights[key] * turn.get(key, 0.0) for key in latent_terms) for turn in turns],
         reward=float(reward),
         turn_terms=turn_terms,
         weights=weights,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from vsr1.episode.environment import Observation, PolicyReply, turn_of
 from vsr1.navigate.calls import Action, ToolCall, ToolResult, Use, parse_reply
@@ -37,7 +38,7 @@ class NavigateEnvironment:
         calls = [ToolCall(self._task.film, "caption", node) for node in self._tree.roots]
         captions = [result.text for result in await asyncio.gather(*map(self._use, calls))]
         self._shown_at = time.monotonic()
-        return Observation([first_turn(self._task, self._tree, captions, self._settings)])
+        return Observation([self._opening(captions)])
 
     async def step(self, reply: PolicyReply) -> Observation | None:
         action = Action() if reply.finish_reason == "length" else parse_reply(reply.text)
@@ -65,11 +66,19 @@ class NavigateEnvironment:
     def trajectory(self) -> NavigateTrajectory:
         return self._trajectory
 
+    def _opening(self, captions: Sequence[str | None]) -> str:
+        """Return the first prompt, with the captions of the first level."""
+        return first_turn(self._task, self._tree, captions, self._settings)
+
+    def _answered(self, action: Action) -> NavigateTurn:
+        """Return what becomes of an answer."""
+        status: Status = "abstained" if action.abstains else "answered"
+        return NavigateTurn(status, words=action.words, left=self._left)
+
     async def _take(self, action: Action) -> tuple[NavigateTurn, str, Clip | None]:
         """Return what becomes of an action, the text to show for it, and the clip if it is one."""
         if action.is_answer:
-            status: Status = "abstained" if action.abstains else "answered"
-            return NavigateTurn(status, words=action.words, left=self._left), "", None
+            return self._answered(action), "", None
         if action.tool is None or action.tool not in self._settings.tools:
             return NavigateTurn("malformed", left=self._left), "", None
         turn = NavigateTurn("ok", action.tool, action.node, action.words, left=self._left)

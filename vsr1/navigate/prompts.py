@@ -23,16 +23,24 @@ FAULTS = {
     "short_video": "The video is too short to have parts.",
     "no_caption": "This part has no description.",
     "out_of_budget": "That costs more than what is left.",
+    "unseen": "You have not looked into that part.",
 }
 
 
 def system_prompt(settings: NavigateConfig) -> str:
     """Return what every episode begins with."""
+    return (
+        f"Answer a question about a long video. {tool_words(settings)} Or end with <answer>the answer</answer>; "
+        f"<answer>{ABSTENTION}</answer> if you do not know."
+    )
+
+
+def tool_words(settings: NavigateConfig) -> str:
+    """Return how parts are numbered and tools are called."""
     tools = "; ".join(f"{FORMS[tool]} and costs {settings.costs[tool]:g}" for tool in settings.tools)
     return (
-        "Answer a question about a long video. Its parts are numbered, and each has parts in turn, three levels deep. "
-        f"In each reply, think inside <think> </think>, then call one tool: {tools}. Or end with "
-        f"<answer>the answer</answer>; <answer>{ABSTENTION}</answer> if you do not know."
+        "Its parts are numbered, and each has parts in turn, three levels deep. "
+        f"In each reply, think inside <think> </think>, then call one tool: {tools}."
     )
 
 
@@ -43,12 +51,14 @@ def first_turn(task: NavigateTask, tree: ClipTree, captions: Sequence[str | None
         captions: of `tree.roots`, None where there is none.
     """
     options = "".join(f"\n{chr(ord('A') + place)}. {plain(text)}" for place, text in enumerate(task.options))
-    parts = [part_line(tree, node, text) for node, text in zip(tree.roots, captions, strict=True)]
-    shown = "\n".join(parts)
-    user = (
-        f"{plain(task.question)}{options}\nThe video has {task.seconds:.0f} seconds.\n{shown}\n{remainder(task.budget)}"
-    )
+    user = f"{plain(task.question)}{options}\n{film_words(task, tree, captions)}"
     return f"<|im_start|>system\n{system_prompt(settings)}<|im_end|>\n<|im_start|>user\n{user}{AFTER}"
+
+
+def film_words(task: NavigateTask, tree: ClipTree, captions: Sequence[str | None]) -> str:
+    """Return what is said of a film at first: its length, the captions of `tree.roots`, and the budget."""
+    parts = [part_line(tree, node, text) for node, text in zip(tree.roots, captions, strict=True)]
+    return "\n".join([f"The video has {task.seconds:.0f} seconds.", *parts, remainder(task.budget)])
 
 
 def next_turn(turn: NavigateTurn, text: str) -> tuple[str, str]:

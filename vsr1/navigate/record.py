@@ -22,6 +22,7 @@ Status = Literal[
     "short_video",  # a call to a node of a film without parts
     "no_caption",  # the tree has no caption of this node
     "out_of_budget",  # a call that costs more than what is left
+    "unseen",  # a match outside the parts that were looked into, where a search navigates
 ]
 EndReason = Literal["answered", "abstained", "out_of_budget", "no_progress"]
 ABSTENTION = "unknown"  # the answer of who does not know
@@ -62,11 +63,7 @@ class NavigateTurn:
     visual_tokens: int = 0  # that the tool has read
     cached: bool = False  # nobody looked at the film for it: the answer was there
     nodes: list[Node] = field(default_factory=list)  # that a search has found, best first
-
-    @property
-    def index_version(self) -> str:
-        """Return that no corpus is searched."""
-        return ""
+    index_version: str = ""  # of the corpus, where the film was found in one
 
 
 NavigateTrajectory = Trajectory[NavigateTask, NavigateTurn]

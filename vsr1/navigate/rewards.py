@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from vsr1.episode.moments import Span
 from vsr1.episode.rewards import Term
-from vsr1.navigate.record import NavigateTrajectory, is_right, spent, visited
+from vsr1.navigate.record import NavigateTrajectory, NavigateTurn, is_right, spent, visited
 from vsr1.navigate.tree import ClipTree, Node
 from vsr1.settings.navigate import NavigateRewardConfig
 
@@ -34,7 +34,7 @@ class NavigateRewards:
         return {
             "answer": self._abstention if abstained else float(is_right(trajectory)),
             "location": location(task.tree, visited(trajectory), task.clues),
-            "repeat": repeats(trajectory),
+            "repeat": repeats(turn.record for turn in trajectory.turns),
             "thrift": thrift(trajectory),
         }
 
@@ -45,16 +45,14 @@ def location(tree: ClipTree, nodes: Iterable[Node], clues: Iterable[Span]) -> fl
     The frontier is the nodes that were looked into, without those of which a part was; clues are snapped outward to
     whole leaves. So the way down the tree costs nothing, a short clue can be met in full, and a repeat earns nothing.
     """
-    looked, right = set(nodes), tree.covered(clues)
-    above = {node[:length] for node in looked for length in range(len(node))}
-    frontier = {leaf for node in looked - above for leaf in tree.leaves(node)}
+    frontier, right = tree.frontier(nodes), tree.covered(clues)
     both = _seconds(tree, frontier & right)
     return 2 * both / (_seconds(tree, frontier) + _seconds(tree, right)) if both else 0.0
 
 
-def repeats(trajectory: NavigateTrajectory) -> float:
+def repeats(turns: Iterable[NavigateTurn]) -> float:
     """Return the share of the calls that were made before, in 0..1."""
-    statuses = [turn.record.status for turn in trajectory.turns]
+    statuses = [turn.status for turn in turns]
     calls = statuses.count("ok") + statuses.count("repeat")
     return statuses.count("repeat") / calls if calls else 0.0
 

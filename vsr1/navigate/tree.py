@@ -105,6 +105,24 @@ class ClipTree:
             numbers.update(range(first, max(first, min(bisect_left(self.borders, end) - 1, last)) + 1))
         return numbers
 
+    def frontier(self, nodes: Iterable[Node]) -> set[int]:
+        """Return the numbers of the leaves of nodes that were looked into, without nodes of which a part was."""
+        looked = set(nodes)
+        above = {node[:length] for node in looked for length in range(len(node))}
+        return {leaf for node in looked - above for leaf in self.leaves(node)}
+
+    def seen_part(self, span: Span, leaves: set[int]) -> Span | None:
+        """Return the part of a span that lies within leaves, the longest where they lie apart; None without any."""
+        start, end = span
+        parts, last = list[Span](), -2
+        for leaf in sorted(leaves):
+            first, until = max(start, self.borders[leaf]), min(end, self.borders[leaf + 1])
+            if first < until:
+                joins = parts and last == leaf - 1
+                parts.append((parts.pop()[0] if joins else first, until))
+                last = leaf
+        return max(parts, key=lambda part: part[1] - part[0], default=None)
+
 
 @lru_cache(maxsize=1024)
 def _tree(seconds: float, scenes: tuple[float, ...]) -> ClipTree:

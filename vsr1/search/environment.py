@@ -51,16 +51,19 @@ class SearchEnvironment:
         load_clip: LoadClip,
         observe: Observe = unobserved,
         index_version: str | None = None,
+        judge: Callable[[str, float], Judgement] = parse_reply,
     ) -> None:
         """
         Args:
             index_version: of the corpus, of an episode that goes on; None: the present one.
+            judge: reads a reply about a video of so many seconds.
         """
         self._task, self._settings, self._agent = task, settings, settings.agent
         self._search, self._load_clip, self._observe = search, load_clip, observe
         self._rejected = list(task.exclude)
         self._soft: list[np.ndarray] = []  # of the turns so far, [N, E] each
         self._shown: list[str] = []
+        self._judge = judge
         self._version = index_version  # the same from the first search to the last
         self._trajectory = SearchTrajectory(task)
 
@@ -69,7 +72,7 @@ class SearchEnvironment:
         return await self._show(self._task.first_video)
 
     async def step(self, reply: PolicyReply) -> Observation | None:
-        judgement = parse_reply(reply.text, seconds_shown(self._clip, self._task))
+        judgement = self._judge(reply.text, seconds_shown(self._clip, self._task))
         accepted = judgement.verdict == "matched"
         if self._agent.exclude_rejected and not accepted:
             self._rejected.append(self._clip.video_id)
@@ -78,7 +81,7 @@ class SearchEnvironment:
         request = None if accepted else self._refined_request(reply, rewrite)
         after = None if request is None else await self._retrieve(request)
         if after is not None:
-            self._observe(Refined(self._number, self._result.retrieved, after.retrieved))
+            self._observe(Refined(self.number, self._result.retrieved, after.retrieved))
         ranks = await self._ranks_by_depth(request, after) if request and after else None
         self._record(reply, judgement, rewrite, after, ranks)
         if accepted:
@@ -96,14 +99,19 @@ class SearchEnvironment:
         return self._trajectory
 
     @property
-    def _number(self) -> int:
-        """The turn that is being played, from 1."""
+    def index_version(self) -> str:
+        """Return the version of the corpus that is searched, empty before the first search."""
+        return self._version or ""
+
+    @property
+    def number(self) -> int:
+        """Return the turn that is being played, from 1."""
         return len(self._trajectory.turns) + 1
 
     def _tell(self, judgement: Judgement) -> None:
         seconds = time.monotonic() - self._shown_at
         shown = self._clip.video_id
-        self._observe(Judged(self._number, shown, judgement.verdict, judgement.span, judgement.think or "", seconds))
+        self._observe(Judged(self.number, shown, judgement.verdict, judgement.span, judgement.think or "", seconds))
 
     def _refined_request(self, reply: PolicyReply, rewrite: str | None) -> SearchRequest | None:
         """Return the next search, None if the reply holds nothing to refine the query with."""
@@ -154,7 +162,7 @@ class SearchEnvironment:
             ranks_by_depth=ranks_by_depth,
         )
         seconds = time.monotonic() - self._shown_at
-        turn = turn_of(reply, self._number, [self._clip], record, seconds=seconds, keep_latents=has_latents)
+        turn = turn_of(reply, self.number, [self._clip], record, seconds=seconds, keep_latents=has_latents)
         self._trajectory.turns.append(turn)
 
     async def _retrieve(self, request: SearchRequest) -> SearchResult:
@@ -186,7 +194,7 @@ class SearchEnvironment:
         return [self._rank(result) for result in [*results, after]]
 
     async def _show(self, video: str | None = None) -> Observation | None:
-        self._observe(Retrieved(self._number, self._result.retrieved, self._result.index_version))
+        self._observe(Retrieved(self.number, self._result.retrieved, self._result.index_version))
         if video is None:
             if not self._result.retrieved:
                 return self._end("corpus_exhausted")
@@ -194,7 +202,7 @@ class SearchEnvironment:
         self._clip = await self._load_clip(video)
         self._shown.append(self._clip.video_id)
         self._shown_at = time.monotonic()
-        self._observe(TurnStarted(self._number, video))
+        self._observe(TurnStarted(self.number, video))
         before, after = turn_parts(self._task.query, self._settings.system_prompt)
         return Observation([before, self._clip, after])
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from vsr1.settings.parts import AbsolutePath, EngineConfig, Section
+from vsr1.settings.parts import AbsolutePath, EngineConfig, LocalPath, Section
 
 
 class TeacherConfig(Section):
@@ -18,10 +18,10 @@ class TeacherConfig(Section):
         description="rules: toy corpus only; vllm: engines of our own; openai: an OpenAI-compatible server; none: no "
         "SFT records, labels are all that Stage 2 needs",
     )
-    folder: AbsolutePath | None = Field(None, description="vllm: checkpoint folder of a Qwen3-VL model")
+    folder: LocalPath | None = Field(None, description="vllm: checkpoint folder of a Qwen3-VL model")
     model: str | None = Field(None, description="openai: name of the model at the server")
     url: str | None = Field(None, description="openai: base URL of the server, as in http://host:8000/v1")
-    key_file: AbsolutePath | None = Field(None, description="openai: file that holds the API key and nothing else")
+    key_file: LocalPath | None = Field(None, description="openai: file that holds the API key and nothing else")
     max_tokens: int = Field(4096, ge=1, description="most tokens of a reply, its thinking included")
     temperature: float = Field(0.4, ge=0)
     top_p: float = Field(0.9, gt=0, le=1)

@@ -48,6 +48,9 @@ class NavigateConfig(Section):
     )
     tools: list[ToolName] = Field(["caption", "video_qa", "look", "find"], min_length=1, description="on offer")
     parent_first: bool = Field(True, description="a node of the lowest level is open to calls once its parent was")
+    one_look_s: float = Field(
+        300.0, ge=16, description="search_then_navigate: seconds of the longest video that is judged by one look"
+    )
     free_turns: int = Field(3, ge=0, description="replies without a new call or an answer before the episode ends")
     toy_minutes: list[Annotated[float, Field(ge=10, le=120)]] = Field(
         [12], min_length=1, description="lengths of the films that toy.create makes, in turn"
