@@ -22,7 +22,9 @@ from actors.places import resources
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.calls import ToolCall, ToolError, ToolResult
+from vsr1.navigate.files import questions_file, read_questions
 from vsr1.navigate.plane import Films, Member, ToolPlane
+from vsr1.navigate.video_films import VideoFilms
 from vsr1.settings.navigate import ToolName, ToolsConfig
 from vsr1.toy.long_corpus import LongFilms
 
@@ -46,16 +48,25 @@ class ToolRouterActor:
 
     Args:
         cache: folder for captions and answers, the same for every run over a dataset.
+        gpus: of each actor of the pools.
     """
 
-    def __init__(self, films: Films, config: ToolsConfig, cache: Path | None, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        films: Films,
+        config: ToolsConfig,
+        cache: Path | None,
+        log: Path | None = None,
+        gpus: int = 0,
+        find_level: int = 2,
+    ) -> None:
         log_to(log)
         sizes: dict[ToolName, int] = {"caption": config.captioners, "video_qa": config.answerers}
         pools = {
-            tool: [_member(films, config, log and log.with_stem(f"{log.stem}-{tool}-{i}")) for i in range(size)]
+            tool: [_member(films, config, log and log.with_stem(f"{log.stem}-{tool}-{i}"), gpus) for i in range(size)]
             for tool, size in sizes.items()
         }
-        self._plane = ToolPlane(films, pools, config.deadline_s, cache)
+        self._plane = ToolPlane(films, pools, config.deadline_s, cache, find_level)
 
     async def use(self, call: ToolCall) -> ToolResult:
         """Answer a call; errors as of `ToolPlane.use`."""
@@ -66,9 +77,10 @@ class ToolRouterActor:
         return {tool: asdict(costs) for tool, costs in self._plane.costs.items()}
 
 
-def _member(films: Films, config: ToolsConfig, log: Path | None) -> Member:
+def _member(films: Films, config: ToolsConfig, log: Path | None, gpus: int) -> Member:
     """Start an actor of a pool."""
-    actor = Captioner.options(num_cpus=0, max_concurrency=config.calls, max_restarts=-1).remote(films, log)
+    options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": config.calls, "max_restarts": -1}
+    actor = Captioner.options(**options).remote(films, log)
 
     async def ask(call: ToolCall) -> ToolResult:
         try:
@@ -79,6 +91,21 @@ def _member(films: Films, config: ToolsConfig, log: Path | None) -> Member:
         return result
 
     return Member(ask, partial(ray.kill, actor, no_restart=False))
+
+
+def films_of(config: Config, split: str) -> Films:
+    """Return the films of a split with who describes them, as `navigate.pools.captioner` says.
+
+    Raises:
+        FileNotFoundError: no questions, or no films of the toy world.
+        NavigateFileError: questions that cannot be used, or a film without a file.
+    """
+    folder, pools = DatasetFolder(config.data.root), config.navigate.pools
+    if pools.captioner.kind == "toy":
+        return LongFilms.of_split(folder, split, pools.frames)
+    place = config.data.videos or folder.raw_videos(split)
+    questions = read_questions(questions_file(folder, split))
+    return VideoFilms.of_questions(questions, place, pools, config.data.max_pixels, config.model.device)
 
 
 class FilmActors:
@@ -92,10 +119,11 @@ class FilmActors:
         Args:
             sharers: splits that divide the clips' share of the object store.
         """
-        folder, need = DatasetFolder(config.data.root), config.cluster
-        films = LongFilms.of_split(folder, split, config.navigate.pools.frames)
+        need, pools, films = config.cluster, config.navigate.pools, films_of(config, split)
+        answers = config.data.root / "navigate" / "answers"
+        gpus = int(pools.captioner.kind == "vllm" and config.model.device == "cuda")
         self.retrieval: ToolRouterHandle = ToolRouter.options(max_restarts=-1).remote(
-            films, config.navigate.pools, folder.root / "navigate" / "answers", logs / f"tools-{split}.log"
+            films, pools, answers, logs / f"tools-{split}.log", gpus, config.navigate.find_level
         )
         budget = int(need.object_store_gib * 2**30 * CLIP_BUDGET_SHARE / sharers)
         options = resources(need.clips) | {"max_restarts": -1}

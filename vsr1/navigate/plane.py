@@ -74,12 +74,14 @@ class ToolPlane:
     Args:
         pools: the members that answer a tool.
         cache: folder for answers; None keeps them in memory only.
+        find_level: of the nodes whose captions are searched.
     """
 
     films: Films
     pools: Mapping[ToolName, list[Member]]
     deadline_s: float
     cache: Path | None = None
+    find_level: int = 2
     costs: dict[str, ToolCosts] = field(default_factory=dict)
     _results: dict[ToolCall, ToolResult] = field(default_factory=dict)
     _shared: SharedCalls[ToolResult] = field(default_factory=SharedCalls)
@@ -102,9 +104,8 @@ class ToolPlane:
         return result
 
     async def _search(self, call: ToolCall) -> ToolResult:
-        """Search the captions of the second level, which are made where they are missing."""
-        tree = self.films.tree(call.film)
-        parts = [part for root in tree.roots for part in tree.children(root)]
+        """Search the captions of a level, which are made where they are missing."""
+        parts = self.films.tree(call.film).level(self.find_level)
         results = await asyncio.gather(*(self.use(ToolCall(call.film, "caption", part)) for part in parts))
         captions = {part: result.text for part, result in zip(parts, results, strict=True) if result.text is not None}
         return ToolResult("" if captions else None, nodes=tuple(ranked_nodes(captions, call.words, NAMED)))
