@@ -104,9 +104,16 @@ class ClipStores:
         self._log = log
         self._sent: ray.ObjectRef | None = None  # the reader; a store that starts again needs it in the object store
         self._by_node: dict[str, ClipStoreHandle] = {}
+        self._kept: set[str] = set()  # nodes
 
-    def on(self, node_id: str) -> ClipStoreHandle:
-        """Return the handle of the node's store, which is started at the first call."""
+    def on(self, node_id: str, *, keep: bool = False) -> ClipStoreHandle:
+        """Return the handle of the node's store, which is started at the first call.
+
+        Args:
+            keep: it is not ended before all are.
+        """
+        if keep:
+            self._kept.add(node_id)
         if node_id not in self._by_node:
             log = self._log and self._log.with_stem(f"{self._log.stem}-{node_id[:8]}")
             self._sent = self._sent or ray.put(self._reader)
@@ -115,6 +122,13 @@ class ClipStores:
                 self._sent, self._budget_bytes, log
             )
         return self._by_node[node_id]
+
+    def end(self, node_id: str) -> bool:
+        """End the node's store, so that the node may be idle; tell whether there was one that need not be kept."""
+        if node_id in self._kept or node_id not in self._by_node:
+            return False
+        ray.kill(self._by_node.pop(node_id))
+        return True
 
     def here(self) -> ClipStoreHandle:
         """Return the handle of the store on this process's node."""

@@ -66,7 +66,7 @@ class LearnerRankActor:
         """
         import torch
 
-        from vsr1.rl.corpus_vectors import vectors_of
+        from vsr1.environments.registry import environment_of
         from vsr1.rl.learner import Learner
 
         config, ranks = self._config, self._config.grpo.learner.ranks
@@ -77,7 +77,7 @@ class LearnerRankActor:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
         torch.distributed.init_process_group("gloo" if config.model.device == "cpu" else "nccl")
         self._clips = StoredClips(store)
-        vectors = vectors_of(config)
+        vectors = environment_of(config).vectors(config)
         self._learner = Learner(
             config.grpo, config.model, config.agent, vectors, self._clips, temperature=config.rollout.temperature
         )
@@ -229,7 +229,7 @@ class LearnerGroup:
             for rank in range(self.ranks)
         ]
         nodes = self._all([rank.node.remote() for rank in self.members])
-        self._stores = {node: self._clips.on(node) for node in nodes}
+        self._stores = {node: self._clips.on(node, keep=True) for node in nodes}
         [(host, port)] = self._all([self.members[0].address.remote()])
         joining = zip(self.members, nodes, strict=True)
         [self._flops, *_] = self._all([rank.setup.remote(host, port, self._stores[node]) for rank, node in joining])

@@ -11,19 +11,13 @@ from actors.handles import RETRIES
 from actors.logs import log_to
 from vsr1.episode.rewards import RewardError, Rewards, scored
 from vsr1.episode.sample import FailedSample
-from vsr1.navigate.rewards import NavigateRewards
 from vsr1.search.record import SearchTrajectory
-from vsr1.search.rewards import SearchRewards
-from vsr1.settings.navigate import NavigateRewardConfig
-from vsr1.settings.training import RewardConfig
 
 
 class RewardWorkerActor:
-    def __init__(self, config: RewardConfig | NavigateRewardConfig, log: Path | None = None) -> None:
+    def __init__(self, rewards: Rewards[Any, Any], log: Path | None = None) -> None:
         log_to(log)
-        self._rewards: Rewards[Any, Any] = (
-            NavigateRewards(config) if isinstance(config, NavigateRewardConfig) else SearchRewards(config)
-        )
+        self._rewards = rewards
 
     @ray.method(max_task_retries=RETRIES)
     def score(self, trajectories: list[SearchTrajectory]) -> list[SearchTrajectory | FailedSample]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,24 @@ class _Guarded:
     seen: float
     children: list[psutil.Process] = field(default_factory=list)
     stopped: dict[int, float] = field(default_factory=dict)  # since when, by process id
+
+
+class _Processes:
+    """The processes of this node at one moment, with their status."""
+
+    def __init__(self) -> None:
+        self.status: dict[psutil.Process, str] = {}
+        self._children: dict[int, list[psutil.Process]] = defaultdict(list)  # by the id of who has started them
+        for process in psutil.process_iter(["ppid", "status"]):
+            self.status[process] = process.info["status"]
+            self._children[process.info["ppid"]].append(process)
+
+    def below(self, pid: int) -> list[psutil.Process]:
+        """Return what a process has started, what that has started, and so on."""
+        processes = list(self._children[pid])
+        for process in processes:  # which grows meanwhile
+            processes += self._children[process.pid]
+        return processes
 
 
 class NodeWatchActor:
@@ -80,21 +99,31 @@ class NodeWatchActor:
     def _look_on(self) -> None:
         while True:
             time.sleep(LOOK_EVERY_S)
-            with self._lock:
-                for guarded in list(self._guarded.values()):
-                    self._look_at(guarded, time.monotonic())
+            self.look(time.monotonic())
 
-    def _look_at(self, guarded: _Guarded, now: float) -> None:
+    def look(self, now: float) -> None:
+        """Look at all that is guarded, in one walk over the processes of the node.
+
+        Args:
+            now: seconds of the monotonic clock.
+        """
+        with self._lock:
+            processes = _Processes()
+            for guarded in list(self._guarded.values()):
+                self._look_at(guarded, processes, now)
+
+    def _look_at(self, guarded: _Guarded, processes: _Processes, now: float) -> None:
         pid = guarded.process.pid
-        if _status(guarded.process) in (psutil.STATUS_DEAD, psutil.STATUS_ZOMBIE):
+        if processes.status.get(guarded.process) in (None, psutil.STATUS_DEAD, psutil.STATUS_ZOMBIE):
             _end(guarded)
             del self._guarded[pid]
             self._notices.append(Notice(guarded.name, pid, True, f"process {pid} ended", now - guarded.seen))
             return
-        with suppress(psutil.NoSuchProcess):
-            guarded.children = guarded.process.children(recursive=True)
+        guarded.children = processes.below(pid)
         still = [
-            process for process in (guarded.process, *guarded.children) if _status(process) == psutil.STATUS_STOPPED
+            process
+            for process in (guarded.process, *guarded.children)
+            if processes.status[process] == psutil.STATUS_STOPPED
         ]
         guarded.stopped = {process.pid: guarded.stopped.get(process.pid, now) for process in still}
         if not still:
@@ -113,13 +142,6 @@ def _end(guarded: _Guarded) -> None:
     for process in (guarded.process, *guarded.children):
         with suppress(psutil.NoSuchProcess):  # psutil knows a process by its start, too
             process.kill()
-
-
-def _status(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess):
-        if process.is_running():
-            return str(process.status())
-    return psutil.STATUS_DEAD
 
 
 class NodeWatchHandle(Protocol):

@@ -413,3 +413,23 @@ def scale(
         gpus, engines, ranks, videos, prompts, group, staleness, at_once, steps, deaths=deaths, preemptions=preemptions
     )
     show("scale", bench_scale, work)
+
+
+@app.command()
+def hosts(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    faults: Annotated[bool, typer.Option(help="Cut a link, kill a host and let one join in another training.")] = True,
+) -> None:
+    """Train on three hosts (network namespaces) with a job from a fourth: sums beside one host, faults of hosts."""
+    from bench.hosts import bench_hosts
+
+    show("hosts", bench_hosts, read_settings(config, overrides), faults)
+
+
+@app.command()
+def autoscaled(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Train while Ray's autoscaler adds and takes nodes, by demand, and one of them is preempted."""
+    from bench.hosts_autoscaled import bench_autoscaled
+
+    show("autoscaled", bench_autoscaled, read_settings(config, overrides))

@@ -14,21 +14,37 @@ from vsr1.config import Config
 from vsr1.runs.scalars import SCALARS, read_scalars
 
 
-def overlap(config: Config, warm_up: int) -> dict[str, Any]:
-    """Run Stage 2 for each bound, in `run_dir/staleness-B`, and compare.
+def overlap(config: Config, warm_up: int, rounds: int) -> dict[str, Any]:
+    """Run Stage 2 for each bound in turn, in `run_dir/round-N/staleness-B`, and compare within each round.
 
     Args:
         warm_up: first steps that do not count; the last two do not either, as nothing is played ahead of them.
+
+    Returns:
+        medians over the rounds, and each round's ratio of samples a second.
     """
-    figures = {f"staleness_{bound}": _measured(config, bound, warm_up) for bound in (0, 1)}
-    before, after = figures["staleness_0"], figures["staleness_1"]
-    ideal = (before["rollout_s"] + before["learn_s"]) / max(before["rollout_s"], before["learn_s"])
-    ratio = after["samples_per_second"] / before["samples_per_second"]
-    return {**figures, "ratio": round(ratio, 3), "ideal": round(ideal, 3), "share_of_ideal": round(ratio / ideal, 3)}
+    folders = [config.run_dir / f"round-{number}" for number in range(1, rounds + 1)]
+    taken = [[_measured(config, folder, bound, warm_up) for bound in (0, 1)] for folder in folders]
+    ratios = [after["samples_per_second"] / before["samples_per_second"] for before, after in taken]
+    ideals = [
+        (before["rollout_s"] + before["learn_s"]) / max(before["rollout_s"], before["learn_s"]) for before, _ in taken
+    ]
+    shares = [ratio / ideal for ratio, ideal in zip(ratios, ideals, strict=True)]
+    return {
+        **{f"staleness_{bound}": _medians([runs[bound] for runs in taken]) for bound in (0, 1)},
+        "ratio": median(ratios),
+        "ideal": median(ideals),
+        "share_of_ideal": median(shares),
+        "ratios": ratios,
+    }
 
 
-def _measured(config: Config, bound: int, warm_up: int) -> dict[str, float]:
-    run, settings = config.run_dir / f"staleness-{bound}", config.grpo.model_copy(update={"staleness": bound})
+def _medians(figures: list[dict[str, float]]) -> dict[str, float]:
+    return {name: median(one[name] for one in figures) for name in figures[0]}
+
+
+def _measured(config: Config, folder: Path, bound: int, warm_up: int) -> dict[str, float]:
+    run, settings = folder / f"staleness-{bound}", config.grpo.model_copy(update={"staleness": bound})
     if not (run / "checkpoints" / "grpo").is_dir():
         grpo.train(config.model_copy(update={"run_dir": run, "grpo": settings}))
     return _figures(run, settings.prompts_per_step * settings.group_size, range(warm_up + 1, settings.steps - 1))
@@ -39,13 +55,13 @@ def _figures(run: Path, samples: int, steps: range) -> dict[str, float]:
     ends = [values[step, "reward/total"]["time"] for step in (steps.start - 1, *steps)]
 
     def middle(name: str) -> float:
-        return round(median(values[step, name]["value"] for step in steps), 3)
+        return median(values[step, name]["value"] for step in steps)
 
     later = steps[len(steps) // 2 :]
     return {
-        "samples_per_second": round(samples * len(steps) / (ends[-1] - ends[0]), 3),
+        "samples_per_second": samples * len(steps) / (ends[-1] - ends[0]),
         "rollout_s": middle("seconds/rollout"),
         "learn_s": middle("seconds/learn"),
         "staleness": middle("staleness"),
-        "reward_later": round(median(values[step, "reward/total"]["value"] for step in later), 3),
+        "reward_later": median(values[step, "reward/total"]["value"] for step in later),
     }

@@ -59,7 +59,7 @@ def bench_restarts(config: Config, kills: int, seed: int) -> dict[str, Any]:
     if not _checkpoint(killed).is_dir():
         _killed(killed, None)
     figures = {"kills": dict(sorted(counts.items())), "seconds": time.monotonic() - began, "steps": len(steps)}
-    return figures | _compared(whole, killed) | {"left": _left(everything)}
+    return figures | compared(whole, killed) | {"left": _left(everything)}
 
 
 def _killed(
@@ -113,7 +113,7 @@ def _checkpoint(config: Config) -> Path:
     return config.run_dir / "checkpoints" / "grpo"
 
 
-def _compared(whole: Config, killed: Config) -> dict[str, Any]:
+def compared(whole: Config, killed: Config) -> dict[str, Any]:
     expected, replies = (
         {(one.trajectory.id.prompt, one.trajectory.id.sample): one.trajectory.turns for one in trained(run.run_dir)}
         for run in (whole, killed)

@@ -20,8 +20,8 @@ from bench.load import LIMIT_S, load, trace
 from pipelines.data.build import ensure_dataset
 from pipelines.serve.deploy import start_agent
 from pipelines.stage.connection import connect
-from pipelines.stage.tasks import evaluation_queries
 from vsr1.config import Config
+from vsr1.environments.registry import environment_of
 from vsr1.settings.serving import CorpusConfig
 
 LEVELS = (1, 8, 32, 128)  # searches at one time
@@ -48,7 +48,8 @@ class Running:
             port = probe.getsockname()[1]
         start_agent(self.config, HOST, port)
         self.url = f"http://{HOST}:{port}"
-        wanted = [query.task.query for query in evaluation_queries(config, config.eval.split) if not query.skipped]
+        queries = environment_of(config).evaluation_queries(config, config.eval.split)
+        wanted = [query.task.query for query in queries if not query.skipped]
         self.bodies: list[dict[str, Any]] = [
             {"query": query, "max_turns": max_turns} for query in dict.fromkeys(wanted)
         ]

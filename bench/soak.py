@@ -59,7 +59,7 @@ def bench_soak(config: Config, every_s: float, seed: int, most: int | None = Non
         "seconds": time.monotonic() - began,
         "faults": dict(sorted(faults.items())),
         **_events(config.run_dir),
-        **_samples(config),
+        **samples(config),
     }
 
 
@@ -118,7 +118,7 @@ def _events(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def _samples(config: Config) -> dict[str, int]:
+def samples(config: Config) -> dict[str, int]:
     """Count what became of the samples: by the log of the trained ones, and by the ledger of the last state.
 
     Returns:

@@ -13,7 +13,8 @@ Usage: cluster/local_head.sh [options]
   --temp-dir DIR           new folder for Ray's files, the token and head.env; short, for socket paths end at 107 bytes
                            (default: a new folder under /tmp)
   --token-file FILE        use this token instead of a new one
-  --node-ip ADDRESS        address at which other machines reach this one (default: Ray's choice)
+  --node-ip ADDRESS        address at which other machines reach this one and its dashboard (default: none does)
+  --labels KEY=VALUE,...   labels of this node
   --port N                 GCS                      (default: a free port, as for all below)
   --dashboard-port N       dashboard and job server
   --agent-port N           dashboard agent, HTTP
@@ -32,7 +33,7 @@ fail() {
 
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 temp_dir="" token_file="" port="" dashboard_port="" agent_port="" client_port=""
-worker_ports=0-0 object_store_gib=1
+worker_ports=0-0 object_store_gib=1 host=127.0.0.1
 passed_on=()
 
 while [[ $# -gt 0 ]]; do
@@ -43,13 +44,13 @@ while [[ $# -gt 0 ]]; do
   case "$1" in
     --temp-dir) temp_dir="$2" ;;
     --token-file) token_file="$2" ;;
-    --node-ip) passed_on+=("--node-ip-address=$2") ;;
+    --node-ip) host="$2" passed_on+=("--node-ip-address=$2") ;;
     --port) port="$2" ;;
     --dashboard-port) dashboard_port="$2" ;;
     --agent-port) agent_port="$2" ;;
     --client-port) client_port="$2" ;;
     --worker-ports) worker_ports="$2" ;;
-    --num-cpus | --num-gpus) passed_on+=("$1=$2") ;;
+    --num-cpus | --num-gpus | --labels) passed_on+=("$1=$2") ;;
     --object-store-gib) object_store_gib="$2" ;;
     *) fail "unknown option $1; see --help" ;;
   esac
@@ -97,7 +98,7 @@ export PATH RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$token_file"
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 
 setsid ray start --head --block --disable-usage-stats \
-  --temp-dir="$temp_dir" --port="$port" --dashboard-port="$dashboard_port" \
+  --temp-dir="$temp_dir" --port="$port" --dashboard-host="$host" --dashboard-port="$dashboard_port" \
   --dashboard-agent-listen-port="$agent_port" --ray-client-server-port="$client_port" \
   --min-worker-port="${worker_ports%-*}" --max-worker-port="${worker_ports#*-}" \
   --object-store-memory="$((object_store_gib * 1024 * 1024 * 1024))" ${passed_on[@]+"${passed_on[@]}"} \
@@ -123,7 +124,7 @@ trap 'exit 0' INT TERM
 
 # The job server answers some seconds before the node can run anything, so ask for a living node.
 has_living_node() {
-  python -I - "http://127.0.0.1:$dashboard_port/nodes?view=summary" "$token_file" <<'PYTHON'
+  python -I - "http://$host:$dashboard_port/nodes?view=summary" "$token_file" <<'PYTHON'
 import json
 import sys
 import urllib.request
@@ -152,8 +153,8 @@ done
 cat >"$temp_dir/head.env.new" <<TEXT
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH=$token_file
-export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard_port
-export RAY_ADDRESS=127.0.0.1:$port
+export RAY_API_SERVER_ADDRESS=http://$host:$dashboard_port
+export RAY_ADDRESS=$host:$port
 TEXT
 mv "$temp_dir/head.env.new" "$temp_dir/head.env"
 

@@ -62,8 +62,10 @@ class Method:
         if inspect.isasyncgenfunction(self._call):
             return Stream(self._ray, self._handle, self._call(*arguments))
         self._handle.deaths -= 1
-        if self._handle.is_dead or self._handle.deaths >= 0:
+        if self._handle.is_dead:
             return Reference(error=ray.exceptions.ActorDiedError())
+        if self._handle.deaths >= 0:
+            return Reference(error=ray.exceptions.ActorUnavailableError("it starts again", None))
         return self._ray.answer(lambda: self._call(*arguments))
 
 

@@ -23,8 +23,7 @@ from pipelines.stage.fleet import Member
 from pipelines.stage.progress import QUIET
 from pipelines.stage.pump import RolloutPump
 from pipelines.stage.workers import Workers
-from pipelines.train.commits import Commits
-from pipelines.train.grpo import Loop
+from pipelines.train.grpo import Loop, begun
 from pipelines.train.rollouts import GroupRollouts
 from vsr1.config import Config
 from vsr1.episode.environment import Prompt
@@ -34,7 +33,6 @@ from vsr1.retrieval.request import RetrievalError, SearchRequest, SearchResult
 from vsr1.rl.success import SuccessEstimates
 from vsr1.runs.events import EVENTS, EventLog
 from vsr1.runs.folder import TRAINING_LOG
-from vsr1.runs.scalars import RunLog
 from vsr1.runs.state import StateFolder
 from vsr1.runs.trajectories import read_log
 from vsr1.search.record import SearchTask, SearchTrajectory
@@ -268,8 +266,7 @@ class Stage:
         pump = RolloutPump(self.fleet, self.rewards, config.rollout.deadline_s)
         others = ScriptedWorkers({}, self.rewards, cast(Any, self.fleet), pump, cast(Any, None), self.events, QUIET)
         settings = config.grpo.model_dump(mode="json")
-        with Commits(config.run_dir, states, settings, self.events) as commits, RunLog(config.run_dir) as log:
-            saved = commits.restore()
+        with begun(config, states, settings, self.events) as (commits, saved, log):
             if saved.folder:
                 self.learner.load_state(saved.folder)
             self.fleet.push(saved.weights)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from yaml import YAMLError, safe_load
 from yaml.reader import ReaderError
 
@@ -32,9 +32,11 @@ from vsr1.settings.parts import (
     RolloutConfig,
     Section,
     Seed,
+    StorageConfig,
 )
 from vsr1.settings.serving import ServeConfig
 from vsr1.settings.training import EvalConfig, GrpoConfig, RewardConfig, SftConfig, TrackingConfig
+from vsr1.storage import cache_at
 
 RENAMED = {  # old key to new key
     "sft.retrieval_loss.negatives": "sft.negatives",
@@ -64,6 +66,7 @@ class Config(Section):
     fleet: FleetConfig = FleetConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     cluster: ClusterConfig = ClusterConfig()
+    storage: StorageConfig = StorageConfig()
     eval: EvalConfig = EvalConfig()
     serve: ServeConfig = ServeConfig()
     toy: ToyConfig = ToyConfig()
@@ -72,6 +75,14 @@ class Config(Section):
     def served_models(self) -> dict[str, Path]:
         """Policy checkpoints that are served, by name; the first is the default."""
         return {self.serve.model: self.model.policy, **self.serve.models}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _urls_have_places(cls, values: Any, read: ModelWrapValidatorHandler[Config]) -> Config:
+        storage = values.get("storage") if isinstance(values, dict) else None
+        folder = storage.get("cache") if isinstance(storage, dict) else getattr(storage, "cache", None)
+        with cache_at(Path(folder) if isinstance(folder, (str, Path)) else None):
+            return read(values)
 
     @model_validator(mode="after")
     def _reply_fits_the_context(self) -> Config:

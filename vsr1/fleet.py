@@ -112,8 +112,9 @@ class Fleet:
             return
         self._enter(seat, State.HEALTHY)
         seat.is_on_trial = seat.trips > 0
-        if "detect" in seat.heal:
-            self._tell("healed", seat, seconds=seat.heal | {"all": sum(seat.heal.values())})
+        if "start" in seat.heal or "detect" in seat.heal:
+            kind = "healed" if "detect" in seat.heal else "serving"  # for the first time
+            self._tell(kind, seat, seconds=seat.heal | {"all": sum(seat.heal.values())})
         seat.heal = {}
 
     def postpone(self, name: str) -> None:
@@ -149,8 +150,13 @@ class Fleet:
         """Report that a sample has left a member whose process ended."""
         self.seats[name].load -= 1
 
-    def lost(self, name: str, reason: str) -> None:
-        """Report that a member's process ended, or that it must."""
+    def lost(self, name: str, reason: str, detect_s: float | None = None) -> None:
+        """Report that a member's process ended, or that it must.
+
+        Args:
+            detect_s: seconds since the process was in order, where somebody has looked at it; None: since the last sign
+                of life of its engine.
+        """
         seat, now = self.seats[name], self._clock()
         if seat.state in (State.DEAD, State.RETIRED):
             return
@@ -158,7 +164,9 @@ class Fleet:
             seat.deadline = now
             return
         is_starting = seat.state in (State.STARTING, State.RESTARTING)
-        seat.heal = {"detect": 0.0 if is_starting else now - seat.seen}
+        if detect_s is None:
+            detect_s = 0.0 if is_starting else now - seat.seen
+        seat.heal = {"detect": detect_s}
         self._enter(seat, State.DEAD, reason)
         self._tell("fault", seat, seconds=dict(seat.heal))
         if not seat.spare:

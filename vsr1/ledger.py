@@ -11,7 +11,8 @@ that were not saved are lost with their driver, so frames do not say for good th
 again in the run that goes on, and the log of trained trajectories is cut back to the saved step with it.
 
 A prompt that kills the workers that play it must not do so for ever. Deaths count for all prompts that were there. One
-death before the last that it may have, a prompt is a suspect and played alone; with the next one it is poison.
+death before the last that it may have, a prompt is a suspect and played alone; with the next one it is poison. A prompt
+of which all samples that were lost in its deaths have come to their end since is cleared of them.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class Past:
             self.closed, self.kills = Counter(frame["closed"]), Counter(frame["kills"])
         elif frame["kind"] == "killed":
             self.kills.update(frame["prompts"])
+        elif frame["kind"] == "cleared":
+            del self.kills[frame["prompt"]]
         if "sample" not in frame:
             return
         memory = self.samples.setdefault((frame["prompt"], frame["sample"]), Memory())
@@ -120,6 +123,7 @@ class Ledger:
         self._failures: dict[Key, tuple[str, str]] = {}  # of samples of open prompts
         self.closed = Counter(self._past.closed)  # samples by "trained" and by the reasons of drops
         self._kills = Counter(self._past.kills)
+        self._victims: dict[str, set[int]] = {}  # samples that were lost with a death and have not ended since
         self.suspects = {prompt for prompt, count in self._kills.items() if count >= kills - 1}  # are played alone
 
     @property
@@ -162,6 +166,8 @@ class Ledger:
         _, issued = self._past.open.pop(prompt, (size, step))
         self._write({"kind": "issued", "prompt": prompt, "size": size, "step": issued})
         self._sizes[prompt] = size
+        if self._kills[prompt]:  # in a run before this one, which has not cleared it
+            self._victims[prompt] = set(range(size))
         entries = []
         for sample in range(size):
             memory = self._past.samples.get((prompt, sample), Memory())
@@ -210,6 +216,8 @@ class Ledger:
             prompts = list(dict.fromkeys(entry.id.prompt for entry in entries))
             self._write({"kind": "killed", "prompts": prompts})
             self._kills.update(prompts)
+            for entry in entries:
+                self._victims.setdefault(entry.id.prompt, set()).add(entry.id.sample)
             self.suspects.update(prompt for prompt in prompts if self._kills[prompt] >= self._limit - 1)
         for entry in entries:
             self._note(entry, "lost", attempt=entry.id.attempt)
@@ -223,8 +231,14 @@ class Ledger:
         entry.turns = []
 
     def finish(self, sample: SampleId) -> None:
-        """Note that an episode has ended."""
+        """Note that an episode has ended; the last one of a prompt that deaths had ended clears it of them."""
         self._advance(sample, "finished")
+        victims = self._victims.get(sample.prompt, set())
+        if victims == {sample.sample}:
+            self._write({"kind": "cleared", "prompt": sample.prompt})
+            del self._kills[sample.prompt]
+            self.suspects.discard(sample.prompt)
+        victims.discard(sample.sample)
 
     def reward(self, sample: SampleId) -> None:
         """Note that a finished sample is scored."""
@@ -290,6 +304,7 @@ class Ledger:
         samples = [(sample.prompt, number) for number in range(self._sizes[sample.prompt])]
         if not any(key in self._entries for key in samples):
             del self._sizes[sample.prompt]
+            self._victims.pop(sample.prompt, None)
             self._ended.add(sample.prompt)
             for key in samples:
                 self._failures.pop(key, None)

@@ -12,22 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from pipelines.data.clips import Failure, SplitClips
 from pipelines.data.embed import embed, embedder_key, forget_refusals
-from pipelines.data.films import ensure_films
+from pipelines.data.films import write_films
 from pipelines.data.manifest import Announce, BuildError, copy_annotations, load_manifest
 from pipelines.data.split_steps import SplitSteps
 from pipelines.data.steps import Facts, StepLog, StepReport
 from pipelines.data.teacher.reasoning import check_teacher
 from pipelines.data.workers import RayWorkers
 from vsr1.config import Config
+from vsr1.environments.registry import environment_of
 from vsr1.formats.dataset import TRAIN, DatasetFolder
+from vsr1.storage import fetched, fetched_folder, named, sent_folder, url_of
 from vsr1.toy.corpus import write_toy_corpus
 
+READ_TOGETHER = ("segment_embeds.npy", "docid2row.json")  # and therefore sent last
 __all__ = ["BuildError", "BuildReport", "build_dataset", "ensure_dataset"]
 
 
@@ -94,8 +98,8 @@ def build_dataset(
             Finished steps, and finished clips, batches and rows of the one that stopped, are kept.
     """
     data, announce = config.data, progress or (lambda line: None)
+    folder = DatasetFolder(_fetched(config, alone=workers is not None).resolve())
     workers = workers or RayWorkers(data, config.model.device)
-    folder = DatasetFolder(data.root.resolve())
     log = StepLog(folder, announce)
     with log.only_build():
         embedder = embedder_key(config.model)
@@ -131,24 +135,51 @@ def build_dataset(
         recall = {split.manifest.split: log.run(split.recall())["recall_at_1"] for split in ranked}
         steps = [step for split in ranked if split.manifest.split == TRAIN for step in split.records()]
         records = {step.name: log.run(step) for step in steps}
+        sent_folder(folder.root, last=lambda file: file.name in READ_TOGETHER)
     return BuildReport(clips, log.reports, recall, records, embedder["weights"])
 
 
+def _fetched(config: Config, alone: bool) -> Path:
+    """Return the dataset folder; of a URL, with all that an earlier build left there.
+
+    Args:
+        alone: no node of Ray builds.
+
+    Raises:
+        BuildError: other nodes would write the clips of a URL, each to its own disk.
+    """
+    import ray
+
+    data = config.data
+    if url_of(data.root) and not alone and len([node for node in ray.nodes() if node["Alive"]]) > 1:
+        raise BuildError(
+            f"{named(data.root)} is built on one node, and this cluster has more: build without cluster.address, or in "
+            "a folder that all nodes see, and copy that"
+        )
+    for path in (data.root, data.videos):
+        if path:
+            fetched_folder(path)
+    for path in data.annotations.values():
+        fetched(path)
+    return data.root
+
+
 def ensure_dataset(config: Config, progress: Announce | None = None) -> bool:
-    """Render and build the toy corpus if `toy.create` says so and `data.root` holds no dataset; Ray must be running.
+    """Make the toy world if `toy.create` says so and `data.root` holds no dataset; Ray must be running.
 
     Returns:
         Whether there was something to build.
     """
-    if config.environment == "navigate":
-        return ensure_films(config)
-    folder = DatasetFolder(config.data.root)
-    last = folder.grpo_records() if config.data.teacher.kind == "none" else folder.sft_records()
-    if not config.toy.create or last.is_file():
+    environment = environment_of(config)
+    if not config.toy.create or environment.is_built(config):
         return False
-    if not folder.events("test").is_file():
-        render_toy(config)
-    build_dataset(config, progress)
+    if environment.has_films:
+        write_films(config)
+        sent_folder(config.data.root)
+    if environment.has_corpus:
+        if not DatasetFolder(config.data.root).events("test").is_file():
+            render_toy(config)
+        build_dataset(config, progress)
     return True
 
 

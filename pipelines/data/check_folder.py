@@ -1,4 +1,4 @@
-"""Says whether a dataset folder has what training and evaluation read, and names what it lacks.
+"""Says whether a dataset folder has what evaluation and one stage of training at least read, and names what it lacks.
 
 Every count is taken from the files themselves: rows of arrays and of the index from their headers, clips from their
 metadata rows and their files. Pixels and vectors are not read.
@@ -27,12 +27,30 @@ class IncompleteError(ValueError):
     """A dataset folder that lacks something; the message names each thing with its place."""
 
 
-class FolderCheck:
+class _FolderCheck:
+    def __init__(self, folder: DatasetFolder) -> None:
+        self._folder = folder
+        self.faults: list[str] = []
+
+    def _read(self, path: Path, reader: Callable[[Path], Any]) -> Any:
+        """Return what a reader makes of a file, and 0 and a fault where there is none."""
+        name = path.relative_to(self._folder.root)
+        if not path.is_file():
+            self.faults.append(f"{name} does not exist")
+            return 0
+        try:
+            return reader(path)
+        except (ValueError, RuntimeError, EOFError) as error:  # what json, numpy and faiss raise on a damaged file
+            self.faults.append(f"{name} cannot be read: {str(error).splitlines()[0]}")
+            return 0
+
+
+class SplitCheck(_FolderCheck):
     """What one split has, with 0 for a file that is not there, and its faults."""
 
     def __init__(self, folder: DatasetFolder, split: str) -> None:
-        self.split, self._folder = split, folder
-        self.faults: list[str] = []
+        super().__init__(folder)
+        self.split = split
         self.queries = self._read(folder.annotations(split), _annotated)
         self.video_vectors = self._read(folder.video_embeddings(split), _rows)
         docids: dict[str, int] = self._read(folder.docid2row(split), _json) or {}
@@ -60,18 +78,6 @@ class FolderCheck:
             f"({self.docids} docids, {self.index} in the index) and {self.query_vectors} queries: {state}"
         )
 
-    def _read(self, path: Path, reader: Callable[[Path], Any]) -> Any:
-        """Return what a reader makes of a file, and 0 and a fault where there is none."""
-        name = path.relative_to(self._folder.root)
-        if not path.is_file():
-            self.faults.append(f"{name} does not exist")
-            return 0
-        try:
-            return reader(path)
-        except (ValueError, RuntimeError, EOFError) as error:  # what json, numpy and faiss raise on a damaged file
-            self.faults.append(f"{name} cannot be read: {str(error).splitlines()[0]}")
-            return 0
-
     def _usable_clips(self, corpus: set[str]) -> int:
         """Count the clips that are usable as far as their headers tell."""
         clips = self._folder.clips(self.split)
@@ -96,19 +102,52 @@ class FolderCheck:
         return len(rows) - len(wrong)
 
 
+class StagesCheck(_FolderCheck):
+    """Which stages of training a dataset serves: labels alone are enough for Stage 2, Stage 1 needs replies too."""
+
+    def __init__(self, folder: DatasetFolder) -> None:
+        super().__init__(folder)
+        self._records = {
+            "Stage 1": self._count(folder.sft_records(), _json_rows, folder.hard_negatives()),
+            "Stage 2": self._count(folder.grpo_records(), _lines),
+        }
+
+    def line(self) -> str:
+        """Return one line for a person."""
+        serves = [f"{stage} ({n} record{'' if n == 1 else 's'})" for stage, n in self._records.items() if n]
+        lacks = f"; {'; '.join(self.faults)}" if self.faults else ""
+        return f"{TRAIN}: serves {' and '.join(serves) or 'no stage of training'}{lacks}"
+
+    @property
+    def is_enough(self) -> bool:
+        """Tell whether one stage can be trained."""
+        return any(self._records.values())
+
+    def _count(self, path: Path, count: Callable[[Path], int], *others: Path) -> int:
+        """Return how many records a stage has, 0 where a file that it needs is missing or damaged."""
+        before = len(self.faults)
+        records: int = self._read(path, count)
+        if not records and len(self.faults) == before:
+            self.faults.append(f"{path.relative_to(self._folder.root)} has no records")
+        for other in others:
+            self._read(other, _json)
+        return records if len(self.faults) == before else 0
+
+
 def check_folder(folder: DatasetFolder, splits: list[str], announce: Announce) -> None:
-    """Check splits that a dataset must have, and the training records where "train" is one of them.
+    """Check splits that a dataset must have; where "train" is one of them, one stage at least must have its records.
 
     Raises:
-        IncompleteError: any file is missing, or two of them disagree.
+        IncompleteError: a file is missing, or two of them disagree.
     """
-    checks = [FolderCheck(folder, split) for split in splits]
+    checks = [SplitCheck(folder, split) for split in splits]
     for check in checks:
         announce(check.line())
     faults = [f"{check.split}: {fault}" for check in checks for fault in check.faults]
     if TRAIN in splits:
-        wanted = (folder.hard_negatives(), folder.sft_records(), folder.grpo_records())
-        faults += [f"{path.relative_to(folder.root)} does not exist" for path in wanted if not path.is_file()]
+        stages = StagesCheck(folder)
+        announce(stages.line())
+        faults += [] if stages.is_enough else [f"{TRAIN}: {fault}" for fault in stages.faults]
     if faults:
         remedy = "fetch what is missing, or name the splits to check with --split"
         raise IncompleteError("\n  ".join([f"{folder.root} is not complete; {remedy}", *faults]))
@@ -141,6 +180,10 @@ def _rows(path: Path) -> int:
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _json_rows(path: Path) -> int:
+    return len(_json(path))
 
 
 def _indexed(path: Path) -> int:

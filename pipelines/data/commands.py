@@ -70,9 +70,14 @@ def data_check(
     config: ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Find videos that are missing, do not decode or are not as long as annotated. The exit code is 1 if any is."""
+    """Find videos that are missing, do not decode or are not as long as annotated. The exit code is 1 if any is.
+
+    Where the dataset has been built, it says too which stages of training its records are enough for.
+    """
     settings = read_settings(config, overrides)
+    from pipelines.data.check_folder import StagesCheck
     from pipelines.data.check_videos import check_table, check_videos
+    from vsr1.formats.dataset import DatasetFolder
 
     with stoppable(lambda: "nothing was written"):
         checks = guarded(check_videos, settings, announce if not as_json else None)
@@ -82,4 +87,7 @@ def data_check(
         console.print(check_table(checks))
         for line in (line for check in checks for line in check.lines()):
             announce(line)
+        stages = StagesCheck(DatasetFolder(settings.data.root))
+        if stages.is_enough:
+            announce(stages.line())
     raise typer.Exit(int(any(check.wrong for check in checks)))

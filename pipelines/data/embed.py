@@ -25,6 +25,7 @@ from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256, weights_fingerprint
 from vsr1.retrieval.request import ClipEmbedder
 from vsr1.settings.parts import ModelConfig
+from vsr1.storage import fetched_folder
 from vsr1.video.clips import Clip, ClipFolder
 from vsr1.video.container import VideoError
 from vsr1.video.faults import work_on
@@ -142,7 +143,7 @@ def embedder_key(model: ModelConfig) -> dict[str, Any]:
     Raises:
         FileNotFoundError: the folder or its weights are missing.
     """
-    if not model.embedder.is_dir():
+    if not fetched_folder(model.embedder).is_dir():
         raise FileNotFoundError(
             f"model.embedder={model.embedder}: the folder does not exist; name that of a checkpoint"
         )

@@ -8,32 +8,27 @@ setting, weights or data begins anew.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from actors.rollout import Sampling
 from pipelines.data.build import ensure_dataset
-from pipelines.evaluation.navigation import scored_navigation
 from pipelines.machine.placement import check_placement
 from pipelines.stage.connection import connect
 from pipelines.stage.plays import Outcome
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Progress
-from pipelines.stage.tasks import evaluation_queries
 from pipelines.stage.workers import Workers, workers
 from vsr1 import __version__
 from vsr1.config import Config
+from vsr1.environments.registry import environment_of
+from vsr1.environments.spec import Evaluated
 from vsr1.episode.sample import FailedSample
 from vsr1.episode.trajectory import Trajectory
 from vsr1.formats.atomic import write_json, write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256, value_sha256, weights_fingerprint
-from vsr1.metrics.prediction_rows import failed_row, prediction_row
-from vsr1.metrics.predictions import PredictionRow
-from vsr1.metrics.published import published_summary
-from vsr1.metrics.summary import summarise
 from vsr1.navigate.files import questions_file
 from vsr1.retrieval.corpus import CURRENT
 from vsr1.runs.folder import EVALUATION_LOG
@@ -41,8 +36,9 @@ from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_l
 from vsr1.search.prompts import agent_prompt
 from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
+from vsr1.storage import fetched
 from vsr1.versions import installed_version
-from vsr1.video.clips import META, read_meta
+from vsr1.video.clips import META
 from vsr1.video.largest_clip import check_largest_clip
 
 STACK = ("torch", "transformers", "vllm", "faiss")  # packages whose versions change numbers
@@ -61,11 +57,10 @@ class Evaluation:
 
     def __init__(self, config: Config, label: str, split: str, agent: AgentConfig, settings: dict[str, Any]) -> None:
         self.label, self.agent, self.settings = label, agent, settings
-        self._split, self._folder = split, DatasetFolder(config.data.root)
-        self._navigates = config.environment == "navigate"
+        self._config, self._split, self._environment = config, split, environment_of(config)
         self.fingerprint = value_sha256(settings)[:16]
         self.log = config.run_dir / f"{label}{EVALUATION_LOG}"
-        self.queries = evaluation_queries(config, split)
+        self.queries = self._environment.evaluation_queries(config, split)
         skipped = (FailedSample(q.task.id, q.skipped, q.message) for q in self.queries if q.skipped)
         self.outcomes: dict[str, Outcome] = {outcome.id.prompt: outcome for outcome in skipped}
 
@@ -99,22 +94,9 @@ class Evaluation:
 
     def scored(self) -> tuple[list[Any], Any]:
         """Return the rows in the order of the annotations, and their summary, both as the environment has them."""
-        if self._navigates:
-            return scored_navigation(self.queries, self.outcomes, self.settings)
-        clips = read_meta(self._folder.clips(self._split))
-        durations = {name: row["source_duration_sec"] for name, row in clips.items()}
-        durations |= {query.task.gt_video: query.task.gt_duration for query in self.queries}
-        corpus_size = len(json.loads(self._folder.docid2row(self._split).read_text(encoding="utf-8")))
-        shared = {"max_turn": self.agent.max_turns, "corpus_size": corpus_size, "fingerprint": self.fingerprint}
-        rows: list[PredictionRow] = []
-        for query in self.queries:
-            outcome = self.outcomes[query.task.id.prompt]
-            if isinstance(outcome, FailedSample):
-                rows.append(failed_row(query.task, query.index, outcome.reason, outcome.message, **shared))
-            else:
-                depth = self.agent.depth
-                rows.append(prediction_row(outcome, query.index, latents=depth, durations=durations, **shared))
-        return rows, summarise(rows, corpus_size).model_copy(update={"settings": self.settings})
+        evaluated = Evaluated(self.queries, self.outcomes, self._split, self.agent, self.fingerprint)
+        rows, summary = self._environment.scored(self._config, evaluated)
+        return rows, summary.model_copy(update={"settings": self.settings})
 
 
 def evaluate(config: Config, progress: Progress = QUIET, *, name: str = "eval") -> tuple[Any, list[SearchTrajectory]]:
@@ -176,11 +158,10 @@ def _inputs(config: Config, split: str) -> dict[str, Any]:
     folder = DatasetFolder(config.data.root)
     files = [
         folder.annotations(split), folder.query_meta(split), folder.docid2row(split), folder.video_embeddings(split),
-        folder.index(split).parent / CURRENT, folder.clips(split) / META, questions_file(folder, split),
+        folder.at(split, "index", CURRENT), fetched(folder.clips(split) / META), questions_file(folder, split),
     ]  # fmt: skip
     model = config.model
-    navigate = {"navigate": config.navigate.model_dump(mode="json", exclude={"budgets", "pools"})}
-    return (navigate if config.environment == "navigate" else {}) | {
+    return environment_of(config).settings(config, False) | {
         "split": split,
         "seed": config.seed,
         "policy": weights_fingerprint(model.policy),
@@ -200,7 +181,7 @@ def _finished(
     config: Config, evaluations: list[Evaluation], others: Workers | None
 ) -> tuple[Any, list[SearchTrajectory]]:
     """Play what is waiting, write the results and return those of the first evaluation."""
-    sampling = Sampling(config.eval.top_k, rank_by_depth=config.eval.rank_by_depth)
+    sampling, environment = Sampling(config.eval.top_k, rank_by_depth=config.eval.rank_by_depth), environment_of(config)
     if others is not None:
         counts = {"rollout": len(others.fleet.members), "retrieval": 1, "rewards": len(others.rewards)}
         others.progress.begin(evaluations[0].label, len(evaluations), counts)
@@ -216,15 +197,11 @@ def _finished(
         write_trajectories(evaluation.log, evaluation.logged(evaluation.trajectories))
         write_lines(file.with_suffix(".jsonl"), [row.model_dump(mode="json") for row in rows])
         write_json(file, summary.to_json())
-        if config.environment == "search":
-            write_json(file.with_suffix(".published.json"), published_summary(rows))
+        for ending, value in environment.exports(rows).items():
+            write_json(file.with_suffix(ending), value)
         summaries.append(summary)
         if others is not None:
-            if config.environment == "search":
-                values = {"R@1 after": summary.refined.recall_at_1, "IoU@0.5": summary.moments.iou_05}
-            else:
-                values = {"accuracy": summary.accuracy}
-            others.progress.step(number, values, {"evaluate": time.monotonic() - began})
+            others.progress.step(number, environment.figures(summary), {"evaluate": time.monotonic() - began})
         failed = [row for row in rows if row.status == "failed"]
         if len(failed) > config.eval.max_failed_fraction * len(rows):
             faults.append(

@@ -23,7 +23,8 @@ from vsr1.runs.events import EVENTS, read_events
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
 from vsr1.runs.scalars import read_scalars
 from vsr1.runs.trajectories import read_log
-from vsr1.video.clips import Clip, ClipFolder
+from vsr1.storage import fetched, place_of
+from vsr1.video.clips import META, Clip, ClipFolder
 
 
 class ReportError(ValueError):
@@ -139,9 +140,10 @@ def _frames(folder: Path, settings: Mapping[str, Any] | None, data: Path | None)
     root = data or section.get("root")
     if root is None:
         raise ReportError(f"{folder} has no config.yaml that names its dataset; say --data FOLDER or --no-frames")
-    dataset = DatasetFolder(Path(root))
+    dataset = DatasetFolder(place_of(root) or Path(root))
     clock = section.get("timestamps", "true_seconds")
-    splits = sorted(path.name for path in dataset.root.glob("*") if dataset.clips(path.name).is_dir())
+    names = {path.name for path in dataset.root.glob("*")} | set(section.get("splits") or ())
+    splits = sorted(name for name in names if fetched(dataset.clips(name) / META).parent.is_dir())
     folders = [ClipFolder(dataset.clips(split), clock) for split in splits]
     place = {video: clips for clips in reversed(folders) for video in clips.video_ids()}
 

@@ -15,6 +15,7 @@ from vsr1.footprint import (
     retrieval_memory,
     video_tokens,
 )
+from vsr1.storage import fetched
 
 PROMPT_WORDS = 200  # tokens of a prompt beside its clip
 LEARNER, ENGINE, RETRIEVAL = "learner rank", "rollout worker", "retrieval service"  # as the plan calls the roles
@@ -27,7 +28,9 @@ def gpu_memory(config: Config, stage: Literal["sft", "grpo", "eval"], gpu_gib: f
         gpu_gib: memory of a GPU, of which engines take a share.
     """
     model = config.model
-    if model.device == "cpu" or not all((path / "config.json").is_file() for path in (model.policy, model.embedder)):
+    if model.device == "cpu" or not all(
+        fetched(path / "config.json").is_file() for path in (model.policy, model.embedder)
+    ):
         return {}
     policy, embedder = ModelShape.read(model.policy), ModelShape.read(model.embedder)
     size, engine = (2 if model.dtype == "bfloat16" else 4), config.rollout.engine

@@ -5,6 +5,7 @@ A GPU is one thing: two actors of 0.6 do not share two GPUs between them, and on
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ from vsr1.settings.parts import Node, PlacedResources
 
 @dataclass
 class Gpu:
-    """One GPU: what is free of it, and the memory that its actors take by role, where that is known."""
+    """One GPU: what is free of it, its actors by role, and the memory that these take, where that is known."""
 
     free: float
     size_gib: float | None
+    actors: Counter[str] = field(default_factory=Counter)
     taken_gib: dict[str, float] = field(default_factory=dict)
 
 
@@ -47,6 +49,7 @@ class Room:
         self.cpus, self.memory_gib = self.cpus - need.cpus, self.memory_gib - need.memory_gib
         for gpu in fitting:
             gpu.free -= share
+            gpu.actors[name] += 1
             gpu.taken_gib[name] = gpu.taken_gib.get(name, 0.0) + gpu_gib
         return True
 

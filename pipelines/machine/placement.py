@@ -21,6 +21,7 @@ from pipelines.machine.nodes import TOLERANCE, Capacity, capacity
 from pipelines.machine.packing import Gpu, has_labels, place, rooms_of
 from pipelines.machine.resources import READER_CPUS, READERS
 from vsr1.config import Config
+from vsr1.environments.registry import environment_of
 from vsr1.settings.parts import ActorResources, PlacedResources
 
 Stage = Literal["sft", "grpo", "eval", "demo"]
@@ -135,6 +136,11 @@ class Plan:
                     f"{where.get(left.need.strategy, '')}: {fix}"
                 )
             lines += sorted({_overfull(gpu) for gpu in gpus if _is_overfull(gpu)})
+            if any(gpu.actors[LEARNER] > 1 for gpu in gpus):
+                lines.append(
+                    "two learner ranks would share a GPU, which NCCL refuses: raise cluster.learner.gpus above 0.5, or "
+                    "in Stage 2 cluster.rollout.gpus, so that an engine and one rank fill a GPU"
+                )
         return lines
 
     def packed(self) -> tuple[Role | None, list[Gpu]]:
@@ -210,7 +216,7 @@ def grpo_splits(config: Config) -> list[str]:
     splits = ["train"]
     if config.grpo.validate_every:
         splits.append(config.grpo.val_split)
-    if config.grpo.evaluate_after:
+    if config.grpo.evaluate_before or config.grpo.evaluate_after:
         splits.append(config.eval.split)
     return list(dict.fromkeys(splits))
 
@@ -270,7 +276,7 @@ def _services(config: Config, splits: int, available: Capacity) -> tuple[Role, .
             "cluster.rollout",
             on_device=True,
         ),
-        *(retrieval_roles(config, splits) if config.environment == "search" else ()),  # tools reserve nothing
+        *(retrieval_roles(config, splits) if environment_of(config).has_corpus else ()),  # tools reserve nothing
         Role("reward worker", cluster.reward_workers, cluster.reward, "cluster.reward_workers", "cluster.reward"),
         clip_stores(config, splits, available),
     )

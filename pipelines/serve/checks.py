@@ -10,9 +10,11 @@ from pipelines.machine.nodes import Capacity, capacity
 from pipelines.machine.placement import Plan, Role, clip_stores, retrieval_roles
 from pipelines.serve.gateway.keys import read_keys
 from vsr1.config import Config, ConfigError
+from vsr1.environments.registry import environment_of
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.parts import ActorResources
 from vsr1.settings.serving import CorpusConfig
+from vsr1.storage import fetched_folder, is_there
 from vsr1.video.clips import META
 from vsr1.video.largest_clip import check_largest_clip
 
@@ -69,7 +71,7 @@ def check_served(config: Config, agents: bool = True) -> None:
 
 def _faults(config: Config, agents: bool) -> Iterator[str]:
     settings = config.serve
-    if config.environment != "search":
+    if not environment_of(config).is_served:
         yield f"environment={config.environment} cannot be served; a server searches a corpus, so leave it out"
     if not settings.corpora:
         yield "serve.corpora names no corpus; say --corpus DIR, or serve.corpora.NAME.root=DIR"
@@ -89,7 +91,7 @@ def _faults(config: Config, agents: bool) -> Iterator[str]:
 
 
 def _model_faults(what: str, folder: Path, allow_bin: bool) -> Iterator[str]:
-    if not folder.is_dir():
+    if not fetched_folder(folder).is_dir():
         yield f"{what}: folder {folder} does not exist"
     elif not (folder / "config.json").is_file():
         yield f"{what}: {folder} has no config.json, so it is no checkpoint; a run keeps its own under checkpoints/"
@@ -99,7 +101,7 @@ def _model_faults(what: str, folder: Path, allow_bin: bool) -> Iterator[str]:
 
 def _corpus_faults(name: str, corpus: CorpusConfig, shards: int, clips: bool) -> Iterator[str]:
     folder, what = DatasetFolder(corpus.root), f"corpus {name!r}"
-    if not corpus.root.is_dir():
+    if not is_there(corpus.root):
         yield f"{what}: folder {corpus.root} does not exist"
         return
     needed = [folder.video_embeddings(corpus.split), folder.docid2row(corpus.split)]

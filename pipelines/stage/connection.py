@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines.machine.resources import check_port, ray_address
 from vsr1.config import Config
+from vsr1.storage import default_cache, keep_budget, url_of
 
 RAY_LOGGERS = ("ray", "ray.data", "ray.serve")  # those that Ray gives a handler of their own
 
@@ -39,6 +40,9 @@ def connect(config: Config) -> None:
 
     from pipelines.machine.nodes import join_cluster
 
+    settings = (config.run_dir, config.data.root, config.model.policy, config.model.embedder)
+    if any(url_of(path) for path in settings):
+        keep_budget(config.storage.cache or default_cache(), config.storage.cache_gib)
     if ray.is_initialized():
         return
     _log_by_root()

@@ -15,7 +15,9 @@ import ray
 
 from actors.handles import arrived
 from actors.rollout import RolloutWorkerHandle
+from actors.watch import Notice
 from pipelines.stage.faults import dead_actor
+from pipelines.stage.nodes import NodeEvents
 from pipelines.stage.watch import Watch
 from vsr1.config import Config
 from vsr1.fleet import Fleet
@@ -45,6 +47,7 @@ class RolloutFleet:
         make: starts the actor of a rollout worker, by name.
         clips: returns the clip stores of a node, by split.
         write: writes events.
+        vacate: ends what was started on a node for its members, where none is left: an autoscaler may take it then.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class RolloutFleet:
         clips: Callable[[str], dict[str, Any]],
         watch: Watch,
         write: WriteEvent = write_nothing,
+        vacate: Callable[[str], None] = lambda node: None,
     ) -> None:
         rollout = config.rollout
         at_once = rollout.max_episodes or 2 * rollout.engine.max_num_seqs
@@ -68,7 +72,8 @@ class RolloutFleet:
         self._receiving: set[Member] = set()  # who has not begun to receive the last broadcast
         self._learners: Any = None  # of the last push
         self._is_starting = False
-        self._looked = 0.0
+        self._looked, self._nodes = 0.0, NodeEvents(write)
+        self._vacate, self._used = vacate, set[str]()  # nodes
         self._scaled = read_scale(config.run_dir)  # the last request; one that is there was made to an earlier run
 
     def start(self) -> None:
@@ -211,9 +216,11 @@ class RolloutFleet:
     def _load(self, member: Member, node: str) -> None:
         """Let a member load its engine, on the node where it came to be."""
         member.node = node
-        self._watch.guard(
-            member.name, "rollout", member.handle, on_fault=lambda notice: self._fleet.lost(member.name, notice.reason)
-        )
+
+        def lost(notice: Notice) -> None:
+            self._fleet.lost(member.name, notice.reason, notice.seconds)
+
+        self._watch.guard(member.name, "rollout", member.handle, on_fault=lost)
         ready = member.handle.start.remote(self._clips(node))
         self._then(member, ready, lambda _: self._fleet.started(member.name))
 
@@ -242,10 +249,22 @@ class RolloutFleet:
         if request is not None and request != self._scaled:
             self._scaled = request
             self.scale(request.workers)
+        self._nodes.look()
+        self._give_back()
         leaving = draining_nodes()
         for member in self.members:
             if member.node in leaving:
                 self._fleet.drain(member.name, "its node leaves", limit_s=leaving[member.node], replace=True)
+
+    def _give_back(self) -> None:
+        """Vacate the nodes where no member is left, unless one is on its way, which may come there."""
+        used = {member.node for member in (*self.members, *(member for member, _ in self._leaving.values()))}
+        if "" not in used:
+            for node in self._used - used:
+                self._vacate(node)
+            self._used = used
+        else:
+            self._used |= used - {""}
 
     def _leave(self, member: Member) -> None:
         """Let a member end its engine, and end it then."""

@@ -23,6 +23,7 @@ import ray
 from vsr1.config import Config, dump_config
 from vsr1.formats.atomic import write_json, write_lines
 from vsr1.runs.folder import owned, write_config
+from vsr1.runs.mirror import mirrored
 from vsr1.versions import SUPPORTED, installed_version
 
 LAST_STEPS = 20
@@ -33,10 +34,12 @@ LOG_TAIL_BYTES = 64 * 1024
 def kept_in_folder(config: Config, stage: str) -> Iterator[None]:
     """Hold the run folder for a stage, write its configuration before it, and a post-mortem if it fails.
 
+    Of a folder at a URL, its last commit is fetched before, and what the stage has left is copied there after it.
+
     Raises:
-        RunFolderError: another process has the folder; nothing in it is changed.
+        RunFolderError: another process has the folder; nothing in it is changed. Of a URL, errors as of `mirrored`.
     """
-    with owned(config.run_dir, stage):
+    with owned(config.run_dir, stage), mirrored(config.run_dir, stage):
         write_config(config, stage)
         try:
             yield

@@ -2,7 +2,8 @@
 
 Every task leaves exactly once, as a scored trajectory or as a failed sample with its reason. A sample that its member
 lost is played again, on from its last finished turn; so is one whose attempt failed, a few times and after a pause,
-unless the sample itself is at fault. What finished together is scored together, by a reward worker that is idle.
+unless the sample itself is at fault. A part that may come back is waited for; one that is gone for good ends the stage.
+What finished together is scored together, by a reward worker that is idle.
 
 A prompt that the ledger suspects of killing workers is played when nothing else is, so that nobody dies with it and no
 death is put down to it that it did not cause.
@@ -10,6 +11,7 @@ death is put down to it that it did not cause.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +38,8 @@ TICK_S = 0.25  # longest wait between two looks at the fleet
 PAUSES_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0)  # before another attempt, after what others than the member did
 OF_THE_SAMPLE = (PromptError, ClipError, UnknownVideoError)  # no other attempt would end otherwise
 OF_OTHERS = (ray.exceptions.RayError, RetrievalError, ReplayError, ToolError)  # than the member that raised it
+GONE = (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnschedulableError)  # Ray will not start it again
+GONE_ATTEMPTS = 2  # at a sample that misses such a part: its member may have been about to go with its node
 MEMBER_ATTEMPTS = 3  # at a sample that members fail at
 SCORING_ATTEMPTS = 40  # at a batch, each after the last pause but one at most
 
@@ -148,7 +152,7 @@ class RolloutPump:
         """Give out what there is room for, then take what has come, after waiting for it at most so long.
 
         Raises:
-            RayActorError: an actor that a sample needs stays away.
+            RayActorError, ActorUnschedulableError: an actor that a sample needs stays away, or is gone for good.
             FleetError: no member can be healed any more.
         """
         self._fleet.tick()
@@ -249,13 +253,13 @@ class RolloutPump:
     def _try_again(self, episode: _Episode, reason: str, message: str, cause: BaseException | None) -> None:
         play, sample = episode.play, episode.task.id
         failures = play.fails(sample)
-        attempts = MEMBER_ATTEMPTS if cause and not isinstance(cause, OF_OTHERS) else len(PAUSES_S) + 1
-        if failures < attempts and not isinstance(cause, OF_THE_SAMPLE):
+        if failures < _attempts(cause):
             play.ledger.lose([sample])
             play.add(episode.task, pause_s=PAUSES_S[failures - 1])
             return
-        if isinstance(cause, ray.exceptions.RayActorError):
-            cause.add_note(f"what is away was asked again for {sum(PAUSES_S):.0f} s, the time that it has to come back")
+        if isinstance(cause, (ray.exceptions.RayActorError, *GONE)):
+            if not _is_gone(cause):
+                cause.add_note(f"it was asked again for {sum(PAUSES_S):.0f} s, the time that it has to come back")
             raise cause
         self._fail(play, sample, reason, message)
 
@@ -300,11 +304,12 @@ class RolloutPump:
             outcomes = {(outcome.id.prompt, outcome.id.sample): outcome for outcome in ray.get(reference)}
         except ray.exceptions.RayTaskError:
             raise
-        except ray.exceptions.RayError:  # the worker is gone: another, or the same once it is back, scores the batch
+        except ray.exceptions.RayError as error:  # another worker scores the batch, or the same once it is back
             self._scoring_faults += 1
-            if self._scoring_faults == SCORING_ATTEMPTS:
+            pause_s = PAUSES_S[min(self._scoring_faults, len(PAUSES_S)) - 1]
+            self._rested[worker] = math.inf if _is_gone(error) else time.monotonic() + pause_s
+            if self._scoring_faults == SCORING_ATTEMPTS or min(self._rested) == math.inf:
                 raise
-            self._rested[worker] = time.monotonic() + PAUSES_S[min(self._scoring_faults, len(PAUSES_S)) - 1]
             self._unscored = batch + self._unscored
             return
         self._scoring_faults = 0
@@ -315,3 +320,17 @@ class RolloutPump:
             else:
                 play.ledger.reward(outcome.id)
                 play.leave(outcome)
+
+
+def _is_gone(error: BaseException | None) -> bool:
+    """Tell whether an actor will not be started again: it has no restarts left, or its node has left the cluster."""
+    return isinstance(error, GONE) and not getattr(error, "preempted", False)
+
+
+def _attempts(cause: BaseException | None) -> int:
+    """Return how often a sample is played that fails for this reason, None where what it returned was lost."""
+    if isinstance(cause, OF_THE_SAMPLE):
+        return 1
+    if _is_gone(cause):
+        return GONE_ATTEMPTS
+    return len(PAUSES_S) + 1 if cause is None or isinstance(cause, OF_OTHERS) else MEMBER_ATTEMPTS

@@ -111,6 +111,13 @@ class Watch:
         with self._lock:
             self._guarded.pop(name, None)
 
+    def leave(self, node: str) -> None:
+        """End the watch of a node where nothing is guarded any more."""
+        with self._lock:
+            places = [guarded.place for guarded in self._guarded.values() if guarded.place]
+        if node in self._nodes and node not in [name for name, _ in places]:
+            ray.kill(self._nodes.pop(node))
+
     def tick(self) -> None:
         """Take what the nodes' watches have seen."""
         for answer in arrived(self._shards):

@@ -7,13 +7,13 @@ worker, else by Ray, which asks it again what had not been answered.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from actors.clips import ClipStores
 from actors.corpus import CorpusActors
 from actors.healing import HealingLearners
 from actors.learner import LearnerGroup
@@ -27,13 +27,12 @@ from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.stage.pump import Occupancy, RolloutPump
 from pipelines.stage.watch import Watch
 from vsr1.config import Config
+from vsr1.environments.registry import environment_of
 from vsr1.episode.sample import FailedSample
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.runs.events import EVENTS, EventLog
 from vsr1.search.record import SearchTask, SearchTrajectory
-from vsr1.settings.navigate import NavigateRewardConfig
 from vsr1.settings.parts import AgentConfig
-from vsr1.settings.training import RewardConfig
 from vsr1.video.clips import ClipFolder
 
 ALWAYS = -1  # restarts by Ray
@@ -45,7 +44,7 @@ class RolloutError(RuntimeError):
 
 @dataclass
 class Workers:
-    clips: dict[str, ClipStores]  # by split
+    corpora: dict[str, CorpusActors | FilmActors]  # by split
     rewards: list[RewardWorkerHandle]
     fleet: RolloutFleet
     pump: RolloutPump
@@ -80,8 +79,17 @@ class Workers:
         if not self.is_ahead:
             self.fleet.settle()
 
-    def learners(self, config: Config, split: str) -> HealingLearners:
-        """Return the learner of clips of a split, not started yet."""
+    def start(self) -> None:
+        """Wait until every actor is ready; the first engine that cannot start raises its error."""
+        self.fleet.start()
+        ray.get([corpus.ready() for corpus in self.corpora.values()])
+
+    @contextmanager
+    def learners(self, config: Config, split: str) -> Iterator[HealingLearners]:
+        """Start the learner of clips of a split, and all that has not been started; yield it when all are ready.
+
+        They start at one time unless they share a GPU: an engine finds out at its start how much memory others leave.
+        """
 
         def guard(name: str, rank: Any) -> None:
             if rank is None:
@@ -89,12 +97,19 @@ class Workers:
             else:
                 self.watch.guard(name, "learner", rank)
 
-        return HealingLearners(config, self.clips[split], config.run_dir / "logs", guard, self.events.write)
-
-
-def rewards_of(config: Config) -> RewardConfig | NavigateRewardConfig:
-    """Return the settings of the rewards of an environment."""
-    return config.navigate.rewards if config.environment == "navigate" else config.rewards
+        stores = self.corpora[split].stores
+        learners = HealingLearners(config, stores, config.run_dir / "logs", guard, self.events.write)
+        if config.cluster.learner.gpus % 1 or config.cluster.rollout.gpus % 1:
+            self.start()
+        thread = ThreadPoolExecutor(1, "start of the learner")
+        try:
+            starting = thread.submit(learners.__enter__)
+            self.start()
+            starting.result()
+            yield learners
+        finally:
+            learners.close()
+            thread.shutdown(wait=False)
 
 
 def complete(outcomes: list[Outcome], tolerated: float = 0.0) -> tuple[list[SearchTrajectory], list[FailedSample]]:
@@ -113,14 +128,19 @@ def complete(outcomes: list[Outcome], tolerated: float = 0.0) -> tuple[list[Sear
 
 
 @contextmanager
-def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterator[Workers]:
-    """Start the actors for these splits and wait until each is ready; stop them on the way out."""
+def workers(config: Config, *splits: str, progress: Progress = QUIET, wait: bool = True) -> Iterator[Workers]:
+    """Start the actors for these splits; stop them on the way out.
+
+    Args:
+        wait: until each is ready; else `Workers.start` or `Workers.learners` does.
+    """
     need, logs, folder = config.cluster, config.run_dir / "logs", DatasetFolder(config.data.root)
+    environment = environment_of(config)
     events = EventLog(config.run_dir / EVENTS)
     watch = Watch(config.fleet, logs / "watch.log", events.write)
 
     def corpus_of(split: str) -> CorpusActors | FilmActors:
-        if config.environment == "navigate":
+        if environment.has_films:
             return FilmActors(config, split, sharers=len(splits), logs=logs)
         return CorpusActors(
             config,
@@ -136,7 +156,7 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterato
     retrieval = {split: corpus.retrieval for split, corpus in corpora.items()}
     rewards = [
         RewardWorker.options(**placed(need.reward), max_restarts=ALWAYS).remote(
-            rewards_of(config), logs / f"reward-{i}.log"
+            environment.rewards(config), logs / f"reward-{i}.log"
         )
         for i in range(need.reward_workers)
     ]
@@ -153,7 +173,13 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterato
             watch.guard(f"clips-{split}-{node[:8]}", "clips", store)
         return stores
 
-    fleet = RolloutFleet(config, make, clips, watch, events.write)
+    def vacate(node: str) -> None:
+        for split, corpus in corpora.items():
+            if corpus.stores.end(node):
+                watch.release(f"clips-{split}-{node[:8]}")
+        watch.leave(node)
+
+    fleet = RolloutFleet(config, make, clips, watch, events.write, vacate)
     try:
         for i, worker in enumerate(rewards):
             watch.guard(f"reward-{i}", "rewards", worker)
@@ -162,11 +188,11 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET) -> Iterato
                 watch.guard(f"tools-{split}", "tools", corpus.retrieval)
             else:
                 watch.guard_shards(f"retrieval-{split}", corpus.retrieval)
-        fleet.start()
-        ray.get([corpus.ready() for corpus in corpora.values()])
         pump = RolloutPump(fleet, rewards, config.rollout.deadline_s)
-        stores = {split: corpus.stores for split, corpus in corpora.items()}
-        yield Workers(stores, rewards, fleet, pump, watch, events, progress, is_ahead=config.grpo.staleness > 0)
+        others = Workers(corpora, rewards, fleet, pump, watch, events, progress, is_ahead=config.grpo.staleness > 0)
+        if wait:
+            others.start()
+        yield others
     finally:
         fleet.stop()
         watch.stop()

@@ -17,6 +17,7 @@ from pipelines.command import ConfigFile, Overrides, console, guarded, read_sett
 from pipelines.submit.server import MARGIN_S, RUN_DIR, STOP_WAIT, follow, job_server, running, stop
 from pipelines.submit.upload import upload_of
 from vsr1.config import Config, ConfigError
+from vsr1.storage import named
 
 Job = Literal["data", "sft", "grpo", "eval"]
 Address = Annotated[
@@ -46,7 +47,7 @@ def submit_command(
     upload = guarded(upload_of, working_dir.absolute())
     guarded(upload.check, upload_limit)
     client = guarded(job_server, address, token_file)
-    run = str(settings.run_dir)
+    run = named(settings.run_dir)
     guarded(_check_free, client, run)
     for line in upload.lines():
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -19,6 +19,7 @@ from pipelines.command import JOB_FOLDERS
 from pipelines.machine.placement import Stage, check_placement
 from pipelines.machine.resources import MachineError
 from vsr1.config import Config
+from vsr1.storage import StorageError, is_there, named, removed, sent
 from vsr1.versions import SUPPORTED, installed_version
 
 LOOK_LIMIT_S = 120.0  # a node unpacks the files of the job first
@@ -46,9 +47,16 @@ def look(node: str, paths: Mapping[str, Path]) -> View:
         version = installed_version(part)
         versions[part] = Version(version).public if version else "none"
     deadline = time.monotonic() + SIGHT_LIMIT_S
-    while (missing := [key for key, path in paths.items() if not path.exists()]) and time.monotonic() < deadline:
+    while (missing := [key for key, path in paths.items() if not _sees(node, path)]) and time.monotonic() < deadline:
         time.sleep(0.2)
     return View(node, versions, tuple(missing))
+
+
+def _sees(node: str, path: Path) -> bool:
+    try:
+        return is_there(path)
+    except StorageError as error:
+        raise StorageError(f"node {node}: {error}") from error
 
 
 def faults(views: Sequence[View], paths: Mapping[str, Path]) -> list[str]:
@@ -64,7 +72,7 @@ def faults(views: Sequence[View], paths: Mapping[str, Path]) -> list[str]:
         if unlike:
             lines.append(f"node {view.node} has {'; '.join(unlike)}: install the same on every node, as from one image")
         lines += [
-            f"node {view.node} does not see {key}={paths[key]}: put it on storage that every node mounts there"
+            f"node {view.node} does not see {key}={named(paths[key])}: put it on storage that every node mounts there"
             for key in view.missing
         ]
     return lines
@@ -92,10 +100,11 @@ def check_cluster(config: Config, stage: Stage | None) -> None:
     mark = config.run_dir / f".seen-{uuid4().hex[:8]}"
     mark.touch()
     try:
-        paths = {key: path for key, path in _paths(config.model_dump()).items() if path.exists()} | {"run_dir": mark}
+        sent(mark)
+        paths = {key: path for key, path in _paths(config.model_dump()).items() if is_there(path)} | {"run_dir": mark}
         lines = faults(views_of_nodes(paths), paths | {"run_dir": config.run_dir})
     finally:
-        mark.unlink()
+        removed(mark)
     if lines:
         if is_new:
             config.run_dir.rmdir()

@@ -1,7 +1,7 @@
 """`vsr1 demo`: the whole system once, on a toy corpus, through every real part.
 
-Render and encode videos, build the dataset, train Stage 1, evaluate, train Stage 2 on the live loop, evaluate again,
-and write the report.
+Render and encode videos, build the dataset, train Stage 1, train Stage 2 on the live loop with an evaluation before and
+after it on the same engines, and write the report.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from rich.console import Console
 
 from pipelines.command import keep_console
 from pipelines.data.build import build_dataset, render_toy
-from pipelines.evaluation import evaluate
 from pipelines.evaluation.report import write_run_report
 from pipelines.machine.placement import check_placement
 from pipelines.machine.resources import check_packages
@@ -23,6 +22,7 @@ from pipelines.stage.connection import connect
 from pipelines.stage.progress import shown_progress
 from pipelines.train import grpo, sft
 from vsr1.config import Config
+from vsr1.metrics.summary import EvalSummary
 from vsr1.report.metric_rows import metric_table
 from vsr1.runs.folder import lock_of, owned, write_config
 
@@ -36,6 +36,8 @@ def run_demo(config: Config, console: Console) -> Path:
         RunFolderError: another process works in `run_dir`.
     """
     check_packages("vllm", "deepspeed", "faiss")
+    settings = config.grpo.model_copy(update={"evaluate_before": True, "evaluate_after": True})
+    config = config.model_copy(update={"grpo": settings})
     check_placement(config, "demo")
     with owned(config.run_dir, "demo"):
         empty(config.run_dir)
@@ -69,14 +71,13 @@ def _run(config: Config, console: Console) -> Path:
             start = sft.train(config, progress)
         after_sft = config.model_copy(update={"model": config.model.model_copy(update={"policy": start})})
         with shown_progress(console) as progress:
-            before, _ = evaluate.evaluate(after_sft, progress, name="before")
-        with shown_progress(console) as progress:
-            final = grpo.train(after_sft, progress)
-        after_grpo = config.model_copy(update={"model": config.model.model_copy(update={"policy": final})})
-        with shown_progress(console) as progress:
-            after, _ = evaluate.evaluate(after_grpo, progress, name="after")
+            grpo.train(after_sft, progress)
     finally:
         ray.shutdown()
     out = write_run_report([config.run_dir])
-    console.print(metric_table({"before GRPO": before, "after GRPO": after}))
+    summaries = {
+        f"{name} GRPO": EvalSummary.model_validate_json((config.run_dir / f"{name}.json").read_bytes())
+        for name in ("before", "after")
+    }
+    console.print(metric_table(summaries))
     return out

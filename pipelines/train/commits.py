@@ -27,6 +27,7 @@ from vsr1.ledger import Frame, Past
 from vsr1.runs.events import EventLog
 from vsr1.runs.folder import TRAINING_LOG
 from vsr1.runs.journal import Journal, read_journal, write_journal
+from vsr1.runs.mirror import push
 from vsr1.runs.state import SETTINGS, StateFolder
 from vsr1.runs.trajectories import LATENTS
 
@@ -114,7 +115,7 @@ class Commits(AbstractContextManager["Commits"]):
             frames: the ledger's snapshot.
 
         Returns:
-            a function that takes the learner's `save_state` and returns when the state is on the disk.
+            a function that takes the learner's `save_state` and returns when the state is on the disk, and at its URL.
         """
         assert self._journal is not None
         self._journal.sync()
@@ -131,6 +132,7 @@ class Commits(AbstractContextManager["Commits"]):
                 write_json(part / DRIVER, values)
             self.step = saved.step
             self._remove_journals()
+            push(self._run)
             self._events.write("state saved", step=saved.step, seconds={"save": round(time.monotonic() - began, 3)})
 
         return save

@@ -1,44 +1,68 @@
-"""What Stage 2 does differently for each environment, once a step: the examples it trains on, and what it follows."""
+"""What training does differently for each environment: the records it takes, and what it follows.
+
+The rest of an environment is its `EnvironmentSpec`; this part is of this floor, as its checks and scalars are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.train.prompt_lengths import short_enough
+from pipelines.train.record_checks import check_grpo_records, check_sft_records
+from pipelines.train.records import record_rows, spoken_rows
 from pipelines.train.step_metrics import navigate_metrics, navigate_validation, rollout_metrics, validation_metrics
 from vsr1.config import Config
-from vsr1.episode.trajectory import Trajectory
+from vsr1.environments.navigation import NAVIGATION
+from vsr1.environments.spec import Rows
+from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.examples import navigate_examples
 from vsr1.rl.batch import Example
 from vsr1.rl.credit import Credit
 from vsr1.search.examples import trained_examples
 
-Episodes = Sequence[Trajectory[Any, Any]]
-
 
 @dataclass(frozen=True)
-class Followed:
-    """One environment, as the driver of Stage 2 sees it."""
+class Training:
+    """One environment, as the stages of training see it."""
 
-    examples: Callable[[Any, list[list[Credit]], Config], list[Example]]
+    sft_rows: Callable[[Config], Rows]  # of Stage 1, checked
+    check: Callable[[Config], object]  # of the records of Stage 2; raises what is wrong with them
+    examples: Callable[[Any, list[list[Credit]], Config], list[Example]]  # of trajectories and credits of their turns
     metrics: Callable[[Any, int], dict[str, float]]  # of trajectories, and the weights that the learner has
     validation: Callable[[Any, Any], dict[str, float]]  # of a summary and trajectories
     shown: dict[str, str]  # what a step shows besides its reward: scalars by label
 
 
-def followed(config: Config) -> Followed:
-    """Return what Stage 2 does for the environment of a run."""
-    if config.environment == "navigate":
-        return Followed(
-            lambda episodes, credits, config: navigate_examples(episodes, credits, config.grpo),
-            navigate_metrics,
-            navigate_validation,
-            {"accuracy": "accuracy", "spent": "spent"},
-        )
-    return Followed(
+def training_of(config: Config) -> Training:
+    """Return what training does for the environment of a run."""
+    return _TRAININGS[config.environment]
+
+
+def _search_rows(config: Config) -> Rows:
+    check_sft_records(config)
+    rows = record_rows(DatasetFolder(config.data.root), with_rewrites=config.agent.refinement == "text")
+    return short_enough(
+        rows, config, config.sft.max_prompt_tokens, lambda row: [row["video_id"]], "sft.max_prompt_tokens"
+    )
+
+
+_TRAININGS = {
+    "search": Training(
+        _search_rows,
+        check_grpo_records,
         lambda episodes, credits, config: trained_examples(episodes, credits, config.grpo, config.agent),
         rollout_metrics,
         validation_metrics,
         {"R@1 after": "R@1_after"},
-    )
+    ),
+    "navigate": Training(
+        lambda config: spoken_rows(DatasetFolder(config.data.root)),
+        NAVIGATION.training_rows,
+        lambda episodes, credits, config: navigate_examples(episodes, credits, config.grpo),
+        navigate_metrics,
+        navigate_validation,
+        {"accuracy": "accuracy", "spent": "spent"},
+    ),
+}

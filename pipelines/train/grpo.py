@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,17 +19,18 @@ from pipelines.machine.resources import check_packages
 from pipelines.stage.connection import connect
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
-from pipelines.stage.tasks import PromptStream, Rows, training_records
+from pipelines.stage.tasks import PromptStream
 from pipelines.stage.workers import Workers, workers
 from pipelines.train.commits import Commits, Saved
-from pipelines.train.environments import followed
+from pipelines.train.environments import training_of
 from pipelines.train.gauges import StepGauges
 from pipelines.train.groups import StepGroups
 from pipelines.train.prompt_lengths import short_enough
-from pipelines.train.record_checks import check_grpo_records
 from pipelines.train.rollouts import GroupRollouts
 from pipelines.train.step_metrics import credit_metrics
 from vsr1.config import RENAMED, Config
+from vsr1.environments.registry import environment_of
+from vsr1.environments.spec import Rows
 from vsr1.episode.sample import hashed_seed
 from vsr1.formats.digest import file_sha256
 from vsr1.ledger import Ledger
@@ -39,6 +41,7 @@ from vsr1.rl.schedule import learning_rate, of_all_steps, optimiser_batches
 from vsr1.runs.checkpoints import Best, remove_older
 from vsr1.runs.events import EVENTS, EventLog
 from vsr1.runs.folder import TRAINING_LOG, check_untrained, write_config
+from vsr1.runs.mirror import bring
 from vsr1.runs.scalars import RunLog
 from vsr1.runs.state import StateFolder
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories
@@ -50,7 +53,7 @@ from vsr1.video.largest_clip import check_largest_clip
 DEFAULTS = {"grpo": GrpoConfig().model_dump(mode="json")}  # for states of before a setting was there
 UNDECIDED = (  # change no step
     "state_every", "state_limit", "save_every", "save_total_limit", "keep_best", "validate_every", "val_split",
-    "evaluate_after", "max_failed_fraction", "poison_deaths",
+    "evaluate_before", "evaluate_after", "max_failed_fraction", "poison_deaths",
 )  # fmt: skip
 SPEED = {"compile", "vision_cache_gib", "micro_tokens"}  # of the learner: how fast a step is, not what it does
 P = ParamSpec("P")
@@ -71,13 +74,14 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
         RecordError: records that cannot be used.
         RolloutError: more samples failed than tolerated. Errors of actors come through with their names.
     """
+    bring(config.run_dir, "grpo")
     check(config)
     with kept_in_folder(config, "grpo"):
         if config.tracking.wandb:
             check_packages("wandb", fix="pip install 'vsr1[wandb]', or leave tracking.wandb out")
         connect(config)
         if ensure_dataset(config):
-            check_grpo_records(config)
+            training_of(config).check(config)
         check_placement(config, "grpo")
         return _train(config, progress)
 
@@ -85,32 +89,35 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 def check(config: Config) -> None:
     """See that a run can start, as far as dataset and run folder tell by themselves; errors as of `train`."""
     check_largest_clip(config.model.policy, config.data)
-    states, has_records = _states(config), training_records(config).is_file()
+    states, has_records = _states(config), environment_of(config).training_file(config).is_file()
     if not states.root.exists():
         check_untrained(config, "grpo")
     elif has_records:
         states.claim(_settings(config), RENAMED, DEFAULTS)
     if has_records or not config.toy.create:
-        check_grpo_records(config)
+        training_of(config).check(config)
 
 
 def _train(config: Config, progress: Progress) -> Path:
     run, settings, splits = config.run_dir, config.grpo, grpo_splits(config)
     checkpoint, events = run / "checkpoints" / "grpo", EventLog(run / EVENTS)
     with (
-        Commits(run, _states(config), _settings(config), events) as commits,
-        workers(config, *splits, progress=progress) as others,
+        begun(config, _states(config), _settings(config), events) as (commits, saved, log),
+        workers(config, *splits, progress=progress, wait=False) as others,
         others.learners(config, "train") as learners,
-        RunLog(run, wandb=config.tracking.wandb) as log,
     ):
         counts = {"rollout": len(others.fleet.members), "retrieval": len(splits), "rewards": len(others.rewards)}
-        progress.begin("grpo", settings.steps, counts | {"learner": learners.ranks})
-        saved = commits.restore(DEFAULTS)
+        begin = partial(progress.begin, "grpo", settings.steps, counts | {"learner": learners.ranks})
+        begin()
         if saved.folder:
             learners.load_state(saved.folder)
             others.push(learners, version=saved.weights)
-        elif settings.validate_every:
-            _validate(others, log, config, 0)
+        else:
+            if settings.evaluate_before:
+                _evaluate(others, config, "before")
+                begin()
+            if settings.validate_every:
+                _validate(others, log, config, 0)
         stream = PromptStream(config, saved.position, partial(_short_enough, config), saved.success)
         ledger = Ledger(commits.write, saved.past, settings.poison_deaths)
         rollouts = GroupRollouts(
@@ -122,10 +129,20 @@ def _train(config: Config, progress: Progress) -> Path:
         learners.close()
         if settings.evaluate_after:
             trained = config.model.model_copy(update={"policy": checkpoint})
-            config = config.model_copy(update={"model": trained})  # what the engines hold by now
-            write_config(config, "after")
-            evaluate_on(others, config, "after")
+            _evaluate(others, config.model_copy(update={"model": trained}), "after")
     return checkpoint
+
+
+@contextmanager
+def begun(
+    config: Config, states: StateFolder, settings: dict[str, Any], events: EventLog
+) -> Iterator[tuple[Commits, Saved, RunLog]]:
+    """Yield what a run commits, where it goes on from, and its log without the steps that it takes again."""
+    with Commits(config.run_dir, states, settings, events) as commits:
+        saved = commits.restore(DEFAULTS)
+        after = dict.fromkeys(("grpo", config.grpo.val_split), saved.step if saved.folder else -1)
+        with RunLog(config.run_dir, wandb=config.tracking.wandb, after=after) as log:
+            yield commits, saved, log
 
 
 @dataclass
@@ -181,7 +198,7 @@ class Loop:
         groups = self.rollouts.take(step)
         rolled, self._whole = time.monotonic(), None
         credits = credits_of(groups.trained, self.config.grpo.objective, self.config.agent.max_new_tokens)
-        examples = followed(self.config).examples(groups.trained, credits, self.config)
+        examples = training_of(self.config).examples(groups.trained, credits, self.config)
         self.progress.now("learning", learner=Load(self.learners.ranks))
         learning = self._thread.submit(learn, self.learners, examples, self.config, step, over)
         self._taken = taken = _Taken(step, groups, credits, learning, started, {"rollout": rolled - started})
@@ -195,7 +212,7 @@ class Loop:
         values = self._note(taken)
         self._keep(step)
         shown = {"reward": values["reward/total"]}
-        shown |= {name: values[key] for name, key in followed(self.config).shown.items()} | learner_speed(learned)
+        shown |= {name: values[key] for name, key in training_of(self.config).shown.items()} | learner_speed(learned)
         if self.config.grpo.staleness:
             shown["staleness"] = values["staleness/most"]
         timing = taken.seconds | {"rest": time.monotonic() - worked}
@@ -206,8 +223,8 @@ class Loop:
         self._taken = None
         step, groups, learned = taken.step, taken.groups, taken.learning.result()
         held = self.rollouts.weights
-        values = followed(self.config).metrics(groups.trained, held) | groups.metrics() | credit_metrics(taken.credits)
-        values |= learned
+        values = training_of(self.config).metrics(groups.trained, held) | groups.metrics()
+        values |= credit_metrics(taken.credits) | learned
         if not learned["skipped"]:
             values["tokens_per_second"] = learned["tokens"] / (time.monotonic() - taken.started)
         # A run that goes on pushes the weights of the step first, whether these engines got them or not.
@@ -275,9 +292,8 @@ def _states(config: Config) -> StateFolder:
 
 def _settings(config: Config) -> dict[str, Any]:
     """Return all that decides what a step does, as a JSON value; a state is continued under the same only."""
-    agent, records = config.agent, training_records(config)
-    navigate = config.navigate.model_dump(mode="json", exclude={"eval_budgets", "pools"})
-    return ({"navigate": navigate} if config.environment == "navigate" else {}) | {
+    agent, records = config.agent, environment_of(config).training_file(config)
+    return environment_of(config).settings(config, True) | {
         "seed": config.seed,
         "model": config.model.model_dump(mode="json"),
         "data": {"timestamps": config.data.timestamps},
@@ -312,10 +328,16 @@ def steps_of(settings: GrpoConfig, taken: int = 0, elapsed_s: float = 0.0) -> It
         yield step, min(1.0, max((step - 1) / settings.steps, of_time))
 
 
+def _evaluate(others: Workers, config: Config, name: str) -> None:
+    """Evaluate `eval.split` with the weights that the engines hold, those of `model.policy`."""
+    write_config(config, name)
+    evaluate_on(others, config, name)
+
+
 def _validate(others: Workers, log: RunLog, config: Config, step: int) -> float:
     """Play the validation split, log its metrics and return its reward."""
     split = config.grpo.val_split
     summary, trajectories = evaluate_split(others, config, split, f"step {step} {split}")
-    values = followed(config).validation(summary, trajectories)
+    values = training_of(config).validation(summary, trajectories)
     log.log(split, step, values)
     return values["reward"]

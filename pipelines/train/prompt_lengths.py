@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.stage.tasks import Rows
 from vsr1.config import Config
+from vsr1.environments.spec import Rows
 from vsr1.formats.dataset import TRAIN, DatasetFolder
 from vsr1.search.prompts import agent_prompt, turn_prompt
 from vsr1.video.clips import ClipFolder

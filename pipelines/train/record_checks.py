@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.stage.tasks import training_records
 from vsr1.config import Config
 from vsr1.formats.dataset import TRAIN, DatasetFolder
-from vsr1.navigate.files import read_questions
+from vsr1.storage import has_file
 from vsr1.video.clips import clip_file, read_meta
 
 LISTED = 200
@@ -67,7 +66,7 @@ class _Corpus:
     def faults(self, field: str, video: str, *, shown: bool = False) -> Iterator[str]:
         if video not in self.videos:
             yield f"{field}: video {video!r} is not in the corpus"
-        elif shown and not (video in self._clips and clip_file(self._folder, video, self._clips[video]).is_file()):
+        elif shown and not (video in self._clips and has_file(clip_file(self._folder, video, self._clips[video]))):
             yield f"{field}: video {video!r} has no clip in {self._folder}"
 
 
@@ -108,9 +107,6 @@ def check_sft_records(config: Config) -> None:
 
 def check_grpo_records(config: Config) -> None:
     """Compare the records of Stage 2 with what it will ask of them; errors as of `check_sft_records`."""
-    if config.environment == "navigate":
-        read_questions(training_records(config))
-        return
     folder = DatasetFolder(config.data.root)
     corpus = _Corpus(folder)
 

@@ -6,10 +6,8 @@ import json
 import random
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.plain import encode_plain, plain
 from vsr1.navigate.files import read_records, records_file
@@ -56,12 +54,6 @@ def record_rows(folder: DatasetFolder, *, with_rewrites: bool) -> list[dict[str,
             }
         )
     return rows
-
-
-def sft_file(config: Config) -> Path:
-    """Return the file of what Stage 1 trains on."""
-    folder = DatasetFolder(config.data.root)
-    return records_file(folder) if config.environment == "navigate" else folder.sft_records()
 
 
 def spoken_rows(folder: DatasetFolder) -> list[dict[str, Any]]:

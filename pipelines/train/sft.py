@@ -24,29 +24,23 @@ from pipelines.stage.faults import last_line, reason
 from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.train.clip_stream import clip_of, with_clips
-from pipelines.train.prompt_lengths import short_enough
-from pipelines.train.record_checks import check_sft_records
-from pipelines.train.records import (
-    held_out,
-    record_example,
-    record_rows,
-    rows_in_order,
-    rows_of_rank,
-    sft_file,
-    spoken_rows,
-)
+from pipelines.train.environments import training_of
+from pipelines.train.records import held_out, record_example, rows_in_order, rows_of_rank
 from pipelines.train.step_display import LAST_SCALAR, StepDisplay
 from vsr1.config import RENAMED, Config
-from vsr1.formats.dataset import DatasetFolder
+from vsr1.environments.registry import environment_of
+from vsr1.formats.dataset import TRAIN, DatasetFolder
 from vsr1.formats.digest import lines_sha256
 from vsr1.navigate.examples import spoken_example
 from vsr1.rl.batch import Example
 from vsr1.rl.schedule import learning_rate, of_all_batches
 from vsr1.runs.checkpoints import Best
+from vsr1.runs.mirror import bring, push
 from vsr1.runs.scalars import SCALARS, RunLog
 from vsr1.runs.state import StateFolder
 from vsr1.search.prompts import agent_prompt
 from vsr1.settings.training import SftConfig
+from vsr1.storage import sent_folder
 from vsr1.video.clips import Clip, ClipFolder, ClipReference
 
 DEFAULTS = {"sft": SftConfig().model_dump(mode="json")}  # for states of before a setting was there
@@ -71,6 +65,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
         RunFolderError: another process trains in `run_dir`.
         SftError: a rank failed or died.
     """
+    bring(config.run_dir, "sft")
     records = check(config)
     with kept_in_folder(config, "sft"):
         if config.tracking.wandb:
@@ -96,7 +91,7 @@ def check(config: Config) -> _Records | None:
         What it trains on; None where the dataset has still to be built.
     """
     began = _states(config).root.exists()
-    if config.toy.create and not began and not sft_file(config).is_file():
+    if config.toy.create and not began and not environment_of(config).sft_file(config).is_file():
         return None
     records = _records(config)
     if began:  # another run is refused
@@ -111,17 +106,7 @@ def _records(config: Config) -> _Records:
         RecordError: some cannot be used.
         ValueError: they do not fill a batch.
     """
-    if config.environment == "navigate":
-        rows = spoken_rows(DatasetFolder(config.data.root))
-        return _enough(config, *held_out(rows, config.sft.val_records, config.seed))
-    check_sft_records(config)
-    rows = record_rows(DatasetFolder(config.data.root), with_rewrites=config.agent.refinement == "text")
-    limit = config.sft.max_prompt_tokens
-    rows = short_enough(rows, config, limit, lambda row: [row["video_id"]], "sft.max_prompt_tokens")
-    return _enough(config, *held_out(rows, config.sft.val_records, config.seed))
-
-
-def _enough(config: Config, rows: list[dict[str, Any]], held: list[dict[str, Any]]) -> _Records:
+    rows, held = held_out(training_of(config).sft_rows(config), config.sft.val_records, config.seed)
     batch = config.sft.batch_size
     steps = len(rows) // batch * config.sft.epochs
     steps = min(steps, config.sft.max_steps or steps)
@@ -152,12 +137,11 @@ def _plan(config: Config, records: _Records) -> _Plan:
 
 
 def _train(plan: _Plan, progress: Progress) -> Path:
-    config, records, folder = plan.config, plan.records, DatasetFolder(plan.config.data.root)
+    config, records = plan.config, plan.records
     steps, ranks = records.steps, config.sft.learner.ranks
     per_rank = config.sft.batch_size // ranks
     ordered = list(islice(rows_in_order(records.rows, config.seed), steps * config.sft.batch_size))
-    navigates = config.environment == "navigate"
-    clips = None if navigates else ClipFolder(folder.clips("train"), config.data.timestamps)
+    clips = _clips(config)
     need = config.cluster.learner
     trainer = TorchTrainer(
         train_rank,
@@ -211,14 +195,13 @@ def train_rank(settings: dict[str, Any]) -> None:
     import torch
 
     from vsr1.model.processor import ClipProcessor
-    from vsr1.rl.corpus_vectors import vectors_of
     from vsr1.rl.learner import Learner
 
     config = Config.model_validate(settings["config"])
     rank = ray.train.get_context().get_world_rank()
     log_to(config.run_dir / "logs" / f"learner-{rank}.log")
     steps, per_rank, states = settings["steps"], settings["per_rank"], _states(config)
-    vectors = vectors_of(config)
+    vectors = environment_of(config).vectors(config)
     processor, system = ClipProcessor(config.model.policy), agent_prompt(config.agent)
     encode = partial(processor.tokenizer.encode, add_special_tokens=False)
     clips: dict[ClipReference, Clip] = {}  # of one step
@@ -231,11 +214,12 @@ def train_rank(settings: dict[str, Any]) -> None:
         with states.saving(learner.steps, settings["settings"]) if rank == 0 else nullcontext():
             torch.distributed.barrier()
             learner.save_state(states.part(learner.steps))
+        if rank == 0:
+            push(config.run_dir)
         torch.distributed.barrier()
 
     best = Best(config.run_dir / "checkpoints" / "sft-best", learner.save, notes=rank == 0)
-    held, navigates = settings["held"][rank], config.environment == "navigate"
-    folder = None if navigates else ClipFolder(DatasetFolder(config.data.root).clips("train"), config.data.timestamps)
+    held, folder = settings["held"][rank], _clips(config)
 
     def examples_of(shown: Iterable[tuple[dict[str, Any], Clip | None]]) -> list[Example]:
         """Return the examples of rows and their clips, which take the place of those of the batch before."""
@@ -266,7 +250,7 @@ def train_rank(settings: dict[str, Any]) -> None:
             of_time = learner.agreed((began - started) / config.sft.limit_s) if config.sft.limit_s else 0.0
             if of_time > 1 and learner.steps:
                 break
-            examples = examples_of((row, None if navigates else clip_of(row)) for row in islice(rows, per_rank))
+            examples = examples_of((row, clip_of(row) if folder else None) for row in islice(rows, per_rank))
             read = time.monotonic()
             rate = learning_rate(config.sft.learner, step, max((step - 1) / steps, of_time))
             metrics = learner.step(examples, rate) | {"learning_rate": rate}
@@ -291,6 +275,13 @@ def train_rank(settings: dict[str, Any]) -> None:
     learner.save(config.run_dir / "checkpoints" / "sft")
 
 
+def _clips(config: Config) -> ClipFolder | None:
+    """Return the clips that the records show, None where they show none."""
+    if not environment_of(config).has_corpus:
+        return None
+    return ClipFolder(DatasetFolder(config.data.root).clips(TRAIN), config.data.timestamps)
+
+
 def _with_heads(config: Config) -> Config:
     """Return the configuration with a policy folder that has heads: a stock checkpoint gets new ones, once a run."""
     # Here, because it is slow to import and all of Ray Train's processes import this module.
@@ -301,6 +292,7 @@ def _with_heads(config: Config) -> Config:
     start = config.run_dir / "checkpoints" / "start"
     if not start.is_dir():
         write_new_policy(config.model.policy, config.model.embedder, start, seed=config.seed)
+        sent_folder(start)
     return config.model_copy(update={"model": config.model.model_copy(update={"policy": start})})
 
 

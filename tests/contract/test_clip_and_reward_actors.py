@@ -84,7 +84,7 @@ def test_the_reward_worker_scores_as_the_library_does() -> None:
     )  # fmt: skip
     whole = search_trajectory("q1", [turn])
     empty = search_trajectory("q2", [], sample=1)
-    worker = RewardWorker.options(num_cpus=0).remote(RewardConfig())
+    worker = RewardWorker.options(num_cpus=0).remote(SearchRewards(RewardConfig()))
     [result] = ray.get(worker.score.remote([whole]))
     expected = scored(whole, SearchRewards(RewardConfig()))
     assert (result.terms, result.reward) == (expected.terms, expected.reward)

@@ -12,6 +12,7 @@ import pytest
 import ray
 from ray.cloudpickle import register_pickle_by_value
 
+from actors.clips import ClipStores
 from actors.rollout import Sampling
 from pipelines.stage.fleet import RolloutFleet
 from pipelines.stage.pump import Outcome, RolloutPump
@@ -19,6 +20,7 @@ from pipelines.stage.watch import Watch
 from vsr1.config import Config
 from vsr1.episode.sample import FailedSample, SampleId
 from vsr1.fleet import FleetError
+from vsr1.runs.events import WriteEvent, write_nothing
 from vsr1.runs.scale import write_scale
 from vsr1.search.record import SearchTask
 from vsr1.settings.parts import AgentConfig
@@ -51,16 +53,35 @@ class Learners:
 class Stage:
     """A fleet with its watch, its pump and what they tell."""
 
-    def __init__(self, folder: Path, make: Callable[[str], Any], workers: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        make: Callable[[str], Any],
+        workers: int,
+        stores: ClipStores | None = None,
+        write: WriteEvent = write_nothing,
+        **settings: Any,
+    ) -> None:
+        self._write = write
         self.config = Config(run_dir=folder, rollout={"workers": workers, "max_episodes": 4}, fleet=settings)
         self.events: list[dict[str, Any]] = []
         self.watch = Watch(self.config.fleet, write=self.write)
-        self.fleet = RolloutFleet(self.config, make, lambda node: {}, self.watch, self.write)
+
+        def clips(node: str) -> dict[str, Any]:
+            return {"train": stores.on(node)} if stores else {}
+
+        def vacate(node: str) -> None:
+            if stores:
+                stores.end(node)
+            self.watch.leave(node)
+
+        self.fleet = RolloutFleet(self.config, make, clips, self.watch, self.write, vacate)
         self.fleet.start()
         self.rewards = [Rewards.remote()]
 
     def write(self, kind: str, **fields: Any) -> None:
         self.events.append({"kind": kind, "time": time.monotonic(), **fields})
+        self._write(kind, **fields)
 
     def told(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["kind"] == kind]

@@ -1,18 +1,24 @@
 """The pump between driver, rollout workers and reward workers, with actors that do as they are told."""
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import ActorDiedError, ActorUnschedulableError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.rollout import Sampling
+from pipelines.stage.faults import reason
 from pipelines.stage.fleet import Member
 from pipelines.stage.plays import Outcome
-from pipelines.stage.pump import Occupancy, RolloutPump
+from pipelines.stage.pump import PAUSES_S, Occupancy, RolloutPump
 from vsr1.episode.environment import FinishedTurn
 from vsr1.episode.sample import FailedSample, SampleId
 from vsr1.search.record import SearchTask, SearchTrajectory
@@ -22,11 +28,39 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @ray.remote(num_cpus=0)
-class Rollout:
-    """Plays for as many seconds as the query says; `fail`, `hang` and `die` do that."""
+class Part:
+    """An actor that samples need; its process ends `times` times when it is asked.
 
+    Args:
+        ends: file that gets a byte at each end.
+    """
+
+    def __init__(self, ends: Path, times: int) -> None:
+        self.ends, self.times = ends, times
+
+    async def ask(self) -> None:
+        size = self.ends.stat().st_size if self.ends.exists() else 0
+        if size < self.times:
+            with self.ends.open("ab") as file:
+                file.write(b".")
+            os._exit(1)
+
+
+@ray.remote(num_cpus=0)
+class Broken:
     def __init__(self) -> None:
+        raise ValueError("the corpus has gone")
+
+    async def ask(self) -> None: ...
+
+
+@ray.remote(num_cpus=0)
+class Rollout:
+    """Plays for as many seconds as the query says; `fail`, `hang`, `die` and `ask` (a part) do that."""
+
+    def __init__(self, part: Any = None) -> None:
         self.now = self.most = self.played = 0
+        self.part = part
 
     async def rollout(
         self, split: str, task: SearchTask, agent: AgentConfig, sampling: Sampling, finished: Sequence[FinishedTurn]
@@ -39,6 +73,9 @@ class Rollout:
                 raise ValueError("no such video")
             if task.query == "die":
                 ray.actor.exit_actor()
+            if task.query == "ask":
+                await self.part.ask.remote()
+                task = replace(task, query="0")
             await asyncio.sleep(3600 if task.query == "hang" else float(task.query))
         finally:
             self.now -= 1
@@ -164,3 +201,52 @@ def test_what_a_dead_worker_played_is_played_by_another(parts: Any) -> None:
 
 def test_nothing_to_play_is_nothing(parts: Any) -> None:
     assert play(parts, []) == ([], [])
+
+
+def asking(part: Any, reward_workers: int = 1) -> tuple[list[Any], list[Any]]:
+    parts = [Rollout.remote(part)], [Rewards.remote() for _ in range(reward_workers)]
+    ray.get([actor.counts.remote() for actor in [*parts[0], *parts[1]]])
+    return parts
+
+
+def test_a_part_that_ray_starts_again_is_waited_for(tmp_path: Path) -> None:
+    part = Part.options(max_restarts=-1).remote(tmp_path / "ends", times=3)
+    rollouts, rewards = asking(part)
+    [outcome] = play((rollouts, rewards), ["ask"])[0]
+    assert not isinstance(outcome, FailedSample) and (tmp_path / "ends").stat().st_size == 3
+    assert ray.get(rollouts[0].counts.remote())[1] > 2  # more attempts than at a part that is gone
+
+
+def test_a_part_that_will_not_come_back_ends_the_stage_with_its_name(tmp_path: Path) -> None:
+    killed = Part.options(max_restarts=-1, name="retrieval-train").remote(tmp_path / "ends", times=0)
+    ray.get(killed.ask.remote())
+    ray.kill(killed)
+    worn_out = Part.options(max_restarts=1, name="clips-train").remote(tmp_path / "worn", times=9)
+    broken = Broken.options(max_restarts=-1).remote()
+    for part, name in ((killed, "retrieval-train"), (worn_out, "clips-train"), (broken, "the corpus has gone")):
+        parts = asking(part)
+        with pytest.raises(ActorDiedError, match=name) as error:
+            play(parts, ["ask"])
+        assert name in (reason(error.value) or "")
+        assert ray.get(parts[0][0].counts.remote())[1] <= 3  # not once for each of seven pauses
+
+
+def test_a_part_whose_node_has_left_ends_the_stage(tmp_path: Path) -> None:
+    there = NodeAffinitySchedulingStrategy("ab" * 28, soft=False)
+    parts = asking(Part.options(max_restarts=-1, scheduling_strategy=there).remote(tmp_path / "ends", times=0))
+    with pytest.raises(ActorUnschedulableError):
+        play(parts, ["ask"])
+    assert ray.get(parts[0][0].counts.remote())[1] == 2
+
+
+def test_reward_workers_that_are_gone_are_left_out_and_the_last_one_ends_the_stage(parts: Any) -> None:
+    rewards = [Rewards.options(name=f"reward-{i}").remote() for i in range(2)]
+    ray.get([worker.counts.remote() for worker in rewards])
+    ray.kill(rewards[0])
+    outcomes, _ = play((parts[0], rewards), ["0.01"] * 8)
+    assert len(outcomes) == 8 and sum(ray.get(rewards[1].counts.remote())) == 8
+    ray.kill(rewards[1])
+    began = time.monotonic()
+    with pytest.raises(ActorDiedError, match="Rewards"):
+        play((parts[0], rewards), ["0.01"])
+    assert time.monotonic() - began < sum(PAUSES_S)

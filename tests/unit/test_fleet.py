@@ -154,6 +154,18 @@ def test_a_dead_member_starts_anew_and_its_healing_is_told_by_part() -> None:
     )
 
 
+def test_the_seconds_until_a_fault_was_found_are_those_of_who_has_looked_at_the_process() -> None:
+    """A push is no sign of life, and a member that starts has given none."""
+    played = Played(2)
+    played.slow.update(["rollout-0", "rollout-1"])
+    played.time.now += 2.0
+    played.fleet.push(1)
+    played.fleet.lost("rollout-0", "process 7 stood still", 2.5)
+    played.go(0.5)
+    played.fleet.lost("rollout-0", "process 8 ended", 0.5)
+    assert [event["seconds"] for event in played.events("fault")] == [{"detect": 2.5}, {"detect": 0.5}]
+
+
 def test_a_start_that_never_ends_is_a_death() -> None:
     played = Played(1, start_s=10)
     played.slow.add("rollout-1")

@@ -148,7 +148,7 @@ FOREIGN = [
     "films.example", "films.example:8000", "127.0.0.1.films.example", "[", "[::1", "a/#",
     "127.0.0.1:8000.films.example", "localhost:films.example", "films.example@127.0.0.1", "[films.example]",
     "[::1]films.example", "2130706433",
-    "0x7f000001", "0177.0.0.1", "localhost.films.example",
+    "0x7f000001", "0177.0.0.1", "localhost.films.example", "[", "[::1", "evil/#",
 ]  # fmt: skip
 
 
@@ -212,6 +212,9 @@ def test_ranges(service: Service) -> None:
     assert part("bytes=50-") == (206, whole[50:])
     for ignored in ("items=0-1", "bytes=abc", "bytes", "bytes=5-4", "x"):
         assert part(ignored) == (200, whole), ignored
+    several = service.ask("GET", "/v1/videos/a/file", headers={"Range": "bytes=0-1,98-"})
+    assert several.status_code == 206 and several.headers["content-type"].startswith("multipart/byteranges")
+    assert whole[:2] in several.content and whole[98:] in several.content and len(several.content) < 1000
 
 
 def test_a_range_outside_the_file_is_refused_in_the_one_shape(service: Service) -> None:

@@ -103,6 +103,54 @@ def test_a_prompt_that_kills_workers_is_played_alone_and_then_poison() -> None:
     assert ledger.is_poison("a") and not ledger.is_poison("b") and "b" in ledger.suspects
 
 
+def _die(ledger: Ledger, samples: list[SampleId]) -> None:
+    for sample in samples:
+        ledger.start(sample, "m")
+    ledger.lose(samples, killed=True)
+
+
+def _end(ledger: Ledger, samples: list[SampleId]) -> None:
+    for sample in samples:
+        ledger.start(sample, "other")
+        ledger.finish(sample)
+
+
+def test_a_prompt_whose_lost_samples_end_elsewhere_is_cleared_of_the_death() -> None:
+    frames: list[Frame] = []
+    ledger = Ledger(frames.append, kills=3)
+    a, b, c = ([entry.id for entry in ledger.issue(prompt, 4, 0)] for prompt in "abc")
+    _die(ledger, [*a[:2], *b[:2], *c[:1]])
+    _end(ledger, [*a[:2], b[0]])  # b's other one is still open, and c's
+    _die(ledger, [a[2], b[2]])
+    assert ledger.suspects == {"b"}  # at both deaths, and the first one may have been its own
+    _end(ledger, b[1:3])
+    assert ledger.suspects == set() and not ledger.is_poison("b")
+    assert Past.read(frames).kills == Counter(a=1, c=1)
+
+
+def test_what_kills_every_time_is_poison_whatever_its_other_samples_do() -> None:
+    ledger = Ledger(kills=3)
+    samples = [entry.id for entry in ledger.issue("a", 4, 0)]
+    _die(ledger, samples)
+    _end(ledger, samples[1:])
+    _die(ledger, samples[:1])
+    assert ledger.suspects == {"a"}
+    _die(ledger, samples[:1])
+    assert ledger.is_poison("a")
+
+
+def test_a_suspect_of_a_run_before_is_cleared_when_all_its_samples_have_ended() -> None:
+    frames: list[Frame] = []
+    first = Ledger(frames.append, kills=2)
+    _die(first, [entry.id for entry in first.issue("p", 2, 0)][:1])
+    second = Ledger(frames.append, Past.read(frames), kills=2)
+    samples = [entry.id for entry in second.issue("p", 2, 0)]
+    _end(second, samples[:1])
+    assert second.suspects == {"p"}
+    _end(second, samples[1:])
+    assert second.suspects == set() and not Past.read(frames).kills
+
+
 def test_the_run_that_goes_on_knows_kills_failures_and_turns() -> None:
     frames: list[Frame] = []
     first = Ledger(frames.append, kills=2)

@@ -7,10 +7,11 @@ from navigation import call, play, task
 
 from pipelines.evaluation.replay.command import ReplayError, replay
 from pipelines.evaluation.report import ReportError, write_run_report
-from pipelines.stage.tasks import PromptStream, evaluation_queries, group_of
-from pipelines.train.environments import followed
+from pipelines.stage.tasks import PromptStream, group_of
+from pipelines.train.environments import training_of
 from pipelines.train.records import spoken_rows
 from vsr1.config import ConfigError, dump_config, load_config
+from vsr1.environments.registry import environment_of
 from vsr1.episode.rewards import scored
 from vsr1.episode.sample import FailedSample, SampleId
 from vsr1.formats.dataset import DatasetFolder
@@ -55,7 +56,7 @@ def test_prompts_come_with_the_budget_of_their_group(config):
 
 
 def test_an_evaluation_plays_each_question_with_each_budget(config):
-    queries = evaluation_queries(config, "test")
+    queries = environment_of(config).evaluation_queries(config, "test")
     assert [query.task.id.prompt for query in queries[:3]] == ["test-0000@2", "test-0000@8", "test-0001@2"]
     assert len(queries) == 6 and queries[1].task.budget == 8
 
@@ -96,7 +97,7 @@ def test_the_log_gives_navigation_back(tmp_path):
 
 def test_what_a_step_follows(config):
     episodes = [trajectory(RIGHT), trajectory(["x", "<answer>unknown</answer>"])]
-    values = followed(config).metrics(episodes, 0)
+    values = training_of(config).metrics(episodes, 0)
     assert values["accuracy"] == 0.5 and values["abstained"] == 0.5 and values["spent"] == 1
     assert values["status/ok"] == 2 / 5 and values["status/malformed"] == 1 / 5
     assert values["reward/location"] == 0.5 and values["turns"] == 2.5

@@ -12,6 +12,7 @@ from actors.rewards import RewardWorkerActor
 from pipelines.stage import pump
 from pipelines.stage.tasks import PromptStream
 from vsr1.config import Config
+from vsr1.environments.registry import environment_of
 from vsr1.episode.environment import Prompt
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.calls import ToolCall, ToolError, ToolResult
@@ -72,7 +73,7 @@ def config_of(folder: Any) -> Config:
 
 
 def stage_of(cluster: PretendedRay, config: Config) -> Stage:
-    rewards = [cluster.actor(RewardWorkerActor(config.navigate.rewards))]
+    rewards = [cluster.actor(RewardWorkerActor(environment_of(config).rewards(config)))]
     fleet = Members(cluster.actor, config, worker=Walker)
     return Stage(config, fleet, rewards, stream=lambda position: PromptStream(config, position))
 

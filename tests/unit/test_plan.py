@@ -147,7 +147,7 @@ def test_without_gpus_nothing_computes_on_cuda() -> None:
         PlanError, match=r"raise cluster\.rollout\.gpus and cluster\.retrieval\.gpus and cluster\.learner\."
     ):
         placement_plan(config, "grpo", ROOMY).check()
-    shares = [f"cluster.{role}.gpus=0.3" for role in ("learner", "rollout", "retrieval")]
+    shares = [f"cluster.{role}.gpus=0.3" for role in ("learner", "rollout", "retrieval")] + ["grpo.learner.ranks=1"]
     placement_plan(load_config(None, ["model.device=cuda", *shares]), "grpo", ROOMY).check()
 
 

@@ -76,7 +76,7 @@ def make_dataset(root: Path) -> DatasetFolder:
         faiss.write_index(index, str(folder.index(split)))
         write_json(folder.id_map(split), IDS)
     write_json(folder.hard_negatives(), {})
-    write_json(folder.sft_records(), [])
+    write_json(folder.sft_records(), [{"qid": "q"}])
     write_lines(folder.grpo_records(), [{"problem_id": 0}])
     return folder
 
@@ -125,9 +125,12 @@ def test_a_release_is_unpacked_as_it_is_and_every_reader_takes_it(
     unpack_dataset(source, tmp_path / "out", 2, lines.append)
     check_folder(DatasetFolder(tmp_path / "out"), SPLITS, lines.append)
     assert contents(tmp_path / "out") == contents(release.root)
-    assert lines[-2:] == [
-        f"{split}: 3 queries, 3 clips, vectors of 3 videos (3 docids, 3 in the index) and 3 queries: complete"
-        for split in SPLITS
+    assert lines[-3:] == [
+        *(
+            f"{split}: 3 queries, 3 clips, vectors of 3 videos (3 docids, 3 in the index) and 3 queries: complete"
+            for split in SPLITS
+        ),
+        "train: serves Stage 1 (1 record) and Stage 2 (1 record)",
     ]
     folder = DatasetFolder(tmp_path / "out")
     for split in SPLITS:
@@ -335,7 +338,8 @@ FAULTS: list[tuple[Callable[[DatasetFolder], Any], str]] = [
     (lambda f: write_json(f.id_map("test"), sorted(IDS)), "in another order"),
     (lambda f: write_json(f.docid2row("test"), {"v_x": 0, "v_a": 1, "v_c": 2}), "1 videos of the corpus have no clip"),
     (lambda f: write_lines(f.query_meta("test"), [{}]), "3 query vectors, but 1 rows"),
-    (lambda f: f.hard_negatives().unlink(), r"train/hard_negatives\.json does not exist"),
+    (lambda f: (f.hard_negatives().unlink(), f.grpo_records().unlink()), r"train: train/hard_neg.*\.json does not"),
+    (lambda f: (f.sft_records().write_text("["), f.grpo_records().unlink()), r"train: sft_data/.*json cannot be read"),
 ]  # fmt: skip
 
 
@@ -348,6 +352,26 @@ def test_a_folder_that_lacks_something_is_refused_with_its_name(
     change(folder)
     with pytest.raises(IncompleteError, match=reason):
         check_folder(folder, SPLITS, quiet)
+
+
+def test_a_dataset_serves_the_stage_whose_records_it_has(release: SimpleNamespace, tmp_path: Path) -> None:
+    lines: list[str] = []
+    labels = DatasetFolder(Path(shutil.copytree(release.root, tmp_path / "labels")))
+    labels.sft_records().unlink()
+    check_folder(labels, SPLITS, lines.append)
+    assert lines[-1] == "train: serves Stage 2 (1 record); sft_data/train_oneturn.json does not exist"
+    write_json(labels.sft_records(), [])
+    check_folder(labels, SPLITS, lines.append)
+    assert lines[-1] == "train: serves Stage 2 (1 record); sft_data/train_oneturn.json has no records"
+    replies = DatasetFolder(Path(shutil.copytree(release.root, tmp_path / "replies")))
+    replies.grpo_records().unlink()
+    check_folder(replies, SPLITS, lines.append)
+    assert lines[-1].startswith("train: serves Stage 1 (1 record); grpo_data/")
+    replies.sft_records().unlink()
+    check_folder(replies, ["test"], lines.append)  # whoever does not train needs none
+    with pytest.raises(IncompleteError, match=r"sft_data/.* does not exist\n.*grpo_data/.* does not exist"):
+        check_folder(replies, SPLITS, lines.append)
+    assert lines[-1].startswith("train: serves no stage of training; sft_data/")
 
 
 def test_the_command_ends_with_an_error_when_something_is_missing(source: Path, tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def test_a_recipe_fits_its_nodes(recipe: Path, stage: Any, models: list[str], mo
     monkeypatch.setattr("ray.init", started)
     if stage != "eval":
         monkeypatch.setattr(f"pipelines.train.{stage}.check", lambda settings: None)  # of a dataset, which is not there
+    if stage == "sft" and "colocated" in recipe.stem:
+        models = [*models, "cluster.learner.gpus=1"]  # as the recipe says
     result = CliRunner().invoke(app, [stage, "--dry-run", *arguments(recipe, *models)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output + result.stderr
     assert "what cluster.nodes declares" in result.output and "memory of a GPU (reckoned)" in result.output
@@ -59,6 +61,8 @@ def test_a_recipe_fits_its_nodes(recipe: Path, stage: Any, models: list[str], mo
     plan = placement_plan(config, stage, planned_capacity(config))
     left, gpus = plan.packed()
     assert left is None
+    if stage == "grpo" and "colocated" in recipe.stem:
+        assert all((gpu.actors["learner rank"], gpu.actors["rollout worker"]) == (1, 1) for gpu in gpus)
     for gpu in gpus:
         assert gpu.size_gib is not None and sum(gpu.taken_gib.values()) < gpu.size_gib, gpu.taken_gib
 
@@ -79,6 +83,13 @@ def test_a_learner_too_large_for_its_gpu_is_refused_with_what_to_lower(models: l
     )
     assert result.exit_code == 1
     assert "a GPU of 80 GiB would hold" in result.stderr and "lower learner.micro_tokens of the stage" in result.stderr
+
+
+def test_two_learner_ranks_on_one_gpu_are_refused() -> None:
+    recipe = CONFIGS / "recipes/two-gpus.yaml"
+    config = load_config(recipe, ["cluster.learner.gpus=0.4", "grpo.learner.ranks=2", "rollout.workers=1"])
+    [line] = placement_plan(config, "grpo", planned_capacity(config)).shortages()
+    assert "two learner ranks would share a GPU" in line and "raise cluster.learner.gpus above 0.5" in line
 
 
 def test_shares_of_gpus_are_of_one_gpu_each() -> None:

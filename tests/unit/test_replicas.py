@@ -59,8 +59,8 @@ def test_a_dead_replica_is_passed_over_until_it_recovers() -> None:
             await call(shard)
         assert replicas[0].asked == 1
         replicas[0].dead = False
-        await asyncio.sleep(0.05)
-        assert shard.down == []
+        while shard.down:
+            await asyncio.sleep(0.01)
         assert await call(shard) == "r0"
 
     asyncio.run(story())
@@ -79,7 +79,7 @@ def test_with_no_replica_up_it_fails_at_once_and_says_when_one_is_back() -> None
             await call(shard)
         assert [replica.asked for replica in replicas] == [1, 1, 1]
         replicas[2].dead = False
-        await asyncio.wait_for(shard.recovered.wait(), 1)
+        await asyncio.wait_for(shard.recovered.wait(), 60)
         assert await call(shard) == "r2"
 
     asyncio.run(story())
@@ -90,11 +90,8 @@ def test_a_late_replica_is_hedged_and_the_first_answer_counts() -> None:
         shard, replicas = trio()
         for _ in range(HEDGE_SAMPLES):
             await call(shard)
-        replicas[0].seconds = 0.5
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+        replicas[0].seconds = 60
         assert await call(shard) == "r1"
-        assert loop.time() - begun < 0.3
         await asyncio.sleep(0)
         assert (shard.hedged, replicas[0].cancelled) == (1, 1)
         assert shard.down == []  # late is not down
@@ -110,7 +107,7 @@ def test_a_replica_that_hangs_counts_as_down() -> None:
         with pytest.raises(ShardUnavailableError, match=r"r0 gave no answer within 0\.05 s"):
             await call(shard)
         replicas[1].seconds = 0
-        await asyncio.wait_for(shard.recovered.wait(), 1)
+        await asyncio.wait_for(shard.recovered.wait(), 60)
         assert await call(shard) == "r1"
 
     asyncio.run(story())

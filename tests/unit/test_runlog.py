@@ -1,14 +1,18 @@
 """The run log: what is written can be read, and a value that is not finite never gets in."""
 
+import importlib
 import json
 import math
+import shutil
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vsr1.runs.scalars import RunLog, ScalarTail, read_scalars
+from vsr1.runs.scalars import RunLog, ScalarTail, TrackingError, read_scalars
 
 
 def test_scalars_come_back_from_both_files(tmp_path: Path) -> None:
@@ -117,29 +121,105 @@ def test_a_tail_gives_each_row_once_when_its_line_is_whole(tmp_path: Path) -> No
 
 
 FAKE = """
+import os
 calls = []
+class Error(Exception):
+    pass
 class Run:
+    offline = os.environ.get("WANDB_MODE") == "offline"
     def __getattr__(self, name):
         return lambda *args, **options: calls.append((name, args, options))
 def init(**options):
+    if "no key" in options["project"]:
+        raise Error("api_key not configured (no-tty)")
     calls.append(("init", (), options))
     return Run()
 """
 
 
-def test_what_is_logged_goes_to_weights_and_biases_with_the_step_of_its_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "wandb.py").write_text(FAKE)
-    monkeypatch.syspath_prepend(str(tmp_path))
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was asked of Weights & Biases: name, arguments and options of each call."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "wandb.py").write_text(FAKE)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return importlib.import_module("wandb").calls
+
+
+def _ids(calls: list[Any]) -> list[str]:
+    return [options["id"] for name, _, options in calls if name == "init"]
+
+
+def test_what_is_logged_goes_to_weights_and_biases_with_the_step_of_its_stage(tmp_path: Path, calls: list[Any]) -> None:
     with RunLog(tmp_path / "run", wandb="films") as log:
         log.log("grpo", 3, {"loss": 2.0})
-    import wandb
-
-    [(_, _, options), *calls] = wandb.calls
+    [(_, _, options), *others] = calls
     assert (options["project"], options["name"], options["resume"]) == ("films", "run", "allow")
-    assert calls == [
+    assert options["dir"] == str(tmp_path / "run")
+    assert others == [
         ("define_metric", ("grpo/*",), {"step_metric": "grpo/step"}),
         ("log", ({"grpo/loss": 2.0, "grpo/step": 3},), {}),
         ("finish", (), {}),
+    ]
+
+
+def test_a_tracked_run_that_goes_on_keeps_its_id_and_sends_each_step_once(tmp_path: Path, calls: list[Any]) -> None:
+    with RunLog(tmp_path / "run", wandb="films") as log:
+        for step in range(1, 7):
+            log.log("sft", step, {"loss": 1.0})
+    with RunLog(tmp_path / "run", wandb="films", after={"sft": 4}) as log:
+        for step in range(5, 9):
+            log.log("sft", step, {"loss": 1.0})
+        log.log("grpo", 1, {"loss": 1.0})
+    sent = [args[0] for name, args, _ in calls if name == "log"]
+    assert [values["sft/step"] for values in sent if "sft/step" in values] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [values["grpo/step"] for values in sent if "grpo/step" in values] == [1]
+    first, second = _ids(calls)
+    assert first == second
+    with RunLog(tmp_path / "run2", wandb="films"):
+        pass
+    shutil.rmtree(tmp_path / "run")
+    with RunLog(tmp_path / "run", wandb="films"):  # another run in a folder of the same name
+        pass
+    assert len(set(_ids(calls))) == 3
+
+
+def test_parts_of_a_tracked_run_without_a_network_do_not_take_each_others_place(
+    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "mine"))
+    sys.modules["wandb"].Run.offline = True  # type: ignore[attr-defined]
+    for step in (1, 2):
+        with RunLog(tmp_path / "run", wandb="films") as log:
+            log.log("sft", step, {"loss": 1.0})
+    assert len(set(_ids(calls))) == 2
+    assert {options["dir"] for name, _, options in calls if name == "init"} == {str(tmp_path / "mine")}
+
+
+def test_a_run_that_weights_and_biases_refuses_is_told_with_the_ways_out(tmp_path: Path, calls: list[Any]) -> None:
+    with pytest.raises(TrackingError, match=r"tracking\.wandb=no key.*api_key not configured.*WANDB_MODE=offline"):
+        RunLog(tmp_path / "run", wandb="no key")
+
+
+def test_a_training_outlives_its_tracking(
+    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The process that sends has been killed: each call of W&B ends in an error of its connection."""
+    with RunLog(tmp_path / "run", wandb="films") as log:
+        log.log("sft", 1, {"loss": 1.0})
+
+        def gone(*_: Any, **__: Any) -> None:
+            raise ConnectionResetError("Connection lost")
+
+        for name in ("log", "define_metric", "finish"):
+            monkeypatch.setattr(sys.modules["wandb"].Run, name, gone, raising=False)
+        for step in (2, 3):
+            log.log("sft", step, {"loss": 1.0})
+    assert [row["step"] for row in read_scalars(tmp_path / "run" / "scalars.jsonl")] == [1, 2, 3]
+    assert [record.message for record in caplog.records] == [
+        "Weights & Biases is gone (Connection lost); the training goes on, its scalars are in scalars.jsonl"
     ]

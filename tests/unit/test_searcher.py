@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -23,17 +22,15 @@ QUICK = RetrievalConfig(deadline_s=5)
 class WordEmbedder:
     """Word i of "x y z" points along axis i; soft tokens are added. `nan` and `nothing` embed badly."""
 
-    def __init__(self, dim: int = DIM, seconds: float = 0.0) -> None:
+    def __init__(self, dim: int = DIM) -> None:
         self.dim = dim
         self.fingerprint = "words"
-        self.seconds = seconds
         self.calls: list[int] = []
         self.threads: set[str] = set()
 
     def embed_queries(self, queries: list[str], soft_tokens: list[np.ndarray | None] | None = None) -> np.ndarray:
         self.calls.append(len(queries))
         self.threads.add(threading.current_thread().name)
-        time.sleep(self.seconds)
         if "broken" in queries:
             raise KeyError("the model broke")
         vectors = np.array([self._vector(query) for query in queries], np.float32)
@@ -45,6 +42,19 @@ class WordEmbedder:
     def _vector(self, query: str) -> list[float]:
         fixed = {"nan": [np.nan, 0.0, 0.0], "nothing": [0.0, 0.0, 0.0]}
         return fixed.get(query) or [float(word in query.split()) for word in "xyz"]
+
+
+class GatedEmbedder(WordEmbedder):
+    """It embeds once its gate is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_inside, self.gate = threading.Event(), threading.Event()
+
+    def embed_queries(self, queries: list[str], soft_tokens: list[np.ndarray | None] | None = None) -> np.ndarray:
+        self.is_inside.set()
+        assert self.gate.wait(60), "the event loop is held up"
+        return super().embed_queries(queries, soft_tokens)
 
 
 class LocalShard:
@@ -162,13 +172,12 @@ def test_requests_that_arrive_together_share_one_embedding_and_one_scatter() -> 
 
 def test_the_event_loop_is_free_while_queries_are_embedded() -> None:
     async def story() -> None:
-        search, _ = searcher(WordEmbedder(seconds=0.3))
+        embedder = GatedEmbedder()
+        search, _ = searcher(embedder)
         task = asyncio.create_task(search.search(SearchRequest("x")))
-        await asyncio.sleep(0.1)
-        start = time.monotonic()
-        await asyncio.sleep(0)
-        assert time.monotonic() - start < 0.1
-        assert not task.done()
+        while not embedder.is_inside.is_set():
+            await asyncio.sleep(0.01)
+        embedder.gate.set()  # by the event loop, for which the embedder waits
         await task
 
     asyncio.run(story())
@@ -307,9 +316,11 @@ def test_older_versions_are_kept_as_long_as_a_search_may_need_them() -> None:
 
 def test_a_slow_embedder_is_named() -> None:
     async def story() -> None:
-        search, _ = searcher(WordEmbedder(seconds=0.4), RetrievalConfig(deadline_s=0.1))
+        embedder = GatedEmbedder()
+        search, _ = searcher(embedder, RetrievalConfig(deadline_s=0.1))
         with pytest.raises(RetrievalError, match="waiting for the query embedder"):
             await search.search(SearchRequest("x"))
+        embedder.gate.set()
 
     asyncio.run(story())
 

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from pretended_ray import PretendedRay
 from scripted_stage import Members, ScriptedLearner, Stage, stage_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from actors.rewards import RewardWorkerActor
 from vsr1.ledger import Frame
 from vsr1.runs.events import EVENTS, read_events
 from vsr1.runs.scalars import read_scalars
+from vsr1.search.rewards import SearchRewards
 from vsr1.settings.training import RewardConfig
 
 
@@ -32,7 +34,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> PretendedRay:
 
 @pytest.fixture
 def rewards(cluster: PretendedRay) -> list[Any]:
-    return [cluster.actor(RewardWorkerActor(RewardConfig()))]
+    return [cluster.actor(RewardWorkerActor(SearchRewards(RewardConfig())))]
 
 
 @pytest.fixture
@@ -285,3 +287,25 @@ def test_no_sample_is_older_than_the_bound_and_waiting_drops_none(
         assert dropped == 0 and len(once_each(stage)) == 32
     else:
         assert stage.ledger.closed["trained"] == len(once_each(stage))
+
+
+def test_curves_of_a_run_that_was_killed_show_each_step_once(
+    tmp_path: Path, fleet: Callable[..., Members], rewards: list[Any]
+) -> None:
+    """Step 3 is logged and in no state when the driver dies, and comes again."""
+    stage = Stage(stage_config(tmp_path / "run"), fleet(), rewards)
+    path = stage.config.run_dir / "scalars.jsonl"
+
+    def die(frame: Frame) -> None:
+        if path.is_file() and any(row["step"] == 3 for row in read_scalars(path)):
+            raise DriverKilledError
+
+    stage.on_frame = die
+    with pytest.raises(DriverKilledError):
+        stage.run()
+    stage.on_frame = lambda frame: None
+    time.sleep(1.1)  # files of events are read in the order of their names, which begin with the second of their start
+    stage.run()
+    assert [row["step"] for row in read_scalars(path) if row["name"] == "turns"] == [1, 2, 3, 3, 4]
+    board = EventAccumulator(str(stage.config.run_dir / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("grpo/turns")] == [1, 2, 3, 4]

@@ -54,7 +54,7 @@ def draw(
 
 def film(
     path: Path, codec: str = "libx264", *, first: float = 0.0, ticks: list[int] | None = None, sound: bool = False,
-    aspect: Fraction | None = None, matrix: list[int] | None = None, **options: str,
+    longer: float = 0.0, aspect: Fraction | None = None, matrix: list[int] | None = None, **options: str,
 ) -> Path:  # fmt: skip
     with av.open(str(path), "w", options=options) as output:
         stream = output.add_stream(codec, rate=RATE, options={"g": "8", "bf": "0"} if codec == "libx264" else {})
@@ -63,7 +63,7 @@ def film(
         voice = output.add_stream("aac", rate=48_000, layout="mono") if sound else None
         draw(output, stream, [tick + round(first * RATE) for tick in (range(COUNT) if ticks is None else ticks)])
         if voice:
-            for index in range(int((first + COUNT / RATE) * 48_000 / 960)):
+            for index in range(int((first + COUNT / RATE + longer) * 48_000 / 960)):
                 tone = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), format="fltp", layout="mono")
                 tone.sample_rate, tone.pts, tone.time_base = 48_000, index * 960, Fraction(1, 48_000)
                 output.mux(voice.encode(tone))
@@ -139,6 +139,45 @@ def test_the_length_is_the_true_one_not_the_last_frame_and_a_mean_distance(tmp_p
     write_meta(tmp_path / "clips", [row])
     assert ClipFolder(tmp_path / "clips").read("a").seconds == pytest.approx(10.0)
     assert ClipFolder(tmp_path / "clips", "legacy_index").read("a").seconds == 2.0
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
+def test_sound_that_goes_on_after_the_pictures_makes_a_film_no_longer(tmp_path: Path, suffix: str) -> None:
+    got = sample(film(tmp_path / f"a.{suffix}", sound=True, longer=3.0))
+    assert got.duration == pytest.approx(10.0, abs=0.05) and not got.fault
+    assert numbers(got) == got.indices
+
+
+def test_a_header_that_says_less_than_there_is_counts_for_nothing(tmp_path: Path) -> None:
+    """As of a recorder that wrote its lengths before the last pictures came."""
+    path = film(tmp_path / "a.mp4")
+    content = bytearray(path.read_bytes())
+    for box, place in ((b"mvhd", 20), (b"mdhd", 20), (b"tkhd", 24)):  # an edit list would be a cut
+        at = content.index(box) + place
+        content[at : at + 4] = (int.from_bytes(content[at : at + 4], "big") // 2).to_bytes(4, "big")
+    path.write_bytes(content)
+    with av.open(str(path)) as container:
+        assert container.duration == pytest.approx(5e6, rel=0.05)
+    got = sample(path)
+    assert got.duration == pytest.approx(10.0, abs=0.05) and not got.fault
+    assert got.timestamps[-1] > 9 and probe_video(path) == pytest.approx(10.0, abs=0.05)
+
+
+@pytest.mark.parametrize("space", ["ITU601", "ITU709", "BT2020"])
+def test_colours_are_those_of_the_space_that_the_file_names(tmp_path: Path, space: str) -> None:
+    path, colour = tmp_path / "a.mkv", (200, 90, 30)
+    codes = {"ITU601": 6, "ITU709": 1, "BT2020": 9}  # of ISO/IEC 23091-2
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=RATE, options={"qp": "0", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv444p"
+        stream.codec_context.colorspace = codes[space]
+        for index in range(COUNT):
+            image = av.VideoFrame.from_ndarray(np.full((HEIGHT, WIDTH, 3), colour, np.uint8), format="rgb24")
+            frame = image.reformat(format="yuv444p", dst_colorspace=space)
+            frame.pts, frame.time_base = index, Fraction(1, RATE)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    assert np.abs(sample(path).frames[0].astype(int) - colour).max() <= 2
 
 
 @pytest.mark.parametrize(("aspect", "size"), [((4, 3), (64, 128)), ((3, 4), (85, 96)), ((1, 1), (64, 96))])

@@ -35,6 +35,11 @@ def part_folder(target: Path) -> Path:
     return target.with_name(f".part-{target.name}")
 
 
+def whole_folder(part: Path) -> Path:
+    """Return the folder that the one of `part_folder` becomes."""
+    return part.with_name(part.name.removeprefix(".part-"))
+
+
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder to write to; it becomes `target` when the block ends without an error, else it is gone.

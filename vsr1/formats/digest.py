@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vsr1.storage import fetched_folder
+
 CHUNK = 1 << 22  # bytes read at one time
 
 
@@ -40,7 +42,7 @@ def weights_fingerprint(folder: Path) -> str:
     Raises:
         FileNotFoundError: the folder or its weights are missing.
     """
-    if not folder.is_dir():
+    if not fetched_folder(folder).is_dir():
         raise FileNotFoundError(
             f"model folder {folder} does not exist; model.policy and model.embedder name the folders of checkpoints"
         )

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, Qwen3VLConfig
 
 from vsr1.model.policy import REFINE_TOKEN, VideoSearchPolicy
+from vsr1.storage import fetched_folder
 
 if TYPE_CHECKING:  # the processor module needs torchvision, which a driver does without
     from transformers import PreTrainedTokenizerBase, Qwen3VLProcessor
@@ -48,7 +49,7 @@ def weight_files(folder: Path, *, allow_bin: bool = False) -> list[Path]:
     Raises:
         CheckpointError: no such folder, no weights of an allowed kind, or a shard named by the index is missing.
     """
-    if not folder.is_dir():
+    if not fetched_folder(folder).is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
     for name in ("model.safetensors", "pytorch_model.bin") if allow_bin else ("model.safetensors",):
         index = folder / f"{name}.index.json"

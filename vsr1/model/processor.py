@@ -17,6 +17,7 @@ import torch
 from vsr1 import compat
 from vsr1.formats.plain import encode_plain
 from vsr1.model.upload import upload
+from vsr1.storage import fetched_folder
 from vsr1.video.clips import Clip
 
 compat.prepare()
@@ -45,7 +46,7 @@ class ClipProcessor:
     """Turns clips into pixels and prompts into token ids, from a checkpoint folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(fetched_folder(folder))
         self._video = Qwen3VLVideoProcessor.from_pretrained(folder)
         self._marks: dict[str, list[int]] = {}
         self.merge = int(self._video.merge_size)

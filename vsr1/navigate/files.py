@@ -77,12 +77,12 @@ class Record(BaseModel):
 
 def questions_file(folder: DatasetFolder, split: str) -> Path:
     """Return where the questions of a split lie."""
-    return folder.root / "navigate" / f"{split}.questions.jsonl"
+    return folder.at("navigate", f"{split}.questions.jsonl")
 
 
 def records_file(folder: DatasetFolder) -> Path:
     """Return where the records of Stage 1 lie."""
-    return folder.root / "navigate" / "records.jsonl"
+    return folder.at("navigate", "records.jsonl")
 
 
 def read_questions(path: Path) -> list[Question]:

@@ -83,7 +83,7 @@ def open_corpus(folder: DatasetFolder, split: str) -> Corpus:
         RetrievalError: as `load_corpus`, or an older version made another corpus the current one.
     """
     catalogue, vectors = load_corpus(folder.video_embeddings(split), folder.docid2row(split))
-    current = folder.index(split).with_name(CURRENT)
+    current = folder.at(split, "index", CURRENT)
     if (
         current.is_file()
         and (version := json.loads(current.read_text(encoding="utf-8"))["version"]) != catalogue.version

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 
 from vsr1 import compat
-from vsr1.formats.atomic import replacing_folder
+from vsr1.formats.atomic import replacing_folder, whole_folder
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.checkpoint import copy_processor, load_policy, policy_sizes, write_weights
 from vsr1.model.embedder import Embedder
@@ -31,6 +33,7 @@ from vsr1.rl.refined import VideoVectors, load_vectors
 from vsr1.rl.repartition import load_repartitioned
 from vsr1.settings.parts import AgentConfig, ModelConfig
 from vsr1.settings.training import GrpoConfig, LearnerConfig, SftConfig
+from vsr1.storage import fetched_folder, sent_as, sent_folder, url_of
 
 STATE = "deepspeed"  # folder of DeepSpeed's files in a saved state
 Value = TypeVar("Value")
@@ -191,18 +194,29 @@ class Learner:
             with replacing_folder(folder) as part:
                 write_weights(part, self.policy.config, state)
                 copy_processor(self._folder, part)
+            sent_folder(folder)
 
     def save_state(self, folder: Path) -> None:
         """Write all that the next step depends on: trained weights, optimiser, random state and number of steps.
 
-        On a folder that all ranks see, each writes its own part. Frozen weights are not in it: they come from the
-        checkpoint that the run started with.
+        On a folder that all ranks see, or that has a URL, each writes its own part. Frozen weights are not in it: they
+        come from the checkpoint that the run started with.
         """
         self.engine.save_checkpoint(
             str(folder), STATE, {"steps": self.steps}, save_latest=False, exclude_frozen_parameters=True
         )
         torch.save(_random_state(), folder / f"random-{torch.distributed.get_rank()}.pt")
         torch.distributed.barrier()
+        if url_of(folder) is not None:
+            hosts = _of_all_ranks(socket.gethostname())
+            if hosts.index(socket.gethostname()) == torch.distributed.get_rank():  # one of a node sends what is there
+                sent_as(folder, whole_folder(folder))
+                for earlier in folder.parent.glob(
+                    ".part-*"
+                ):  # of a node that is not the driver's, which renames its own
+                    if earlier != folder:
+                        shutil.rmtree(earlier)
+            torch.distributed.barrier()
 
     def load_state(self, folder: Path) -> None:
         """Go on from what `save_state` wrote, called before the first step: to the bit, if as many ranks wrote it.
@@ -211,7 +225,7 @@ class Learner:
             LearnerError: no state of as many ranks in the folder, and ZeRO-3.
         """
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        saved = len(list(folder.glob("random-*.pt")))
+        saved = len(list(fetched_folder(folder).glob("random-*.pt")))
         if saved != ranks and self._learner.zero_stage == 3:
             raise LearnerError(
                 f"rank {rank}: {folder} is a state of {saved} ranks, not of {ranks}, and zero_stage=3 cannot change "

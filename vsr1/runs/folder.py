@@ -24,9 +24,10 @@ from typing import Any
 from vsr1.config import RENAMED, Config, ConfigError, config_values, dump_config
 from vsr1.formats.atomic import replacing
 from vsr1.runs.scalars import SCALARS, read_scalars
+from vsr1.storage import url_of
 
 TRAININGS = ("sft", "grpo")  # stages that share the log of a folder
-ELSEWHERE = ("cluster", "fleet", "serve", "toy", "run_dir")  # settings that change no number of a training
+ELSEWHERE = ("cluster", "storage", "fleet", "serve", "toy", "run_dir")  # settings that change no number of a training
 TRAINING_LOG = "train_trajectories.jsonl"
 EVALUATION_LOG = ".trajectories.jsonl"  # after the evaluation's name, and its agent's if it has one
 
@@ -97,7 +98,9 @@ def kept_in(run_dir: Path) -> str:
     if not states and any(run_dir.glob("ledger/*.journal")):
         parts.append("ledger (rollouts; the same command takes them)")
     parts += [f"{path.relative_to(run_dir)}" for path in checkpoints]
-    return f"kept in {run_dir}: {', '.join(parts) or 'logs only, no state and no checkpoint'}"
+    url = url_of(run_dir)
+    copied = f" (its commits are at {url})" if url else ""
+    return f"kept in {run_dir}{copied}: {', '.join(parts) or 'logs only, no state and no checkpoint'}"
 
 
 def _step(path: Path) -> tuple[int, str]:

@@ -2,17 +2,20 @@
 
 A call to `log` writes all of its values or, if one of them is not finite, none and raises. Lines are appended and
 flushed at once, so a killed run keeps what it logged; the torn last line that it may leave is not read, and cut off
-when the run is resumed.
+when the run is resumed. A run that goes on from a step takes those after it again: TensorBoard forgets what was there,
+Weights & Biases, which cannot, gets each step once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import math
+import os
+import secrets
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +23,8 @@ from typing import Any
 from vsr1.formats.atomic import cut_torn_line
 
 SCALARS = "scalars.jsonl"  # in the run's folder
+WANDB_ID = "wandb.id"  # there too
+NAME = 128  # most characters of a name in Weights & Biases
 _FIELDS = {"stage", "step", "name", "value", "time"}
 
 
@@ -31,6 +36,9 @@ class RunLog(AbstractContextManager["RunLog"]):
         clock: seconds since the epoch, stamped on each line.
         wandb: project of Weights & Biases, in which the run has the name of its folder; None leaves it out.
         after: by stage the step that it goes on from: what an earlier run logged past it leaves TensorBoard.
+
+    Raises:
+        TrackingError: Weights & Biases does not take the run.
     """
 
     def __init__(
@@ -47,14 +55,14 @@ class RunLog(AbstractContextManager["RunLog"]):
         cut_torn_line(path)
         self._clock = clock
         self._lines = path.open("a", encoding="utf-8")
-        rows = read_scalars(path) if after else []
+        rows = read_scalars(path) if after or wandb else []
         dead = {row["step"] for row in rows if row["step"] > after.get(row["stage"], math.inf)}
         first = min(dead, default=None)
         self._board = SummaryWriter(log_dir=str(folder / "tensorboard"), purge_step=first)
         for row in rows:  # TensorBoard drops what is of this step or later, whatever its stage
             if first is not None and first <= row["step"] <= after.get(row["stage"], math.inf):
                 self._add(row)
-        self._tracked = _tracked(wandb, folder) if wandb else None
+        self._tracked = _Tracked(wandb, folder, rows) if wandb else None
 
     def log(self, stage: str, step: int, values: dict[str, float]) -> None:
         """Record named values of one step of one stage ("sft", "grpo", …).
@@ -72,9 +80,7 @@ class RunLog(AbstractContextManager["RunLog"]):
             self._add(row)
         self._lines.flush()
         if self._tracked:
-            named = {f"{stage}/{name}": float(value) for name, value in values.items()}
-            self._tracked.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-            self._tracked.log(named | {f"{stage}/step": step})
+            self._tracked.log(stage, step, values)
 
     def _add(self, row: dict[str, Any]) -> None:
         self._board.add_scalar(f"{row['stage']}/{row['name']}", row["value"], row["step"], walltime=row["time"])
@@ -87,14 +93,66 @@ class RunLog(AbstractContextManager["RunLog"]):
             self._tracked.finish()
 
 
-def _tracked(project: str, folder: Path) -> Any:
-    """Return a run of Weights & Biases that both stages of a folder share, each with a step of its own."""
-    import wandb
+class TrackingError(RuntimeError):
+    """Weights & Biases does not take a run; the message says why and what to do."""
 
-    name = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
-    return wandb.init(
-        project=project, name=folder.name, id=name, resume="allow", dir=str(folder), settings={"silent": True}
-    )
+
+class _Tracked:
+    """A run of Weights & Biases that both stages of a folder share, each with a step of its own.
+
+    It has one id for good, noted in the folder. Without a network each start has another, because a run that is sent
+    later would take the place of what an earlier start sent under the same one. A training outlives its tracking.
+
+    Args:
+        rows: of the scalars that earlier runs have logged.
+    """
+
+    def __init__(self, project: str, folder: Path, rows: list[dict[str, Any]]) -> None:
+        import wandb
+
+        self._error = wandb.Error
+        self._last: dict[str, int] = {}  # step that was logged, by stage
+        for row in rows:
+            self._last[row["stage"]] = max(row["step"], self._last.get(row["stage"], row["step"]))
+        note = folder / WANDB_ID
+        name = note.read_text(encoding="utf-8") if note.is_file() else secrets.token_hex(8)
+        place = os.environ.get("WANDB_DIR") or str(folder)  # a user's own, which an argument would overrule
+        try:
+            self._run = wandb.init(
+                project=project, name=folder.name[:NAME], id=name, resume="allow", dir=place, settings={"silent": True}
+            )
+        except wandb.Error as error:
+            raise TrackingError(
+                f"Weights & Biases does not take the run (tracking.wandb={project}): {error}; call `wandb login`, set "
+                "WANDB_MODE=offline where there is no network, or leave tracking.wandb out"
+            ) from error
+        if not self._run.offline:
+            note.write_text(name, encoding="utf-8")
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Send a step, unless an earlier run has."""
+        if self._run is not None and step > self._last.get(stage, -1):
+            named = {f"{stage}/{name}": float(value) for name, value in values.items()}
+            with self._outlived():
+                self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+                self._run.log(named | {f"{stage}/step": step})
+
+    def finish(self) -> None:
+        """Send what is left."""
+        if self._run is not None:
+            with self._outlived():
+                self._run.finish()
+
+    @contextmanager
+    def _outlived(self) -> Iterator[None]:
+        """Run the block, and send no more once the process that W&B keeps for that is gone."""
+        try:
+            yield
+        except (self._error, OSError) as error:
+            self._run = None
+            logging.getLogger(__name__).error(
+                "Weights & Biases is gone (%s); the training goes on, its scalars are in %s", error, SCALARS
+            )
 
 
 class ScalarTail:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vsr1.formats.plain import plain
 from vsr1.settings.parts import AgentConfig
+from vsr1.storage import fetched
 
 SYSTEM_PROMPT = (
     "You check one retrieved video against a query. Inside <think> </think>, go through what the video shows. "
@@ -28,7 +29,7 @@ def system_prompt(path: Path | None) -> str:
     Raises:
         FileNotFoundError: the file is missing.
     """
-    return SYSTEM_PROMPT if path is None else path.read_text(encoding="utf-8").strip()
+    return SYSTEM_PROMPT if path is None else fetched(path).read_text(encoding="utf-8").strip()
 
 
 def agent_prompt(agent: AgentConfig) -> str:

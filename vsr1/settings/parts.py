@@ -5,16 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+from vsr1.storage import BUDGET_GIB, URL, named, place_of
 
 
 def _written_path(value: object) -> object:
-    """Refuse what a shell would have made a path of, and what names the present folder by being empty."""
+    """Return the place of a URL; refuse what a shell would have made a path of, and an empty name of this folder."""
     text = str(value)
+    if (place := place_of(text)) is not None:
+        return place
     if not text.strip() or "\0" in text:
         raise ValueError("a path is needed; leave the key out to have the default")
     if text.startswith("$"):
         raise ValueError("shell variables are not replaced in settings; write ${oc.env:NAME} for one")
+    return value
+
+
+def _no_url(value: object) -> object:
+    if URL.fullmatch(str(value)):
+        raise ValueError("a path on this machine is needed here, not a URL")
     return value
 
 
@@ -29,7 +39,10 @@ def _absolute(path: Path) -> Path:
         raise ValueError(f"no home folder of {path.parts[0]} is known; write the path in full") from None
 
 
-AbsolutePath = Annotated[Path, BeforeValidator(_written_path), AfterValidator(_absolute)]
+AbsolutePath = Annotated[
+    Path, BeforeValidator(_written_path), AfterValidator(_absolute), PlainSerializer(named, str, when_used="json")
+]
+LocalPath = Annotated[AbsolutePath, BeforeValidator(_no_url)]  # of what is not fetched from a URL
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator takes
 
 
@@ -83,10 +96,10 @@ class ChatModelConfig(Section):
     A section that has one says by `kind` where it is.
     """
 
-    folder: AbsolutePath | None = Field(None, description="vllm: checkpoint folder of a Qwen3-VL model")
+    folder: LocalPath | None = Field(None, description="vllm: checkpoint folder of a Qwen3-VL model")
     model: str | None = Field(None, description="openai: name of the model at the server")
     url: str | None = Field(None, description="openai: base URL of the server, as in http://host:8000/v1")
-    key_file: AbsolutePath | None = Field(None, description="openai: file that holds the API key and nothing else")
+    key_file: LocalPath | None = Field(None, description="openai: file that holds the API key and nothing else")
     max_tokens: int = Field(4096, ge=1, description="most tokens of a reply, its thinking included")
     temperature: float = Field(0.4, ge=0)
     top_p: float = Field(0.9, gt=0, le=1)
@@ -110,6 +123,13 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
     allow_bin: bool = Field(False, description="read .bin weights of the policy, without running code from them")
+
+
+class StorageConfig(Section):
+    """Where files of URLs lie on a node: `data.root`, checkpoints and `run_dir` may be URLs, as s3://BUCKET/FOLDER."""
+
+    cache: LocalPath | None = Field(None, description="folder on each node; empty: vsr1 in the user's cache folder")
+    cache_gib: float = Field(BUDGET_GIB, gt=0, description="of fetched files; the oldest go where more comes")
 
 
 class AgentConfig(Section):

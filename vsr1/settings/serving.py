@@ -6,7 +6,7 @@ import re
 
 from pydantic import Field, model_validator
 
-from vsr1.settings.parts import AbsolutePath, Section
+from vsr1.settings.parts import AbsolutePath, LocalPath, Section
 
 
 class CorpusConfig(Section):
@@ -14,7 +14,7 @@ class CorpusConfig(Section):
 
     root: AbsolutePath
     split: str = "test"
-    added: AbsolutePath | None = Field(None, description="folder of added videos; empty: root/added/SPLIT")
+    added: LocalPath | None = Field(None, description="folder of added videos; empty: root/added/SPLIT")
 
 
 class UploadConfig(Section):
@@ -28,7 +28,7 @@ class UploadConfig(Section):
     memory_gib: float = Field(4.0, gt=0, description="address space of such a process")
     waiting: int = Field(16, ge=1, description="videos of a corpus on their way; beyond them the answer is 429")
     at_once: int = Field(2, ge=1, description="files received at one time; beyond them the answer is 429")
-    path_root: AbsolutePath | None = Field(None, description="folder below which a path may be given; empty: none may")
+    path_root: LocalPath | None = Field(None, description="folder below which a path may be given; empty: none may")
     urls: bool = Field(False, description="whether a video may be fetched from a public address")
     limit_s: float = Field(3600.0, gt=0, description="for receiving a file, or fetching one")
 
@@ -46,7 +46,7 @@ class ServeConfig(Section):
     searches_a_replica: int = Field(32, ge=1, description="searches that one agent plays at one time")
     waiting_searches: int = Field(64, ge=0, description="further searches that wait; beyond them the answer is 429")
     request_limit_s: float = Field(120.0, gt=0, description="after which a search ends with what it has")
-    key_file: AbsolutePath | None = Field(None, description="hashes of API keys; empty lets everybody in")
+    key_file: LocalPath | None = Field(None, description="hashes of API keys; empty lets everybody in")
     hosts: list[str] = Field(
         [], description="names under which it answers without keys, beside localhost, this machine's and --host"
     )

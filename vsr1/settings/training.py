@@ -258,9 +258,8 @@ class GrpoConfig(Section):
     keep_best: bool = Field(False, description="also keep the weights of the best validation reward, in `grpo-best`")
     validate_every: int | None = Field(None, ge=1, description="steps between evaluations on `val_split`")
     val_split: str = "val"
-    evaluate_after: bool = Field(
-        False, description="evaluate `eval.split` with the trained weights, as `vsr1 eval` does"
-    )
+    evaluate_before: bool = Field(False, description="evaluate `eval.split` before the first step, as `before`")
+    evaluate_after: bool = Field(False, description="evaluate it with the trained weights, as `after`")
 
     @model_validator(mode="after")
     def _the_best_is_known(self) -> GrpoConfig:

@@ -18,6 +18,7 @@ import numpy as np
 
 from vsr1.formats.atomic import replacing, write_lines
 from vsr1.settings.data import DataConfig
+from vsr1.storage import fetched
 from vsr1.video.compact import frames_digest, read_frames, write_frames
 from vsr1.video.container import VideoError
 from vsr1.video.decode import SampledVideo, sample_video
@@ -275,7 +276,7 @@ class ClipFolder:
             ClipError: no row or no file of that id, or the two do not fit together.
         """
         row = self.row(video_id)
-        path = clip_file(self.folder, video_id, row)
+        path = fetched(clip_file(self.folder, video_id, row))
         if not path.is_file():
             raise ClipError(f"clip {video_id!r} has a row but no file {path}; build the clips of this split again")
         try:
@@ -320,7 +321,7 @@ def read_meta(folder: Path) -> dict[str, ClipMeta]:
     Raises:
         ClipError: no `meta.jsonl`, or a line of it that is not a clip's row.
     """
-    path = folder / META
+    path = fetched(folder / META)
     if not path.is_file():
         raise ClipError(f"clip folder {folder} has no {META}; build the clips of this split first")
     rows: dict[str, ClipMeta] = {}

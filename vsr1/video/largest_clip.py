@@ -8,6 +8,7 @@ from typing import Any
 
 from vsr1.config import ConfigError
 from vsr1.settings.data import DataConfig
+from vsr1.storage import fetched
 
 FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")  # newest form first
 MOST_PIXELS = 2**32 // (3 * 4)  # of all frames: in float32 they fill the 4 GiB that vLLM keeps processed clips in
@@ -19,7 +20,7 @@ def check_largest_clip(folder: Path, data: DataConfig) -> None:
     Raises:
         ConfigError: the processor lets through more pixels than an engine takes, which would end its start.
     """
-    for file in (folder / name for name in FILES):
+    for file in (fetched(folder / name) for name in FILES):
         pixels = _longest_edge(file) if file.is_file() else None
         if pixels is None:
             continue

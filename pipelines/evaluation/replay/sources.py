@@ -9,8 +9,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from pipelines.evaluation.replay.differences import NotChecked
-from pipelines.stage.tasks import evaluation_queries, training_tasks
+from pipelines.stage.tasks import training_tasks
 from vsr1.config import Config
+from vsr1.environments.registry import environment_of
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.checkpoint import load_policy
 from vsr1.model.embedder import Embedder
@@ -42,7 +43,8 @@ class Sources:
         self.config, self.agent, self.folder, self.is_training = config, agent, folder, is_training
         self.split = "train" if is_training else config.eval.split
         self._data = DatasetFolder(config.data.root)
-        tasks = training_tasks(config) if is_training else [q.task for q in evaluation_queries(config, self.split)]
+        queries = [] if is_training else environment_of(config).evaluation_queries(config, self.split)
+        tasks = training_tasks(config) if is_training else [query.task for query in queries]
         self._tasks = {task.query_id: task for task in tasks}
         self.top_k = config.retrieval.top_k if is_training else config.eval.top_k
         self._read = lru_cache(64)(ClipFolder(self._data.clips(self.split), config.data.timestamps).read)

@@ -34,6 +34,7 @@ from vsr1.formats.rows import json_rows
 from vsr1.retrieval.added import SOURCE, AddedFolder, LibraryClips
 from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.settings.serving import CorpusConfig
+from vsr1.storage import fetched
 from vsr1.video.clips import ClipFolder, ClipMeta, player_offset
 
 CUTS_AT_ONCE = 2
@@ -129,7 +130,7 @@ class LibraryReplica:
         row, version = await self._row(corpus, video_id)
         if added.has(video_id):
             return str(added.video(video_id) / SOURCE), added.read(video_id).media_type, version
-        place = self._serve.corpora[corpus].root / row["source_video_path"]
+        place = fetched(self._serve.corpora[corpus].root / row["source_video_path"])
         if place.suffix.lower() not in VIDEO_EXTENSIONS or not place.is_file():
             raise ApiError(
                 "no_source",

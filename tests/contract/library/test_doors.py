@@ -287,7 +287,7 @@ def test_slow_bodies_and_slow_readers_hold_nothing(served: Served, http: httpx2.
         began = time.monotonic()
         told = slow.recv(10_000).decode()
         assert " 408 " in told.splitlines()[0] and "connection: close" in told.lower()
-        assert LIMITS["body_limit_s"] <= time.monotonic() - began < LIMITS["body_limit_s"] + 10
+        assert time.monotonic() - began >= LIMITS["body_limit_s"]
     body = json.dumps({"query": LATE, "stream": True})
     before = served.metric("vsr1_searches_total")
     with served.raw(f"{head}Content-Length: {len(body)}\r\n\r\n{body}"):

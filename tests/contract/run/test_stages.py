@@ -72,11 +72,27 @@ def test_the_learner_agrees_with_the_engine_before_and_after_the_push(run: Confi
     assert list((run.run_dir / "tensorboard").glob("*tfevents*"))
 
 
+def test_stage_2_is_evaluated_before_and_after_with_the_weights_of_then(run: Config) -> None:
+    policies = {name: load_config(run.run_dir / f"config.{name}.yaml").model.policy for name in ("before", "after")}
+    assert [path.parts[-2:] for path in policies.values()] == [("checkpoints", "sft"), ("checkpoints", "grpo")]
+    prints = {
+        name: {row["fingerprint"] for row in map(json.loads, (run.run_dir / f"{name}.jsonl").read_text().splitlines())}
+        for name in policies
+    }
+    assert len(prints["before"]) == 1 and prints["before"].isdisjoint(prints["after"])
+    versions = {
+        name: {turn["weight_version"] for line in log.read_text().splitlines() for turn in json.loads(line)["turns"]}
+        for name in policies
+        for log in [run.run_dir / f"{name}.trajectories.jsonl"]
+    }
+    assert versions == {"before": {0}, "after": {2}}
+
+
 @pytest.mark.parametrize(
     ("stage", "own"),
     [
         ("sft", r"sft step [12]/2: |checkpoint: |still "),
-        ("grpo", r"grpo step [12]/2: |after step 1/1: |checkpoint: |still "),
+        ("grpo", r"grpo step [12]/2: |before step 1/1: |after step 1/1: |checkpoint: |still "),
     ],
 )
 def test_a_good_run_prints_its_own_lines_only(run: Config, stage: str, own: str) -> None:

@@ -51,7 +51,7 @@ def test_a_signal_ends_the_check_and_all_its_processes_with_a_line(folder: Datas
         os.killpg(group, signal_)  # as a terminal sends it
     else:
         process.send_signal(signal_)
-    assert process.wait(30) == 128 + signal_
+    assert process.wait(120) == 128 + signal_
     *_, last = (text := out.read_text()).splitlines()
     assert last == f"{signal.Signals(signal_).name}: stopping; nothing was written" and "Traceback" not in text
     while left := _of_group(group):
@@ -112,6 +112,14 @@ def test_each_defect_is_found(folder: DatasetFolder) -> None:
 def test_a_sound_corpus_passes(folder: DatasetFolder) -> None:
     assert check(folder).exit_code == 0
     assert check(folder, "data.search_only=true").exit_code == 0
+
+
+def test_a_built_corpus_of_labels_is_told_which_stage_it_serves(folder: DatasetFolder) -> None:
+    assert "serves" not in check(folder).output  # nothing is built yet
+    write_lines(folder.grpo_records(), [{"qid": "a"}, {"qid": "b"}])
+    labels = check(folder)
+    assert labels.exit_code == 0
+    assert "train: serves Stage 2 (2 records); sft_data/train_oneturn.json does not exist" in labels.output
 
 
 def test_a_shared_folder_counts_what_no_split_names(folder: DatasetFolder) -> None:

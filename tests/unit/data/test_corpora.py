@@ -65,6 +65,12 @@ def test_an_annotation_file_that_is_not_there_is_named(videos: Path, tmp_path: P
         build(tmp_path / "data", videos=videos, annotations={"test": tmp_path / "none.jsonl"})
 
 
+def test_an_embedder_that_is_not_there_is_named_with_its_option(videos: Path, tmp_path: Path) -> None:
+    """As where the command is started in another folder than that of the default checkpoints."""
+    with pytest.raises(FileNotFoundError, match=r"model\.embedder=.*nowhere: the folder does not exist"):
+        build(tmp_path / "data", {"model": {"embedder": tmp_path / "nowhere"}}, videos=videos, search_only=True)
+
+
 def test_videos_alone_become_a_corpus_to_search(videos: Path, tmp_path: Path) -> None:
     folder = DatasetFolder(tmp_path / "data")
     report = build(folder.root, videos=videos, search_only=True)
