@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from vsr1.settings.parts import AbsolutePath, ChatModelConfig, LocalPath, Section
+from vsr1.settings.parts import AbsolutePath, ChatModelConfig, Section
 
 
 class TeacherConfig(ChatModelConfig):
