@@ -43,7 +43,6 @@ from vsr1.settings.navigate import NavigateConfig
 from vsr1.settings.parts import AgentConfig, RetrievalConfig
 from vsr1.toy.long_films import LongFilm, make_long_film
 from vsr1.toy.navigators import SHOWN, Spoken, View
-from vsr1.toy.world import DOING
 from vsr1.video.clips import Clip
 
 CAPTION_FRAMES = 16  # that a captioner reads of a node, of any level
@@ -67,11 +66,6 @@ class Moment:
         """Return the moment that the film's question is about."""
         task = film.task(SampleId(film.film))
         return cls(film, task.answer, task.clues[0])
-
-    @property
-    def query(self) -> str:
-        plan = self.film.plan
-        return f"a {self.colour} {plan.detail} where a {plan.shape} is {DOING[plan.motion]}"
 
     def shows(self, film: LongFilm, leaf: int) -> bool:
         """Tell whether a leaf of any film shows what is searched."""
@@ -171,7 +165,7 @@ async def _searches(world: list[LongFilm], budget: int, turns: int) -> list[Film
     by_name = {film.film: film for film in world}
     searches = []
     for moment in moments:
-        ranking = await searcher.search(SearchRequest(query=moment.query, k=turns, rank_of=moment.film.film))
+        ranking = await searcher.search(SearchRequest(query=moment.film.query, k=turns, rank_of=moment.film.film))
         episode = await _navigated(moment, by_name, searcher, budget, turns)
         shown = [by_name[name] for name, _ in ranking.retrieved]
         searches.append(FilmSearch(moment, ranking.rank_of or 0, shown, episode))
@@ -209,7 +203,7 @@ async def _navigated(
     agent = AgentConfig(refinement="none", max_turns=turns)
     film = moment.film
     task = LongSearchTask(
-        SampleId(film.film), film.film, moment.query, film.film, moment.span, film.seconds, budget=float(budget)
+        SampleId(film.film), film.film, moment.film.query, film.film, moment.span, film.seconds, budget=float(budget)
     )
 
     async def load(video_id: str) -> Clip:
@@ -220,7 +214,7 @@ async def _navigated(
 
     settings = SearchSettings.of(agent, turns)
     environment = SearchThenNavigateEnvironment(task, settings, navigate, searcher.search, load, use)
-    trajectory = await run_episode(environment, Seeker(moment.query, film.film).reply)
+    trajectory = await run_episode(environment, Seeker(moment.film.query, film.film).reply)
     captions = len(calls_of(trajectory)) + sum(films[v.judgement.record.video_id].width for v in visits(trajectory))
     judged = [visit.judgement.record.video_id for visit in visits(trajectory)]
     return {

@@ -65,8 +65,8 @@ def read_run(folder: Path, name: str, data: Path | None = None, with_frames: boo
     if not logs and not any(path.is_file() for path in (config, scalars, training)):
         raise ReportError(f"{folder} has neither scalars.jsonl nor trajectories; give the run_dir of a stage")
     settings = config_values(config) if config.is_file() else None  # unchecked: a run of another version can be shown
-    if settings and settings.get("environment") == "navigate":
-        raise ReportError(f"{folder} is a run of environment=navigate; the page shows searches only")
+    if settings and (environment := settings.get("environment", "search")) != "search":
+        raise ReportError(f"{folder} is a run of environment={environment}; the page shows searches only")
     evaluations: dict[str, EvalSummary] = {}
     unfinished, rows = [], list[Row]()
     for log in logs:

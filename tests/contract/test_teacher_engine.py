@@ -105,7 +105,7 @@ def test_the_same_engine_describes_the_parts_of_films(model: Path, tmp_path: Pat
          "engine": {"max_model_len": 1024}}
     )  # fmt: skip
     films = VideoFilms({"film": (path, ClipTree.of(16.0))}, captioner, 2, 4096, "cpu")
-    router = ToolRouter.remote(films, ToolsConfig(captioner=captioner, deadline_s=240), tmp_path / "answers")
+    router = ToolRouter.remote(films, ToolsConfig(captioner=captioner, deadline_s=30), tmp_path / "answers")
     try:
         calls = [ToolCall("film", "caption", (part,)) for part in (1, 2, 3)]
         results = ray.get([router.use.remote(call) for call in calls])

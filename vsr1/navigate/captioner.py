@@ -64,9 +64,7 @@ def described(call: ToolCall, words: str, clip: Clip, settings: CaptionerConfig,
     """
     name = f"{call.tool} of film {call.film!r} at {clip.video_id}"
     try:
-        with _STARTING:  # one model in a process, whoever comes first
-            chat = _chat(settings.model_dump_json(), device)
-        reply = chat(SYSTEM, words, clip)
+        reply = start_chat(settings, device)(SYSTEM, words, clip)
     except ChatServerError as error:
         raise ToolError(f"{name}: {error}") from error
     _, closed, text = reply.text.rpartition("</think>")
@@ -78,9 +76,14 @@ def described(call: ToolCall, words: str, clip: Clip, settings: CaptionerConfig,
     return ToolResult(text.strip(), visual_tokens=reply.prompt_tokens)
 
 
+def start_chat(settings: CaptionerConfig, device: str) -> Chat:
+    """Return the model of this process, which the first call starts; who comes meanwhile waits for the same one."""
+    with _STARTING:
+        return _chat(settings.model_dump_json(), device)
+
+
 @lru_cache(maxsize=1)
 def _chat(settings_json: str, device: str) -> Chat:
-    """Return the model of this process, started at the first call."""
     settings = CaptionerConfig.model_validate_json(settings_json)
     if settings.kind == "openai":
         server = ChatServer(settings, "navigate.pools.captioner")

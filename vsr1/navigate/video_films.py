@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.calls import ToolCall, ToolResult, clip_node, node_clip
-from vsr1.navigate.captioner import captioner_name, described, words_of
+from vsr1.navigate.captioner import captioner_name, described, start_chat, words_of
 from vsr1.navigate.files import NavigateFileError, Question
 from vsr1.navigate.tree import ClipTree, Node
 from vsr1.settings.navigate import CaptionerConfig, ToolsConfig
-from vsr1.video.clips import Clip
+from vsr1.video.clips import Clip, read_meta
 from vsr1.video.container import open_video, stated_lengths
 from vsr1.video.decode import differs
 from vsr1.video.part import read_part
@@ -55,6 +56,21 @@ class VideoFilms:
             pools.captioner, pools.frames, max_pixels, device,
         )  # fmt: skip
 
+    @classmethod
+    def of_clips(
+        cls, folder: DatasetFolder, split: str, pools: ToolsConfig, max_pixels: int, device: str
+    ) -> VideoFilms:
+        """Return all videos of a split, each with the length and the file that its clip was made from.
+
+        Raises:
+            ClipError: the split has no clips.
+        """
+        films = {}
+        for video, row in read_meta(folder.clips(split)).items():
+            seconds = max(row["source_duration_sec"], row["sampled_timestamps_sec"][-1])  # as `Clip.seconds` has it
+            films[video] = folder.root / row["source_video_path"], ClipTree.of(seconds)
+        return cls(films, pools.captioner, pools.frames, max_pixels, device)
+
     @property
     def model(self) -> str:
         return captioner_name(self.captioner)
@@ -65,6 +81,9 @@ class VideoFilms:
 
     def tree(self, film: str) -> ClipTree:
         return self.films[film][1]
+
+    def start(self) -> None:
+        start_chat(self.captioner, self.device)
 
     def answer(self, call: ToolCall) -> ToolResult:
         tree, node = self.tree(call.film), call.node or ()

@@ -49,12 +49,7 @@ class ToolsConfig(Section):
     captioners: int = Field(1, ge=1, description="actors that describe nodes")
     answerers: int = Field(1, ge=1, description="actors that answer questions about nodes")
     calls: int = Field(8, ge=1, description="calls that an actor works on at one time")
-    deadline_s: float = Field(
-        60.0,
-        gt=0,
-        description="seconds until a call fails, and with it the samples that wait; with captioner.kind=vllm longer "
-        "than an engine takes to start",
-    )
+    deadline_s: float = Field(60.0, gt=0, description="seconds until a call fails, and with it the samples that wait")
     frames: int = Field(16, ge=2, multiple_of=2, description="frames of a node that a look shows")
 
 

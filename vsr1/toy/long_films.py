@@ -103,6 +103,12 @@ class LongFilm:
         times = start + (np.arange(frames) + 0.5) * (end - start) / frames
         return Clip.make(node_clip(self.film, node), self.frames(times), times, self.seconds)
 
+    @property
+    def query(self) -> str:
+        """Return the words in which the moment of the question is searched in a corpus."""
+        plan, task = self.plan, self.task(SampleId(self.film))
+        return f"a {task.answer} {plan.detail} where a {plan.shape} is {DOING[plan.motion]}"
+
     def result(self, call: ToolCall, frames: int = 2, find_level: int = 2) -> ToolResult:
         """Return what a tool says, without its cost."""
         match call.tool:

@@ -97,8 +97,8 @@ def replay(
         ReplayError: no trajectory fits, a rerun of sampled ones, or a run that navigates.
     """
     is_training = file.name == TRAINING_LOG
-    if config.environment == "navigate":
-        raise ReplayError(f"{file} is of a run of environment=navigate; only searches can be replayed")
+    if config.environment != "search":
+        raise ReplayError(f"{file} is of a run of environment={config.environment}; only searches can be replayed")
     if rerun and is_training:
         raise ReplayError(f"{file} holds sampled rollouts; --rerun plays greedy ones again, those of an evaluation")
     agent = _agent_of(file, config)
