@@ -36,6 +36,7 @@ ZeroStage = Annotated[int, typer.Option(min=1, max=3, help="As learner.zero_stag
 Vectors = Annotated[int, typer.Option(min=1, help="Vectors in the corpus.")]
 Dim = Annotated[int, typer.Option(min=1, help="Numbers in a vector.")]
 FaultSeed = Annotated[int, typer.Option("--seed", help="Of what is killed and stopped, and when.")]
+LENGTHS = [12.0, 33.0, 120.0]  # of long toy films, minutes: trees of 4, 5 and 8 parts
 MaxTurns = Annotated[int | None, typer.Option(help="Turns of each search; as the agent was trained if left out.")]
 
 
@@ -318,7 +319,35 @@ def navigate(
     """Play scripted agents in the long toy world: accuracy against budget, beside the computed optimum."""
     from bench.navigate import navigate_curve
 
-    show("navigate", navigate_curve, films, minutes or [12.0, 33.0, 120.0], seed)
+    show("navigate", navigate_curve, films, minutes or LENGTHS, seed)
+
+
+@app.command()
+def find(
+    films: Annotated[int, typer.Option(min=1, help="Films of each length, each with a question of its own.")] = 150,
+    minutes: Annotated[list[float] | None, typer.Option(help="Lengths of films; 12, 33 and 120 if left out.")] = None,
+    level: Annotated[int, typer.Option(min=2, max=3, help="Level of the nodes that a search names.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the films.")] = 0,
+) -> None:
+    """Compare the calls of the best player in the long toy world without a search, and of one that searches first."""
+    from bench.navigate import find_worth
+
+    show("find", find_worth, films, minutes or LENGTHS, seed, level)
+
+
+@app.command()
+def long_search(
+    corpora: Annotated[int, typer.Option(min=1, help="Corpora of each length.")] = 20,
+    films: Annotated[int, typer.Option(min=2, help="Films of each corpus.")] = 12,
+    minutes: Annotated[list[float] | None, typer.Option(help="Lengths of films; 12, 33 and 120 if left out.")] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Calls of an episode.")] = 16,
+    turns: Annotated[int, typer.Option(min=1, help="Films that an episode may judge.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the films.")] = 0,
+) -> None:
+    """Search moments in corpora of long toy films: navigation against one look at each film, at equal visual tokens."""
+    from bench.long_search import long_search
+
+    show("long_search", long_search, corpora, films, minutes or LENGTHS, seed, budget, turns)
 
 
 @app.command()

@@ -177,7 +177,7 @@ def ensure_dataset(config: Config, progress: Announce | None = None) -> bool:
         write_films(config)
         sent_folder(config.data.root)
     if environment.has_corpus:
-        if not DatasetFolder(config.data.root).events("test").is_file():
+        if not DatasetFolder(config.data.root).annotations("test").is_file():
             render_toy(config)
         build_dataset(config, progress)
     return True

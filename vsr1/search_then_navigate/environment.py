@@ -25,7 +25,7 @@ from vsr1.navigate.calls import parse_reply as parse_action
 from vsr1.navigate.environment import NavigateEnvironment
 from vsr1.navigate.record import NavigateTask, NavigateTurn, visited
 from vsr1.search.environment import LoadClip, Search, SearchEnvironment, SearchSettings
-from vsr1.search.events import SearchEvent, unobserved
+from vsr1.search.events import SearchEvent
 from vsr1.search.parse import ACCEPTS, Judgement, parse_reply
 from vsr1.search_then_navigate.prompts import film_turn, system_prompt
 from vsr1.search_then_navigate.record import LongSearchTask, LongSearchTrajectory, is_call
@@ -40,6 +40,10 @@ class Called:
     turn: int  # of the search, from 1
     film: str
     call: NavigateTurn
+
+
+def _unobserved(event: SearchEvent | Called) -> None:
+    """For episodes that nobody watches."""
 
 
 class FilmNavigation(NavigateEnvironment):
@@ -88,7 +92,7 @@ class SearchThenNavigateEnvironment:
         search: Search,
         load_clip: LoadClip,
         use: Use,
-        observe: Callable[[SearchEvent | Called], None] = unobserved,
+        observe: Callable[[SearchEvent | Called], None] = _unobserved,
         index_version: str | None = None,
     ) -> None:
         """
@@ -98,6 +102,7 @@ class SearchThenNavigateEnvironment:
         """
         self._task, self._settings, self._load_clip = task, navigate, load_clip
         self._use, self._observe, self._left = use, observe, task.budget
+        self._shown_at = time.monotonic()
         self._system = system_prompt(navigate, rewrites=settings.agent.refinement == "text")
         self._search = SearchEnvironment(
             task, settings, search, self._load, observe, index_version, judge=self._judgement

@@ -6,7 +6,7 @@ lost. What only one of the two environments knows reads its own turns: `judgemen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from vsr1.episode.trajectory import Trajectory, Turn
@@ -50,8 +50,9 @@ def is_call(turn: Turn[SearchTurn | NavigateTurn]) -> TypeGuard[Turn[NavigateTur
 
 
 def judgements(trajectory: LongSearchTrajectory) -> SearchTrajectory:
-    """Return the episode as the search that it is, without the turns that call tools."""
-    turns = [turn for turn in trajectory.turns if is_judgement(turn)]
+    """Return the episode as the search that it is, without the turns that call tools; its turns count from 1."""
+    judged = (turn for turn in trajectory.turns if is_judgement(turn))
+    turns = [replace(turn, number=number) for number, turn in enumerate(judged, start=1)]
     return Trajectory(**vars(trajectory) | {"turns": turns})
 
 
