@@ -144,9 +144,10 @@ def sent(path: Path, known: int = 0) -> None:
         known: bytes at its beginning that the URL has already; of a large file only the others are sent.
     """
     url = url_of(path)
-    stamp = _stamp(path) if url else None
-    record = _read_record(path) if url else None
-    if url is None or (record and record["local"] == stamp):
+    if url is None:
+        return
+    stamp, record = _stamp(path), _read_record(path)
+    if record and record["local"] == stamp:
         return
     is_longer = APPEND_BYTES < known < stamp[0] and (_info(url) or {}).get("size") == known
     if not is_longer or not asked(url, partial(_append, path, known)):
@@ -366,7 +367,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _write_record(path: Path, version: str, stamp: list[int] | None) -> None:
+def _write_record(path: Path, version: str, stamp: list[int]) -> None:
     record = _record(path)
     record.parent.mkdir(parents=True, exist_ok=True)
     part = record.with_name(f".{uuid4().hex}")
