@@ -4,7 +4,7 @@
 
 A place is an ordinary path, and the path alone says which URL it is of, on every node. Who reads one calls `fetched`
 before, who has written one calls `sent` after it; a path that is no place passes through both as it is. A file is
-fetched again where the URL's has changed. One that was written here, and never sent or fetched, is never removed.
+fetched again where the URL's has changed. What was written here is never removed to make room.
 Nothing is known of an index of objects: a file is what was last stored under its name, and a folder is a prefix.
 """
 
@@ -44,6 +44,7 @@ _VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", 
 _cache: ContextVar[Path | None] = ContextVar("cache", default=None)
 _checked: dict[Path, float] = {}  # when each was last compared with its URL
 _listings: dict[str, tuple[float, set[str]]] = {}  # of the last folder that was asked for, and when
+_came: dict[Path, int] = {}  # bytes that this process has fetched into a cache since it looked for room
 T = TypeVar("T")
 
 
@@ -90,8 +91,11 @@ def named(path: Path) -> str:
     return url_of(path) or str(path)
 
 
-def fetched(path: Path) -> Path:
+def fetched(path: Path, *, keep: bool = False) -> Path:
     """Bring a file to its place, if there is none or the URL's has changed; one that the URL lacks is gone after it.
+
+    Args:
+        keep: leave it there, whatever the budget.
 
     Raises:
         StorageError: no such bucket, no access, or no answer.
@@ -99,7 +103,7 @@ def fetched(path: Path) -> Path:
     url = url_of(path)
     if url is not None and time.monotonic() - _checked.get(path, -FRESH_S) >= FRESH_S:
         info = _info(url)
-        _bring(path, url, info if info and info["type"] != "directory" else None)
+        _bring(path, url, info if info and info["type"] != "directory" else None, keep)
     return path
 
 
@@ -109,8 +113,6 @@ def fetched_folder(path: Path) -> Path:
     if url is None or time.monotonic() - _checked.get(path, -FRESH_S) < FRESH_S:
         return path
     infos = listed(url)
-    if not infos:
-        return fetched(path)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda name: _bring(path / name, f"{url}/{name}", infos[name]), infos))
         gone = [name for name in recorded(path) if name not in infos]
@@ -154,7 +156,7 @@ def sent(path: Path, known: int = 0) -> None:
         asked(url, partial(_put, path))
     if (info := _info(url)) is None or info["size"] < stamp[0]:  # a log may have grown meanwhile
         raise StorageError(f"{url} is not what was written to it; does something else write there?")
-    _write_record(path, _version(info), stamp)
+    _write_record(path, _version(info), stamp, keep=True)
 
 
 def _append(path: Path, known: int, system: Any, name: str) -> bool:
@@ -296,7 +298,7 @@ def _version(info: dict[str, Any]) -> str:
     return f"{info['size']} {next((info[key] for key in _VERSIONS if info.get(key)), '')}"
 
 
-def _bring(path: Path, url: str, info: dict[str, Any] | None) -> None:
+def _bring(path: Path, url: str, info: dict[str, Any] | None, keep: bool = False) -> None:
     """Make a place hold what the store has, once a node."""
     with _locked(path):
         record = _read_record(path)
@@ -306,7 +308,7 @@ def _bring(path: Path, url: str, info: dict[str, Any] | None) -> None:
                 path.unlink()
                 _record(path).unlink()
         elif record and record["version"] == _version(info) and path.is_file():
-            os.utime(_record(path))
+            _write_record(path, **record | {"keep": keep or record["keep"]})
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f".{uuid4().hex}.part-{path.suffix}")
@@ -317,8 +319,8 @@ def _bring(path: Path, url: str, info: dict[str, Any] | None) -> None:
                 os.replace(part, path)
             finally:
                 part.unlink(missing_ok=True)
-            _write_record(path, _version(info), _stamp(path))
-            _make_room(_base(path))
+            _write_record(path, _version(info), _stamp(path), keep)
+            _make_room(_base(path), size)
     _checked[path] = time.monotonic()
 
 
@@ -329,26 +331,31 @@ def keep_budget(cache_folder: Path, gib: float) -> None:
     (base / BUDGET).write_text(json.dumps({"gib": gib}), encoding="utf-8")
 
 
-def _make_room(base: Path) -> None:
+def _make_room(base: Path, size: int) -> None:
+    """Remove the files used longest ago if all are more than the budget; looked at after each hundredth of it."""
     file = base / BUDGET
     budget = (json.loads(file.read_text(encoding="utf-8"))["gib"] if file.is_file() else BUDGET_GIB) * 2**30
-    records, now = [], time.time()
+    _came[base] = _came.get(base, 0) + size
+    if _came[base] < budget / 100:
+        return
+    _came[base] = 0
+    files = []
     for record in (base / ".records").rglob("*.json"):
+        place = base / record.relative_to(base / ".records").with_suffix("")
         try:
-            place = base / record.relative_to(base / ".records").with_suffix("")
-            records.append((record.stat().st_mtime, place.stat().st_size, place, record))
+            values = json.loads(record.read_text(encoding="utf-8"))
+            if not values["keep"] and values["local"] == _stamp(place):
+                files.append((record.stat().st_mtime, values["local"][0], place, record))
         except FileNotFoundError:
             continue  # another process has removed it
-    total = sum(size for _, size, _, _ in records)
-    for used, size, place, record in sorted(records):
+    total, now = sum(size for _, size, _, _ in files), time.time()
+    for used, size, place, record in sorted(files):
         if total <= budget or now - used < USED_S:
             return
-        values = _read_record(place)
-        if values and values["local"] == _stamp(place):
-            place.unlink(missing_ok=True)
-            record.unlink(missing_ok=True)
-            _checked.pop(place, None)
-            total -= size
+        place.unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
+        _checked.pop(place, None)
+        total -= size
 
 
 def _base(path: Path) -> Path:
@@ -367,11 +374,11 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _write_record(path: Path, version: str, stamp: list[int]) -> None:
+def _write_record(path: Path, version: str, local: list[int], keep: bool) -> None:
     record = _record(path)
     record.parent.mkdir(parents=True, exist_ok=True)
     part = record.with_name(f".{uuid4().hex}")
-    part.write_text(json.dumps({"version": version, "local": stamp}), encoding="utf-8")
+    part.write_text(json.dumps({"version": version, "local": local, "keep": keep}), encoding="utf-8")
     os.replace(part, record)
 
 

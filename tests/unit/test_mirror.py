@@ -220,6 +220,24 @@ def test_what_a_rank_on_another_node_has_sent_belongs_to_the_state(node: Any) ->
     assert (third / "state/grpo/step-1/weights").read_text() == "weights of 1"
 
 
+def test_a_rank_on_another_disk_commits_and_the_driver_after_it(node: Any) -> None:
+    """As Stage 1 does, where rank 0 saves the states; older ones go from the URL too."""
+    driver, rank, third = node("one"), node("two"), node("three")
+    with mirrored(driver, "sft"):
+        for step in (1, 2, 3):
+            part = rank / f"state/sft/.part-step-{step}"
+            part.mkdir(parents=True)
+            (part / "optimiser").write_text("moments")
+            storage.sent_as(part, rank / f"state/sft/step-{step}")
+            part.rename(rank / f"state/sft/step-{step}")
+            shutil.rmtree(rank / f"state/sft/step-{step - 2}", ignore_errors=True)
+            push(rank)
+        (driver / "config.yaml").write_text("{}")
+    bring(third, "sft")
+    assert set(files(third)) == {"config.yaml", "state/sft/step-2/optimiser", "state/sft/step-3/optimiser"}
+    assert not [name for name in storage.listed(URL) if "step-1" in name]
+
+
 def test_what_a_failed_stage_has_left_is_copied_too(node: Any) -> None:
     run = node("one")
     with pytest.raises(ZeroDivisionError), mirrored(run, "grpo"):

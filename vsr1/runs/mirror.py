@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -111,16 +112,24 @@ def _push(run_dir: Path, url: str) -> None:
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(send, names))
-    states = {f"{path.relative_to(run_dir)}/" for path in run_dir.glob(f"{STATES}*/step-*")}
-    there = listed(url)
-    whole = {name: info["size"] for name, info in there.items() if name in names or name.startswith(tuple(states))}
-    before = _read(run_dir / COMMIT) or {"number": 0, "id": None}
-    commit = {"number": before["number"] + 1, "id": uuid4().hex, "before": before["id"], "files": whole}
+    # By this run, but perhaps by a rank of it on another disk.
+    latest = _read_url(f"{url}/{COMMIT}") or {"number": 0, "id": None, "files": {}}
+    there, whole = listed(url), set(names)
+    stages = _folders(run_dir, f"{STATES}*")  # whose states this disk decides on; of them ranks have sent their parts
+    states = _folders(run_dir, f"{STATES}*/step-*")
+    gone = {name for name in recorded(run_dir) if name not in whole and not name.startswith(NOT_COPIED)}
+    gone |= {name for name in there if name.startswith(stages) and not name.startswith(states)}
+    whole |= {name for name in there if name.startswith(states)} | (latest["files"].keys() - gone)
+    files = {name: there[name]["size"] for name in sorted(whole) if name in there}
+    commit = {"number": latest["number"] + 1, "id": uuid4().hex, "before": latest["id"], "files": files}
     write_json(run_dir / COMMIT, commit)
     sent(run_dir / COMMIT)
-    for name in recorded(run_dir):
-        if name not in whole and not name.startswith(NOT_COPIED):
-            removed(run_dir / name)
+    for name in gone:
+        removed(run_dir / name)
+
+
+def _folders(run_dir: Path, pattern: str) -> tuple[str, ...]:
+    return tuple(f"{path.relative_to(run_dir)}/" for path in run_dir.glob(pattern) if path.is_dir())
 
 
 def _bring(run_dir: Path) -> None:
@@ -145,7 +154,8 @@ def _bring(run_dir: Path) -> None:
     for folder in KEPT:
         shutil.rmtree(run_dir / folder, ignore_errors=True)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(fetched, (run_dir / name for name in commit["files"] if name in there)))
+        wanted = [run_dir / name for name in commit["files"] if name in there]
+        list(pool.map(partial(fetched, keep=True), wanted))
     write_json(run_dir / COMMIT, commit)
 
 
