@@ -13,11 +13,10 @@ from typing import Any
 import fsspec
 import pytest
 
-from vsr1 import storage
+from vsr1 import storage, stores
 from vsr1.config import ConfigError, config_values, dump_config, load_config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.storage import (
-    StorageError,
     cache_at,
     fetched,
     fetched_folder,
@@ -30,6 +29,7 @@ from vsr1.storage import (
     sent_folder,
     url_of,
 )
+from vsr1.stores import StorageError
 
 MEMORY = fsspec.filesystem("memory")
 
@@ -37,7 +37,7 @@ MEMORY = fsspec.filesystem("memory")
 @pytest.fixture(autouse=True)
 def always_compared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(storage, "FRESH_S", 0.0)
-    monkeypatch.setattr(storage, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(stores, "WAITS_S", (0.0, 0.0))
     yield
     type(MEMORY).store.clear()
 

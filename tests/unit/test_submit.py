@@ -12,7 +12,7 @@ from pipelines.machine.resources import MachineError
 from pipelines.submit.nodes import View, check_cluster, faults, look
 from pipelines.submit.upload import MIB, upload_of
 from vsr1.config import load_config
-from vsr1.storage import StorageError
+from vsr1.stores import StorageError
 
 
 def git(folder: Path, *arguments: str) -> None:
