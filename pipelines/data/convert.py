@@ -37,8 +37,12 @@ def convert(source: Path, videos: Path, out: Path) -> int:
     """
 
     @cache
+    def files() -> dict[str, list[Path]]:
+        return files_by_name(videos)
+
+    @cache
     def seconds_of(video: str) -> float:
-        if not (paths := files_by_name(videos).get(id_of(video))):
+        if not (paths := files().get(id_of(video))):
             raise BuildError(f"{source}: {video}: no video file in {videos}, and the file does not state its length")
         with work_on(paths[0]):
             return round(probe_video(paths[0]), 3)
@@ -50,7 +54,10 @@ def convert(source: Path, videos: Path, out: Path) -> int:
 
 def converted(source: Path, seconds_of: Seconds) -> Iterator[Row]:
     """Yield the rows of an annotation file, one a moment; errors as of `convert`."""
-    text = utf8_content(source, AnnotationError).decode("utf-8", "replace").strip()
+    try:
+        text = utf8_content(source, AnnotationError).decode().strip()
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{source}: not UTF-8 at byte {error.start}; save the file as UTF-8 text") from error
     for number, entry in enumerate(_entries(text), start=1):
         try:
             yield from _moments(entry, seconds_of)
@@ -68,7 +75,7 @@ def _entries(text: str) -> list[Any]:
     try:
         value = json.loads(text)
     except ValueError:
-        return [line for line in text.splitlines() if line.strip()]
+        return [line for line in text.split("\n") if line.strip()]
     if isinstance(value, dict) and "relevant_windows" not in value:  # one line of QVHighlights is an object too
         return [{"id": name, "captions": captions} for name, captions in value.items()]
     return value if isinstance(value, list) else [value]

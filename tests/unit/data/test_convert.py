@@ -21,8 +21,8 @@ PARTS = {"video": "a.mp4", "description": "a dog", "times": [[0, 0], [1, 1], [1,
     ("text", "rows"),
     [
         (
-            "a 1.0 2.5##he sits.\na 0.0 6.9##he, # runs\n",
-            [("a", "he sits.", (1, 2.5), 6), ("a", "he, # runs", (0, 6.9), 6)],
+            "a 1.0 2.5##he sits.\r\na 0.0 6.9##he,\u2028# runs\r\n",
+            [("a", "he sits.", (1, 2.5), 6), ("a", "he,\u2028# runs", (0, 6.9), 6)],
         ),
         (json.dumps([PARTS]), [("a.mp4", "a dog", (5, 6), 6)]),
         (json.dumps(CAPTIONS), [("v_a", "He runs.", (0, 4.5), 30), ("v_a", "He sits.", (3, 9), 30)]),
@@ -49,13 +49,14 @@ def test_a_file_of_another_corpus_becomes_rows(tmp_path: Path, text: str, rows: 
         (json.dumps({"v_a": {"duration": 3, "timestamps": [[0, 1]], "sentences": []}}), "row 1 is none of"),
         ("hello\n", "row 1 is none of Charades-STA"),
         (json.dumps([{"video": "a", "times": []}]), "row 1 is none of Charades-STA"),
+        ("a 1.0 2.5##caf\u00e9\n", "not UTF-8 at byte 14; save the file as UTF-8 text"),
         ("elsewhere 1.0 2.5##he sits.\n", "elsewhere: no video file in"),
     ],
 )
 def test_a_file_of_another_form_is_one_line_with_its_row(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "videos").mkdir()
     film(tmp_path / "videos" / "a.mp4")
-    (tmp_path / "source").write_text(text)
+    (tmp_path / "source").write_text(text, encoding="latin-1")
     outcome = run(tmp_path)
     assert outcome.exit_code == 1 and "Traceback" not in outcome.stderr
     [line] = outcome.stderr.splitlines()
