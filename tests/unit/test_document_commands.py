@@ -44,6 +44,7 @@ RUN = {  # where each command is run from its command line to its end
     "scale": "tests/unit/test_scale.py",
     "data build": "tests/contract/head/test_submit.py",  # as the job of `submit data`
     "data check": "tests/unit/data/test_check.py",
+    "data convert": "tests/unit/data/test_convert.py",
     "data unpack": "tests/unit/test_prepared.py",
     "key": "tests/unit/test_document_commands.py",
     "data toy": "tests/unit/test_document_commands.py",
