@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # the stubs leave it out
 from ray.core.generated import autoscaler_pb2
 
 from bench.hosts import RUN_S, last_step, timeline, until
@@ -142,7 +142,7 @@ def autoscaling_head(groups: dict[str, dict[str, Any]], head: dict[str, float], 
 def _settings(groups: dict[str, dict[str, Any]], head: dict[str, float], gcs: str, idle_s: float) -> dict[str, Any]:
     """Return what Ray's autoscaler reads."""
     group: dict[str, Any] = {"min_workers": 0, "node_config": {}}
-    provider = {"type": "external", "module": PROVIDER, "gcs_address": gcs, "head_node_id": HEAD_ID}
+    provider: dict[str, Any] = {"type": "external", "module": PROVIDER, "gcs_address": gcs, "head_node_id": HEAD_ID}
     provider |= dict.fromkeys(("launch_multiple", "use_node_id_as_ip", "disable_node_updaters"), True)
     types = {HEAD_TYPE: {"resources": head, "max_workers": 0}} | groups
     return {
