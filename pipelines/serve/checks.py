@@ -72,7 +72,10 @@ def check_served(config: Config, agents: bool = True) -> None:
 def _faults(config: Config, agents: bool) -> Iterator[str]:
     settings = config.serve
     if not environment_of(config).is_served:
-        yield f"environment={config.environment} cannot be served; a server searches a corpus, so leave it out"
+        yield (
+            f"environment={config.environment} cannot be served; a server searches a corpus: leave it out, or take "
+            "environment=search_then_navigate"
+        )
     if not settings.corpora:
         yield "serve.corpora names no corpus; say --corpus DIR, or serve.corpora.NAME.root=DIR"
     models = {f"checkpoint of model {name!r}": folder for name, folder in config.served_models.items()}

@@ -76,4 +76,5 @@ LONG_SEARCHES = EnvironmentSpec(
     settings=NAVIGATION.settings,
     has_corpus=True,
     has_films=True,
+    is_served=True,
 )
