@@ -270,17 +270,31 @@ def heal(
 
 
 @app.command()
+def join(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    before_s: Annotated[float, typer.Option(min=1, help="Seconds that are measured before the join.")] = 10.0,
+    scripted: Annotated[bool, typer.Option(help="Engines that wait; else real ones, which share the CPUs.")] = False,
+) -> None:
+    """Let another rollout worker join while the others play: samples a second before and meanwhile."""
+    from bench.join import bench_join
+
+    show("join", bench_join, read_settings(config, overrides, False), before_s, scripted)
+
+
+@app.command()
 def soak(
     overrides: Overrides = None,
     config: ConfigFile = None,
     every_s: Annotated[float, typer.Option(min=1, help="Mean seconds between two faults.")] = 20.0,
     seed: FaultSeed = 0,
     most: Annotated[int | None, typer.Option(min=1, help="Faults, and none after them.")] = None,
+    limit_s: Annotated[float | None, typer.Option(min=1, help="Seconds until the training is told to stop.")] = None,
 ) -> None:
     """Train while processes of all roles are killed and stopped, and count samples that were lost or repeated."""
     from bench.soak import bench_soak
 
-    show("soak", bench_soak, read_settings(config, overrides), every_s, seed, most)
+    show("soak", bench_soak, read_settings(config, overrides), every_s, seed, most, limit_s)
 
 
 @app.command()
@@ -374,11 +388,12 @@ def overlap_(
     overrides: Overrides = None,
     config: ConfigFile = None,
     warm_up: Annotated[int, typer.Option(min=1, help="First steps that do not count.")] = 2,
+    rounds: Rounds = 3,
 ) -> None:
     """Run Stage 2 with rollouts in step with the learner and one step ahead: samples a second, share of the ideal."""
     from bench.overlap import overlap
 
-    show("overlap", overlap, read_settings(config, overrides, False), warm_up)
+    show("overlap", overlap, read_settings(config, overrides, False), warm_up, rounds)
 
 
 @app.command()
@@ -425,11 +440,3 @@ def hosts(
     from bench.hosts import bench_hosts
 
     show("hosts", bench_hosts, read_settings(config, overrides), faults)
-
-
-@app.command()
-def autoscaled(overrides: Overrides = None, config: ConfigFile = None) -> None:
-    """Train while Ray's autoscaler adds and takes nodes, by demand, and one of them is preempted."""
-    from bench.hosts_autoscaled import bench_autoscaled
-
-    show("autoscaled", bench_autoscaled, read_settings(config, overrides))

@@ -158,7 +158,7 @@ def _fetched(config: Config, alone: bool) -> Path:
         )
     for path in (data.root, data.videos):
         if path:
-            fetched_folder(path)
+            fetched_folder(path, keep=path == data.root)
     for path in data.annotations.values():
         fetched(path)
     return data.root

@@ -23,12 +23,12 @@ from pipelines.stage.workers import Workers, workers
 from vsr1 import __version__
 from vsr1.config import Config
 from vsr1.environments.registry import environment_of
-from vsr1.environments.spec import Evaluated
+from vsr1.environments.spec import Evaluated, fingerprint_of
 from vsr1.episode.sample import FailedSample
 from vsr1.episode.trajectory import Trajectory
 from vsr1.formats.atomic import write_json, write_lines
 from vsr1.formats.dataset import DatasetFolder
-from vsr1.formats.digest import file_sha256, value_sha256, weights_fingerprint
+from vsr1.formats.digest import file_sha256, weights_fingerprint
 from vsr1.navigate.files import questions_file
 from vsr1.retrieval.corpus import CURRENT
 from vsr1.runs.folder import EVALUATION_LOG
@@ -58,7 +58,7 @@ class Evaluation:
     def __init__(self, config: Config, label: str, split: str, agent: AgentConfig, settings: dict[str, Any]) -> None:
         self.label, self.agent, self.settings = label, agent, settings
         self._config, self._split, self._environment = config, split, environment_of(config)
-        self.fingerprint = value_sha256(settings)[:16]
+        self.fingerprint = fingerprint_of(settings)
         self.log = config.run_dir / f"{label}{EVALUATION_LOG}"
         self.queries = self._environment.evaluation_queries(config, split)
         skipped = (FailedSample(q.task.id, q.skipped, q.message) for q in self.queries if q.skipped)

@@ -9,22 +9,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from vsr1.config import config_values
+from pipelines.evaluation.films import KeptFilms
+from vsr1.config import Config, config_values
+from vsr1.environments.registry import ENVIRONMENTS
+from vsr1.environments.spec import fingerprint_of
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.metrics.summary import EvalSummary
+from vsr1.navigate.summary import NavigateSummary
 from vsr1.report.page import Frames, Run, write_report
 from vsr1.report.rows import TRAINING, Row, row_of
 from vsr1.runs.events import EVENTS, read_events
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
 from vsr1.runs.scalars import read_scalars
 from vsr1.runs.trajectories import read_log
-from vsr1.storage import fetched, place_of
+from vsr1.storage import fetched, fetched_folder, place_of
 from vsr1.video.clips import META, Clip, ClipFolder
+
+SHOWN = ("search", "navigate")  # environments
 
 
 class ReportError(ValueError):
@@ -37,13 +45,14 @@ def write_run_report(
     """Write the page of the runs and return its path, by default `report.html` in the first folder.
 
     Args:
+        folders: run folders, or their URLs.
         data: dataset folder of every run, instead of the one that its configuration names.
         with_frames: show frames, which are read from the dataset.
 
     Raises:
         ReportError: a folder is not a run, or its dataset is not known or is not the one it saw.
     """
-    paths = [Path(folder).resolve() for folder in folders]
+    paths = [fetched_folder(place_of(folder) or folder).resolve() for folder in folders]
     names = _names(paths)
     runs = [read_run(path, name, data, with_frames) for path, name in zip(paths, names, strict=True)]
     target = out or paths[0] / "report.html"
@@ -65,51 +74,58 @@ def read_run(folder: Path, name: str, data: Path | None = None, with_frames: boo
     if not logs and not any(path.is_file() for path in (config, scalars, training)):
         raise ReportError(f"{folder} has neither scalars.jsonl nor trajectories; give the run_dir of a stage")
     settings = config_values(config) if config.is_file() else None  # unchecked: a run of another version can be shown
-    if settings and (environment := settings.get("environment", "search")) != "search":
-        raise ReportError(f"{folder} is a run of environment={environment}; the page shows searches only")
-    evaluations: dict[str, EvalSummary] = {}
+    played = (settings or {}).get("environment", "search")
+    if played not in SHOWN:
+        raise ReportError(f"{folder} is a run of environment={played}; the page shows {' and '.join(SHOWN)} only")
+    environment = ENVIRONMENTS[played]
+    films = _films(config, settings, data) if with_frames and environment.has_films else None
+    said = films.said if films else lambda call: None
+    evaluations: dict[str, EvalSummary | NavigateSummary] = {}
     unfinished, rows = [], list[Row]()
     for log in logs:
         label = log.name.removesuffix(EVALUATION_LOG)
-        summary, fingerprints = _summary(folder / f"{label}.json"), Counter[str]()
+        summary, fingerprints = _summary(folder / f"{label}.json", environment.summary), Counter[str]()
         for logged in read_log(log):
-            rows.append(row_of(logged.trajectory, label, logged.step))
+            rows.append(row_of(logged.trajectory, label, logged.step, said=said))
             fingerprints[logged.fingerprint] += 1
         if summary is not None and _is_of(summary, fingerprints):
             evaluations[label] = summary
         else:
             unfinished.append(label)
     if training.is_file():
-        rows += [row_of(logged.trajectory, TRAINING, logged.step, logged.credits) for logged in read_log(training)]
+        rows += [row_of(one.trajectory, TRAINING, one.step, one.credits, said) for one in read_log(training)]
     return Run(
         name=name,
         settings=settings,
         scalars=read_scalars(scalars) if scalars.is_file() else [],
         evaluations=evaluations,
         rows=rows,
-        frames=_frames(folder, settings, data) if with_frames and rows else None,
+        frames=_reader(folder, settings, data, films) if with_frames and rows else None,
         unfinished=unfinished,
         events=read_events(folder / EVENTS),
     )
 
 
-def _summary(path: Path) -> EvalSummary | None:
+def _summary(path: Path, kind: type[BaseModel]) -> Any:
     if not path.is_file():
         return None
     try:
-        return EvalSummary.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise ReportError(f"{path} is not a summary of this version, evaluate again: {error}") from error
 
 
-def _is_of(summary: EvalSummary, fingerprints: Counter[str]) -> bool:
+def _is_of(summary: EvalSummary | NavigateSummary, fingerprints: Counter[str]) -> bool:
     """Tell whether a summary is of the trajectories beside it: an evaluation that began anew leaves an earlier one.
 
     Args:
         fingerprints: of the trajectories.
     """
-    played = summary.queries - sum(summary.failed.values())
-    return set(fingerprints) <= {summary.fingerprint} and fingerprints.total() <= played
+    if isinstance(summary, NavigateSummary):
+        count, fingerprint = summary.questions, fingerprint_of(summary.settings)
+    else:
+        count, fingerprint = summary.queries, summary.fingerprint
+    return set(fingerprints) <= {fingerprint} and fingerprints.total() <= count - sum(summary.failed.values())
 
 
 def _place(log: Path) -> tuple[int, str]:
@@ -134,8 +150,20 @@ def _names(paths: Sequence[Path]) -> list[str]:
         depth += 1
 
 
-def _frames(folder: Path, settings: Mapping[str, Any] | None, data: Path | None) -> Frames:
-    """Return a reader of the clips in a dataset folder, all splits of it."""
+def _films(file: Path, settings: Mapping[str, Any] | None, data: Path | None) -> KeptFilms:
+    """Return the films of a run's dataset, with what its tools have said."""
+    try:
+        config = Config.model_validate(settings)
+    except ValidationError as error:
+        raise ReportError(f"{file} is not of this version, say --no-frames: {error}") from error
+    root = data or config.data.root
+    return KeptFilms(config.model_copy(update={"data": config.data.model_copy(update={"root": root})}))
+
+
+def _reader(folder: Path, settings: Mapping[str, Any] | None, data: Path | None, films: KeptFilms | None) -> Frames:
+    """Return a reader of the parts of `films`, or else of the clips in a dataset folder, all splits of it."""
+    if films is not None:
+        return partial(_look, films)
     section: Mapping[str, Any] = (settings or {}).get("data", {})
     root = data or section.get("root")
     if root is None:
@@ -159,3 +187,13 @@ def _frames(folder: Path, settings: Mapping[str, Any] | None, data: Path | None)
         return clip
 
     return frames
+
+
+def _look(films: KeptFilms, name: str, clip_hash: str) -> Clip:
+    """Return a part that was looked at, in seconds of its own."""
+    clip, (start, end) = films.clip(name), films.span(name)
+    if clip_hash and clip.content_hash != clip_hash:
+        raise ReportError(
+            f"part {name!r} is not the one that was shown; say --data FOLDER with the old data, or --no-frames"
+        )
+    return replace(clip, timestamps=clip.timestamps - start, length=end - start)

@@ -1,6 +1,7 @@
 """The driver's side of the watch over processes: it brings actors under the watch of their node, and tells of faults.
 
-An actor that Ray starts again comes under it again, and is told of as healed. Nothing here blocks.
+An actor that Ray starts again comes under it again, and is told of as healed, as is one that another takes the place
+of: the shards of a retrieval service end with it, and the next service starts its own. Nothing here blocks.
 """
 
 from __future__ import annotations
@@ -71,14 +72,17 @@ class Watch:
         """Bring an actor under the watch; another thread than that of `tick` may do so.
 
         Args:
-            name: of the actor; a new one of the same name takes its place.
+            name: of the actor; a new one of the same name takes its place, and heals its fault.
             on_fault: is told of its faults, by `tick`; else they are written as events.
             on_return: is called by `tick` when Ray has started it again.
         """
         with self._lock:
-            if name in self._guarded and self._guarded[name].actor is actor:
+            before = self._guarded.get(name)
+            if before and before.actor is actor:
                 return
             self._guarded[name] = _Guarded(role, actor, asked=_asked(actor), on_fault=on_fault, on_return=on_return)
+            if before:
+                self._guarded[name].died, self._guarded[name].detect_s = before.died, before.detect_s
 
     def guard_shards(self, name: str, service: RetrievalHandle) -> None:
         """Bring a retrieval service under the watch, and the shards that it has, whenever it is started."""
@@ -156,8 +160,8 @@ class Watch:
         except ray.exceptions.ActorUnavailableError:
             actor.asked = _asked(actor.actor)  # it is being started again
             return
-        except ray.exceptions.RayError:
-            self.release(name)  # whoever calls it is told
+        except ray.exceptions.RayError:  # it is gone for good: whoever calls it is told, and may start another one
+            actor.asked = actor.place = None
             return
         actor.asked = None
         node, pid = actor.place
@@ -169,7 +173,7 @@ class Watch:
         if actor.died is not None:
             seconds = {"detect": actor.detect_s, "start": time.monotonic() - actor.died}
             seconds["all"] = sum(seconds.values())
-            self._write("healed", role=actor.role, member=name, reason="Ray started it again", seconds=seconds)
+            self._write("healed", role=actor.role, member=name, reason="it was started again", seconds=seconds)
             actor.died = None
             if actor.on_return is not None:
                 actor.on_return()

@@ -93,9 +93,8 @@ class Workers:
         """
 
         def guard(name: str, rank: Any) -> None:
-            if rank is None:
-                self.watch.release(name)
-            else:
+            self.watch.release(name)  # the learner itself tells of its healing
+            if rank is not None:
                 self.watch.guard(name, "learner", rank)
 
         stores = self.corpora[split].stores

@@ -25,6 +25,7 @@ from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.train.clip_stream import clip_of, with_clips
 from pipelines.train.environments import training_of
+from pipelines.train.record_checks import check_checkpoints
 from pipelines.train.records import held_out, record_example, rows_in_order, rows_of_rank
 from pipelines.train.step_display import LAST_SCALAR, StepDisplay
 from vsr1.config import RENAMED, Config
@@ -90,6 +91,7 @@ def check(config: Config) -> _Records | None:
     Returns:
         What it trains on; None where the dataset has still to be built.
     """
+    check_checkpoints(config)
     began = _states(config).root.exists()
     if config.toy.create and not began and not environment_of(config).sft_file(config).is_file():
         return None

@@ -5,12 +5,10 @@ import json
 import pytest
 from navigation import call, play, task
 
-from pipelines.evaluation.replay.command import ReplayError, replay
-from pipelines.evaluation.report import ReportError, write_run_report
 from pipelines.stage.tasks import PromptStream, group_of
 from pipelines.train.environments import training_of
 from pipelines.train.records import spoken_rows
-from vsr1.config import ConfigError, dump_config, load_config
+from vsr1.config import ConfigError, load_config
 from vsr1.environments.registry import environment_of
 from vsr1.episode.rewards import scored
 from vsr1.episode.sample import FailedSample, SampleId
@@ -101,16 +99,6 @@ def test_what_a_step_follows(config):
     assert values["accuracy"] == 0.5 and values["abstained"] == 0.5 and values["spent"] == 1
     assert values["status/ok"] == 2 / 5 and values["status/malformed"] == 1 / 5
     assert values["reward/location"] == 0.5 and values["turns"] == 2.5
-
-
-def test_the_page_and_the_replay_say_that_they_show_searches_only(config, tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text(dump_config(config))
-    with pytest.raises(ReportError, match="shows searches only"):
-        write_run_report([run])
-    with pytest.raises(ReplayError, match="only searches can be replayed"):
-        replay(run / "eval.trajectories.jsonl", config)
 
 
 def test_a_summary_counts_what_failed_as_wrong():

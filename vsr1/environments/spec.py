@@ -17,6 +17,7 @@ from vsr1.episode.rewards import Rewards
 from vsr1.episode.sample import FailedSample
 from vsr1.episode.trajectory import Trajectory
 from vsr1.formats.dataset import TRAIN, DatasetFolder
+from vsr1.formats.digest import value_sha256
 from vsr1.settings.parts import AgentConfig
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 Outcomes = Mapping[str, Trajectory[Any, Any] | FailedSample]  # by prompt id
 HELPED = ":helped"  # ends the query id of a prompt whose right video is shown first because it hardly ever succeeds
+
+
+def fingerprint_of(settings: Mapping[str, Any]) -> str:
+    """Return what tells evaluations of other settings apart."""
+    return value_sha256(settings)[:16]
 
 
 @dataclass(frozen=True)

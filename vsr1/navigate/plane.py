@@ -113,7 +113,7 @@ class ToolPlane:
         return await self._shared.answer(call, lambda: self._answer(call))
 
     async def _answer(self, call: ToolCall) -> ToolResult:
-        result = await self._search(call) if call.tool == "find" else self._from_disk(call) or await self._ask(call)
+        result = await self._search(call) if call.tool == "find" else self.from_disk(call) or await self._ask(call)
         self._results[call] = result
         return result
 
@@ -153,7 +153,8 @@ class ToolPlane:
         self._keep(call, result)
         return result
 
-    def _from_disk(self, call: ToolCall) -> ToolResult | None:
+    def from_disk(self, call: ToolCall) -> ToolResult | None:
+        """Return an answer that an earlier run has kept, None where there is none."""
         file = self._file(call)
         if file is None or not file.is_file():
             return None

@@ -23,14 +23,18 @@ from markupsafe import Markup
 
 from vsr1.formats.atomic import replacing
 from vsr1.metrics.summary import EvalSummary
+from vsr1.navigate.summary import NavigateSummary
 from vsr1.report import curves, figures
+from vsr1.report.budgets import Accuracies, accuracies, accuracy_chart
 from vsr1.report.films import Film, bytes_of_a_film, film_of
 from vsr1.report.metric_rows import METRIC_ROWS, Cell, Intervals, MetricRow, cells
 from vsr1.report.rows import TRAINING, Row
 from vsr1.report.settings import setting_rows
 from vsr1.video.clips import Clip
 
-SCRIPTS = ("viewer_data.js", "viewer_list.js", "viewer_detail.js", "viewer.js")  # they make one script, in this order
+SCRIPTS = (  # they make one script, in this order
+    "viewer_data.js", "viewer_list.js", "viewer_detail.js", "viewer_search.js", "viewer_navigation.js", "viewer.js",
+)  # fmt: skip
 
 Frames = Callable[[str, str], Clip]
 
@@ -52,7 +56,7 @@ class Run:
     name: str
     settings: Mapping[str, Any] | None = None
     scalars: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: dict[str, EvalSummary] = field(default_factory=dict)
+    evaluations: dict[str, EvalSummary | NavigateSummary] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     frames: Frames | None = None
     unfinished: list[str] = field(default_factory=list)
@@ -61,7 +65,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A column of the metric table and its figures."""
+    """A column of the metric table and its figures: an evaluation of searches."""
 
     run: int
     label: str
@@ -72,7 +76,7 @@ class Evaluation:
 
 def write_report(out: Path, *, title: str, runs: Sequence[Run]) -> None:
     """Write the page of runs, each with a name of its own, to `out`, whose folder is made if missing."""
-    evaluations = _evaluations(runs)
+    evaluations, navigations = _evaluations(runs)
     folder = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(folder),
@@ -88,6 +92,9 @@ def write_report(out: Path, *, title: str, runs: Sequence[Run]) -> None:
         title=title,
         runs=runs,
         evaluations=evaluations,
+        navigations=navigations,
+        accuracy=accuracy_chart(navigations),
+        kinds={row["kind"] for run in runs for row in run.rows},
         groups=groupby(((row, _cells(row, evaluations)) for row in METRIC_ROWS), key=lambda line: line[0].group),
         stages=curves.charts_by_stage([run.scalars for run in runs]),
         chart=curves,
@@ -107,15 +114,18 @@ def write_report(out: Path, *, title: str, runs: Sequence[Run]) -> None:
         file.writelines(parts)
 
 
-def _evaluations(runs: Sequence[Run]) -> list[Evaluation]:
-    evaluations = []
+def _evaluations(runs: Sequence[Run]) -> tuple[list[Evaluation], list[Accuracies]]:
+    evaluations, navigations = list[Evaluation](), list[Accuracies]()
     for number, run in enumerate(runs):
         for name, summary in run.evaluations.items():
             rows = [row for row in run.rows if row["source"] == name]
-            intervals = figures.intervals(rows, sum(summary.failed.values())) if rows else {}
             label = f"{run.name}: {name}" if len(runs) > 1 else name
+            if isinstance(summary, NavigateSummary):
+                navigations.append(accuracies(label, summary, rows))
+                continue
+            intervals = figures.intervals(rows, sum(summary.failed.values())) if rows else {}
             evaluations.append(Evaluation(number, label, summary, rows, intervals))
-    return evaluations
+    return evaluations, navigations
 
 
 def _event_rows(run: Run) -> list[dict[str, str]]:
@@ -157,8 +167,8 @@ def _data(runs: Sequence[Run]) -> tuple[str, Iterator[Film]]:
             unique = name if taken[name] == 1 else f"{name}/{taken[name]}"  # a step that was done again
             turns = [{**turn, "film": None} for turn in row["turns"]]
             for turn in turns:
-                if run.frames is None:
-                    break
+                if run.frames is None or not turn["video"]:
+                    continue
                 clip = turn["video"], turn["clip"]
                 readers.setdefault(clip, run.frames)
                 turn["film"] = numbers.setdefault(clip, len(numbers))

@@ -17,12 +17,11 @@ class List {
     this.form = find("filters");
     rows.forEach((row, order) => {
       row.order = order;
-      row.gain = Math.log(row.first_rank) - Math.log(row.last_rank); // 2 to 1 counts as much as 200 to 100
-      row.wrong = row.turns.filter((turn) => !turn.correct).length;
+      KINDS[row.kind].prepare(row);
       row.from = (runs.length > 1 ? `${runs[row.run]}: ` : "")
         + (row.source === TRAINING ? `training step ${row.step}, sample ${row.sample}` : row.source);
       row.source_key = `${row.run}/${row.source}`;
-      row.words = [row.query, row.query_id, row.gt_video, ...row.turns.map((turn) => turn.video)].join("\n").toLowerCase();
+      row.words = [row.query, row.query_id, ...row.names].join("\n").toLowerCase();
     });
     this.form.addEventListener("input", () => this.refresh());
     this.form.addEventListener("reset", () => setTimeout(() => this.refresh()));
@@ -38,15 +37,16 @@ class List {
   }
 
   refresh() {
-    const { text, source, outcome, turns, sort, mistaken, refined } = this.form.elements;
+    const { text, source, outcome, turns, sort, mistaken, refined, budget } = this.form.elements; // some for searches only
     const wanted = text.value.trim().toLowerCase();
     const kept = this.rows.filter((row) =>
       (!wanted || row.words.includes(wanted))
       && (!source.value || source.value === row.source_key || source.value === `${row.source_key}/${row.step}`)
       && (!outcome.value || outcome.value === row.outcome)
       && (!turns.value || Number(turns.value) === row.turns.length)
-      && (!mistaken.checked || row.wrong > 0)
-      && (!refined.checked || isRefined(row)));
+      && (!mistaken?.checked || row.wrong > 0)
+      && (!refined?.checked || isRefined(row))
+      && (!budget?.value || Number(budget.value) === row.budget));
     const [, minus, field] = /^(-?)(.+)$/.exec(sort.value); // a field of the rows, with "-" the largest first
     const compare = (a, b) => (a[field] < b[field] ? -1 : a[field] > b[field] ? 1 : 0);
     this.shown = kept.sort((a, b) => (minus ? compare(b, a) : compare(a, b)) || a.order - b.order);
@@ -80,10 +80,7 @@ class List {
     make("span", { class: "title" }, row.query),
     make("span", { class: "line" },
       make("span", { class: "from" }, `${row.from} · ${row.query_id}`),
-      make("span", { class: "ranks" }, rankChange(row.first_rank, row.last_rank)),
-      make("span", { class: "iou" }, `IoU ${fixed(row.iou, 2)}`),
-      make("span", { class: row.wrong ? "verdict bad" : "verdict good", title: row.wrong ? `wrong verdicts: ${row.wrong}` : "every verdict correct" },
-        mark(!row.wrong), make("span", { class: "unseen" }, row.wrong ? " a wrong verdict" : " verdicts correct"))));
+      KINDS[row.kind].line(row)));
     option.style.transform = `translateY(${position * ROW}px)`;
     return option;
   }
@@ -121,9 +118,4 @@ class List {
     if (top < this.box.scrollTop) this.box.scrollTop = top;
     else if (top + ROW > this.box.scrollTop + this.box.clientHeight) this.box.scrollTop = top + ROW - this.box.clientHeight;
   }
-}
-
-function rankChange(before, after) {
-  if (before === after) return `rank ${before}`;
-  return [`rank ${before} → `, make("strong", { class: after < before ? "good" : "bad" }, String(after))];
 }

@@ -18,22 +18,25 @@ from rich.text import Text
 from actors.rollout import Sampling
 from pipelines.evaluation.evaluate import agents_of
 from pipelines.evaluation.replay.differences import Finding, finding, same_sequence
+from pipelines.evaluation.replay.navigation import NavigateStages
+from pipelines.evaluation.replay.search import SearchStages
 from pipelines.evaluation.replay.sources import Sources
 from pipelines.evaluation.replay.stages import Stages, Step, Tolerances
 from pipelines.stage.connection import connect
 from pipelines.stage.workers import Workers, complete, workers
 from vsr1.config import Config
 from vsr1.episode.sample import SampleId
+from vsr1.episode.trajectory import Trajectory
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
 from vsr1.runs.trajectories import read_log
-from vsr1.search.record import SearchTrajectory
 from vsr1.settings.parts import AgentConfig
 
 # The learner in float32 is within 1e-3 of the engine; what bfloat16 adds is rough, for both round.
 TOLERANCES = {"float32": Tolerances(1e-4, 1e-3), "bfloat16": Tolerances(2e-2, 0.25)}
 MOST_LISTED = 20
 _STYLES = {"ok": "green", "differs": "bold red", "not checked": "yellow"}
-Replies = list[tuple[str, list[int]]]  # of each turn the video shown and the tokens of the reply
+STAGES: dict[str, type[Stages]] = {"search": SearchStages, "navigate": NavigateStages}
+Replies = list[tuple[list[str], list[int]]]  # of each turn the videos shown and the tokens of the reply
 
 
 class ReplayError(ValueError):
@@ -94,24 +97,26 @@ def replay(
         score_tolerance, logprob_tolerance: by default those of the run's dtype.
 
     Raises:
-        ReplayError: no trajectory fits, a rerun of sampled ones, or a run that navigates.
+        ReplayError: no trajectory fits, a rerun of sampled ones, or a run of another environment.
     """
     is_training = file.name == TRAINING_LOG
-    if config.environment != "search":
-        raise ReplayError(f"{file} is of a run of environment={config.environment}; only searches can be replayed")
+    if config.environment not in STAGES:
+        raise ReplayError(
+            f"{file} is of a run of environment={config.environment}; replayed are {' and '.join(STAGES)} only"
+        )
     if rerun and is_training:
         raise ReplayError(f"{file} holds sampled rollouts; --rerun plays greedy ones again, those of an evaluation")
     agent = _agent_of(file, config)
     sources = Sources(config, agent, file.parent, is_training=is_training)
     changes = {"score": score_tolerance, "logprob": logprob_tolerance}
     chosen = {name: value for name, value in changes.items() if value is not None}
-    stages = Stages(sources, replace(TOLERANCES[config.model.dtype], **chosen))
+    stages = STAGES[config.environment](sources, replace(TOLERANCES[config.model.dtype], **chosen))
     results: list[Replayed] = []
     recorded: dict[str, Replies] = {}  # by query id
     unfit: list[str] = []
     for members in steps_of(file) if is_training else ((logged,) for logged in read_log(file)):
         for logged in members:
-            result = Replayed(logged.trajectory.task.query_id, logged.trajectory.id.sample, logged.step, [])
+            result = Replayed(sources.query_of(logged.trajectory), logged.trajectory.id.sample, logged.step, [])
             if query in (None, result.query) and sample in (None, result.sample) and step in (None, result.step):
                 result.findings.extend(stages.findings(logged, members))
                 results.append(result)
@@ -154,8 +159,8 @@ def _agent_of(file: Path, config: Config) -> AgentConfig:
     return next((agent for name, agent in agents.items() if name and label.endswith(f"-{name}")), agents[""])
 
 
-def _replies(trajectory: SearchTrajectory) -> Replies:
-    return [(turn.record.video_id, turn.response_token_ids) for turn in trajectory.turns]
+def _replies(trajectory: Trajectory[Any, Any]) -> Replies:
+    return [([clip.video_id for clip in turn.clips], turn.response_token_ids) for turn in trajectory.turns]
 
 
 def _reruns(
@@ -167,12 +172,12 @@ def _reruns(
     with nullcontext(others) if others else workers(config, sources.split) as players:
         for outcome in players.play(sources.split, tasks, agent, Sampling(sources.top_k)):
             [trajectory], _ = complete([outcome])
-            query = trajectory.task.query_id
+            query = sources.query_of(trajectory)
             yield query, finding("rerun", _same_replies, recorded[query], _replies(trajectory))
 
 
 def _same_replies(recorded: Replies, result: Replies) -> str:
     for turn, ((_, old), (_, new)) in enumerate(zip(recorded, result, strict=False), start=1):
         same_sequence(f"turn {turn}, reply", old, new)
-    same_sequence("videos shown", [video for video, _ in recorded], [video for video, _ in result])
+    same_sequence("videos shown", [videos for videos, _ in recorded], [videos for videos, _ in result])
     return f"{len(recorded)} turns with identical tokens"

@@ -8,17 +8,33 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from pipelines.evaluation.replay.differences import Differs, NotChecked, same, same_numbers, same_rank, same_ranking
+from pipelines.evaluation.replay.differences import (
+    Differs,
+    NotChecked,
+    same,
+    same_numbers,
+    same_rank,
+    same_ranking,
+    same_sequence,
+)
 from pipelines.evaluation.replay.sources import Sources
+from pipelines.evaluation.replay.stages import Stages, Step
 from vsr1.episode.trajectory import Turn
 from vsr1.retrieval.corpus import Corpus
 from vsr1.retrieval.plan import plan_search
 from vsr1.retrieval.request import QueryEmbedder, RetrievalError, SearchRequest, SearchResult
-from vsr1.search.environment import SearchEnvironment, SearchSettings
+from vsr1.rl.batch import Example
+from vsr1.rl.credit import Credit
+from vsr1.runs.trajectories import LoggedTrajectory
+from vsr1.search.environment import SearchEnvironment, SearchSettings, seconds_shown
+from vsr1.search.examples import turn_example
+from vsr1.search.parse import parse_reply
+from vsr1.search.prompts import agent_prompt, turn_prompt
 from vsr1.search.record import SearchTrajectory, SearchTurn
 from vsr1.video.clips import Clip
 
@@ -26,7 +42,7 @@ from vsr1.video.clips import Clip
 class RecordedReply:
     """The reply of a recorded turn, as the environment takes it."""
 
-    def __init__(self, turn: Turn[SearchTurn], soft_tokens: np.ndarray | None) -> None:
+    def __init__(self, turn: Turn[Any], soft_tokens: np.ndarray | None) -> None:
         self.prompt_token_ids, self.token_ids = turn.prompt_token_ids, turn.response_token_ids
         self.logprobs, self.text, self.finish_reason = turn.response_logprobs, turn.text, turn.finish_reason
         self.latents, self.soft_tokens = turn.latents.get("query"), soft_tokens
@@ -61,6 +77,50 @@ class LocalSearch:
             index_version=catalogue.version,
             query_vector=vector,
         )
+
+
+class SearchStages(Stages):
+    """The checks of a run of searches."""
+
+    played = "retrieval"
+
+    def _clips(self, trajectory: SearchTrajectory) -> str:
+        for turn in trajectory.turns:
+            [clip] = turn.clips
+            what = f"turn {turn.number}, content of clip {clip.video_id}"
+            same(what, clip.content_hash, self._sources.content_hash(clip.video_id))
+        return f"{len(trajectory.turns)} clips"
+
+    def _prompts(self, trajectory: SearchTrajectory) -> str:
+        prompt = turn_prompt(trajectory.task.query, agent_prompt(self._sources.agent))
+        for turn in trajectory.turns:
+            tokens = self._sources.processor.prompt_ids(prompt, self._sources.clip(turn.clips[0]))
+            same_sequence(f"turn {turn.number}, prompt tokens", turn.prompt_token_ids, tokens)
+        return f"{sum(len(turn.prompt_token_ids) for turn in trajectory.turns)} tokens"
+
+    def _replies(self, trajectory: SearchTrajectory) -> str:
+        for turn in trajectory.turns:
+            where, record = f"turn {turn.number}", turn.record
+            self._same_text(turn)
+            reply = parse_reply(turn.text, seconds_shown(self._sources.clip(turn.clips[0]), trajectory.task))
+            same(f"{where}, verdict", record.verdict, reply.verdict)
+            same(f"{where}, span", record.span, reply.span)
+            if self._sources.agent.refinement == "text":
+                same(f"{where}, rewrite", record.rewrite, None if record.verdict == "matched" else reply.rewrite)
+        return f"{sum(len(turn.response_token_ids) for turn in trajectory.turns)} tokens"
+
+    def _episode(self, trajectory: SearchTrajectory) -> str:
+        return check_searches(self._sources, trajectory, self._tolerances.score)
+
+    def _turn_example(self, trajectory: SearchTrajectory, place: int, credit: Credit) -> Example:
+        return turn_example(trajectory, place, credit, self._sources.config.grpo, self._sources.agent)
+
+    def _loss(self, logged: LoggedTrajectory, step: Step) -> str:
+        self._credits(logged)
+        task = logged.trajectory.task
+        if not task.negatives and self._sources.task(task.query_id).negatives:
+            raise NotChecked("the file, of version 0.1, does not record the negatives that the loss compares with")
+        return super()._loss(logged, step)
 
 
 def check_searches(sources: Sources, trajectory: SearchTrajectory, tolerance: float) -> str:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
+from pipelines.evaluation.films import KeptFilms
 from pipelines.evaluation.replay.differences import NotChecked
 from pipelines.stage.tasks import training_tasks
 from vsr1.config import Config
 from vsr1.environments.registry import environment_of
+from vsr1.episode.trajectory import Trajectory
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.checkpoint import load_policy
 from vsr1.model.embedder import Embedder
@@ -43,11 +46,13 @@ class Sources:
         self.config, self.agent, self.folder, self.is_training = config, agent, folder, is_training
         self.split = "train" if is_training else config.eval.split
         self._data = DatasetFolder(config.data.root)
-        queries = [] if is_training else environment_of(config).evaluation_queries(config, self.split)
+        environment = environment_of(config)
+        queries = [] if is_training else environment.evaluation_queries(config, self.split)
         tasks = training_tasks(config) if is_training else [query.task for query in queries]
-        self._tasks = {task.query_id: task for task in tasks}
+        self._tasks = {task.id.prompt: task for task in tasks}
         self.top_k = config.retrieval.top_k if is_training else config.eval.top_k
-        self._read = lru_cache(64)(ClipFolder(self._data.clips(self.split), config.data.timestamps).read)
+        clips = ClipFolder(self._data.clips(self.split), config.data.timestamps) if environment.has_corpus else None
+        self._read = lru_cache(64)(clips.read if clips else self.films.clip)
         self.corpus = lru_cache(1)(self._load_corpus)
         self.scalars = lru_cache(1)(self._load_scalars)
         self._loss_from = lru_cache(1)(self._load_loss)
@@ -62,7 +67,19 @@ class Sources:
         """Return what makes queries into vectors."""
         return Embedder.load(self.config.model.embedder)
 
-    def task(self, query_id: str) -> SearchTask:
+    @cached_property
+    def films(self) -> KeptFilms:
+        """Return the long films of the dataset, and what tools have said of them."""
+        return KeptFilms(self.config)
+
+    def query_of(self, trajectory: Trajectory[Any, Any]) -> str:
+        """Return what names an episode's query or question in its split."""
+        prompt, task = trajectory.id.prompt, trajectory.task
+        if isinstance(task, SearchTask):
+            return task.query_id  # a file of version 0.1 has other prompt ids
+        return prompt.split("/", maxsplit=2)[-1] if self.is_training else prompt
+
+    def task(self, query_id: str) -> Any:
         """Return what an episode of a query was about."""
         if query_id not in self._tasks:
             raise NotChecked(f"{self._data.root} holds no query {query_id!r} of split {self.split!r}")
@@ -79,7 +96,11 @@ class Sources:
         """Return the clip that was shown."""
         if self.content_hash(reference.video_id) != reference.content_hash:
             raise NotChecked(f"the clip of {reference.video_id} is not the one that was shown")
-        return self._read(reference.video_id)
+        return self.shown(reference.video_id)
+
+    def shown(self, video: str) -> Clip:
+        """Return a clip as it is now."""
+        return self._read(video)
 
     def loss(self, version: int) -> ExampleLoss:
         """Return the loss of Stage 2 under the weights of a version; in an evaluation all are `model.policy`."""
@@ -107,7 +128,7 @@ class Sources:
         return corpus
 
     def _load_loss(self, policy: Path) -> ExampleLoss:
-        config = self.config
+        config, environment = self.config, environment_of(self.config)
         is_compared = self.is_training and config.grpo.objective.kl != "none"
         return ExampleLoss(
             config.grpo,
@@ -115,7 +136,7 @@ class Sources:
             self._load_policy(policy),
             self._load_policy(config.model.policy) if is_compared else None,
             self.embedder,
-            load_vectors(self._data, self.split),
+            load_vectors(self._data, self.split) if environment.has_corpus else environment.vectors(config),
             self.processor,
             self.clip,
             temperature=config.rollout.temperature if self.is_training else GREEDY_TEMPERATURE,

@@ -7,9 +7,11 @@ own stage and in those that depend on it, not in all that follow. The functions 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,18 +25,14 @@ from pipelines.evaluation.replay.differences import (
     same_numbers,
     same_sequence,
 )
-from pipelines.evaluation.replay.search import check_searches
 from pipelines.evaluation.replay.sources import Sources
+from vsr1.environments.registry import environment_of
 from vsr1.episode.rewards import RewardError, scored
+from vsr1.episode.trajectory import Turn
 from vsr1.rl.batch import Example, batch_totals, micro_batches
 from vsr1.rl.credit import Credit, credits_of
 from vsr1.runs.trajectories import LoggedTrajectory
-from vsr1.search.environment import seconds_shown
-from vsr1.search.examples import is_trained, turn_example
-from vsr1.search.parse import parse_reply
-from vsr1.search.prompts import agent_prompt, turn_prompt
-from vsr1.search.record import SearchTrajectory
-from vsr1.search.rewards import SearchRewards
+from vsr1.search.examples import is_trained
 
 EXACT = 1e-9  # the same sums of the same float64 numbers
 SAME_MEAN = 1e-6  # of rewards that were added up in another order
@@ -50,8 +48,14 @@ class Tolerances:
     logprob: float
 
 
-class Stages:
-    """The checks of one run."""
+class Stages(ABC):
+    """The checks of one run; what is checked of an episode itself is its environment's.
+
+    Attributes:
+        played: what the stage is called that plays the episode again.
+    """
+
+    played = ""
 
     def __init__(self, sources: Sources, tolerances: Tolerances) -> None:
         self._sources, self._tolerances = sources, tolerances
@@ -68,42 +72,40 @@ class Stages:
             finding("clip", self._clips, trajectory),
             finding("prompt", self._prompts, trajectory),
             finding("parse", self._replies, trajectory),
-            finding("retrieval", check_searches, self._sources, trajectory, self._tolerances.score),
+            finding(self.played, self._episode, trajectory),
             finding("rewards", self._rewards, trajectory),
             finding("advantage", self._advantages, logged, step),
             finding("logprobs", self._logprobs, trajectory),
             finding("grpo", self._loss, logged, step),
         ]
 
-    def _clips(self, trajectory: SearchTrajectory) -> str:
-        for turn in trajectory.turns:
-            [clip] = turn.clips
-            what = f"turn {turn.number}, content of clip {clip.video_id}"
-            same(what, clip.content_hash, self._sources.content_hash(clip.video_id))
-        return f"{len(trajectory.turns)} clips"
+    @abstractmethod
+    def _clips(self, trajectory: Any) -> str:
+        """Compare the content of what was shown."""
 
-    def _prompts(self, trajectory: SearchTrajectory) -> str:
-        prompt = turn_prompt(trajectory.task.query, agent_prompt(self._sources.agent))
-        for turn in trajectory.turns:
-            tokens = self._sources.processor.prompt_ids(prompt, self._sources.clip(turn.clips[0]))
-            same_sequence(f"turn {turn.number}, prompt tokens", turn.prompt_token_ids, tokens)
-        return f"{sum(len(turn.prompt_token_ids) for turn in trajectory.turns)} tokens"
+    @abstractmethod
+    def _prompts(self, trajectory: Any) -> str:
+        """Compare the tokens of the prompts."""
 
-    def _replies(self, trajectory: SearchTrajectory) -> str:
-        for turn in trajectory.turns:
-            where, record = f"turn {turn.number}", turn.record
-            text = self._sources.processor.tokenizer.decode(turn.response_token_ids, skip_special_tokens=False)
-            same_sequence(f"{where}, text of the reply's tokens", turn.text, text)
-            reply = parse_reply(turn.text, seconds_shown(self._sources.clip(turn.clips[0]), trajectory.task))
-            same(f"{where}, verdict", record.verdict, reply.verdict)
-            same(f"{where}, span", record.span, reply.span)
-            if self._sources.agent.refinement == "text":
-                same(f"{where}, rewrite", record.rewrite, None if record.verdict == "matched" else reply.rewrite)
-        return f"{sum(len(turn.response_token_ids) for turn in trajectory.turns)} tokens"
+    @abstractmethod
+    def _replies(self, trajectory: Any) -> str:
+        """Compare the text of the replies and what was read from it."""
 
-    def _rewards(self, trajectory: SearchTrajectory) -> str:
+    @abstractmethod
+    def _episode(self, trajectory: Any) -> str:
+        """Compare what the environment found and did, and how the episode ended."""
+
+    @abstractmethod
+    def _turn_example(self, trajectory: Any, place: int, credit: Credit) -> Example:
+        """Return what the learner trains on of a turn, `place` counted from 0."""
+
+    def _same_text(self, turn: Turn[Any]) -> None:
+        text = self._sources.processor.tokenizer.decode(turn.response_token_ids, skip_special_tokens=False)
+        same_sequence(f"turn {turn.number}, text of the reply's tokens", turn.text, text)
+
+    def _rewards(self, trajectory: Any) -> str:
         try:
-            result = scored(trajectory, SearchRewards(self._sources.config.rewards))
+            result = scored(trajectory, environment_of(self._sources.config).rewards(self._sources.config))
         except RewardError as error:
             raise Differs(f"there is no reward: {error}") from error
         same("names of the terms", list(trajectory.terms), list(result.terms))
@@ -149,7 +151,7 @@ class Stages:
             raise NotChecked("the file records no advantages")
         return logged.credits
 
-    def _logprobs(self, trajectory: SearchTrajectory) -> str:
+    def _logprobs(self, trajectory: Any) -> str:
         distances = []
         for place, turn in enumerate(trajectory.turns):
             loss = self._sources.loss(turn.weight_version)
@@ -160,24 +162,19 @@ class Stages:
         every = np.concatenate(distances)
         return f"{len(every)} tokens, differ by {every.max():.1e} at most, {every.mean():.1e} in the mean"
 
-    def _example(self, trajectory: SearchTrajectory, place: int, credit: Credit) -> Example:
-        """Return what the learner trains on of a turn, `place` counted from 0."""
+    def _example(self, trajectory: Any, place: int, credit: Credit) -> Example:
         turn, processor = trajectory.turns[place], self._sources.processor
-        clip = self._sources.clip(turn.clips[0])
-        frames, height, width = processor.grid(clip)
-        due = frames * height * width // processor.merge**2
+        grids = [processor.grid(self._sources.clip(reference)) for reference in turn.clips]
+        due = sum(frames * height * width // processor.merge**2 for frames, height, width in grids)
         if turn.prompt_token_ids.count(processor.video_token) != due:
-            raise NotChecked(f"the recorded prompt of turn {turn.number} does not fit its clip")
-        return turn_example(trajectory, place, credit, self._sources.config.grpo, self._sources.agent)
+            raise NotChecked(f"the recorded prompt of turn {turn.number} does not fit its clips")
+        return self._turn_example(trajectory, place, credit)
 
     def _loss(self, logged: LoggedTrajectory, step: Step) -> str:
         self._credits(logged)
         recorded = self._sources.scalars(logged.step).get("loss")
         if recorded is None:
             raise NotChecked(f"scalars.jsonl holds no loss of step {logged.step}")
-        task = logged.trajectory.task
-        if not task.negatives and self._sources.task(task.query_id).negatives:
-            raise NotChecked("the file, of version 0.1, does not record the negatives that the loss compares with")
         self._check_whole(step)
         shares = self._step_shares(step)
         total, own = sum(shares), shares[step.index(logged)]

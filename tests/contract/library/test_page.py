@@ -81,6 +81,8 @@ def test_a_search_opens_its_moment_in_the_player(tab: Page, found: dict[str, Any
     near(video, moment["start"])
     assert ranges and all(asked.startswith("bytes=") for asked in ranges)
     expect(tab.locator("#answer .strip img.inside").first).to_have_js_property("naturalWidth", 64)
+    open_moment(tab, PART)  # in the same tab: what was found is another moment's
+    expect(tab.get_by_role("status").last).not_to_contain_text("Found in")
 
 
 def test_the_player_is_driven_by_keys(tab: Page) -> None:

@@ -1,0 +1,75 @@
+"""The long films of a run, and what its tools have said of them: the dataset keeps both, and nobody is asked again."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from vsr1.config import Config
+from vsr1.episode.moments import Span
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.navigate.calls import ToolCall, ToolError, ToolResult, clip_node
+from vsr1.navigate.files import questions_file, read_questions
+from vsr1.navigate.plane import Member, ToolPlane
+from vsr1.toy.long_corpus import LongFilms
+from vsr1.video.clips import Clip, ClipError
+
+
+class KeptFilms:
+    """Reads the films of all splits of `data.root`, and the answers that runs over it have kept.
+
+    Raises:
+        NavigateFileError: a file of questions that cannot be used.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config, self._folder = config, DatasetFolder(config.data.root)
+        splits = (path.name.split(".")[0] for path in sorted((config.data.root / "navigate").glob("*.questions.jsonl")))
+        self._splits = {
+            question.film: split for split in splits for question in read_questions(questions_file(self._folder, split))
+        }
+        self._plane = lru_cache(self._plane_of_split)
+
+    def said(self, call: ToolCall) -> str | None:
+        """Return what a tool has said of a node, None where it is not kept.
+
+        Raises:
+            ClipError: the dataset has no such film.
+        """
+        result = self._plane(self._split(call.film)).from_disk(call)
+        return None if result is None else result.text
+
+    async def use(self, call: ToolCall) -> ToolResult:
+        """Answer a call of an episode that is played again.
+
+        Raises:
+            ToolError: its answer is not kept.
+        """
+        return await self._plane(self._split(call.film)).use(call)
+
+    def clip(self, name: str) -> Clip:
+        """Return the clip of a node, as `vsr1.navigate.calls.node_clip` names it."""
+        return self._plane(self._split(clip_node(name)[0])).films.read(name)
+
+    def span(self, name: str) -> Span:
+        """Return the seconds of the film that such a clip shows."""
+        film, node = clip_node(name)
+        return self._plane(self._split(film)).films.tree(film).span(node)
+
+    def _split(self, film: str) -> str:
+        if film not in self._splits:
+            raise ClipError(f"dataset {self._folder.root} holds no film {film!r}")
+        return self._splits[film]
+
+    def _plane_of_split(self, split: str) -> ToolPlane:
+        films, pools = (
+            LongFilms.of_split(self._folder, split, self._config.navigate.pools.frames),
+            self._config.navigate.pools,
+        )
+        nobody = Member(self._not_kept)
+        cache = self._folder.root / "navigate" / "answers"
+        return ToolPlane(films, {"caption": [nobody], "video_qa": [nobody]}, pools.deadline_s, cache)
+
+    async def _not_kept(self, call: ToolCall) -> ToolResult:
+        raise ToolError(
+            f"{self._folder.root}/navigate/answers keeps no answer of {call.tool} at {call.node} of film {call.film!r}"
+        )
