@@ -99,6 +99,7 @@ class LocalShard:
     """A shard of the corpus in this process."""
 
     def __init__(self, name: str, vectors: np.ndarray) -> None:
+        self.name = name
         self._shard = Shard(name, np.arange(len(vectors)), vectors)
 
     async def search(self, version: str, queries: ShardQueries) -> ShardHits:

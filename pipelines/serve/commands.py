@@ -80,8 +80,10 @@ def search_command(
     """Ask a running server for a moment. The exit code is 3 if it finds none."""
     from pipelines.serve.client import search
 
-    body = {"query": query, "corpus": corpus, "model": model, "max_turns": max_turns, "exclude_ids": exclude or []}
-    body |= {"budget": budget}
+    body = {
+        "query": query, "corpus": corpus, "model": model, "max_turns": max_turns, "exclude_ids": exclude or [],
+        "budget": budget,
+    }  # fmt: skip
     raise typer.Exit(guarded(search, url.rstrip("/"), body, key_file, console, as_json))
 
 

@@ -53,8 +53,8 @@ def judgements(trajectory: LongSearchTrajectory) -> SearchTrajectory:
     """Return the episode as the search that it is, without the turns that call tools; its turns count from 1."""
     judged = (turn for turn in trajectory.turns if is_judgement(turn))
     turns = [replace(turn, number=number) for number, turn in enumerate(judged, start=1)]
-    search: Any = replace(trajectory, turns=turns)
-    return search
+    search: Any = trajectory
+    return replace(search, turns=turns)
 
 
 def calls_of(trajectory: LongSearchTrajectory) -> list[Turn[NavigateTurn]]:

@@ -23,16 +23,16 @@ from pipelines.serve.gateway.schema import (
     Usage,
     moment_of,
 )
-from vsr1.episode.environment import PolicyReply, Prompt, run_episode
+from vsr1.episode.environment import Environment, PolicyReply, Prompt, run_episode
 from vsr1.episode.sample import SampleId
-from vsr1.episode.trajectory import Turn
+from vsr1.episode.trajectory import Trajectory, Turn
 from vsr1.navigate.calls import Use
 from vsr1.search.environment import LoadClip, Search, SearchEnvironment, SearchSettings
 from vsr1.search.events import Judged, Refined, Retrieved, SearchEvent, TurnStarted
 from vsr1.search.parse import last_element
 from vsr1.search.record import Ranking, SearchTask, SearchTurn, latents_of
 from vsr1.search_then_navigate.environment import Called, SearchThenNavigateEnvironment
-from vsr1.search_then_navigate.record import LongSearchTask, LongSearchTrajectory, judgements
+from vsr1.search_then_navigate.record import LongSearchTask, judgements
 from vsr1.settings.navigate import NavigateConfig
 from vsr1.settings.parts import AgentConfig
 
@@ -84,6 +84,7 @@ class Searching:
             use: calls the tools, where long videos are navigated.
         """
         environment = self._environment(search, load_clip, use)
+        played: Environment[Any, Any] = environment
         begun = asyncio.Event()
 
         async def reply(prompt: Prompt, turn: int) -> PolicyReply:
@@ -95,11 +96,11 @@ class Searching:
             with closing(self._log):
                 try:
                     async with asyncio.timeout(self._limit_s):
-                        await run_episode(environment, reply)
+                        await run_episode(played, reply)
                     is_whole = True
                 except TimeoutError:
                     is_whole = False
-                self._end(environment.trajectory(), is_whole)
+                self._end(played.trajectory(), is_whole)
 
         episode = asyncio.create_task(play())
         episode.add_done_callback(lambda _: begun.set())
@@ -124,7 +125,7 @@ class Searching:
         budgeted = LongSearchTask(**vars(task), budget=budget)
         return SearchThenNavigateEnvironment(budgeted, settings, navigate, search, load_clip, use, self._observe)
 
-    def _end(self, trajectory: LongSearchTrajectory, is_whole: bool) -> None:
+    def _end(self, trajectory: Trajectory[Any, Any], is_whole: bool) -> None:
         """Tell the moments and the whole answer."""
         replies, turns = trajectory.turns, judgements(trajectory).turns
         rankings = [e for e in self._log.events if e["type"] == "retrieved"]
