@@ -32,7 +32,7 @@ from vsr1.navigate.calls import ToolCall, ToolResult, node_clip
 from vsr1.navigate.environment import NavigateEnvironment
 from vsr1.navigate.record import NavigateTask, NavigateTrajectory, NavigateTurn
 from vsr1.retrieval.request import SearchRequest, SearchResult
-from vsr1.search.environment import SearchEnvironment, SearchSettings
+from vsr1.search.environment import LoadClip, SearchEnvironment, SearchSettings
 from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn
 from vsr1.search_then_navigate.environment import SearchThenNavigateEnvironment
 from vsr1.search_then_navigate.record import LongSearchTask
@@ -65,6 +65,14 @@ class Sampling:
 def tools_name(split: str) -> str:
     """Return under which name a worker has the router of a split that is searched too."""
     return f"tools-{split}"
+
+
+async def answer_call(router: Any, load_clip: LoadClip, call: ToolCall) -> ToolResult:
+    """Answer a call of a tool: a look from the clip store of this node, others from the router."""
+    if call.tool == "look":
+        return ToolResult("", await load_clip(node_clip(call.film, call.node or ())))
+    result: ToolResult = await answer_of(router.use.options(max_task_retries=RETRIES).remote(call))
+    return result
 
 
 async def start_engine(config: Config, policy: Path) -> PolicyEngine:
@@ -233,12 +241,9 @@ class RolloutWorkerActor:
         return await self._search_calls.answer((split, repr(request)), search)
 
     async def _use(self, split: str, call: ToolCall) -> ToolResult:
-        """Answer a call of a tool: a look from the clip store of this node, others from the router."""
-        if call.tool == "look":
-            return ToolResult("", await self._clip(split, node_clip(call.film, call.node or ())))
+        """Answer a call of a tool, see `answer_call`."""
         router = self._retrieval.get(tools_name(split)) or self._retrieval[split]
-        result: ToolResult = await answer_of(router.use.options(max_task_retries=RETRIES).remote(call))
-        return result
+        return await answer_call(router, partial(self._clip, split), call)
 
     async def _clip(self, split: str, video_id: str) -> Clip:
         """Return a clip, which all episodes that look at it share: its frames come to this process once."""

@@ -7,7 +7,7 @@ answers questions about them. A member that keeps a call longer than the deadlin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.calls import ToolCall, ToolError, ToolResult, is_node_clip
 from vsr1.navigate.files import questions_file, read_questions
 from vsr1.navigate.plane import Films, Member, ToolPlane
+from vsr1.navigate.tree import ClipTree
 from vsr1.navigate.video_films import VideoFilms
 from vsr1.settings.navigate import ToolName, ToolsConfig
 from vsr1.toy.long_corpus import LongFilms
@@ -108,8 +109,11 @@ def _member(films: Films, config: ToolsConfig, log: Path | None, gpus: int) -> M
     return Member(ask, partial(ray.kill, actor, no_restart=False), ready)
 
 
-def films_of(config: Config, split: str) -> Films:
+def films_of(config: Config, split: str, videos: Mapping[str, tuple[Path, ClipTree]] | None = None) -> Films:
     """Return the films of a split with who describes them, as `navigate.pools.captioner` says.
+
+    Args:
+        videos: file and tree of each real film; None: those of the split's questions, or clips.
 
     Raises:
         FileNotFoundError: no questions, or no films of the toy world.
@@ -118,14 +122,17 @@ def films_of(config: Config, split: str) -> Films:
     folder, pools = DatasetFolder(config.data.root), config.navigate.pools
     if pools.captioner.kind == "toy":
         return LongFilms.of_split(folder, split, pools.frames)
+    shown = pools, config.data.max_pixels, config.model.device
+    if videos is not None:
+        return VideoFilms(videos, pools.captioner, pools.frames, *shown[1:])
     if environment_of(config).has_corpus:
-        return VideoFilms.of_clips(folder, split, pools, config.data.max_pixels, config.model.device)
+        return VideoFilms.of_clips(folder, split, *shown)
     place = config.data.videos or folder.raw_videos(split)
     questions = read_questions(questions_file(folder, split))
-    return VideoFilms.of_questions(questions, place, pools, config.data.max_pixels, config.model.device)
+    return VideoFilms.of_questions(questions, place, *shown)
 
 
-def start_tools(config: Config, films: Films, log: Path) -> ToolRouterHandle:
+def start_tools(config: Config, films: Films, log: Path | None) -> ToolRouterHandle:
     """Start the router of the tools over some films, with its pools, which end with it."""
     pools = config.navigate.pools
     gpus = int(pools.captioner.kind == "vllm" and config.model.device == "cuda")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,35 +21,30 @@ from typing import Any
 import numpy as np
 
 from bench.navigators import find_moment
-from vsr1.episode.environment import Prompt, run_episode
+from vsr1.episode.environment import run_episode
 from vsr1.episode.moments import Span, temporal_iou
 from vsr1.episode.sample import SampleId
 from vsr1.navigate.calls import ToolCall, ToolResult
 from vsr1.navigate.ranking import phrases
-from vsr1.navigate.record import NavigateTask
-from vsr1.navigate.tree import LEVELS, Node
+from vsr1.navigate.tree import LEVELS
 from vsr1.retrieval.corpus import Catalogue
 from vsr1.retrieval.index import RankTarget, Shard, ShardHits, ShardQueries
 from vsr1.retrieval.replicas import ReplicaSet
 from vsr1.retrieval.request import SearchRequest
 from vsr1.retrieval.searcher import Searcher
 from vsr1.search.environment import SearchSettings
-from vsr1.search.prompts import assistant_text
 from vsr1.search.record import moment_iou
 from vsr1.search_then_navigate.environment import SearchThenNavigateEnvironment
 from vsr1.search_then_navigate.record import LongSearchTask, calls_of, judgements, visits
 from vsr1.settings.navigate import NavigateConfig
 from vsr1.settings.parts import AgentConfig, RetrievalConfig
 from vsr1.toy.long_films import LongFilm, make_long_film
-from vsr1.toy.navigators import SHOWN, Spoken, View
+from vsr1.toy.long_seekers import Seeker
 from vsr1.video.clips import Clip
 
 CAPTION_FRAMES = 16  # that a captioner reads of a node, of any level
 RIGHT_IOU = 0.5
 _SMALL = re.compile(r"\b(a|is|where) ")
-_LENGTH = re.compile(r"The video has (\d+) seconds\.")
-_LEFT = re.compile(r"Left: (\d+)")
-_ROOT = re.compile(r"^([0-9]) \[", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -99,6 +93,7 @@ class LocalShard:
     """A shard of the corpus in this process."""
 
     def __init__(self, name: str, vectors: np.ndarray) -> None:
+        self.name = name
         self._shard = Shard(name, np.arange(len(vectors)), vectors)
 
     async def search(self, version: str, queries: ShardQueries) -> ShardHits:
@@ -214,7 +209,7 @@ async def _navigated(
 
     settings = SearchSettings.of(agent, turns)
     environment = SearchThenNavigateEnvironment(task, settings, navigate, searcher.search, load, use)
-    trajectory = await run_episode(environment, Seeker(moment.film.query, film.film).reply)
+    trajectory = await run_episode(environment, Seeker(moment.film.query, film.film, lambda _: (find_moment, [])).reply)
     captions = len(calls_of(trajectory)) + sum(films[v.judgement.record.video_id].width for v in visits(trajectory))
     judged = [visit.judgement.record.video_id for visit in visits(trajectory)]
     return {
@@ -223,41 +218,6 @@ async def _navigated(
         "films": len(judged),
         "frames": captions * CAPTION_FRAMES,
     }
-
-
-class Seeker:
-    """The scripted agent of a search that navigates: `find_moment` in each film, and a judgement of it."""
-
-    def __init__(self, query: str, name: str) -> None:
-        self._colour, _, rest = query.removeprefix("a ").partition(" ")
-        self._question, self._rng = f"what colour is the {rest}?", random.Random(name)
-
-    async def reply(self, prompt: Prompt, turn: int) -> Spoken:
-        """Return the next reply."""
-        text = str(prompt.parts[-1])
-        if "<|im_start|>system" in text:
-            self._view = self._first_view(text)
-            self._steps = find_moment(self._view)
-            words = next(self._steps, None)
-        else:
-            try:
-                words = self._steps.send(text)
-            except StopIteration:
-                words = None
-        return Spoken(words or self._judgement())
-
-    def _first_view(self, text: str) -> View:
-        seconds, left = (float(pattern.findall(text)[-1]) for pattern in (_LENGTH, _LEFT))
-        task = NavigateTask(SampleId(""), "", "", seconds, self._question, left)
-        nodes: list[Node] = [(int(name),) for name in _ROOT.findall(text)]
-        return View(task, dict(zip(nodes, SHOWN.findall(text), strict=True)), self._rng)
-
-    def _judgement(self) -> str:
-        view = self._view
-        if view.answer != self._colour:
-            return assistant_text("it is not in this film", False, None)
-        start = re.findall(rf"(\d+) {view.answer} {view.detail}\b", view.captions[view.place])
-        return assistant_text("it is there", True, (float(start[0]), view.task.tree.span(view.place)[1]))
 
 
 def _as_dear(searches: list[FilmSearch], frames: float) -> list[dict[str, Any]]:

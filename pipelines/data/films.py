@@ -7,6 +7,7 @@ from vsr1.environments.navigation import toy_splits
 from vsr1.environments.registry import environment_of
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.toy.long_corpus import write_long_corpus, write_long_videos
+from vsr1.toy.long_seekers import write_search_records
 
 
 def write_films(config: Config) -> None:
@@ -16,3 +17,4 @@ def write_films(config: Config) -> None:
     if environment_of(config).has_corpus:
         for split in splits:
             write_long_videos(folder, split)
+        write_search_records(folder, config.navigate, config.seed)

@@ -73,13 +73,17 @@ def search_command(
     model: Annotated[str | None, typer.Option(help="Name of the model; the first without it.")] = None,
     max_turns: Annotated[int | None, typer.Option(help="How many videos may be looked at.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="A video that must not be found; repeatable.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Of calls into long videos, where they are navigated.")] = None,
     key_file: KeyFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:
     """Ask a running server for a moment. The exit code is 3 if it finds none."""
     from pipelines.serve.client import search
 
-    body = {"query": query, "corpus": corpus, "model": model, "max_turns": max_turns, "exclude_ids": exclude or []}
+    body = {
+        "query": query, "corpus": corpus, "model": model, "max_turns": max_turns, "exclude_ids": exclude or [],
+        "budget": budget,
+    }  # fmt: skip
     raise typer.Exit(guarded(search, url.rstrip("/"), body, key_file, console, as_json))
 
 

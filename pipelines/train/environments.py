@@ -21,7 +21,9 @@ from pipelines.train.step_metrics import (
     validation_metrics,
 )
 from vsr1.config import Config
+from vsr1.environments.long_searches import LONG_SEARCHES
 from vsr1.environments.navigation import NAVIGATION
+from vsr1.environments.searches import SEARCHES
 from vsr1.environments.spec import Rows
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.examples import navigate_examples
@@ -56,6 +58,12 @@ def _search_rows(config: Config) -> Rows:
     )
 
 
+def _long_search_rows(config: Config) -> Rows:
+    """Return records of whole episodes where the dataset has some, else those of the judgements of a search."""
+    path = LONG_SEARCHES.sft_file(config)
+    return _search_rows(config) if path == SEARCHES.sft_file(config) else spoken_rows(path)
+
+
 _TRAININGS = {
     "search": Training(
         _search_rows,
@@ -66,7 +74,7 @@ _TRAININGS = {
         {"R@1 after": "R@1_after"},
     ),
     "search_then_navigate": Training(
-        _search_rows,
+        _long_search_rows,
         check_grpo_records,
         lambda episodes, credits, config: long_search_examples(episodes, credits, config.grpo, config.agent),
         long_search_metrics,
@@ -74,7 +82,7 @@ _TRAININGS = {
         {"R@1 after": "R@1_after", "spent": "spent"},
     ),
     "navigate": Training(
-        lambda config: spoken_rows(DatasetFolder(config.data.root)),
+        lambda config: spoken_rows(NAVIGATION.sft_file(config)),
         NAVIGATION.training_rows,
         lambda episodes, credits, config: navigate_examples(episodes, credits, config.grpo),
         navigate_metrics,

@@ -22,6 +22,8 @@ from vsr1.rl.credit import credits_of
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log
 from vsr1.search_then_navigate.record import LongSearchTask
 from vsr1.toy.long_corpus import LongFilms, write_long_corpus, write_long_videos
+from vsr1.toy.long_films import make_long_film
+from vsr1.toy.long_seekers import oracle_search, write_search_records
 from vsr1.video.decode import probe_video
 
 OPTIONS = ["environment=search_then_navigate", "navigate.eval_budgets=[2,8]"]
@@ -151,6 +153,38 @@ def test_the_long_toy_world_can_be_searched(config, tmp_path):
     [clue] = films["test-0001"].task(None).clues
     assert rows[1]["video"] == "test-0001" and rows[1]["time"] == list(clue)
     assert rows[1]["fig_desc"].endswith(films["test-0001"].task(None).question.partition(" where ")[2].rstrip("?"))
+
+
+@pytest.mark.parametrize("budget", [2, 8])
+def test_the_oracle_searches_and_finds_its_moment(config, budget):
+    films = [make_long_film(f"f{number}", 12, 0) for number in range(2)]
+    calls = []
+    for shown in ([films[1]], films):
+        seeker = oracle_search(shown, budget, config.navigate)
+        assert len(seeker.shown) == len(shown)
+        [clue] = films[1].task(None).clues
+        last = seeker.replies[-1][1]
+        assert f"<start>{clue[0]}</start> <end>{clue[1]}</end> <REFINE>" in last
+        assert all(("<tool>" in reply) != reply.endswith("<REFINE>") for _, reply in seeker.replies)
+        calls.append(sum("<tool>" in reply for _, reply in seeker.replies))
+        assert 2 <= calls[-1] <= budget
+        *history, first = seeker.replies[0][0][0], seeker.replies[-1][0][0]
+        assert all(text.startswith("<|im_start|>system") for text in (*history, first))
+    assert "not_matched" in seeker.replies[0][1] or "<tool>" in seeker.replies[0][1]
+
+
+def test_stage_1_learns_whole_episodes_where_there_are_some(config):
+    folder = DatasetFolder(config.data.root)
+    assert environment_of(config).sft_file(config) == folder.sft_records()
+    write_long_corpus(folder, {"train": 6}, config.navigate, 0)
+    write_search_records(folder, config.navigate, 0)
+    rows = training_of(config).sft_rows(config)
+    assert environment_of(config).sft_file(config).name == "search_records.jsonl"
+    assert {row["query"] for row in rows} == {f"train-000{number}" for number in range(6)}
+    assert all(len(row["history"]) % 2 == 1 for row in rows)
+    assert {"not_matched" in row["reply"] for row in rows} == {True, False}
+    longest = max(rows, key=lambda row: len(row["history"]))
+    assert "Left:" in longest["history"][-1] and "<tool>" in longest["history"][1]
 
 
 def test_films_need_true_seconds():

@@ -151,6 +151,7 @@ def test_who_watches_hears_of_calls_and_judgements():
     assert [type(event).__name__ for event in events] == ["Retrieved", "TurnStarted", "Called", "Called", "Judged"]
     called = next(event for event in events if isinstance(event, Called))
     assert (called.turn, called.film, called.call.node, called.call.left) == (1, "long", (1, 1), 3.0)
+    assert called.span == (0.0, 80.0)
 
 
 def terms(episode, budget=None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vsr1.config import Config
@@ -10,8 +11,10 @@ from vsr1.environments.navigation import NAVIGATION
 from vsr1.environments.searches import SEARCHES
 from vsr1.environments.spec import EnvironmentSpec, Evaluated, EvaluationQuery
 from vsr1.episode.trajectory import Trajectory
+from vsr1.formats.dataset import DatasetFolder
 from vsr1.metrics.long_search import LongSearchSummary, long_search_row, summarise_long_searches
 from vsr1.metrics.predictions import PredictionRow
+from vsr1.navigate.files import search_records_file
 from vsr1.navigate.record import drawn_budget
 from vsr1.search.record import SearchTask
 from vsr1.search_then_navigate.record import LongSearchTask, LongSearchTrajectory, judgements
@@ -20,6 +23,12 @@ from vsr1.search_then_navigate.rewards import SearchThenNavigateRewards
 
 def _budgeted(task: SearchTask, budget: float) -> LongSearchTask:
     return LongSearchTask(**vars(task), budget=budget)
+
+
+def _sft_file(config: Config) -> Path:
+    """Return the records of whole episodes where there are some, else those of a search."""
+    path = search_records_file(DatasetFolder(config.data.root))
+    return path if path.is_file() else SEARCHES.sft_file(config)
 
 
 def _training_task(row: dict[str, Any], config: Config, place: str, is_helped: bool) -> LongSearchTask:
@@ -63,7 +72,7 @@ def _scored(config: Config, of: Evaluated) -> tuple[list[PredictionRow], LongSea
 
 LONG_SEARCHES = EnvironmentSpec(
     summary=LongSearchSummary,
-    sft_file=SEARCHES.sft_file,
+    sft_file=_sft_file,
     training_file=SEARCHES.training_file,
     is_built=lambda config: SEARCHES.is_built(config) and NAVIGATION.is_built(config),
     training_rows=SEARCHES.training_rows,
@@ -76,4 +85,5 @@ LONG_SEARCHES = EnvironmentSpec(
     settings=NAVIGATION.settings,
     has_corpus=True,
     has_films=True,
+    is_served=True,
 )

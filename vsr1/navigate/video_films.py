@@ -14,7 +14,8 @@ from vsr1.navigate.captioner import captioner_name, described, start_chat, words
 from vsr1.navigate.files import NavigateFileError, Question
 from vsr1.navigate.tree import ClipTree, Node
 from vsr1.settings.navigate import CaptionerConfig, ToolsConfig
-from vsr1.video.clips import Clip, read_meta
+from vsr1.storage import fetched
+from vsr1.video.clips import Clip, ClipMeta, read_meta
 from vsr1.video.container import open_video, stated_lengths
 from vsr1.video.decode import differs
 from vsr1.video.part import read_part
@@ -65,10 +66,8 @@ class VideoFilms:
         Raises:
             ClipError: the split has no clips.
         """
-        films = {}
-        for video, row in read_meta(folder.clips(split)).items():
-            seconds = max(row["source_duration_sec"], row["sampled_timestamps_sec"][-1])  # as `Clip.seconds` has it
-            films[video] = folder.root / row["source_video_path"], ClipTree.of(seconds)
+        rows = read_meta(folder.clips(split))
+        films = {video: (folder.root / row["source_video_path"], tree_of(row)) for video, row in rows.items()}
         return cls(films, pools.captioner, pools.frames, max_pixels, device)
 
     @property
@@ -76,7 +75,7 @@ class VideoFilms:
         return captioner_name(self.captioner)
 
     def digest(self, film: str) -> str:
-        path = self.films[film][0]
+        path = fetched(self.films[film][0])
         return _content_name(path, path.stat().st_size, path.stat().st_mtime_ns)
 
     def tree(self, film: str) -> ClipTree:
@@ -95,9 +94,15 @@ class VideoFilms:
         return self._part(*clip_node(video_id), self.frames, self.max_pixels)
 
     def _part(self, film: str, node: Node, frames: int, max_pixels: int) -> Clip:
-        path, tree = self.films[film]
+        source, tree = self.films[film]
+        path = fetched(source)
         name, span = node_clip(film, node), tree.span(node)
         return read_part(path, name, span, frames=frames, max_pixels=max_pixels, length=tree.borders[-1])
+
+
+def tree_of(row: ClipMeta) -> ClipTree:
+    """Return the tree of the video that a clip was made from, as long as `Clip.seconds` says."""
+    return ClipTree.of(max(row["source_duration_sec"], row["sampled_timestamps_sec"][-1]))
 
 
 @lru_cache(maxsize=4096)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vsr1.episode.environment import Observation, PolicyReply
+from vsr1.episode.moments import Span
 from vsr1.episode.trajectory import Trajectory, Turn
 from vsr1.navigate.calls import Action, Use
 from vsr1.navigate.calls import parse_reply as parse_action
@@ -40,6 +41,7 @@ class Called:
     turn: int  # of the search, from 1
     film: str
     call: NavigateTurn
+    span: Span | None  # seconds of its node, None without one that the film has
 
 
 def _unobserved(event: SearchEvent | Called) -> None:
@@ -62,6 +64,11 @@ class FilmNavigation(NavigateEnvironment):
     def shown(self) -> list[ClipReference]:
         """Return the clips that looks have shown so far."""
         return [clip.reference for clip in self._clips]
+
+    def called(self, call: NavigateTurn, turn: int) -> Called:
+        """Return what is told of a call in a turn of the search."""
+        span = None if call.node is None or call.node not in self._tree else self._tree.span(call.node)
+        return Called(turn, self._task.film, call, span)
 
     def bounded(self, judgement: Judgement) -> Judgement:
         """Return a judgement whose match lies within the frontier; one that does not is none."""
@@ -122,7 +129,7 @@ class SearchThenNavigateEnvironment:
                 turn = film.trajectory().last
                 turn.record.index_version = self._search.index_version
                 self._add(turn)
-                self._observe(Called(self._search.number, film.trajectory().task.film, turn.record))
+                self._observe(film.called(turn.record, self.number))
                 return observation
         seconds = time.monotonic() - began
         observation = await self._search.step(reply)
@@ -135,6 +142,11 @@ class SearchThenNavigateEnvironment:
 
     def trajectory(self) -> LongSearchTrajectory:
         return self._trajectory
+
+    @property
+    def number(self) -> int:
+        """Return the turn of the search that is being played, from 1; its calls are part of it."""
+        return self._search.number
 
     async def _load(self, video_id: str) -> Clip:
         self._clip = await self._load_clip(video_id)
