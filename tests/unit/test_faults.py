@@ -38,8 +38,9 @@ def test_an_actor_that_died_is_named_with_its_process() -> None:
 
 def test_an_actor_that_could_not_start_is_named_with_its_own_error() -> None:
     text = (
-        "The actor died because of an error raised in its creation task, ray::RetrievalServiceActor.__init__() "
-        "(pid=71, ip=127.0.0.1, actor_id=5f, repr=<RetrievalServiceActor object at 0x7f>)\n"
+        "The actor died because of an error raised in its creation task, "
+        "\x1b[36mray::RetrievalServiceActor.__init__()\x1b[39m (pid=71, ip=127.0.0.1, "
+        "actor_id=5f, repr=<RetrievalServiceActor object at 0x7f>)\n"
         '  File "actors/retrieval.py", line 70, in __init__\nvsr1.retrieval.request.RetrievalError: no vectors there'
     )
     assert dead_actor(text) == ("RetrievalService died (process 71: no vectors there); its log is in run_dir/logs")
