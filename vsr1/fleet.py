@@ -151,12 +151,7 @@ class Fleet:
         self.seats[name].load -= 1
 
     def lost(self, name: str, reason: str, detect_s: float | None = None) -> None:
-        """Report that a member's process ended, or that it must.
-
-        Args:
-            detect_s: seconds since the process was in order, where somebody has looked at it; None: since the last sign
-                of life of its engine.
-        """
+        """Report that a member's process ended, or that it must: `detect_s` after it was seen in order, if it was."""
         seat, now = self.seats[name], self._clock()
         if seat.state in (State.DEAD, State.RETIRED):
             return
@@ -164,9 +159,8 @@ class Fleet:
             seat.deadline = now
             return
         is_starting = seat.state in (State.STARTING, State.RESTARTING)
-        if detect_s is None:
-            detect_s = 0.0 if is_starting else now - seat.seen
-        seat.heal = {"detect": detect_s}
+        silent_s = 0.0 if is_starting else now - seat.seen  # since its engine gave a sign of life
+        seat.heal = {"detect": silent_s if detect_s is None else detect_s}
         self._enter(seat, State.DEAD, reason)
         self._tell("fault", seat, seconds=dict(seat.heal))
         if not seat.spare:
