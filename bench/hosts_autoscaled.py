@@ -42,14 +42,17 @@ START_S, END_S = 90.0, 15.0
 def bench_autoscaled(config: Config) -> dict[str, Any]:
     """Train with one rollout worker on a node that comes for it; ask for a second one, preempt a node, ask for one.
 
-    The training is stopped when the node that nobody uses has left, unless its steps are over before.
+    The training is stopped when the node that nobody uses has left.
 
     Returns:
         what happened with its seconds, and how the samples were counted, in its log and by its ledger.
+
+    Raises:
+        RuntimeError: the training ended before, by an error or as it has too few steps.
     """
     role = config.cluster.rollout.model_copy(update={"cpus": 1.5, "labels": {"pool": "spot"}})
     spot = {"resources": {"CPU": 2, "object_store_memory": 2**28}, "labels": {"pool": "spot"}, "max_workers": 2}
-    group = NodeGroup(count=2, cpus=2, memory_gib=2, labels={"pool": "spot"}, autoscaled=True)
+    group = NodeGroup(count=2, cpus=2, memory_gib=role.memory_gib + 1, labels={"pool": "spot"}, autoscaled=True)
     run, began = config.run_dir, time.time()
     acts: list[dict[str, Any]] = []
 
@@ -61,6 +64,8 @@ def bench_autoscaled(config: Config) -> dict[str, Any]:
 
     def wait(condition: Callable[[], bool], what: str) -> None:
         until(lambda: process.poll() is not None or condition(), f"{what} in {run}", RUN_S)
+        if process.poll() is not None:
+            raise RuntimeError(f"the training ended before {what}; see {run / 'logs' / 'console.log'}")
 
     with autoscaling_head({"spot": spot}, {"CPU": 2}) as address:
         changes = {"address": address, "rollout": role, "nodes": {"spot": group}}
@@ -77,7 +82,7 @@ def bench_autoscaled(config: Config) -> dict[str, Any]:
             act("asked for 1")
             ask_scale(run, "rollouts=1")
             wait(lambda: len(told("node gone")) >= 2, "the end of a node")
-            act("stopped" if process.poll() is None else "ended")
+            act("stopped")
         counts = samples(config)
         figures = {name: counts[name] for name in ("trained", "repeated", "ledger_trained")}
         return {

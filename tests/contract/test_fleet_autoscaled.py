@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def test_nodes_come_for_members_and_leave_after_them(address: str, tmp_path: Pat
     def make(name: str) -> Any:
         return ScriptedWorker.options(num_cpus=0.9, label_selector={"pool": "spot"}).remote()
 
+    began = time.monotonic()
     stage = Stage(tmp_path, make, 1, stores=stores)
     try:
         assert len(spot_nodes()) == 1
@@ -75,3 +77,5 @@ def test_nodes_come_for_members_and_leave_after_them(address: str, tmp_path: Pat
         assert len(stage.fleet.serving()) == 1
     finally:
         stage.stop()
+        for event in stage.events:
+            print(f"{event['time'] - began:.1f} s", {key: event[key] for key in event.keys() - {"time", "seconds"}})
