@@ -61,10 +61,8 @@ class KeptFilms:
         return self._splits[film]
 
     def _plane_of_split(self, split: str) -> ToolPlane:
-        films, pools = (
-            LongFilms.of_split(self._folder, split, self._config.navigate.pools.frames),
-            self._config.navigate.pools,
-        )
+        pools = self._config.navigate.pools
+        films = LongFilms.of_split(self._folder, split, pools.frames)
         nobody = Member(self._not_kept)
         cache = self._folder.root / "navigate" / "answers"
         return ToolPlane(films, {"caption": [nobody], "video_qa": [nobody]}, pools.deadline_s, cache)
