@@ -32,8 +32,10 @@ from vsr1.navigate.calls import ToolCall, ToolResult, node_clip
 from vsr1.navigate.environment import NavigateEnvironment
 from vsr1.navigate.record import NavigateTask, NavigateTrajectory, NavigateTurn
 from vsr1.retrieval.request import SearchRequest, SearchResult
-from vsr1.search.environment import SearchEnvironment, SearchSettings
+from vsr1.search.environment import LoadClip, SearchEnvironment, SearchSettings
 from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn
+from vsr1.search_then_navigate.environment import SearchThenNavigateEnvironment
+from vsr1.search_then_navigate.record import LongSearchTask
 from vsr1.settings.parts import AgentConfig
 from vsr1.shared_calls import SharedCalls
 from vsr1.video.clips import Clip
@@ -60,6 +62,19 @@ class Sampling:
     tokens: int = 0  # most tokens sampled from; 0: all
 
 
+def tools_name(split: str) -> str:
+    """Return under which name a worker has the router of a split that is searched too."""
+    return f"tools-{split}"
+
+
+async def answer_call(router: Any, load_clip: LoadClip, call: ToolCall) -> ToolResult:
+    """Answer a call of a tool: a look from the clip store of this node, others from the router."""
+    if call.tool == "look":
+        return ToolResult("", await load_clip(node_clip(call.film, call.node or ())))
+    result: ToolResult = await answer_of(router.use.options(max_task_retries=RETRIES).remote(call))
+    return result
+
+
 async def start_engine(config: Config, policy: Path) -> PolicyEngine:
     """Start the engine of a run with this checkpoint."""
     from vsr1.engine.engine import PolicyEngine  # vLLM is imported in the workers, not by who starts them
@@ -69,7 +84,10 @@ async def start_engine(config: Config, policy: Path) -> PolicyEngine:
 
 
 class RolloutWorkerActor:
-    """`retrieval` holds, by split, the handle of its `RetrievalService`, or of its `ToolRouter` to navigate."""
+    """`retrieval` holds, by split, the handle of its `RetrievalService`, or of its `ToolRouter` to navigate.
+
+    To do both it has the router under the split's `tools_name`.
+    """
 
     def __init__(self, config: Config, retrieval: dict[str, Any], log: Path | None = None) -> None:
         log_to(log)
@@ -204,9 +222,15 @@ class RolloutWorkerActor:
         self, split: str, task: SearchTask | NavigateTask, settings: SearchSettings, version: str | None
     ) -> Environment[Any, Any]:
         """Return the environment of a task, a fresh one; searches go by `settings` and a version of the corpus."""
+        use = partial(self._use, split)
         if isinstance(task, NavigateTask):
-            return NavigateEnvironment(task, self._config.navigate, partial(self._use, split))
+            return NavigateEnvironment(task, self._config.navigate, use)
         search, clip = partial(self._search, split), partial(self._clip, split)
+        if isinstance(task, LongSearchTask):
+            navigate = self._config.navigate
+            return SearchThenNavigateEnvironment(
+                task, settings, navigate, search, clip, use, index_version=version or None
+            )
         return SearchEnvironment(task, settings, search, clip, index_version=version)
 
     async def _search(self, split: str, request: SearchRequest) -> SearchResult:
@@ -217,11 +241,9 @@ class RolloutWorkerActor:
         return await self._search_calls.answer((split, repr(request)), search)
 
     async def _use(self, split: str, call: ToolCall) -> ToolResult:
-        """Answer a call of a tool: a look from the clip store of this node, others from the router."""
-        if call.tool == "look":
-            return ToolResult("", await self._clip(split, node_clip(call.film, call.node or ())))
-        result: ToolResult = await answer_of(self._retrieval[split].use.options(max_task_retries=RETRIES).remote(call))
-        return result
+        """Answer a call of a tool, see `answer_call`."""
+        router = self._retrieval.get(tools_name(split)) or self._retrieval[split]
+        return await answer_call(router, partial(self._clip, split), call)
 
     async def _clip(self, split: str, video_id: str) -> Clip:
         """Return a clip, which all episodes that look at it share: its frames come to this process once."""

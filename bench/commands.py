@@ -36,6 +36,7 @@ ZeroStage = Annotated[int, typer.Option(min=1, max=3, help="As learner.zero_stag
 Vectors = Annotated[int, typer.Option(min=1, help="Vectors in the corpus.")]
 Dim = Annotated[int, typer.Option(min=1, help="Numbers in a vector.")]
 FaultSeed = Annotated[int, typer.Option("--seed", help="Of what is killed and stopped, and when.")]
+LENGTHS = [12.0, 33.0, 120.0]  # of long toy films, minutes: trees of 4, 5 and 8 parts
 MaxTurns = Annotated[int | None, typer.Option(help="Turns of each search; as the agent was trained if left out.")]
 
 
@@ -269,17 +270,31 @@ def heal(
 
 
 @app.command()
+def join(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    before_s: Annotated[float, typer.Option(min=1, help="Seconds that are measured before the join.")] = 10.0,
+    scripted: Annotated[bool, typer.Option(help="Engines that wait; else real ones, which share the CPUs.")] = False,
+) -> None:
+    """Let another rollout worker join while the others play: samples a second before and meanwhile."""
+    from bench.join import bench_join
+
+    show("join", bench_join, read_settings(config, overrides, False), before_s, scripted)
+
+
+@app.command()
 def soak(
     overrides: Overrides = None,
     config: ConfigFile = None,
     every_s: Annotated[float, typer.Option(min=1, help="Mean seconds between two faults.")] = 20.0,
     seed: FaultSeed = 0,
     most: Annotated[int | None, typer.Option(min=1, help="Faults, and none after them.")] = None,
+    limit_s: Annotated[float | None, typer.Option(min=1, help="Seconds until the training is told to stop.")] = None,
 ) -> None:
     """Train while processes of all roles are killed and stopped, and count samples that were lost or repeated."""
     from bench.soak import bench_soak
 
-    show("soak", bench_soak, read_settings(config, overrides), every_s, seed, most)
+    show("soak", bench_soak, read_settings(config, overrides), every_s, seed, most, limit_s)
 
 
 @app.command()
@@ -304,7 +319,35 @@ def navigate(
     """Play scripted agents in the long toy world: accuracy against budget, beside the computed optimum."""
     from bench.navigate import navigate_curve
 
-    show("navigate", navigate_curve, films, minutes or [12.0, 33.0, 120.0], seed)
+    show("navigate", navigate_curve, films, minutes or LENGTHS, seed)
+
+
+@app.command()
+def find(
+    films: Annotated[int, typer.Option(min=1, help="Films of each length, each with a question of its own.")] = 150,
+    minutes: Annotated[list[float] | None, typer.Option(help="Lengths of films; 12, 33 and 120 if left out.")] = None,
+    level: Annotated[int, typer.Option(min=2, max=3, help="Level of the nodes that a search names.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the films.")] = 0,
+) -> None:
+    """Compare the calls of the best player in the long toy world without a search, and of one that searches first."""
+    from bench.navigate import find_worth
+
+    show("find", find_worth, films, minutes or LENGTHS, seed, level)
+
+
+@app.command()
+def long_search(
+    corpora: Annotated[int, typer.Option(min=1, help="Corpora of each length.")] = 20,
+    films: Annotated[int, typer.Option(min=2, help="Films of each corpus.")] = 12,
+    minutes: Annotated[list[float] | None, typer.Option(help="Lengths of films; 12, 33 and 120 if left out.")] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Calls of an episode.")] = 16,
+    turns: Annotated[int, typer.Option(min=1, help="Films that an episode may judge.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the films.")] = 0,
+) -> None:
+    """Search moments in corpora of long toy films: navigation against one look at each film, at equal visual tokens."""
+    from bench.long_search import long_search
+
+    show("long_search", long_search, corpora, films, minutes or LENGTHS, seed, budget, turns)
 
 
 @app.command()
@@ -345,11 +388,12 @@ def overlap_(
     overrides: Overrides = None,
     config: ConfigFile = None,
     warm_up: Annotated[int, typer.Option(min=1, help="First steps that do not count.")] = 2,
+    rounds: Rounds = 3,
 ) -> None:
     """Run Stage 2 with rollouts in step with the learner and one step ahead: samples a second, share of the ideal."""
     from bench.overlap import overlap
 
-    show("overlap", overlap, read_settings(config, overrides, False), warm_up)
+    show("overlap", overlap, read_settings(config, overrides, False), warm_up, rounds)
 
 
 @app.command()

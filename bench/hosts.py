@@ -44,6 +44,7 @@ class Cluster:
 
     Attributes:
         env: of programs on any host: it has the token.
+        head_env: file with the variables of a client, as the head has written it.
     """
 
     def __init__(self, network: Network, folder: Path) -> None:
@@ -63,16 +64,18 @@ class Cluster:
         place = ["--temp-dir", str(folder), "--node-ip", host.address, "--labels", "pool=head"]
         self._start(host, "head", [str(script), *place, *ports, "--num-cpus", str(CPUS)])
         self.address = f"http://{host.address}:{DASHBOARD_PORT}"
-        until((folder / "head.env").is_file, f"the head answers; see {self._folder / 'head.log'}", START_S)
+        self.head_env = folder / "head.env"
+        until(self.head_env.is_file, f"the head answers; see {self._folder / 'head.log'}", START_S)
 
     def join(self, pool: str) -> Host:
-        """Let a new host join, without waiting for it."""
+        """Let a new host join, and again whenever its Ray ends; does not wait for it."""
         host = self.hosts[pool] = self._network.add(pool)
         name = f"{pool[:4]}{host.address.rpartition('.')[2]}"
         gcs = f"{self.hosts['head'].address}:{GCS_PORT}"
         options = ["--address", gcs, "--node-ip-address", host.address, "--labels", f"pool={pool}", "--block"]
         options += ["--temp-dir", str(self._folder / name), "--num-cpus", str(CPUS), "--disable-usage-stats"]
-        self._start(host, name, ["ray", "start", *options, "--object-store-memory", str(2**28)])
+        again = ["sh", "-c", 'while :; do "$@"; sleep 1; done', "supervisor"]  # Ray ends where it was given up
+        self._start(host, name, [*again, "ray", "start", *options, "--object-store-memory", str(2**28)])
         return host
 
     def submit(self, config: Config) -> Callable[[], int | None]:

@@ -1,7 +1,7 @@
 """Stage 2 on a Ray whose autoscaler (v2) adds nodes, all of this machine, for members and takes idle ones away.
 
 Ray's own `AutoscalingCluster` begins and ends with `ray stop --force`, which ends every Ray of the machine, and reads a
-file that the wheel does not have; so its provider of nodes is used without it.
+file that the wheel does not have; so its provider of nodes is used without it, as an external one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 
 import psutil
 import ray
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # the stubs leave it out
+from ray.core.generated import autoscaler_pb2
 
 from bench.hosts import RUN_S, last_step, timeline, until
 from bench.soak import samples, training
@@ -32,6 +34,7 @@ from vsr1.settings.parts import NodeGroup
 
 RAY = str(Path(sys.executable).parent / "ray")
 PREEMPTED_S = 60  # that a node has which is preempted
+PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 HEAD_TYPE, HEAD_ID = "ray.head.default", "f" * 51 + "00000"  # as Ray's provider names them
 START_S, END_S = 90.0, 15.0
 
@@ -39,10 +42,12 @@ START_S, END_S = 90.0, 15.0
 def bench_autoscaled(config: Config) -> dict[str, Any]:
     """Train with one rollout worker on a node that comes for it; ask for a second one, preempt a node, ask for one.
 
+    The training is stopped when the node that nobody uses has left, unless its steps are over before.
+
     Returns:
-        what happened with its seconds, and how the samples were counted.
+        what happened with its seconds, and how the samples were counted, in its log and by its ledger.
     """
-    role = config.cluster.rollout.model_copy(update={"cpus": 1.0, "labels": {"pool": "spot"}})
+    role = config.cluster.rollout.model_copy(update={"cpus": 1.5, "labels": {"pool": "spot"}})
     spot = {"resources": {"CPU": 2, "object_store_memory": 2**28}, "labels": {"pool": "spot"}, "max_workers": 2}
     group = NodeGroup(count=2, cpus=2, memory_gib=2, labels={"pool": "spot"}, autoscaled=True)
     run, began = config.run_dir, time.time()
@@ -72,17 +77,23 @@ def bench_autoscaled(config: Config) -> dict[str, Any]:
             act("asked for 1")
             ask_scale(run, "rollouts=1")
             wait(lambda: len(told("node gone")) >= 2, "the end of a node")
-            wait(lambda: False, "the end")
-        events = timeline(began, acts + read_events(run / EVENTS))
-        return {"exit_code": process.returncode, "events": events, **samples(config)}
+            act("stopped" if process.poll() is None else "ended")
+        counts = samples(config)
+        figures = {name: counts[name] for name in ("trained", "repeated", "ledger_trained")}
+        return {
+            "exit_code": process.returncode,
+            **figures,
+            "events": timeline(began, acts + read_events(run / EVENTS)),
+        }
 
 
-def drain(address: str, node: str, deadline_s: int) -> None:
+def drain(address: str, node: str, deadline_s: float) -> None:
     """Say, as a provider of spot machines does, that a node goes within some seconds."""
-    command = [RAY, "drain-node", "--address", address, "--node-id", node]
-    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-    command += [*reason, "--deadline-remaining-seconds", str(deadline_s)]
-    subprocess.run(command, check=True, capture_output=True, timeout=START_S)
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    end_ms = int((time.time() + deadline_s) * 1000)
+    is_accepted, problem = GcsClient(address=address).drain_node(node, reason, "spot", end_ms)
+    if not is_accepted:
+        raise RuntimeError(f"node {node} was not drained: {problem}")
 
 
 @contextmanager
@@ -129,24 +140,21 @@ def autoscaling_head(groups: dict[str, dict[str, Any]], head: dict[str, float], 
 
 
 def _settings(groups: dict[str, dict[str, Any]], head: dict[str, float], gcs: str, idle_s: float) -> dict[str, Any]:
-    """Return what Ray's autoscaler reads; most of it is for machines of a provider, and empty here."""
+    """Return what Ray's autoscaler reads."""
     group: dict[str, Any] = {"min_workers": 0, "node_config": {}}
-    provider = {"type": "fake_multinode", "gcs_address": gcs, "head_node_id": HEAD_ID, "launch_multiple": True}
-    provider |= dict.fromkeys(("use_node_id_as_ip", "disable_node_updaters", "disable_launch_config_check"), True)
-    commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    provider: dict[str, Any] = {"type": "external", "module": PROVIDER, "gcs_address": gcs, "head_node_id": HEAD_ID}
+    provider |= dict.fromkeys(("launch_multiple", "use_node_id_as_ip", "disable_node_updaters"), True)
+    types = {HEAD_TYPE: {"resources": head, "max_workers": 0}} | groups
     return {
         "cluster_name": "autoscaled",
         "max_workers": sum(one["max_workers"] for one in groups.values()),
         "upscaling_speed": 20.0,
         "idle_timeout_minutes": idle_s / 60,
-        "provider": provider,
-        "head_node_type": HEAD_TYPE,
-        "available_node_types": {HEAD_TYPE: group | {"resources": head, "max_workers": 0}}
-        | {name: group | one for name, one in groups.items()},
-        "auth": {},
-        "file_mounts": {},
+        "provider": provider | {"disable_launch_config_check": True},
+        **{f"{name}setup_commands": [] for name in ("", "head_", "worker_")},
         "cluster_synced_files": [],
-        **{f"{name}_commands": [] for name in commands},
+        "head_node_type": HEAD_TYPE,
+        "available_node_types": {name: group | one for name, one in types.items()},
     }
 
 

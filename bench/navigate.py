@@ -16,6 +16,7 @@ from vsr1.toy.long_films import LongFilm, make_long_film
 from vsr1.toy.navigators import Agent, play
 
 BUDGETS = (2, 4, 8, 16, 30)
+FEW = (1, 3, 5, 6, 7, 10, 12)  # further budgets of the player that searches
 SOON = 2  # calls within which a wrong branch is to be left
 
 
@@ -52,6 +53,34 @@ def _figures(films: list[LongFilm], budget: int, settings: NavigateConfig, agent
         "wrong_first_branches": len(left),
         "left_within_two_calls": fmean(left) if left else None,
     }
+
+
+def find_worth(films: int, minutes: Sequence[float], seed: int, level: int) -> dict[str, Any]:
+    """Return what a search in the action set saves: calls at equal accuracy, of the best player without one and with.
+
+    Args:
+        films: of each length.
+        minutes: lengths.
+        level: of the nodes that a search names.
+
+    Returns:
+        By length, for each budget of the player without a search: its accuracy and calls, the fewest mean calls with
+        which the one that searches first is as accurate, whatever its budget, None where it never is, and their ratio.
+    """
+    settings, lengths = NavigateConfig.model_validate({"find_level": level}), {}
+    for length in minutes:
+        world = [make_long_film(f"film-{length:g}-{number}", length, seed) for number in range(films)]
+        without = {budget: _figures(world, budget, settings, AGENTS["optimal"]) for budget in BUDGETS}
+        points = [_figures(world, budget, settings, AGENTS["searcher"]) for budget in (*FEW, *BUDGETS)]
+        lengths[f"{length:g}"] = {str(budget): _compared(figures, points) for budget, figures in without.items()}
+    return {"films": films, "seed": seed, "find_level": level, "minutes": lengths}
+
+
+def _compared(without: dict[str, Any], points: list[dict[str, Any]]) -> dict[str, Any]:
+    calls = [point["calls"] for point in points if point["accuracy"] >= without["accuracy"]]
+    least = min(calls, default=None)
+    ratio = least / without["calls"] if least is not None and without["calls"] else None
+    return {"accuracy": without["accuracy"], "calls": without["calls"], "calls_with_find": least, "ratio": ratio}
 
 
 def left_soon(trajectory: NavigateTrajectory) -> bool | None:

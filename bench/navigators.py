@@ -1,12 +1,14 @@
 """Scripted agents that know no more than the captions say, to compare policies with.
 
 `optimal` plays the moves of `bench.optimum`; `greedy` goes down the first branch that looks right and stays in it;
-`uniform` looks at parts spread over the film, then into them; `finder` searches first.
+`uniform` looks at parts spread over the film, then into them; `finder` searches first and reads what is named;
+`searcher` leaves a named part that is wrong, and goes on as `optimal` where the search has not helped.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
 
 from bench.optimum import Scene, best_move
 from vsr1.navigate.tree import Node
@@ -17,9 +19,32 @@ _NAMED = re.compile(r"^([0-9,]+) \[", re.MULTILINE)
 
 def optimal(view: View) -> Steps:
     """Play the best move for what is known, until the detail is seen or the budget is spent."""
-    branches, left, width = view.look_alikes, int(view.task.budget), view.task.tree.width
-    while left and not view.answer:
+    yield from find_moment(view)
+    yield last_words(view)
+
+
+def searcher(view: View) -> Steps:
+    """Search for the words of the question, and read the leaves that are named in order, or those of the first part.
+
+    A scene that shows that it is wrong is left. What is left of the budget then goes as in `optimal`.
+    """
+    if view.left > 0:
+        nodes = yield from _search(view)
+        for leaf in [leaf for node in nodes[:1] for leaf in view.task.tree.children(node)] or nodes:
+            if view.left > 0 and not view.answer and _not_wrong(view, [leaf[:1]]):
+                yield from read(view, leaf)
+    yield from find_moment(view)
+    yield last_words(view)
+
+
+def find_moment(view: View) -> Steps:
+    """Play the best moves, without a last word, until the detail is seen, no scene is right or nothing is left."""
+    branches, width = view.look_alikes, view.task.tree.width
+    while view.left > 0 and not view.answer:
         branches = _not_wrong(view, branches)
+        if not branches:
+            break
+        left = view.left
         states = {branch: _state(view, branch) for branch in branches}
         if len(branches) > 1:
             _, (kind, scene) = best_move(width, left, tuple(sorted(states.values())))
@@ -29,9 +54,10 @@ def optimal(view: View) -> Steps:
         else:
             branch = branches[0]
             kind = "leaf" if _detailed(view, branch) else "part"
-        yield from read(view, _next_leaf(view, branch) if kind == "leaf" else view.unread(branch)[0])
-        left -= 1
-    yield last_words(view)
+        nodes = _next_leaves(view, branch) if kind == "leaf" else view.unread(branch)
+        if not nodes:
+            break
+        yield from read(view, nodes[0])
 
 
 def greedy(view: View) -> Steps:
@@ -68,16 +94,21 @@ def uniform(view: View) -> Steps:
 
 def finder(view: View) -> Steps:
     """Search for the words of the question, then read the leaves of what was found."""
-    left = int(view.task.budget)
-    if left:
-        words = f"a {view.shape} {view.doing}, a {view.detail}"
-        text = yield call(f"wanted {words}.", f"find({words})")
-        parts = [tuple(map(int, name.split(","))) for name in _NAMED.findall(text)]
-        for leaf in [leaf for part in parts for leaf in view.task.tree.children(part)][: left - 1]:
+    if view.left > 0:
+        nodes = yield from _search(view)
+        for leaf in [leaf for node in nodes for leaf in view.task.tree.children(node) or [node]][: view.left]:
             if view.answer:
                 break
             yield from read(view, leaf)
     yield last_words(view)
+
+
+def _search(view: View) -> Generator[str, str, list[Node]]:
+    """Search for the words of the question; return what is named, best first."""
+    words = f"a {view.shape} {view.doing}, a {view.detail}"
+    text = yield call(f"wanted {words}.", f"find({words})")
+    view.calls += 1
+    return [tuple(map(int, name.split(","))) for name in _NAMED.findall(text)]
 
 
 def _not_wrong(view: View, branches: list[Node]) -> list[Node]:
@@ -101,12 +132,13 @@ def _state(view: View, branch: Node) -> Scene:
     return view.task.tree.width - len(view.unread(branch)), bool(_detailed(view, branch))
 
 
-def _next_leaf(view: View, branch: Node) -> Node:
-    """Return a leaf of the part with the detail that was not read, else of any part that was."""
+def _next_leaves(view: View, branch: Node) -> list[Node]:
+    """Return the leaves of the part with the detail that were not read, else of all parts that were."""
     parts = _detailed(view, branch) or [part for part in view.task.tree.children(branch) if part in view.captions]
-    return next(leaf for part in parts for leaf in view.unread(part))
+    return [leaf for part in parts for leaf in view.unread(part)]
 
 
 AGENTS: dict[str, Agent] = {
-    "optimal": optimal, "greedy": greedy, "uniform": uniform, "finder": finder, "oracle": oracle,
+    "optimal": optimal, "greedy": greedy, "uniform": uniform, "finder": finder, "searcher": searcher,
+    "oracle": oracle,
 }  # fmt: skip

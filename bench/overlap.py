@@ -24,14 +24,14 @@ def overlap(config: Config, warm_up: int, rounds: int) -> dict[str, Any]:
         medians over the rounds, and each round's ratio of samples a second.
     """
     folders = [config.run_dir / f"round-{number}" for number in range(1, rounds + 1)]
-    taken = [[_measured(config, folder, bound, warm_up) for bound in (0, 1)] for folder in folders]
-    ratios = [after["samples_per_second"] / before["samples_per_second"] for before, after in taken]
+    pairs = [[_measured(config, folder, bound, warm_up) for bound in (0, 1)] for folder in folders]
+    ratios = [after["samples_per_second"] / before["samples_per_second"] for before, after in pairs]
     ideals = [
-        (before["rollout_s"] + before["learn_s"]) / max(before["rollout_s"], before["learn_s"]) for before, _ in taken
+        (before["rollout_s"] + before["learn_s"]) / max(before["rollout_s"], before["learn_s"]) for before, _ in pairs
     ]
     shares = [ratio / ideal for ratio, ideal in zip(ratios, ideals, strict=True)]
     return {
-        **{f"staleness_{bound}": _medians([runs[bound] for runs in taken]) for bound in (0, 1)},
+        **{f"staleness_{bound}": _medians([runs[bound] for runs in pairs]) for bound in (0, 1)},
         "ratio": median(ratios),
         "ideal": median(ideals),
         "share_of_ideal": median(shares),

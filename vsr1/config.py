@@ -49,8 +49,10 @@ class ConfigError(ValueError):
 
 
 class Config(Section):
-    environment: Literal["search", "navigate"] = Field(
-        "search", description="search: moments in a corpus; navigate: answers inside one long film"
+    environment: Literal["search", "navigate", "search_then_navigate"] = Field(
+        "search",
+        description="search: moments in a corpus; navigate: answers inside one long film; search_then_navigate: "
+        "moments in a corpus, whose long videos are navigated before they are judged",
     )
     seed: Seed = 0
     run_dir: AbsolutePath = Path("runs/run")
@@ -99,6 +101,15 @@ class Config(Section):
             raise ValueError(
                 f"environment=navigate has no query to refine, but agent.refinement={self.agent.refinement}; take "
                 "agent.refinement=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _films_have_true_seconds(self) -> Config:
+        if self.environment == "search_then_navigate" and self.data.timestamps != "true_seconds":
+            raise ValueError(
+                f"environment=search_then_navigate navigates films by their seconds, but data.timestamps="
+                f"{self.data.timestamps}; take data.timestamps=true_seconds"
             )
         return self
 

@@ -4,13 +4,12 @@
 
 A place is an ordinary path, and the path alone says which URL it is of, on every node. Who reads one calls `fetched`
 before, who has written one calls `sent` after it; a path that is no place passes through both as it is. A file is
-fetched again where the URL's has changed. One that was written here, and never sent or fetched, is never removed.
+fetched again where the URL's has changed. What was written here is never removed to make room.
 Nothing is known of an index of objects: a file is what was last stored under its name, and a folder is a prefix.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -22,33 +21,25 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
-import fsspec
+from vsr1.stores import StorageError, asked, info_of, listed, version_of
 
 PLACES = "vsr1-remote"  # the folder of all places of a cache
 URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)  # a slash is enough: a `Path` has lost the second
-WITHOUT_BUCKET = ("file", "local", "memory")
-WAITS_S = (1.0, 4.0)  # before a request is made again; the libraries below have tried for themselves by then
 FRESH_S = 2.0  # in which a file is not compared with its URL again
 USED_S = 600.0  # a file that was fetched or asked for within this time is not removed, whatever the budget
 BUDGET_GIB, BUDGET = 64.0, "budget.json"
 AT_ONCE = 8  # files of a folder
 APPEND_BYTES = 8 * 2**20  # a smaller file is sent anew: stores cut what they append to in parts of 5 MiB and more
-_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "adlfs", "azure", "requests", "urllib3")
-_VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "updated", "last_modified", "created")
 
 _cache: ContextVar[Path | None] = ContextVar("cache", default=None)
 _checked: dict[Path, float] = {}  # when each was last compared with its URL
 _listings: dict[str, tuple[float, set[str]]] = {}  # of the last folder that was asked for, and when
-T = TypeVar("T")
-
-
-class StorageError(OSError):
-    """A URL that cannot be used; the message names it and says what to do."""
+_came: dict[Path, int] = {}  # bytes that this process has fetched into a cache since it looked for room
 
 
 def place_of(text: object) -> Path | None:
@@ -90,29 +81,30 @@ def named(path: Path) -> str:
     return url_of(path) or str(path)
 
 
-def fetched(path: Path) -> Path:
+def fetched(path: Path, *, keep: bool = False) -> Path:
     """Bring a file to its place, if there is none or the URL's has changed; one that the URL lacks is gone after it.
+
+    Args:
+        keep: leave it there, whatever the budget.
 
     Raises:
         StorageError: no such bucket, no access, or no answer.
     """
     url = url_of(path)
     if url is not None and time.monotonic() - _checked.get(path, -FRESH_S) >= FRESH_S:
-        info = _info(url)
-        _bring(path, url, info if info and info["type"] != "directory" else None)
+        info = info_of(url)
+        _bring(path, url, info if info and info["type"] != "directory" else None, keep)
     return path
 
 
-def fetched_folder(path: Path) -> Path:
-    """Bring every file below a folder to its place; errors as of `fetched`."""
+def fetched_folder(path: Path, *, keep: bool = False) -> Path:
+    """Bring every file below a folder to its place, as `fetched` does."""
     url = url_of(path)
     if url is None or time.monotonic() - _checked.get(path, -FRESH_S) < FRESH_S:
         return path
     infos = listed(url)
-    if not infos:
-        return fetched(path)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda name: _bring(path / name, f"{url}/{name}", infos[name]), infos))
+        list(pool.map(lambda name: _bring(path / name, f"{url}/{name}", infos[name], keep), infos))
         gone = [name for name in recorded(path) if name not in infos]
         list(pool.map(lambda name: _bring(path / name, f"{url}/{name}", None), gone))
     _checked[path] = time.monotonic()
@@ -122,7 +114,7 @@ def fetched_folder(path: Path) -> Path:
 def is_there(path: Path) -> bool:
     """Say whether a path exists, at its URL if it has one; errors as of `fetched`."""
     url = url_of(path)
-    return path.exists() if url is None else _info(url) is not None
+    return path.exists() if url is None else info_of(url) is not None
 
 
 def has_file(path: Path) -> bool:
@@ -144,16 +136,17 @@ def sent(path: Path, known: int = 0) -> None:
         known: bytes at its beginning that the URL has already; of a large file only the others are sent.
     """
     url = url_of(path)
-    stamp = _stamp(path) if url else None
-    record = _read_record(path) if url else None
-    if url is None or (record and record["local"] == stamp):
+    if url is None:
         return
-    is_longer = APPEND_BYTES < known < stamp[0] and (_info(url) or {}).get("size") == known
+    stamp, record = _stamp(path), _read_record(path)
+    if record and record["local"] == stamp:
+        return
+    is_longer = APPEND_BYTES < known < stamp[0] and (info_of(url) or {}).get("size") == known
     if not is_longer or not asked(url, partial(_append, path, known)):
         asked(url, partial(_put, path))
-    if (info := _info(url)) is None or info["size"] < stamp[0]:  # a log may have grown meanwhile
+    if (info := info_of(url)) is None or info["size"] < stamp[0]:  # a log may have grown meanwhile
         raise StorageError(f"{url} is not what was written to it; does something else write there?")
-    _write_record(path, _version(info), stamp)
+    _write_record(path, version_of(info), stamp, keep=True)
 
 
 def _append(path: Path, known: int, system: Any, name: str) -> bool:
@@ -193,13 +186,12 @@ def sent_folder(path: Path, last: Callable[[Path], bool] = lambda path: path.nam
     url = url_of(path)
     if url is None:
         return
-    names = {name: path / name for name in files_of(path)}
+    files = [path / name for name in files_of(path)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for is_last in (False, True):
-            list(pool.map(sent, (file for file in names.values() if last(file) == is_last)))
-    for name in recorded(path):
-        if name not in names:
-            removed(path / name)
+            list(pool.map(sent, (file for file in files if last(file) == is_last)))
+    for name in lost(path):
+        removed(path / name)
 
 
 def removed(path: Path) -> None:
@@ -212,90 +204,7 @@ def removed(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def listed(url: str) -> dict[str, dict[str, Any]]:
-    """Return what a store says of each file below a URL, by its name there; errors as of `fetched`."""
-
-    def find(system: Any, folder: str) -> dict[str, dict[str, Any]]:
-        files = system.find(folder, detail=True)
-        return {name[len(folder.rstrip("/")) + 1 :]: info for name, info in files.items() if name != folder}
-
-    try:
-        return asked(url, find)
-    except FileNotFoundError:
-        _check_bucket(url)
-        return {}
-
-
-def asked(url: str, ask: Callable[[Any, str], T]) -> T:
-    """Ask the file system of a URL, which gets the name there, again while it does not answer.
-
-    Raises:
-        FileNotFoundError, FileExistsError: as the file system does.
-        StorageError: its package is missing, access is denied, or there was no answer.
-    """
-    scheme = url.partition("://")[0]
-    try:
-        options = {"auto_mkdir": True} if scheme in ("file", "local") else {}
-        system = fsspec.filesystem(scheme, use_listings_cache=False, **options)
-    except ImportError as error:
-        fix = "pip install 'vsr1[remote]'" if scheme in ("s3", "s3a") else "install it"
-        raise StorageError(f"{url} needs a package that is missing ({error}): {fix}") from error
-    except ValueError as error:
-        raise StorageError(f"{url}: no file system is called {scheme}; write s3://, gs:// or a path") from error
-    name = system._strip_protocol(url)
-    for wait in (*WAITS_S, None):
-        try:
-            return ask(system, name)
-        except (FileNotFoundError, FileExistsError):
-            raise
-        except Exception as error:  # of any library; those that are not the store's are raised again
-            _raise_unless_silent(url, error)
-            if wait is None:
-                kind = type(error).__name__
-                raise StorageError(
-                    f"{url} does not answer after {len(WAITS_S) + 1} tries ({kind}: {' '.join(str(error).split())}); "
-                    "see that the store runs and this node reaches it, then start the same command again"
-                ) from error
-            time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
-
-
-def _raise_unless_silent(url: str, error: Exception) -> None:
-    """Return if another try may help, else raise what is wrong."""
-    kind, module = type(error).__name__, type(error).__module__.partition(".")[0]
-    of_this_disk = isinstance(error, OSError) and (error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT))
-    if of_this_disk or not (isinstance(error, OSError) or module in _LIBRARIES):
-        raise error
-    if isinstance(error, PermissionError) or "Credential" in kind or "Unauthorized" in kind:
-        raise StorageError(
-            f"{url}: access is denied or there are no credentials ({' '.join(str(error).split())}); give this node "
-            "those of the store, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a role, with the right to read, "
-            "write and list there"
-        ) from error
-
-
-@cache
-def _check_bucket(url: str) -> None:
-    scheme, _, name = url.partition("://")
-    bucket = name.partition("/")[0]
-    if scheme not in WITHOUT_BUCKET and not asked(f"{scheme}://{bucket}", lambda system, place: system.exists(place)):
-        raise StorageError(f"{url}: there is no bucket {bucket}; correct its name, or create it")
-
-
-def _info(url: str) -> dict[str, Any] | None:
-    try:
-        return asked(url, lambda system, name: dict(system.info(name)))
-    except FileNotFoundError:
-        _check_bucket(url)
-        return None
-
-
-def _version(info: dict[str, Any]) -> str:
-    """Return what changes when a file does: its size, and its hash or else its time."""
-    return f"{info['size']} {next((info[key] for key in _VERSIONS if info.get(key)), '')}"
-
-
-def _bring(path: Path, url: str, info: dict[str, Any] | None) -> None:
+def _bring(path: Path, url: str, info: dict[str, Any] | None, keep: bool = False) -> None:
     """Make a place hold what the store has, once a node."""
     with _locked(path):
         record = _read_record(path)
@@ -304,8 +213,8 @@ def _bring(path: Path, url: str, info: dict[str, Any] | None) -> None:
             if is_ours:
                 path.unlink()
                 _record(path).unlink()
-        elif record and record["version"] == _version(info) and path.is_file():
-            os.utime(_record(path))
+        elif record and record["version"] == version_of(info) and path.is_file():
+            _write_record(path, **record | {"keep": keep or record["keep"]})
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f".{uuid4().hex}.part-{path.suffix}")
@@ -316,8 +225,8 @@ def _bring(path: Path, url: str, info: dict[str, Any] | None) -> None:
                 os.replace(part, path)
             finally:
                 part.unlink(missing_ok=True)
-            _write_record(path, _version(info), _stamp(path))
-            _make_room(_base(path))
+            _write_record(path, version_of(info), _stamp(path), keep)
+            _make_room(_base(path), size)
     _checked[path] = time.monotonic()
 
 
@@ -328,26 +237,31 @@ def keep_budget(cache_folder: Path, gib: float) -> None:
     (base / BUDGET).write_text(json.dumps({"gib": gib}), encoding="utf-8")
 
 
-def _make_room(base: Path) -> None:
+def _make_room(base: Path, size: int) -> None:
+    """Remove the files used longest ago if all are more than the budget; looked at after each hundredth of it."""
     file = base / BUDGET
     budget = (json.loads(file.read_text(encoding="utf-8"))["gib"] if file.is_file() else BUDGET_GIB) * 2**30
-    records, now = [], time.time()
+    _came[base] = _came.get(base, 0) + size
+    if _came[base] < budget / 100:
+        return
+    _came[base] = 0
+    files = []
     for record in (base / ".records").rglob("*.json"):
+        place = base / record.relative_to(base / ".records").with_suffix("")
         try:
-            place = base / record.relative_to(base / ".records").with_suffix("")
-            records.append((record.stat().st_mtime, place.stat().st_size, place, record))
+            values = json.loads(record.read_text(encoding="utf-8"))
+            if not values["keep"] and values["local"] == _stamp(place):
+                files.append((record.stat().st_mtime, values["local"][0], place, record))
         except FileNotFoundError:
             continue  # another process has removed it
-    total = sum(size for _, size, _, _ in records)
-    for used, size, place, record in sorted(records):
+    total, now = sum(size for _, size, _, _ in files), time.time()
+    for used, size, place, record in sorted(files):
         if total <= budget or now - used < USED_S:
             return
-        values = _read_record(place)
-        if values and values["local"] == _stamp(place):
-            place.unlink(missing_ok=True)
-            record.unlink(missing_ok=True)
-            _checked.pop(place, None)
-            total -= size
+        record.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
+        _checked.pop(place, None)
+        total -= size
 
 
 def _base(path: Path) -> Path:
@@ -366,11 +280,11 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _write_record(path: Path, version: str, stamp: list[int] | None) -> None:
+def _write_record(path: Path, version: str, local: list[int], keep: bool) -> None:
     record = _record(path)
     record.parent.mkdir(parents=True, exist_ok=True)
     part = record.with_name(f".{uuid4().hex}")
-    part.write_text(json.dumps({"version": version, "local": stamp}), encoding="utf-8")
+    part.write_text(json.dumps({"version": version, "local": local, "keep": keep}), encoding="utf-8")
     os.replace(part, record)
 
 
@@ -389,10 +303,16 @@ def _is_passing(name: str) -> bool:
     return name.startswith((".part-", ".old-")) or ".part-" in name or name.endswith(".lock")
 
 
-def recorded(path: Path) -> list[str]:
-    """Return the names of the files below a folder that were fetched or sent."""
+def recorded(path: Path) -> dict[str, bool]:
+    """Return the names of the files below a folder that were fetched or sent, and whether they are kept."""
     folder = _record(path).with_name(path.name)
-    return [str(record.relative_to(folder).with_suffix("")) for record in folder.rglob("[!.]*.json")]
+    names = [str(record.relative_to(folder).with_suffix("")) for record in folder.rglob("[!.]*.json")]
+    return {name: record["keep"] for name in names if (record := _read_record(path / name))}
+
+
+def lost(path: Path) -> list[str]:
+    """Return the names of the files below a folder that this node has sent or kept, and that were removed here."""
+    return [name for name, is_kept in recorded(path).items() if is_kept and not (path / name).exists()]
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def _fetched(config: Config, alone: bool) -> Path:
         )
     for path in (data.root, data.videos):
         if path:
-            fetched_folder(path)
+            fetched_folder(path, keep=path == data.root)
     for path in data.annotations.values():
         fetched(path)
     return data.root
@@ -177,7 +177,7 @@ def ensure_dataset(config: Config, progress: Announce | None = None) -> bool:
         write_films(config)
         sent_folder(config.data.root)
     if environment.has_corpus:
-        if not DatasetFolder(config.data.root).events("test").is_file():
+        if not DatasetFolder(config.data.root).annotations("test").is_file():
             render_toy(config)
         build_dataset(config, progress)
     return True

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from actors.tools import films_of
 from vsr1.config import Config
 from vsr1.episode.moments import Span
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.calls import ToolCall, ToolError, ToolResult, clip_node
 from vsr1.navigate.files import questions_file, read_questions
 from vsr1.navigate.plane import Member, ToolPlane
-from vsr1.toy.long_corpus import LongFilms
+from vsr1.settings.navigate import ToolName
 from vsr1.video.clips import Clip, ClipError
 
 
@@ -61,11 +62,11 @@ class KeptFilms:
         return self._splits[film]
 
     def _plane_of_split(self, split: str) -> ToolPlane:
-        pools = self._config.navigate.pools
-        films = LongFilms.of_split(self._folder, split, pools.frames)
-        nobody = Member(self._not_kept)
+        navigate, nobody = self._config.navigate, Member(self._not_kept)
+        pools: dict[ToolName, list[Member]] = {"caption": [nobody], "video_qa": [nobody]}
         cache = self._folder.root / "navigate" / "answers"
-        return ToolPlane(films, {"caption": [nobody], "video_qa": [nobody]}, pools.deadline_s, cache)
+        films = films_of(self._config, split)
+        return ToolPlane(films, pools, navigate.pools.deadline_s, cache, navigate.find_level)
 
     async def _not_kept(self, call: ToolCall) -> ToolResult:
         raise ToolError(

@@ -29,7 +29,7 @@ from vsr1.runs.events import EVENTS, read_events
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
 from vsr1.runs.scalars import read_scalars
 from vsr1.runs.trajectories import read_log
-from vsr1.storage import fetched, place_of
+from vsr1.storage import fetched, fetched_folder, place_of
 from vsr1.video.clips import META, Clip, ClipFolder
 
 SHOWN = ("search", "navigate")  # environments
@@ -45,13 +45,14 @@ def write_run_report(
     """Write the page of the runs and return its path, by default `report.html` in the first folder.
 
     Args:
+        folders: run folders, or their URLs.
         data: dataset folder of every run, instead of the one that its configuration names.
         with_frames: show frames, which are read from the dataset.
 
     Raises:
         ReportError: a folder is not a run, or its dataset is not known or is not the one it saw.
     """
-    paths = [Path(folder).resolve() for folder in folders]
+    paths = [fetched_folder(place_of(folder) or folder).resolve() for folder in folders]
     names = _names(paths)
     runs = [read_run(path, name, data, with_frames) for path, name in zip(paths, names, strict=True)]
     target = out or paths[0] / "report.html"

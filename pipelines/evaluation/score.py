@@ -8,6 +8,7 @@ from rich.console import Console
 
 from vsr1.formats.annotations import Annotation, read_annotations
 from vsr1.metrics.exchange import ExchangeFormat, write_submission, write_truth
+from vsr1.metrics.long_search import LongSearchSummary
 from vsr1.metrics.predictions import PredictionError, PredictionRow, Problem, read_predictions
 from vsr1.metrics.rescoring import TOLERANCE
 from vsr1.metrics.summary import EvalSummary, summarise
@@ -59,13 +60,13 @@ def export_predictions(
     return problems, len(rows)
 
 
-def show_summary(console: Console, label: str, summary: EvalSummary | NavigateSummary) -> None:
+def show_summary(console: Console, label: str, summary: EvalSummary | NavigateSummary | LongSearchSummary) -> None:
     """Print the metric table, what failed, and where the two definitions of verification differ, both."""
-    console.print(summary.table() if isinstance(summary, NavigateSummary) else metric_table({label: summary}))
+    console.print(metric_table({label: summary}) if isinstance(summary, EvalSummary) else summary.table())
     if summary.failed:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary.failed.items())
         console.print(f"failed, counted as misses: {reasons}", markup=False)
-    if isinstance(summary, NavigateSummary):
+    if not isinstance(summary, EvalSummary):
         return
     published = summary.published
     for turn, ours, theirs in (

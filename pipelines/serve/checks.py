@@ -14,7 +14,8 @@ from vsr1.environments.registry import environment_of
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.parts import ActorResources
 from vsr1.settings.serving import CorpusConfig
-from vsr1.storage import fetched_folder, is_there
+from vsr1.storage import fetched_folder, is_there, named
+from vsr1.toy.long_corpus import films_file
 from vsr1.video.clips import META
 from vsr1.video.largest_clip import check_largest_clip
 
@@ -72,7 +73,10 @@ def check_served(config: Config, agents: bool = True) -> None:
 def _faults(config: Config, agents: bool) -> Iterator[str]:
     settings = config.serve
     if not environment_of(config).is_served:
-        yield f"environment={config.environment} cannot be served; a server searches a corpus, so leave it out"
+        yield (
+            f"environment={config.environment} cannot be served; a server searches a corpus: leave it out, or take "
+            "environment=search_then_navigate"
+        )
     if not settings.corpora:
         yield "serve.corpora names no corpus; say --corpus DIR, or serve.corpora.NAME.root=DIR"
     models = {f"checkpoint of model {name!r}": folder for name, folder in config.served_models.items()}
@@ -85,6 +89,10 @@ def _faults(config: Config, agents: bool) -> Iterator[str]:
     yield from _model_faults("model.embedder", config.model.embedder, False)
     for name, corpus in settings.corpora.items():
         yield from _corpus_faults(name, corpus, config.retrieval.shards, agents)
+        if agents and environment_of(config).has_films and config.navigate.pools.captioner.kind == "toy":
+            films = films_file(DatasetFolder(corpus.root), corpus.split)
+            if not films.is_file():
+                yield f"corpus {name!r}: the toy captioner knows {films} only; set navigate.pools.captioner.kind"
     root = settings.upload.path_root
     if root is not None and not root.is_dir():
         yield f"serve.upload.path_root={root} is no folder"
@@ -92,7 +100,7 @@ def _faults(config: Config, agents: bool) -> Iterator[str]:
 
 def _model_faults(what: str, folder: Path, allow_bin: bool) -> Iterator[str]:
     if not fetched_folder(folder).is_dir():
-        yield f"{what}: folder {folder} does not exist"
+        yield f"{what}: folder {named(folder)} does not exist"
     elif not (folder / "config.json").is_file():
         yield f"{what}: {folder} has no config.json, so it is no checkpoint; a run keeps its own under checkpoints/"
     elif not any(folder.glob("*.safetensors")) and not (allow_bin and any(folder.glob("*.bin"))):
@@ -102,7 +110,7 @@ def _model_faults(what: str, folder: Path, allow_bin: bool) -> Iterator[str]:
 def _corpus_faults(name: str, corpus: CorpusConfig, shards: int, clips: bool) -> Iterator[str]:
     folder, what = DatasetFolder(corpus.root), f"corpus {name!r}"
     if not is_there(corpus.root):
-        yield f"{what}: folder {corpus.root} does not exist"
+        yield f"{what}: folder {named(corpus.root)} does not exist"
         return
     needed = [folder.video_embeddings(corpus.split), folder.docid2row(corpus.split)]
     needed += [folder.clips(corpus.split) / META] if clips else []

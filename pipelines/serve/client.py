@@ -68,6 +68,12 @@ def search(url: str, body: dict[str, Any], key_file: Path | None, console: Conso
         event: dict[str, Any] = {}
         async with aclosing(stream_search(url, body, read_key(key_file))) as events:
             async for event in events:
+                if event["type"] == "called" and not as_json:
+                    part = "" if event["start"] is None else f" {event['start']:.0f}-{event['end']:.0f} s"
+                    words = f"{event['tool'] or 'no call'}{part} {event['words']}".rstrip()
+                    console.print(
+                        f"turn {event['turn']}: {words}: {event['status']}, {event['left']:g} left", markup=False
+                    )
                 if event["type"] == "verdict" and not as_json:
                     console.print(f"turn {event['turn']}: {event['video_id']}: {event['verdict']}", markup=False)
         return event["result"]

@@ -11,6 +11,7 @@ from pipelines.command import ConfigFile, DryRun, Overrides, console, guarded, k
 from pipelines.machine.resources import check_packages
 from pipelines.stage.connection import keep_ray_local
 from vsr1.config import dump_config
+from vsr1.storage import cache_at
 
 Host = Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")]
 Port = Annotated[int, typer.Option(help="Port to listen at.")]
@@ -40,7 +41,8 @@ def serve_command(
     from pipelines.machine.nodes import capacity
     from pipelines.serve.checks import check_served, named_corpora, serving_plan
 
-    settings.serve.corpora = guarded(named_corpora, corpus or [], split, settings.serve.corpora)
+    with cache_at(settings.storage.cache):
+        settings.serve.corpora = guarded(named_corpora, corpus or [], split, settings.serve.corpora)
     if dry_run:
         console.print(dump_config(settings), soft_wrap=True)
         console.print(serving_plan(settings, True, guarded(capacity, settings)).render())
@@ -73,13 +75,17 @@ def search_command(
     model: Annotated[str | None, typer.Option(help="Name of the model; the first without it.")] = None,
     max_turns: Annotated[int | None, typer.Option(help="How many videos may be looked at.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="A video that must not be found; repeatable.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Of calls into long videos, where they are navigated.")] = None,
     key_file: KeyFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:
     """Ask a running server for a moment. The exit code is 3 if it finds none."""
     from pipelines.serve.client import search
 
-    body = {"query": query, "corpus": corpus, "model": model, "max_turns": max_turns, "exclude_ids": exclude or []}
+    body = {
+        "query": query, "corpus": corpus, "model": model, "max_turns": max_turns, "exclude_ids": exclude or [],
+        "budget": budget,
+    }  # fmt: skip
     raise typer.Exit(guarded(search, url.rstrip("/"), body, key_file, console, as_json))
 
 

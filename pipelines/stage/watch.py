@@ -1,6 +1,7 @@
 """The driver's side of the watch over processes: it brings actors under the watch of their node, and tells of faults.
 
-An actor that Ray starts again comes under it again, and is told of as healed. Nothing here blocks.
+An actor that Ray starts again comes under it again, and is told of as healed, as is one that another takes the place
+of: the shards of a retrieval service end with it, and the next service starts its own. Nothing here blocks.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class _Guarded:
     role: str
     actor: Any
     place: tuple[str, int] | None = None
-    asked: ray.ObjectRef | None = None  # for its place
+    question: ray.ObjectRef | None = None  # for its place
     died: float | None = None  # when the process before this one was missed
     detect_s: float = 0.0
     on_fault: Callable[[Notice], None] | None = None
@@ -56,7 +57,7 @@ class Watch:
         self._nodes: dict[str, NodeWatchHandle] = {}
         self._notices: dict[ray.ObjectRef, str] = {}  # node of each call
         self._shards: list[Any] = []  # answers of retrieval services
-        self._asked = 0.0
+        self._last_question = 0.0
         self._lock = threading.Lock()
 
     def guard(
@@ -71,14 +72,18 @@ class Watch:
         """Bring an actor under the watch; another thread than that of `tick` may do so.
 
         Args:
-            name: of the actor; a new one of the same name takes its place.
+            name: of the actor; a new one of the same name takes its place, and heals its fault.
             on_fault: is told of its faults, by `tick`; else they are written as events.
             on_return: is called by `tick` when Ray has started it again.
         """
         with self._lock:
-            if name in self._guarded and self._guarded[name].actor is actor:
+            before = self._guarded.get(name)
+            if before and before.actor is actor:
                 return
-            self._guarded[name] = _Guarded(role, actor, asked=_asked(actor), on_fault=on_fault, on_return=on_return)
+            now = _Guarded(role, actor, question=_place_of(actor), on_fault=on_fault, on_return=on_return)
+            if before:
+                now.died, now.detect_s = before.died, before.detect_s
+            self._guarded[name] = now
 
     def guard_shards(self, name: str, service: RetrievalHandle) -> None:
         """Bring a retrieval service under the watch, and the shards that it has, whenever it is started."""
@@ -93,7 +98,7 @@ class Watch:
         """Return node and process of the actors whose end would be seen, by name."""
         with self._lock:
             guarded = dict(self._guarded)
-        return {name: one.place for name, one in guarded.items() if one.place is not None and one.asked is None}
+        return {name: one.place for name, one in guarded.items() if one.place is not None and one.question is None}
 
     def end(self, name: str) -> None:
         """End the process of an actor with all that it has started, also one that answers nothing, and let it go."""
@@ -136,8 +141,8 @@ class Watch:
                     self._hear(guarded, notice)
             except ray.exceptions.RayError:
                 continue  # Ray starts the watch again, or its node is gone
-        if time.monotonic() - self._asked >= ASK_EVERY_S:
-            self._asked = time.monotonic()
+        if time.monotonic() - self._last_question >= ASK_EVERY_S:
+            self._last_question = time.monotonic()
             for node in self._nodes.keys() - self._notices.values():
                 self._notices[self._nodes[node].notices.remote()] = node
 
@@ -149,17 +154,17 @@ class Watch:
         self._nodes.clear()
 
     def _locate(self, name: str, actor: _Guarded) -> None:
-        if actor.asked is None or not arrived([actor.asked]):
+        if actor.question is None or not arrived([actor.question]):
             return
         try:
-            actor.place = ray.get(actor.asked)
+            actor.place = ray.get(actor.question)
         except ray.exceptions.ActorUnavailableError:
-            actor.asked = _asked(actor.actor)  # it is being started again
+            actor.question = _place_of(actor.actor)  # it is being started again
             return
-        except ray.exceptions.RayError:
-            self.release(name)  # whoever calls it is told
+        except ray.exceptions.RayError:  # it is gone for good: whoever calls it is told, and may start another one
+            actor.question = actor.place = None
             return
-        actor.asked = None
+        actor.question = None
         node, pid = actor.place
         if node not in self._nodes:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -169,7 +174,7 @@ class Watch:
         if actor.died is not None:
             seconds = {"detect": actor.detect_s, "start": time.monotonic() - actor.died}
             seconds["all"] = sum(seconds.values())
-            self._write("healed", role=actor.role, member=name, reason="Ray started it again", seconds=seconds)
+            self._write("healed", role=actor.role, member=name, reason="it was started again", seconds=seconds)
             actor.died = None
             if actor.on_return is not None:
                 actor.on_return()
@@ -186,8 +191,8 @@ class Watch:
             seconds = {"detect": notice.seconds}
             self._write("fault", role=actor.role, member=notice.name, reason=notice.reason, seconds=seconds)
         if notice.is_gone:
-            actor.asked = _asked(actor.actor)
+            actor.question = _place_of(actor.actor)
 
 
-def _asked(actor: Any) -> ray.ObjectRef:
+def _place_of(actor: Any) -> ray.ObjectRef:
     return actor.__ray_call__.remote(place)

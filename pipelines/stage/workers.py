@@ -14,13 +14,14 @@ from typing import Any
 
 import ray
 
+from actors.clips import ClipReader
 from actors.corpus import CorpusActors
 from actors.healing import HealingLearners
 from actors.learner import LearnerGroup
 from actors.places import placed
 from actors.rewards import RewardWorker, RewardWorkerHandle
-from actors.rollout import RolloutWorker, RolloutWorkerHandle, Sampling
-from actors.tools import FilmActors
+from actors.rollout import RolloutWorker, RolloutWorkerHandle, Sampling, tools_name
+from actors.tools import FilmActors, FilmClips, ToolRouterHandle, films_of, start_tools
 from pipelines.stage.fleet import RolloutFleet
 from pipelines.stage.plays import Outcome
 from pipelines.stage.progress import QUIET, Load, Progress
@@ -92,9 +93,8 @@ class Workers:
         """
 
         def guard(name: str, rank: Any) -> None:
-            if rank is None:
-                self.watch.release(name)
-            else:
+            self.watch.release(name)  # the learner itself tells of its healing
+            if rank is not None:
                 self.watch.guard(name, "learner", rank)
 
         stores = self.corpora[split].stores
@@ -140,20 +140,26 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET, wait: bool
     watch = Watch(config.fleet, logs / "watch.log", events.write)
 
     def corpus_of(split: str) -> CorpusActors | FilmActors:
-        if environment.has_films:
+        if not environment.has_corpus:
             return FilmActors(config, split, sharers=len(splits), logs=logs)
+        clips: ClipReader = ClipFolder(folder.clips(split), config.data.timestamps)
+        if environment.has_films:
+            films = films_of(config, split)
+            tools[tools_name(split)] = start_tools(config, films, logs / f"{tools_name(split)}.log")
+            clips = FilmClips(clips, films)
         return CorpusActors(
             config,
             split,
-            ClipFolder(folder.clips(split), config.data.timestamps),
+            clips,
             sharers=len(splits),
             name=f"retrieval-{split}",
             restarts=ALWAYS,
             logs=logs,
         )
 
+    tools: dict[str, ToolRouterHandle] = {}  # of splits that are searched and navigated
     corpora = {split: corpus_of(split) for split in splits}
-    retrieval = {split: corpus.retrieval for split, corpus in corpora.items()}
+    retrieval = {split: corpus.retrieval for split, corpus in corpora.items()} | tools
     rewards = [
         RewardWorker.options(**placed(need.reward), max_restarts=ALWAYS).remote(
             environment.rewards(config), logs / f"reward-{i}.log"
@@ -188,6 +194,8 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET, wait: bool
                 watch.guard(f"tools-{split}", "tools", corpus.retrieval)
             else:
                 watch.guard_shards(f"retrieval-{split}", corpus.retrieval)
+        for name, router in tools.items():
+            watch.guard(name, "tools", router)
         pump = RolloutPump(fleet, rewards, config.rollout.deadline_s)
         others = Workers(corpora, rewards, fleet, pump, watch, events, progress, is_ahead=config.grpo.staleness > 0)
         if wait:
@@ -198,5 +206,7 @@ def workers(config: Config, *splits: str, progress: Progress = QUIET, wait: bool
         watch.stop()
         for actor in rewards:
             ray.kill(actor)
+        for router in tools.values():
+            ray.kill(router)
         for corpus in corpora.values():
             corpus.stop()

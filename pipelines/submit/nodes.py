@@ -19,7 +19,8 @@ from pipelines.command import JOB_FOLDERS
 from pipelines.machine.placement import Stage, check_placement
 from pipelines.machine.resources import MachineError
 from vsr1.config import Config
-from vsr1.storage import StorageError, is_there, named, removed, sent
+from vsr1.storage import is_there, named, removed, sent
+from vsr1.stores import StorageError
 from vsr1.versions import SUPPORTED, installed_version
 
 LOOK_LIMIT_S = 120.0  # a node unpacks the files of the job first

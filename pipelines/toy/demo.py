@@ -24,7 +24,8 @@ from pipelines.train import grpo, sft
 from vsr1.config import Config
 from vsr1.metrics.summary import EvalSummary
 from vsr1.report.metric_rows import metric_table
-from vsr1.runs.folder import lock_of, owned, write_config
+from vsr1.runs.folder import RunFolderError, lock_of, owned, write_config
+from vsr1.storage import named, url_of
 
 
 def run_demo(config: Config, console: Console) -> Path:
@@ -33,8 +34,10 @@ def run_demo(config: Config, console: Console) -> Path:
     Raises:
         MachineError: a package is not installed.
         PlanError: the machine is too small for the configuration.
-        RunFolderError: another process works in `run_dir`.
+        RunFolderError: another process works in `run_dir`, or it is a URL.
     """
+    if url_of(config.run_dir) is not None:
+        raise RunFolderError(f"{named(config.run_dir)}: the demo replaces its run folder, which must be a path")
     check_packages("vllm", "deepspeed", "faiss")
     settings = config.grpo.model_copy(update={"evaluate_before": True, "evaluate_after": True})
     config = config.model_copy(update={"grpo": settings})

@@ -12,15 +12,25 @@ from typing import Any
 from pipelines.train.prompt_lengths import short_enough
 from pipelines.train.record_checks import check_grpo_records, check_sft_records
 from pipelines.train.records import record_rows, spoken_rows
-from pipelines.train.step_metrics import navigate_metrics, navigate_validation, rollout_metrics, validation_metrics
+from pipelines.train.step_metrics import (
+    long_search_metrics,
+    long_search_validation,
+    navigate_metrics,
+    navigate_validation,
+    rollout_metrics,
+    validation_metrics,
+)
 from vsr1.config import Config
+from vsr1.environments.long_searches import LONG_SEARCHES
 from vsr1.environments.navigation import NAVIGATION
+from vsr1.environments.searches import SEARCHES
 from vsr1.environments.spec import Rows
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.examples import navigate_examples
 from vsr1.rl.batch import Example
 from vsr1.rl.credit import Credit
 from vsr1.search.examples import trained_examples
+from vsr1.search_then_navigate.examples import long_search_examples
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,12 @@ def _search_rows(config: Config) -> Rows:
     )
 
 
+def _long_search_rows(config: Config) -> Rows:
+    """Return records of whole episodes where the dataset has some, else those of the judgements of a search."""
+    path = LONG_SEARCHES.sft_file(config)
+    return _search_rows(config) if path == SEARCHES.sft_file(config) else spoken_rows(path)
+
+
 _TRAININGS = {
     "search": Training(
         _search_rows,
@@ -57,8 +73,16 @@ _TRAININGS = {
         validation_metrics,
         {"R@1 after": "R@1_after"},
     ),
+    "search_then_navigate": Training(
+        _long_search_rows,
+        check_grpo_records,
+        lambda episodes, credits, config: long_search_examples(episodes, credits, config.grpo, config.agent),
+        long_search_metrics,
+        long_search_validation,
+        {"R@1 after": "R@1_after", "spent": "spent"},
+    ),
     "navigate": Training(
-        lambda config: spoken_rows(DatasetFolder(config.data.root)),
+        lambda config: spoken_rows(NAVIGATION.sft_file(config)),
         NAVIGATION.training_rows,
         lambda episodes, credits, config: navigate_examples(episodes, credits, config.grpo),
         navigate_metrics,

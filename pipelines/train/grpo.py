@@ -26,6 +26,7 @@ from pipelines.train.environments import training_of
 from pipelines.train.gauges import StepGauges
 from pipelines.train.groups import StepGroups
 from pipelines.train.prompt_lengths import short_enough
+from pipelines.train.record_checks import check_checkpoints
 from pipelines.train.rollouts import GroupRollouts
 from pipelines.train.step_metrics import credit_metrics
 from vsr1.config import RENAMED, Config
@@ -88,6 +89,7 @@ def train(config: Config, progress: Progress = QUIET) -> Path:
 
 def check(config: Config) -> None:
     """See that a run can start, as far as dataset and run folder tell by themselves; errors as of `train`."""
+    check_checkpoints(config)
     check_largest_clip(config.model.policy, config.data)
     states, has_records = _states(config), environment_of(config).training_file(config).is_file()
     if not states.root.exists():

@@ -1,4 +1,4 @@
-"""Training records are checked before anything starts: every fault of every record is named, all at once."""
+"""What a stage reads is checked before anything starts: every fault of every record is named, all at once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vsr1.config import Config
+from pipelines.machine.placement import grpo_splits
+from vsr1.config import Config, ConfigError
+from vsr1.environments.registry import environment_of
 from vsr1.formats.dataset import TRAIN, DatasetFolder
-from vsr1.storage import has_file
+from vsr1.storage import has_file, is_there, named, url_of
 from vsr1.video.clips import clip_file, read_meta
 
 LISTED = 200
@@ -105,8 +107,37 @@ def check_sft_records(config: Config) -> None:
     _check(folder.sft_records(), _SftRecord, faults)
 
 
+def check_checkpoints(config: Config) -> None:
+    """See that the checkpoints are there that a stage loads, unless its nodes are only declared (`cluster.nodes`).
+
+    Raises:
+        ConfigError: a folder is no checkpoint.
+    """
+    folders = {"model.policy": config.model.policy}
+    if environment_of(config).has_corpus:
+        folders["model.embedder"] = config.model.embedder
+    for key, folder in folders.items() if not config.cluster.nodes else ():
+        weights = ("*.safetensors", "*.bin") if config.model.allow_bin else ("*.safetensors",)
+        if not is_there(folder):
+            fault = "the folder does not exist; a checkpoint of the hub is loaded with `hf download NAME --local-dir`"
+        elif url_of(folder) is not None:
+            continue
+        elif (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            fault = "an adapter alone is no checkpoint; merge it into its model first"
+        elif not any(path for pattern in weights for path in folder.glob(pattern)):
+            fault = "no safetensors weights"
+        else:
+            continue
+        raise ConfigError(f"{key}={named(folder)}: {fault}")
+
+
 def check_grpo_records(config: Config) -> None:
-    """Compare the records of Stage 2 with what it will ask of them; errors as of `check_sft_records`."""
+    """Compare the records of Stage 2, and the splits that it evaluates, with what it will ask of them.
+
+    Raises:
+        RecordError: some cannot be used.
+        FileNotFoundError: a file of the dataset is missing.
+    """
     folder = DatasetFolder(config.data.root)
     corpus = _Corpus(folder)
 
@@ -120,6 +151,11 @@ def check_grpo_records(config: Config) -> None:
             yield from corpus.faults("hard_negative_ids", video)
 
     _check(folder.grpo_records(), _GrpoRecord, faults)
+    for split in grpo_splits(config):
+        if not (path := folder.docid2row(split)).is_file():
+            raise FileNotFoundError(
+                f"{path} is missing; build split {split!r}, or name another one with grpo.val_split or eval.split"
+            )
 
 
 def _check(path: Path, kind: type[RecordT], faults_of: Callable[[RecordT], Iterator[str]]) -> None:

@@ -6,11 +6,12 @@ import json
 import random
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.plain import encode_plain, plain
-from vsr1.navigate.files import read_records, records_file
+from vsr1.navigate.files import read_records
 from vsr1.rl.batch import Example, RetrievalTarget
 from vsr1.search.prompts import turn_prompt, with_rewrite
 from vsr1.search.targets import negatives_of
@@ -56,11 +57,10 @@ def record_rows(folder: DatasetFolder, *, with_rewrites: bool) -> list[dict[str,
     return rows
 
 
-def spoken_rows(folder: DatasetFolder) -> list[dict[str, Any]]:
-    """Return the records of navigation; `query` is what rows of one question share; errors as of `read_records`."""
+def spoken_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file of navigation; `query` is what rows of one question share. Raise as its reader."""
     return [
-        {"query": record.question_id, "history": record.history, "reply": record.reply}
-        for record in read_records(records_file(folder))
+        {"query": record.question_id, "history": record.history, "reply": record.reply} for record in read_records(path)
     ]
 
 

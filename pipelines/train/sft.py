@@ -25,6 +25,7 @@ from pipelines.stage.post_mortem import kept_in_folder
 from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.train.clip_stream import clip_of, with_clips
 from pipelines.train.environments import training_of
+from pipelines.train.record_checks import check_checkpoints
 from pipelines.train.records import held_out, record_example, rows_in_order, rows_of_rank
 from pipelines.train.step_display import LAST_SCALAR, StepDisplay
 from vsr1.config import RENAMED, Config
@@ -90,6 +91,7 @@ def check(config: Config) -> _Records | None:
     Returns:
         What it trains on; None where the dataset has still to be built.
     """
+    check_checkpoints(config)
     began = _states(config).root.exists()
     if config.toy.create and not began and not environment_of(config).sft_file(config).is_file():
         return None
@@ -141,7 +143,7 @@ def _train(plan: _Plan, progress: Progress) -> Path:
     steps, ranks = records.steps, config.sft.learner.ranks
     per_rank = config.sft.batch_size // ranks
     ordered = list(islice(rows_in_order(records.rows, config.seed), steps * config.sft.batch_size))
-    clips = _clips(config)
+    clips = _clips(config, records.rows)
     need = config.cluster.learner
     trainer = TorchTrainer(
         train_rank,
@@ -150,6 +152,7 @@ def _train(plan: _Plan, progress: Progress) -> Path:
             "steps": steps,
             "per_rank": per_rank,
             "settings": plan.settings,
+            "shows_clips": clips is not None,
             "state": plan.state,
             "held": [records.held[rank::ranks] for rank in range(ranks)],
             "streams": [
@@ -219,7 +222,7 @@ def train_rank(settings: dict[str, Any]) -> None:
         torch.distributed.barrier()
 
     best = Best(config.run_dir / "checkpoints" / "sft-best", learner.save, notes=rank == 0)
-    held, folder = settings["held"][rank], _clips(config)
+    held, folder = settings["held"][rank], _folder(config) if settings["shows_clips"] else None
 
     def examples_of(shown: Iterable[tuple[dict[str, Any], Clip | None]]) -> list[Example]:
         """Return the examples of rows and their clips, which take the place of those of the batch before."""
@@ -275,10 +278,12 @@ def train_rank(settings: dict[str, Any]) -> None:
     learner.save(config.run_dir / "checkpoints" / "sft")
 
 
-def _clips(config: Config) -> ClipFolder | None:
-    """Return the clips that the records show, None where they show none."""
-    if not environment_of(config).has_corpus:
-        return None
+def _clips(config: Config, rows: list[dict[str, Any]]) -> ClipFolder | None:
+    """Return the clips that records show, None where they show none; they are all of one kind."""
+    return _folder(config) if "video_id" in rows[0] else None
+
+
+def _folder(config: Config) -> ClipFolder:
     return ClipFolder(DatasetFolder(config.data.root).clips(TRAIN), config.data.timestamps)
 
 

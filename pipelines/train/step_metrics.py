@@ -8,11 +8,14 @@ from statistics import mean, pstdev
 from typing import Any
 
 from vsr1.episode.trajectory import Trajectory, Turn
+from vsr1.metrics.long_search import LongSearchSummary
 from vsr1.metrics.summary import EvalSummary, refined_rank
 from vsr1.navigate.record import NavigateTrajectory, is_right, spent
 from vsr1.navigate.summary import NavigateSummary
 from vsr1.rl.credit import Credit
 from vsr1.search.record import SearchTrajectory, SearchTurn, moment_iou
+from vsr1.search_then_navigate.record import LongSearchTrajectory, calls_of, judgements
+from vsr1.search_then_navigate.record import spent as spent_on_films
 
 
 def episode_metrics(trajectories: Sequence[Trajectory[Any, Any]], weight_version: int) -> dict[str, float]:
@@ -55,6 +58,20 @@ def navigate_metrics(trajectories: Sequence[NavigateTrajectory], weight_version:
     }
     values |= {f"status/{status}": count / statuses.total() for status, count in statuses.items()}
     return episode_metrics(trajectories, weight_version) | values
+
+
+def long_search_metrics(trajectories: Sequence[LongSearchTrajectory], weight_version: int) -> dict[str, float]:
+    """Return what is followed of searches that navigate: of the searches, and of the calls; as `episode_metrics`."""
+    calls = [turn for trajectory in trajectories for turn in calls_of(trajectory)]
+    statuses = Counter(turn.record.status for turn in calls)
+    values = {
+        "calls": len(calls) / len(trajectories),
+        "budget": mean(one.task.budget for one in trajectories),
+        "spent": mean(spent_on_films(one) for one in trajectories),
+    }
+    values |= {f"status/{status}": count / statuses.total() for status, count in statuses.items()}
+    searches = rollout_metrics([judgements(one) for one in trajectories], weight_version)
+    return searches | episode_metrics(trajectories, weight_version) | values
 
 
 def rollout_metrics(trajectories: list[SearchTrajectory], weight_version: int) -> dict[str, float]:
@@ -108,6 +125,14 @@ def navigate_validation(summary: NavigateSummary, trajectories: Sequence[Navigat
     """Return what is followed while training: the accuracy under each budget, and means over all."""
     values = {f"accuracy_at_{budget}": figures.accuracy for budget, figures in summary.budgets.items()}
     return values | {"reward": mean(t.reward for t in trajectories), "accuracy": summary.accuracy}
+
+
+def long_search_validation(
+    summary: LongSearchSummary, trajectories: Sequence[LongSearchTrajectory]
+) -> dict[str, float]:
+    """Return what is followed while training: the share of moments found under each budget, and means over all."""
+    values = {f"IoU@0.5_at_{budget}": one.search.moments.iou_05 for budget, one in summary.budgets.items()}
+    return values | {"reward": mean(t.reward for t in trajectories), "IoU@0.5": summary.iou_05}
 
 
 def _verifier(looks: list[tuple[SearchTrajectory, Turn[SearchTurn]]]) -> dict[str, float]:

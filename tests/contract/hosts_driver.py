@@ -12,11 +12,15 @@ from typing import Any
 import ray
 from ray.cloudpickle import register_pickle_by_value
 
+from actors.rollout import Sampling
+from pipelines.stage.pump import RolloutPump
 from tests.contract import scripted_worker, test_fleet_actors
-from vsr1.episode.sample import FailedSample
+from vsr1.episode.sample import FailedSample, SampleId
 from vsr1.runs.events import EVENTS, EventLog
+from vsr1.search.record import SearchTask
+from vsr1.settings.parts import AgentConfig
 
-SAMPLES, SECONDS, MEMBERS = 40, "0.3", 2
+SAMPLES, SECONDS, MEMBERS, DEADLINE_S = 40, "0.3", 2, 180.0
 
 
 def make(name: str) -> Any:
@@ -29,17 +33,21 @@ def main(address: str, folder: Path) -> None:
     ray.init(address=address, log_to_driver=False)
     events = EventLog(folder / EVENTS)
     stage = test_fleet_actors.Stage(folder, make, MEMBERS, write=events.write)
+    stage.rewards = [test_fleet_actors.Rewards.options(label_selector={"pool": "head"}).remote()]
     stage.fleet.push(test_fleet_actors.Learners(), 3)
     stage.fleet.settle()
     events.write("playing")
     counts = {"rounds": 0, "missing": 0, "repeated": 0, "failed": 0}
     while not (folder / "end").exists():
-        outcomes = stage.play(*[SECONDS] * SAMPLES)
-        samples = {outcome.id.sample for outcome in outcomes}
+        pump = RolloutPump(stage.fleet, stage.rewards, DEADLINE_S)
+        tasks = [SearchTask(SampleId(f"p{number}"), "q", SECONDS) for number in range(SAMPLES)]
+        outcomes = list(pump.play("train", tasks, AgentConfig(), Sampling(10), lambda now: None))
+        samples = {outcome.id.prompt for outcome in outcomes}
         counts["rounds"] += 1
         counts["missing"] += SAMPLES - len(samples)
         counts["repeated"] += len(outcomes) - len(samples)
         counts["failed"] += sum(isinstance(outcome, FailedSample) for outcome in outcomes)
+        events.write("played", **counts)
     events.write("over", serving=len(stage.fleet.serving()), **counts)
     stage.stop()
 

@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -59,14 +60,20 @@ class ScriptedEngine:
 
 
 class ScriptedWorkerActor(RolloutWorkerActor):
-    """`pull_s`: seconds that weights take. `refuses`: version that it does not take."""
+    """`pull_s`: seconds that weights take. `refuses`: version that it does not take.
 
-    def __init__(self, pull_s: float = 0.0, refuses: int = -1, start_s: float = 0.0) -> None:
-        self._pull_s, self._refuses, self._start_s = pull_s, refuses, start_s
+    `start` and `pull`: files without which it does not start, or takes no weights.
+    """
+
+    def __init__(
+        self, pull_s: float = 0.0, refuses: int = -1, start: Path | None = None, pull: Path | None = None
+    ) -> None:
+        self._pull_s, self._refuses, self._start, self._pull = pull_s, refuses, start, pull
+        self._pushes: list[int] = []
         self._engine: Any = None
 
     async def _start_engine(self) -> Any:
-        await asyncio.sleep(self._start_s)
+        await _there(self._start)
         return await ScriptedEngine.start()
 
     async def rollout(
@@ -107,7 +114,9 @@ class ScriptedWorkerActor(RolloutWorkerActor):
         await engine.one_token()
 
     async def push(self, way: str, sent: Any, version: int) -> str:
+        self._pushes.append(version)
         await asyncio.sleep(self._pull_s)
+        await _there(self._pull)
         if version == self._refuses:
             raise RuntimeError("head.weight: other values than were sent")
         self._engine.weight_version = version
@@ -116,6 +125,15 @@ class ScriptedWorkerActor(RolloutWorkerActor):
     async def processes(self) -> tuple[int, int]:
         """Return the ids of this process and of its engine."""
         return os.getpid(), self._engine.process.pid
+
+    async def pushes(self) -> list[int]:
+        """Return the versions of all weights that it was sent."""
+        return self._pushes
+
+
+async def _there(file: Path | None) -> None:
+    while file is not None and not file.exists():
+        await asyncio.sleep(0.05)
 
 
 ScriptedWorker: Any = ray.remote(num_cpus=0, concurrency_groups={"health": 2})(ScriptedWorkerActor)

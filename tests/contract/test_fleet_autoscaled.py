@@ -1,7 +1,7 @@
 """A fleet on a Ray whose autoscaler adds nodes for members that have no place, and takes away idle ones."""
 
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(280)]
 for module in (sys.modules[__name__], scripted_worker, test_fleet_actors):
     register_pickle_by_value(module)  # actors cannot import these files
 SPOT = {"resources": {"CPU": 1, "object_store_memory": 2**27}, "labels": {"pool": "spot"}, "max_workers": 2}
-COMES_S = 60.0
+COMES_S, PREEMPTED_S, PLAY_S = 60.0, 8.0, 15.0
 
 
 @pytest.fixture
@@ -47,33 +47,31 @@ def test_nodes_come_for_members_and_leave_after_them(address: str, tmp_path: Pat
     def make(name: str) -> Any:
         return ScriptedWorker.options(num_cpus=0.9, label_selector={"pool": "spot"}).remote()
 
-    began = time.monotonic()
     stage = Stage(tmp_path, make, 1, stores=stores)
     try:
         assert len(spot_nodes()) == 1
         stage.fleet.push(Learners(), 3)
         stage.fleet.settle()
-        print("first", time.monotonic() - began)
         write_scale(tmp_path, 2)
         stage.until(lambda: len(stage.fleet.serving()) == 2, COMES_S)
         assert len(spot_nodes()) == 2
-        print("second", time.monotonic() - began)
 
         [_, second] = stage.fleet.members
-        drain(address, second.node, 20)
-        outcomes = stage.play(*["0.3"] * 60)
-        assert sorted(outcome.id.sample for outcome in outcomes) == list(range(60))
+        notice = threading.Timer(1.0, drain, (address, second.node, PREEMPTED_S))
+        notice.start()
+        outcomes = stage.play(*[str(PLAY_S)] * 8, deadline_s=240.0)
+        notice.join()
+        assert sorted(outcome.id.sample for outcome in outcomes) == list(range(8))
         assert not any(isinstance(outcome, FailedSample) for outcome in outcomes)
-        print("drained", time.monotonic() - began, stage.fleet.counts())
+        assert [event["samples"] for event in stage.told("handed_back")] == [4], (
+            "half of them, that are played elsewhere"
+        )
         stage.until(lambda: second.node not in spot_nodes(), COMES_S)
         stage.until(lambda: sorted(stage.fleet.serving()) == ["rollout-0", "rollout-2"], COMES_S)
-        print("replaced", time.monotonic() - began)
+        assert len(spot_nodes()) == 2 and not stage.told("fault")
 
         write_scale(tmp_path, 1)
         stage.until(lambda: len(spot_nodes()) == 1, COMES_S)
-        print("left", time.monotonic() - began)
         assert len(stage.fleet.serving()) == 1
-        for event in stage.events:
-            print(event)
     finally:
         stage.stop()

@@ -8,15 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file, save_file
 
+from actors.tools import ToolRouter
 from pipelines.data.manifest import BuildError
 from pipelines.data.teacher.reasoning import TeacherOutcome, write_reasoning
 from vsr1.config import Config
 from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.processor import ClipProcessor
+from vsr1.navigate.calls import ToolCall
+from vsr1.navigate.tree import ClipTree
+from vsr1.navigate.video_films import VideoFilms
+from vsr1.settings.navigate import CaptionerConfig, ToolsConfig
+from vsr1.toy.render import encode_mp4
+from vsr1.toy.world import Event, Film
 from vsr1.video.clips import write_meta
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -87,6 +95,26 @@ def test_good_replies_become_rows_and_others_are_listed(
     assert (thought["model_raw_response"], thought["error"]) == (SPELT, "the reply ends inside its thinking")
     (model / "model.safetensors").unlink()  # no engine can start: what is finished is not asked again
     assert ask(folder, good, model, temperature=1.0).rows == outcome.rows
+
+
+def test_the_same_engine_describes_the_parts_of_films(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    encode_mp4(Film("film", 16, (Event(0, 16, "red", "ring", "up"),), seed=1), path)
+    captioner = CaptionerConfig.model_validate(
+        {"kind": "vllm", "folder": model, "dtype": "float32", "max_tokens": 24, "frames": 2, "max_pixels": 4096,
+         "engine": {"max_model_len": 1024}}
+    )  # fmt: skip
+    films = VideoFilms({"film": (path, ClipTree.of(16.0))}, captioner, 2, 4096, "cpu")
+    router = ToolRouter.remote(films, ToolsConfig(captioner=captioner, deadline_s=30), tmp_path / "answers")
+    try:
+        calls = [ToolCall("film", "caption", (part,)) for part in (1, 2, 3)]
+        results = ray.get([router.use.remote(call) for call in calls])
+        assert [result.text for result in results] == [SPELT] * 3
+        assert all(result.visual_tokens > 4 for result in results)
+        costs = ray.get(router.costs.remote())["caption"]
+        assert (costs["asked"], costs["failed"]) == (3, 0)
+    finally:
+        ray.kill(router)
 
 
 def test_a_folder_without_a_checkpoint_is_refused_at_once(folder: DatasetFolder, tmp_path: Path) -> None:

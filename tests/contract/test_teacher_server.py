@@ -2,18 +2,14 @@
 
 import base64
 import io
-import json
 import logging
-import re
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_chat_server import Reply, Server, running_server, said
 from PIL import Image
 
 from pipelines.data.manifest import BuildError
@@ -24,68 +20,16 @@ from vsr1.formats.dataset import DatasetFolder
 from vsr1.video.clips import write_meta
 
 KEY = "sk-very-secret-words"
-Reply = tuple[int, Any]  # status, and the body or its text
-
-
-def said(text: str | None, finish_reason: str = "stop") -> Reply:
-    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": text}}
-    return 200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
 
 
 def good(query: str, number: int) -> Reply:
     return said(f"hm</think>\nReasoning: seen for {query}")
 
 
-class Server(ThreadingHTTPServer):
-    """Answers with `behaviour(query, how many times it was asked before)` and keeps what it was asked."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.behaviour: Callable[[str, int], Reply] = good
-        self.asked: list[dict[str, Any]] = []
-        self.count: Counter[str] = Counter()
-        self.running = self.most_running = 0
-        self.lock = threading.Lock()
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        query = re.search('Query: "(.*)"', request["messages"][1]["content"][0]["text"])[1]
-        with self.server.lock:
-            self.server.asked.append(request | {"path": self.path, "key": self.headers["Authorization"]})
-            number = self.server.count[query]
-            self.server.count[query] += 1
-            self.server.running += 1
-            self.server.most_running = max(self.server.most_running, self.server.running)
-        status, body = self.server.behaviour(query, number)
-        with self.server.lock:
-            self.server.running -= 1
-        payload = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
-        self.send_header("Retry-After", "0.05")
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, *args: Any) -> None:
-        """Quiet."""
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever)
-    thread.start()
-    yield running
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    with running_server(good, 'Query: "(.*)"') as running:
+        yield running
 
 
 @pytest.fixture

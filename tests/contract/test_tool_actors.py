@@ -29,6 +29,9 @@ class Slow:
     def tree(self, film):
         return ClipTree.of(700)
 
+    def start(self):
+        time.sleep(2.0)  # longer than the deadline of a call
+
     def answer(self, call):
         (self._folder / f"{call.tool}-{call.node}-{time.monotonic_ns()}").touch()
         while (self._folder / "hang").exists():
@@ -52,9 +55,6 @@ def test_a_group_pays_once_and_a_hanging_captioner_costs_its_deadline(tmp_path):
 
     first, other = ToolCall("f", "caption", (1, 1)), ToolCall("f", "caption", (1, 2))
     ray.get(router.costs.remote())
-    deadline = time.monotonic() + 60
-    while isinstance(asyncio.run(ask(ToolCall("f", "caption", (4, 4))))[0], ToolError) and time.monotonic() < deadline:
-        pass  # the captioner is on the way
     answers = asyncio.run(ask(*[first] * 8))
     assert {answer.text for answer in answers} == {"(1, 1)"}
     assert len(list(notes.glob("caption-(1, 1)-*"))) == 1
@@ -63,15 +63,13 @@ def test_a_group_pays_once_and_a_hanging_captioner_costs_its_deadline(tmp_path):
     late = asyncio.run(ask(other, other))
     assert all(isinstance(error, ToolError) and "no answer in 1.5 s" in str(error) for error in late)
     (notes / "hang").unlink()
-    deadline = time.monotonic() + 60
-    while isinstance(answer := asyncio.run(ask(other))[0], ToolError) and time.monotonic() < deadline:
-        pass  # its process is on the way
+    [answer] = asyncio.run(ask(other))  # once its process is there
     assert answer.text == "(1, 2)"
 
     [failure] = asyncio.run(ask(ToolCall("f", "video_qa", (1, 1, 1), "fail")))
     assert isinstance(failure, ToolError) and "the server refuses" in str(failure)
     costs = ray.get(router.costs.remote())
-    assert costs["caption"]["calls"] >= 12 and costs["caption"]["failed"] >= 1 and costs["video_qa"]["failed"] == 1
+    assert costs["caption"]["calls"] == 11 and costs["caption"]["failed"] == 1 and costs["video_qa"]["failed"] == 1
     ray.kill(router)
 
     again = ToolRouter.remote(Slow(notes), config, tmp_path / "answers")

@@ -3,16 +3,30 @@
 import pytest
 from navigation import call, play
 
-from bench.navigate import left_soon, navigate_curve
+from bench.long_search import long_search
+from bench.navigate import find_worth, left_soon, navigate_curve
 
 
 def test_a_curve_has_every_agent_at_every_budget_beside_the_optimum():
     figures = navigate_curve(4, [12.0], 0, [0, 8])
     assert (figures["films"], list(figures["minutes"]["12"])) == (4, ["0", "8"])
     at = figures["minutes"]["12"]["8"]
-    assert set(at) == {"optimum", "optimal", "greedy", "uniform", "finder", "oracle"}
+    assert set(at) == {"optimum", "optimal", "greedy", "uniform", "finder", "searcher", "oracle"}
     assert 0.5 < at["optimum"] < 1 and at["oracle"]["accuracy"] == 1 and at["oracle"]["calls"] <= 8
     assert figures["minutes"]["12"]["0"]["optimal"]["calls"] == 0
+
+
+def test_a_search_over_leaves_halves_the_calls_of_the_best_player_at_equal_accuracy():
+    at = find_worth(12, [33.0], 0, level=3)["minutes"]["33"]["30"]
+    assert at["accuracy"] == 1 and at["ratio"] <= 0.5
+
+
+def test_films_too_long_for_one_look_are_found_by_navigating_them():
+    figures = long_search(2, 8, [33.0], 0, budget=16, turns=3)["minutes"]["33"]
+    one, both = figures["one_look"], figures["search_then_navigate"]
+    assert both["frames"] <= one["frames"] < 1.1 * both["frames"]
+    assert both["right_film"] == one["right_film"] == figures["ranked_within_turns"]
+    assert figures["ratio"] >= 1.5
 
 
 @pytest.mark.parametrize(

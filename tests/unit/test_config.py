@@ -137,6 +137,7 @@ def test_served_models_have_names_of_their_own() -> None:
         ("seed: 3\n".encode("utf-16-le"), "save the file as UTF-8 text"),  # without a mark that says so
         (b"- seed: 3\n", "a mapping of sections is needed"),
         (b"seed: 3\nseed: 4\n", "found duplicate key seed"),
+        (b"seed: 3\n---\nseed: 4\n", "but found another document"),
         (b"grpo:\n\tsteps: 3\n", "found character that cannot start any token"),
         (b"grpo:\n", "grpo: Input should be a valid dictionary .*; leave the key out to have the default"),
     ],

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsr1.video.container import VideoError
-from vsr1.video.decode import _size, frame_indices, probe_video, sample_video
+from vsr1.video.decode import frame_indices, probe_video, sample_video, shrunk_size
 
 WIDTH, HEIGHT = 64, 48
 MILLISECOND = Fraction(1, 1000)
@@ -214,6 +214,6 @@ def test_indices_are_those_of_the_published_example() -> None:
 
 @given(st.integers(2, 8000), st.integers(2, 8000), st.integers(1024, 200_704))
 def test_a_size_never_exceeds_the_limit(width: int, height: int, limit: int) -> None:
-    new_width, new_height = _size(width, height, limit)
+    new_width, new_height = shrunk_size(width, height, limit)
     assert new_width * new_height <= max(limit, new_width, new_height)
     assert new_width <= width and new_height <= height

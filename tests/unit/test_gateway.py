@@ -566,3 +566,7 @@ def test_errors_of_the_library_keep_their_codes(service: Service) -> None:
 
     service.library.delete = Handle(refused)
     assert code(service.ask("DELETE", "/v1/videos/a")) == (409, "too_few_videos")
+
+
+def test_times_are_counted_as_long_as_a_search_may_take() -> None:
+    assert metrics.WAITS[-1] > 2 * ServeConfig().request_limit_s  # the wait for its place, and the search

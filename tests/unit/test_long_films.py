@@ -100,6 +100,23 @@ def test_a_search_ranks_by_rare_words_in_common():
     assert ranked_nodes(captions, "a ball", 3) != [] and ranked_nodes(captions, "ball", 3) == []
 
 
+def test_a_search_knows_what_words_say_together_and_prefers_who_says_no_more():
+    captions = {
+        (1, 1): "a ring moving left, a cross moving up", (1, 2): "a cross moving left, a ring moving up, a square",
+        (2, 1): "a cross moving left, a ring moving up",
+    }  # fmt: skip
+    assert ranked_nodes(captions, "a cross moving left, a ring", 3) == [(2, 1), (1, 2), (1, 1)]
+
+
+def test_a_search_names_nodes_of_the_level_that_is_set_and_opens_them():
+    film = FILMS[0]
+    right = next(place for place in film.plan.places if place[0] == film.plan.right)
+    settings = NavigateConfig(find_level=3)
+    trajectory, _ = play(film, film.task(SampleId(film.film), 2), settings, AGENTS["searcher"])
+    assert [turn.record.status for turn in trajectory.turns] == ["ok", "ok", "answered"] and is_right(trajectory)
+    assert trajectory.turns[0].record.nodes[0] == trajectory.turns[1].record.node == right
+
+
 def accuracy(name, budget):
     trajectories = [play(film, film.task(SampleId(film.film), budget), SETTINGS, AGENTS[name])[0] for film in FILMS]
     assert all(spent(one) <= budget and one.turns[-1].record.status != "malformed" for one in trajectories)
@@ -119,6 +136,7 @@ def test_scripted_agents_are_ordered_and_the_optimal_one_reaches_the_computed_op
 
 def test_a_search_saves_calls():
     assert accuracy("finder", 4)[0] > accuracy("optimal", 4)[0] + 0.1
+    assert accuracy("searcher", 30)[0] == 1 and accuracy("searcher", 30)[1] < accuracy("optimal", 30)[1]
 
 
 def test_the_oracle_makes_detours_and_leaves_them():

@@ -13,11 +13,12 @@ from typing import Any
 import fsspec
 import pytest
 
-from vsr1 import storage
+from vsr1 import storage, stores
 from vsr1.runs import mirror
 from vsr1.runs.folder import RunFolderError, kept_in
 from vsr1.runs.mirror import bring, mirrored, push
-from vsr1.storage import StorageError, cache_at, place_of
+from vsr1.storage import cache_at, place_of
+from vsr1.stores import StorageError
 
 MEMORY = fsspec.filesystem("memory")
 URL = "memory://runs/a"
@@ -26,7 +27,7 @@ URL = "memory://runs/a"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(storage, "FRESH_S", 0.0)
-    monkeypatch.setattr(storage, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(stores, "WAITS_S", (0.0, 0.0))
     monkeypatch.setattr(mirror, "SETTLE_S", 0.0)
     yield
     type(MEMORY).store.clear()
@@ -51,6 +52,7 @@ def commit(run: Path, step: int) -> None:
     state = run / f"state/grpo/step-{step}"
     state.mkdir(parents=True)
     (state / "weights").write_text(f"weights of {step}")
+    (state.parent / "settings.json").write_text("{}")  # beside the states, since the first step
     (run / "ledger").mkdir(exist_ok=True)
     (run / f"ledger/{step}.journal").write_text(f"moves of {step}")
     with (run / "scalars.jsonl").open("a") as file:
@@ -74,6 +76,7 @@ def test_another_disk_goes_on_from_the_last_commit(node: Any) -> None:
     assert files(second) == files(first)
     assert set(files(second)) == {
         "scalars.jsonl",
+        "state/grpo/settings.json",
         *(f"state/grpo/step-{step}/weights" for step in (2, 3)),
         *(f"ledger/{step}.journal" for step in (2, 3)),
     }
@@ -111,12 +114,12 @@ def test_whatever_is_cut_off_a_reader_finds_a_whole_state(node: Any, monkeypatch
             assert "the same command goes on from it there; its last commit is not at the URL" in str(error)
             assert str(first) in str(error)
     with mirrored(second, "grpo"):
-        states = sorted(path.name for path in second.glob("state/grpo/*"))
+        states = sorted(path.name for path in second.glob("state/grpo/step-*"))
         assert states == (["step-2", "step-3"] if is_whole else ["step-1", "step-2"])
         assert all((second / f"state/grpo/{name}/weights").read_text() == f"weights of {name[-1]}" for name in states)
         steps = {int(name[-1]) for name in states}
         assert {int(path.stem) for path in second.glob("ledger/*")} == steps
-        left = [name for name in storage.listed(URL) if "step-3" in name or name == "ledger/3.journal"]
+        left = [name for name in stores.listed(URL) if "step-3" in name or name == "ledger/3.journal"]
         assert bool(left) == is_whole, "pieces of what was not whole are gone"
 
 
@@ -187,7 +190,7 @@ def test_a_run_that_was_taken_over_copies_nothing_more(node: Any) -> None:
         commit(run, 1)
         MEMORY.pipe("/runs/a/lease.json", json.dumps({"id": "y", "owner": "another"}).encode())
         commit(run, 2)
-    assert not any("step-2" in name for name in storage.listed(URL))
+    assert not any("step-2" in name for name in stores.listed(URL))
 
 
 def test_a_commit_that_misses_a_file_is_named(node: Any) -> None:
@@ -218,6 +221,24 @@ def test_what_a_rank_on_another_node_has_sent_belongs_to_the_state(node: Any) ->
     bring(third, "grpo")
     assert (third / "state/grpo/step-1/learner/optimiser").read_text() == "moments"
     assert (third / "state/grpo/step-1/weights").read_text() == "weights of 1"
+
+
+def test_a_rank_on_another_disk_commits_and_the_driver_after_it(node: Any) -> None:
+    """As Stage 1 does, where rank 0 saves the states; older ones go from the URL too."""
+    driver, rank, third = node("one"), node("two"), node("three")
+    with mirrored(driver, "sft"):
+        for step in (1, 2, 3):
+            part = rank / f"state/sft/.part-step-{step}"
+            part.mkdir(parents=True)
+            (part / "optimiser").write_text("moments")
+            storage.sent_as(part, rank / f"state/sft/step-{step}")
+            part.rename(rank / f"state/sft/step-{step}")
+            shutil.rmtree(rank / f"state/sft/step-{step - 2}", ignore_errors=True)
+            push(rank)
+        (driver / "config.yaml").write_text("{}")
+    bring(third, "sft")
+    assert set(files(third)) == {"config.yaml", "state/sft/step-2/optimiser", "state/sft/step-3/optimiser"}
+    assert not [name for name in stores.listed(URL) if "step-1" in name]
 
 
 def test_what_a_failed_stage_has_left_is_copied_too(node: Any) -> None:

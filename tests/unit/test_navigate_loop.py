@@ -14,6 +14,7 @@ from vsr1.episode.rewards import scored
 from vsr1.episode.sample import FailedSample, SampleId
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.examples import navigate_examples, spoken_example
+from vsr1.navigate.files import records_file
 from vsr1.navigate.rewards import NavigateRewards
 from vsr1.navigate.summary import failed_navigate_row, navigate_row, summarise_navigation
 from vsr1.rl.credit import credits_of
@@ -74,7 +75,7 @@ def test_every_turn_is_an_example_of_the_agents_own_tokens(config):
 
 
 def test_records_become_examples_text_by_text(config):
-    rows = spoken_rows(DatasetFolder(config.data.root))
+    rows = spoken_rows(records_file(DatasetFolder(config.data.root)))
     last = [row for row in rows if row["query"] == "train-0000"][-1]
 
     def encode(text):

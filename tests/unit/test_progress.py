@@ -1,13 +1,17 @@
 """A table of the roles on a terminal, else one plain line a step and nothing more."""
 
 import io
+import json
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from pipelines.stage.progress import LiveTable, Load, PlainLines, Progress, shown_progress
+from pipelines.train.step_display import LAST_SCALAR, StepDisplay
 
 ACTORS = {"rollout": 2, "retrieval": 1, "rewards": 1, "learner": 2}
 
@@ -108,3 +112,31 @@ def test_silence_is_broken_by_what_goes_on() -> None:
     assert file.getvalue().splitlines()[:2] == [
         "still grpo rollouts 3 of 16: 0.05 s", "still grpo rollouts 3 of 16: 0.1 s"
     ]  # fmt: skip
+
+
+def test_stage_1_shows_each_step_that_it_takes_once_and_none_of_an_earlier_run(tmp_path: Path) -> None:
+    path = tmp_path / "scalars.jsonl"
+    shown: list[Any] = []
+
+    class Shown(Progress):
+        def step(self, step: int, values: dict[str, float], seconds: dict[str, float]) -> None:
+            shown.append((step, values["loss"], seconds))
+
+    def log(stage: str, step: int, at: float) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            for name in ("loss", LAST_SCALAR):
+                row = {"stage": stage, "step": step, "name": name, "value": float(step), "time": at}
+                file.write(json.dumps(row) + "\n")
+
+    for step in range(1, 31):  # of a run that was killed and left no state
+        log("sft", step, 1000.0 + step)
+    display = StepDisplay(path, Shown())
+    display.update()
+    assert shown == []
+    log("sft", 1, 2000.0)
+    log("sft_val", 1, 2001.0)
+    display.update()
+    display.update()
+    log("sft", 2, 2003.0)
+    display.update()
+    assert shown == [(1, 1.0, {}), (2, 2.0, {"step": 3.0})]

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.train.record_checks import RecordError, check_grpo_records, check_sft_records
+from pipelines.train.sft import check as check_stage_1
 from pipelines.train.sft import train
 from vsr1.config import Config
 from vsr1.formats.atomic import write_json, write_lines
@@ -184,6 +185,40 @@ def test_a_line_of_stage_2_that_is_no_json_is_named_with_its_number(config: Conf
     path.write_text(json.dumps(grpo()) + "\n{torn\n")
     with pytest.raises(RecordError, match=r"minimal_top1\.jsonl:2: not JSON"):
         check_grpo_records(config)
+
+
+def test_a_split_of_evaluations_that_is_not_built_is_named_with_its_setting(config: Config) -> None:
+    write_lines(DatasetFolder(config.data.root).grpo_records(), [grpo()])
+    check_grpo_records(config)
+    grpo_section = {"validate_every": 1, "val_split": "nowhere"}
+    other = Config.model_validate({"data": {"root": config.data.root}, "grpo": grpo_section})
+    with pytest.raises(FileNotFoundError, match=r"build split 'nowhere', or name another one with grpo\.val_split"):
+        check_grpo_records(other)
+
+
+def test_records_that_fill_no_batch_are_one_line(config: Config) -> None:
+    write_json(DatasetFolder(config.data.root).sft_records(), [sft()] * 3)
+    config.run_dir, config.sft.batch_size = config.data.root / "run", 500
+    with pytest.raises(ValueError, match=r"3 records do not fill one batch of 500; lower sft\.batch_size"):
+        check_stage_1(config)
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_checkpoint_that_is_none_is_told_before_anything_starts(tmp_path: Path, stage: str) -> None:
+    """A model of the hub by its name, an adapter, a folder without weights: also where the dataset is still to come."""
+    for name, file in (("adapter", "adapter_config.json"), ("empty", "config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+    (tmp_path / "adapter" / "adapter_model.safetensors").touch()
+    for option, message in (
+        ("model.policy=Qwen/Qwen3-VL-2B-Instruct", "the folder does not exist; a checkpoint of the hub is loaded with"),
+        (f"model.policy={tmp_path / 'adapter'}", "an adapter alone is no checkpoint; merge it into its model first"),
+        (f"model.embedder={tmp_path / 'empty'}", "no safetensors weights"),
+    ):
+        settings = ["toy.create=true", f"data.root={tmp_path / 'data'}", f"run_dir={tmp_path / 'run'}", option]
+        outcome = CliRunner().invoke(app, [stage, "--dry-run", "cluster.rollout.memory_gib=0.1", *settings])
+        assert outcome.exit_code == 1
+        assert f"error: {option.partition('=')[0]}=" in outcome.stderr and message in outcome.stderr
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])

@@ -1,7 +1,7 @@
 """A served search without an engine: what its answer says when the time ends it in the middle."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from pipelines.serve.gateway.events import Event
 from pipelines.serve.gateway.schema import SearchBody
 from vsr1.episode.environment import PromptError
 from vsr1.episode.trajectory import FinishReason
+from vsr1.navigate.calls import ToolCall, ToolResult
 from vsr1.retrieval.request import SearchRequest, SearchResult
+from vsr1.settings.navigate import NavigateConfig
 from vsr1.settings.parts import AgentConfig
 from vsr1.video.clips import Clip
 
@@ -43,8 +45,19 @@ async def clip(video_id: str) -> Clip:
     return Clip.make(video_id, np.zeros((4, 8, 8, 3), np.uint8), np.arange(4.0))
 
 
-def play(*texts: str, limit_s: float = 10.0, **body: Any) -> list[Event]:
-    """Events of a search whose turns say these texts; one that has no text of its own never ends."""
+async def use(call: ToolCall) -> ToolResult:
+    return ToolResult(f"seen {call.node}")
+
+
+def play(*texts: str, limit_s: float = 10.0, long: bool = False, **body: Any) -> list[Event]:
+    """Events of a search whose turns say these texts; one that has no text of its own never ends.
+
+    Args:
+        long: videos have 2000 seconds and are navigated.
+    """
+
+    async def load(video_id: str) -> Clip:
+        return replace(await clip(video_id), length=2000.0) if long else await clip(video_id)
 
     async def reply_to(prompt: Any, turn: int, agent: AgentConfig, on_text: Any) -> Any:
         if turn > len(texts):
@@ -54,8 +67,9 @@ def play(*texts: str, limit_s: float = 10.0, **body: Any) -> list[Event]:
 
     async def events() -> list[Event]:
         agent = AgentConfig(refinement="none")
-        searching = Searching(SearchBody(query="a ring", **body), agent, ("id", "toy", "small"), 7, limit_s)
-        return [event async for event in searching.events(search, clip, reply_to)]
+        navigate = NavigateConfig() if long else None
+        searching = Searching(SearchBody(query="a ring", **body), agent, ("id", "toy", "small"), 7, limit_s, navigate)
+        return [event async for event in searching.events(search, load, reply_to, use if long else None)]
 
     return asyncio.run(events())
 
@@ -78,6 +92,26 @@ def test_an_answer_is_made_of_its_turns() -> None:
     assert (moment["video_id"], moment["start"], moment["end"], moment["score"]) == ("b", 1.0, 2.0, 0.5)
     assert moment["thumbnail_url"] == "/v1/videos/b/thumbnail?t=1.50&corpus=toy"
     assert moment["deep_link"] == "/#q=a+ring&corpus=toy&v=b&t=1.00-2.00"
+
+
+def test_calls_into_a_long_video_are_told_and_part_of_its_turn() -> None:
+    look = "<think>in</think><tool>caption(1,1)</tool>"
+    events = play(REJECTS, look, "no call", ACCEPTS, long=True, budget=3)
+    asked = ["reasoning.delta", "called"]
+    begun = ["retrieved", "turn.started"]
+    assert [event["type"] for event in events] == [
+        *begun, "reasoning.delta", "verdict", "refined", *begun, *asked, *asked, "reasoning.delta", "verdict", "moment",
+        "done",
+    ]  # fmt: skip
+    assert {event["turn"] for event in events[7:13]} == {2}
+    call = {"tool": "caption", "node": [1, 1], "start": 0.0, "end": 80.0, "words": "", "status": "ok", "left": 2.0}
+    assert events[8] == {"type": "called", "turn": 2, "video_id": "b", **call}
+    result = events[-1]["result"]
+    assert [len(turn["calls"]) for turn in result["turns"]] == [0, 2] and result["turns"][1]["calls"][0] == call
+    assert result["turns"][1]["calls"][1]["status"] == "malformed" and result["usage"]["text_tokens"] == 8
+    assert [(moment["video_id"], moment["start"], moment["end"]) for moment in result["moments"]] == [("b", 1.0, 2.0)]
+    partial = play(REJECTS, look, long=True, limit_s=0.3)[-1]["result"]
+    assert (partial["status"], len(partial["turns"][1]["calls"])) == ("partial", 1)
 
 
 @pytest.mark.parametrize("texts", [(), (REJECTS,)])

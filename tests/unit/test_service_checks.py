@@ -17,6 +17,7 @@ from pipelines.train import grpo
 from vsr1.config import Config, ConfigError
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.data import DataConfig
+from vsr1.settings.navigate import CaptionerConfig
 from vsr1.settings.parts import Node
 from vsr1.video.clips import META
 
@@ -118,6 +119,15 @@ def test_an_environment_without_a_corpus_is_not_served(tmp_path: Path) -> None:
     served.environment = "navigate"
     with pytest.raises(ConfigError, match="environment=navigate cannot be served"):
         check_served(served)
+
+
+def test_the_toy_captioner_needs_the_films_that_it_knows(tmp_path: Path) -> None:
+    served = config(tmp_path)
+    served.environment = "search_then_navigate"
+    with pytest.raises(ConfigError, match=r"the toy captioner knows .*films\.jsonl only; set navigate\.pools"):
+        check_served(served)
+    served.navigate.pools.captioner = CaptionerConfig(kind="openai", model="m", url="http://127.0.0.1:9/v1")
+    check_served(served)
 
 
 def test_keys_and_room_are_looked_at(tmp_path: Path) -> None:

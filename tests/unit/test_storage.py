@@ -13,11 +13,10 @@ from typing import Any
 import fsspec
 import pytest
 
-from vsr1 import storage
+from vsr1 import storage, stores
 from vsr1.config import ConfigError, config_values, dump_config, load_config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.storage import (
-    StorageError,
     cache_at,
     fetched,
     fetched_folder,
@@ -30,6 +29,7 @@ from vsr1.storage import (
     sent_folder,
     url_of,
 )
+from vsr1.stores import StorageError
 
 MEMORY = fsspec.filesystem("memory")
 
@@ -37,7 +37,7 @@ MEMORY = fsspec.filesystem("memory")
 @pytest.fixture(autouse=True)
 def always_compared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(storage, "FRESH_S", 0.0)
-    monkeypatch.setattr(storage, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(stores, "WAITS_S", (0.0, 0.0))
     yield
     type(MEMORY).store.clear()
 
@@ -180,13 +180,14 @@ def test_the_oldest_fetched_files_make_room_and_nothing_else(
     own = node("memory://d/own")
     own.parent.mkdir(parents=True)
     own.write_bytes(b"x" * 4096)
+    sent(own)
     for number in range(4):
         MEMORY.pipe(f"/d/{number}", b"x" * 1024)
         place = fetched(node(f"memory://d/{number}"))
         os.utime(storage._record(place), (number, number) if number < 3 else None)
         if number == 1:
             place.write_bytes(b"mine" * 256)  # changed here since
-    assert sorted(path.name for path in own.parent.iterdir()) == ["1", "3", "own"]
+    assert sorted(path.name for path in own.parent.iterdir()) == ["1", "2", "3", "own"]
 
 
 def test_a_file_that_comes_in_short_is_not_kept(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pipelines.machine.resources import MachineError
 from pipelines.submit.nodes import View, check_cluster, faults, look
 from pipelines.submit.upload import MIB, upload_of
 from vsr1.config import load_config
+from vsr1.stores import StorageError
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -106,6 +107,23 @@ def test_a_node_tells_what_it_does_not_see_and_versions_without_the_kind_of_buil
     view = look("here", {"data.root": tmp_path, "model.policy": tmp_path / "no"})
     assert view.missing == ("model.policy",)
     assert view.versions["torch"] == "2.13.0", "not 2.13.0+cpu"
+
+
+def test_a_node_looks_at_urls_and_is_named_where_it_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.submit.nodes.SIGHT_LIMIT_S", 0.1)
+    (tmp_path / "data").mkdir()
+    options = [
+        f"data.root=file://{tmp_path}/data",
+        f"run_dir=file://{tmp_path}/none",
+        f"storage.cache={tmp_path}/cache",
+    ]
+    config = load_config(None, options)
+    assert look("here", {"data.root": config.data.root, "run_dir": config.run_dir}).missing == ("run_dir",)
+    [line] = faults([View("a", {}), View("b", {}, ("run_dir",))], {"run_dir": config.run_dir})
+    assert f"does not see run_dir=file://{tmp_path}/none: " in line
+    config = load_config(None, ["data.root=nosuch://films/data"])
+    with pytest.raises(StorageError, match="node b: nosuch://films/data: no file system is called nosuch"):
+        look("b", {"data.root": config.data.root})
 
 
 def test_results_in_the_copy_of_a_job_are_refused() -> None:

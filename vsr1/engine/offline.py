@@ -29,6 +29,7 @@ class OfflineReply:
     text: str
     finish_reason: str  # stop | length | another word of vLLM's
     thinking: bool
+    prompt_tokens: int = 0  # those of the clip among them
 
 
 class OfflineEngine:
@@ -63,7 +64,8 @@ class OfflineEngine:
         replies = []
         for text, output in zip(texts, outputs, strict=True):
             completion, is_thinking = output.outputs[0], text.rstrip().endswith("<think>")
-            replies.append(OfflineReply(completion.text, str(completion.finish_reason), is_thinking))
+            tokens = len(output.prompt_token_ids or [])
+            replies.append(OfflineReply(completion.text, str(completion.finish_reason), is_thinking, tokens))
         return replies
 
     def _chat(self, prompt: VideoPrompt) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vsr1.storage import fetched_folder
+from vsr1.storage import fetched_folder, named
 
 CHUNK = 1 << 22  # bytes read at one time
 
@@ -44,7 +44,7 @@ def weights_fingerprint(folder: Path) -> str:
     """
     if not fetched_folder(folder).is_dir():
         raise FileNotFoundError(
-            f"model folder {folder} does not exist; model.policy and model.embedder name the folders of checkpoints"
+            f"model folder {named(folder)} does not exist; model.policy and model.embedder name those of checkpoints"
         )
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not weights:

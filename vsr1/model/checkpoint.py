@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, Qwen3VLConfig
 
 from vsr1.model.policy import REFINE_TOKEN, VideoSearchPolicy
-from vsr1.storage import fetched_folder
+from vsr1.storage import fetched_folder, named
 
 if TYPE_CHECKING:  # the processor module needs torchvision, which a driver does without
     from transformers import PreTrainedTokenizerBase, Qwen3VLProcessor
@@ -50,7 +50,7 @@ def weight_files(folder: Path, *, allow_bin: bool = False) -> list[Path]:
         CheckpointError: no such folder, no weights of an allowed kind, or a shard named by the index is missing.
     """
     if not fetched_folder(folder).is_dir():
-        raise CheckpointError(f"checkpoint folder {folder} does not exist")
+        raise CheckpointError(f"checkpoint folder {named(folder)} does not exist")
     for name in ("model.safetensors", "pytorch_model.bin") if allow_bin else ("model.safetensors",):
         index = folder / f"{name}.index.json"
         if index.is_file():

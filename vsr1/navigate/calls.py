@@ -24,6 +24,7 @@ _NAMES: dict[str, ToolName] = {
 }  # fmt: skip
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)
 _NODE = re.compile(r"[(\s]*([0-9]{1,3}(?:\s*,\s*[0-9]{1,3})*)\s*,?\s*\)*\s*(?:,(.*))?", re.DOTALL)
+_NODE_CLIP = re.compile(r".+@[1-8](?:\.[1-8]){2}", re.DOTALL)
 _ELEMENT = r"<{0}>((?:(?!</?{0}>).)*)</{0}>"
 
 
@@ -52,6 +53,11 @@ class ToolResult:
 def node_clip(film: str, node: Node) -> str:
     """Return the name of the clip that shows a node."""
     return f"{film}@{'.'.join(map(str, node))}"
+
+
+def is_node_clip(name: str) -> bool:
+    """Tell whether a clip has such a name, of a node that has parts around it; the name of a video may have an @."""
+    return _NODE_CLIP.fullmatch(name) is not None
 
 
 def clip_node(name: str) -> tuple[str, Node]:

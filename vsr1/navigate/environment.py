@@ -114,7 +114,8 @@ class NavigateEnvironment:
             return "bad_node"
         if action.tool in ("video_qa", "look") and len(node) < LEVELS:
             return "bad_node"
-        return "closed_node" if self._settings.parent_first and node[:-1] not in self._open else None
+        is_open = not self._settings.parent_first or node in self._open or node[:-1] in self._open
+        return None if is_open else "closed_node"
 
     def _text(self, call: ToolCall) -> str:
         result = self._results[call]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from vsr1.episode.trajectory import Trajectory
 from vsr1.formats.plain import encode_plain, plain
-from vsr1.navigate.record import NavigateTrajectory
+from vsr1.navigate.record import NavigateTurn
 from vsr1.rl.batch import Example, Sampled
 from vsr1.rl.credit import Credit
 from vsr1.settings.training import GrpoConfig
 
 
 def navigate_examples(
-    trajectories: Sequence[NavigateTrajectory], credits: list[list[Credit]], stage: GrpoConfig
+    trajectories: Sequence[Trajectory[Any, NavigateTurn]], credits: list[list[Credit]], stage: GrpoConfig
 ) -> list[Example]:
     """Return one example a turn: only the agent's own tokens are trained, what it was shown is in the prompt.
 

@@ -2,6 +2,7 @@
 
     navigate/SPLIT.questions.jsonl   a question a line, as `NavigateTask` has it
     navigate/records.jsonl           a reply a line, with what was said before it: texts and replies in turn
+    navigate/search_records.jsonl    the same of searches that navigate
 
 CG-Bench annotations, and the caption and training files of LongVideo-R1, are read into the same (longvideo.md §2, §3).
 """
@@ -83,6 +84,11 @@ def questions_file(folder: DatasetFolder, split: str) -> Path:
 def records_file(folder: DatasetFolder) -> Path:
     """Return where the records of Stage 1 lie."""
     return folder.at("navigate", "records.jsonl")
+
+
+def search_records_file(folder: DatasetFolder) -> Path:
+    """Return where the records of searches that navigate lie."""
+    return folder.root / "navigate" / "search_records.jsonl"
 
 
 def read_questions(path: Path) -> list[Question]:

@@ -2,7 +2,8 @@
 
 A call's answer is shared by who asks for it at the same time, kept in memory, and on disk where the tool is the same
 the next time: under a hash of the film's content, the node's seconds, the tool with its model, and the words. A call
-without an answer within the deadline fails with `ToolError` for all who wait, is not kept, and may be made again.
+without an answer within the deadline fails with `ToolError` for all who wait, is not kept, and may be made again. The
+time that an actor takes to start does not count: where it is longer than the deadline, no call would ever be answered.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from vsr1.shared_calls import SharedCalls
 from vsr1.video.clips import Clip
 
 NAMED = 3  # nodes that a search names
+START_S = 900.0  # until an actor that has not started fails the calls that wait for it
 
 
 class Films(Protocol):
@@ -40,6 +42,9 @@ class Films(Protocol):
     def tree(self, film: str) -> ClipTree:
         """Return the clip tree of a film."""
 
+    def start(self) -> None:
+        """Load what answers, in the process that is to answer; once there is enough."""
+
     def answer(self, call: ToolCall) -> ToolResult:
         """Return the caption of a node, or the answer to a question about it."""
 
@@ -47,13 +52,22 @@ class Films(Protocol):
         """Return the clip of a node, as `vsr1.navigate.calls.node_clip` names it."""
 
 
+async def _always() -> None:
+    """Be ready."""
+
+
 @dataclass(eq=False)
 class Member:
-    """One actor of a pool: how it is asked, and how it is started again when it keeps a call too long."""
+    """One actor of a pool: how it is asked, and how it is started again when it keeps a call too long.
+
+    `ready` returns once it can be asked.
+    """
 
     ask: Callable[[ToolCall], Awaitable[ToolResult]]
     restart: Callable[[], None] = lambda: None
+    ready: Callable[[], Awaitable[None]] = _always
     open: int = 0  # calls it works on
+    has_started: bool = False
 
 
 @dataclass
@@ -74,12 +88,14 @@ class ToolPlane:
     Args:
         pools: the members that answer a tool.
         cache: folder for answers; None keeps them in memory only.
+        find_level: of the nodes whose captions are searched.
     """
 
     films: Films
     pools: Mapping[ToolName, list[Member]]
     deadline_s: float
     cache: Path | None = None
+    find_level: int = 2
     costs: dict[str, ToolCosts] = field(default_factory=dict)
     _results: dict[ToolCall, ToolResult] = field(default_factory=dict)
     _shared: SharedCalls[ToolResult] = field(default_factory=SharedCalls)
@@ -102,9 +118,8 @@ class ToolPlane:
         return result
 
     async def _search(self, call: ToolCall) -> ToolResult:
-        """Search the captions of the second level, which are made where they are missing."""
-        tree = self.films.tree(call.film)
-        parts = [part for root in tree.roots for part in tree.children(root)]
+        """Search the captions of a level, which are made where they are missing."""
+        parts = self.films.tree(call.film).level(self.find_level)
         results = await asyncio.gather(*(self.use(ToolCall(call.film, "caption", part)) for part in parts))
         captions = {part: result.text for part, result in zip(parts, results, strict=True) if result.text is not None}
         return ToolResult("" if captions else None, nodes=tuple(ranked_nodes(captions, call.words, NAMED)))
@@ -114,14 +129,21 @@ class ToolPlane:
         member = min(self.pools[call.tool], key=lambda member: member.open)
         member.open += 1
         costs.asked += 1
+        limit, deadline = START_S, f"{START_S:g} s, in which its actor has not started"
         try:
-            result = await asyncio.wait_for(member.ask(call), self.deadline_s)
+            if not member.has_started:
+                await asyncio.wait_for(member.ready(), limit)
+                member.has_started = True
+            limit, deadline = self.deadline_s, f"{self.deadline_s:g} s (navigate.pools.deadline_s)"
+            result = await asyncio.wait_for(member.ask(call), limit)
         except TimeoutError:
             costs.failed += 1
+            member.has_started = False
             member.restart()
-            raise ToolError(f"{_name(call)}: no answer in {self.deadline_s:g} s (navigate.pools.deadline_s)") from None
+            raise ToolError(f"{_name(call)}: no answer in {deadline}") from None
         except Exception:
             costs.failed += 1
+            member.has_started = False  # perhaps it has died
             raise
         finally:
             member.open -= 1

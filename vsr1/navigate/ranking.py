@@ -1,4 +1,4 @@
-"""Which nodes of a film fit some words, by the words of their captions: a search that needs no model."""
+"""Which nodes of a film fit some words, by words and phrases of their captions: a search that needs no model."""
 
 from __future__ import annotations
 
@@ -9,22 +9,31 @@ from collections.abc import Mapping
 
 from vsr1.navigate.tree import Node
 
-_WORD = re.compile(r"\w+")
+LONGEST = 3  # words of a phrase: "cross moving left" is not "ring moving left" beside "cross moving up"
+_CLAUSE, _WORD = re.compile(r"[^,.;:!?\n]+"), re.compile(r"\w+")
 
 
 def ranked_nodes(captions: Mapping[Node, str], words: str, count: int) -> list[Node]:
-    """Return at most `count` nodes, best first; of equal ones the earlier; none that shares no word.
+    """Return at most `count` nodes, best first; none that shares no word.
 
-    The score is the cosine of words weighted by their rarity among the captions, log(1 + N / n).
+    The score is how much of the search a caption says: its phrases in the caption, weighted by their rarity among the
+    captions, log(1 + N / n) squared. Of equal ones the caption that says least besides is better, then the earlier one.
     """
-    bags = {node: set(_WORD.findall(text.lower())) for node, text in captions.items()}
-    spread = Counter(word for bag in bags.values() for word in bag)
-    weights = {word: math.log(1 + len(bags) / number) ** 2 for word, number in spread.items()}
-    wanted = {word for word in _WORD.findall(words.lower()) if word in weights}
+    bags = {node: phrases(text) for node, text in captions.items()}
+    spread = Counter(phrase for bag in bags.values() for phrase in bag)
+    weights = {phrase: math.log(1 + len(bags) / number) ** 2 for phrase, number in spread.items()}
+    wanted = phrases(words) & weights.keys()
+    shared = {node: wanted & bag for node, bag in bags.items()}
+    scores = {node: sum(weights[phrase] for phrase in sorted(common)) for node, common in shared.items() if common}
+    return sorted(scores, key=lambda node: (-scores[node], len(bags[node]), node))[:count]
 
-    def score(node: Node) -> float:
-        shared = sum(weights[word] for word in wanted & bags[node])
-        return shared / math.sqrt(sum(weights[word] for word in bags[node])) if shared else 0.0
 
-    fitting = sorted((node for node in bags if wanted & bags[node]), key=lambda node: (-score(node), node))
-    return fitting[:count]
+def phrases(text: str) -> set[str]:
+    """Return the words of a text and what up to three of them say together, within clauses, in small letters."""
+    clauses = (_WORD.findall(clause) for clause in _CLAUSE.findall(text.lower()))
+    return {
+        " ".join(words[start : start + length])
+        for words in clauses
+        for length in range(1, LONGEST + 1)
+        for start in range(len(words) - length + 1)
+    }

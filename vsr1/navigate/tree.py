@@ -69,6 +69,13 @@ class ClipTree:
         """Return the parts of a node in order."""
         return [(*node, number) for number in range(1, self.width + 1)] if len(node) < LEVELS else []
 
+    def level(self, number: int) -> list[Node]:
+        """Return the nodes of a level in order, or the whole film where it has no parts."""
+        nodes = self.roots
+        for _ in range(1, number if self.has_parts else 1):
+            nodes = [part for node in nodes for part in self.children(node)]
+        return nodes
+
     def __contains__(self, node: Node) -> bool:
         if not self.has_parts:
             return node == ()

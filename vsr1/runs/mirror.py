@@ -19,7 +19,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,7 +29,8 @@ import psutil
 
 from vsr1.formats.atomic import write_json
 from vsr1.runs.folder import RunFolderError, owned
-from vsr1.storage import AT_ONCE, StorageError, asked, fetched, files_of, listed, recorded, removed, sent, url_of
+from vsr1.storage import AT_ONCE, fetched, files_of, lost, removed, sent, url_of
+from vsr1.stores import StorageError, asked, listed
 
 COMMIT, LEASE = "commit.json", "lease.json"
 STATES, KEPT = "state/", ("state/", "ledger/")  # what only counts if a commit names it
@@ -72,7 +74,7 @@ def mirrored(run_dir: Path, stage: str) -> Iterator[None]:
             if not isinstance(error, StorageError):
                 try:
                     push(run_dir)
-                except (StorageError, RunFolderError) as second:
+                except (StorageError, RunFolderError) as second:  # must not hide the first
                     error.add_note(str(second))
             raise
         push(run_dir)
@@ -104,23 +106,32 @@ def _push(run_dir: Path, url: str) -> None:
     def send(name: str) -> None:
         path = run_dir / name
         size = there[name]["size"] if name in there else -1
-        if not (name.startswith(STATES) and size == path.stat().st_size):  # else a rank of this run has sent it
+        with suppress(FileNotFoundError):  # it has been removed since
             status, before = path.stat(), _known.get(path, (0, 0))
-            sent(path, before[1] if before[0] == status.st_ino else 0)
-            _known[path] = status.st_ino, status.st_size
+            if not (name.startswith(STATES) and size == status.st_size):  # else a rank of this run has sent it
+                sent(path, before[1] if before[0] == status.st_ino else 0)
+                _known[path] = status.st_ino, status.st_size
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(send, names))
-    states = {f"{path.relative_to(run_dir)}/" for path in run_dir.glob(f"{STATES}*/step-*")}
-    there = listed(url)
-    whole = {name: info["size"] for name, info in there.items() if name in names or name.startswith(tuple(states))}
-    before = _read(run_dir / COMMIT) or {"number": 0, "id": None}
-    commit = {"number": before["number"] + 1, "id": uuid4().hex, "before": before["id"], "files": whole}
+    # By this run, but perhaps by a rank of it on another disk.
+    latest = _read_url(f"{url}/{COMMIT}") or {"number": 0, "id": None, "files": {}}
+    there, whole = listed(url), set(names)
+    stages = _folders(run_dir, f"{STATES}*")  # whose states this disk decides on; of them ranks have sent their parts
+    states = _folders(run_dir, f"{STATES}*/step-*")
+    gone = {name for name in lost(run_dir) if not name.startswith(NOT_COPIED)}
+    gone |= {name for name in there if name.startswith(stages) and not name.startswith(states) and name not in whole}
+    whole |= {name for name in there if name.startswith(states)} | (latest["files"].keys() - gone)
+    files = {name: there[name]["size"] for name in sorted(whole) if name in there}
+    commit = {"number": latest["number"] + 1, "id": uuid4().hex, "before": latest["id"], "files": files}
     write_json(run_dir / COMMIT, commit)
     sent(run_dir / COMMIT)
-    for name in recorded(run_dir):
-        if name not in whole and not name.startswith(NOT_COPIED):
-            removed(run_dir / name)
+    for name in gone:
+        removed(run_dir / name)
+
+
+def _folders(run_dir: Path, pattern: str) -> tuple[str, ...]:
+    return tuple(f"{path.relative_to(run_dir)}/" for path in run_dir.glob(pattern) if path.is_dir())
 
 
 def _bring(run_dir: Path) -> None:
@@ -145,7 +156,8 @@ def _bring(run_dir: Path) -> None:
     for folder in KEPT:
         shutil.rmtree(run_dir / folder, ignore_errors=True)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(fetched, (run_dir / name for name in commit["files"] if name in there)))
+        wanted = [run_dir / name for name in commit["files"] if name in there]
+        list(pool.map(partial(fetched, keep=True), wanted))
     write_json(run_dir / COMMIT, commit)
 
 
@@ -187,11 +199,9 @@ def _leased(run_dir: Path, url: str, stage: str) -> Iterator[None]:
         over.set()
         renewing.join()
         (run_dir / LEASE).unlink(missing_ok=True)
-        try:
+        with suppress(StorageError):  # the lease ends by itself, and the stage's own error is the one to tell
             if (_read_url(place) or {}).get("id") == own["id"]:
                 removed(run_dir / LEASE)
-        except StorageError:
-            pass  # the lease ends by itself, and the stage's own error is the one to tell
 
 
 def _take(url: str, place: str, own: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from vsr1.formats.atomic import cut_torn_line, replacing
 from vsr1.navigate.record import NavigateTask, NavigateTurn
 from vsr1.rl.credit import Credit
 from vsr1.search.record import SearchTask, SearchTrajectory, SearchTurn
+from vsr1.search_then_navigate.record import LongSearchTask
 from vsr1.video.clips import ClipReference
 
 LATENTS = ".latents"
@@ -161,8 +162,10 @@ def _trajectory(row: dict[str, Any], latents: np.ndarray) -> SearchTrajectory:
     if "question_id" in task:
         turns = [_turn(turn, latents, _navigate_record) for turn in row["turns"]]
         return Trajectory(_navigate_task(task), turns, **results)
-    task = SearchTask(**{**task, "id": SampleId(**task["id"]), "gt_span": tuple(task["gt_span"])})
-    return Trajectory(task, [_turn(turn, latents) for turn in row["turns"]], **results)
+    kind = LongSearchTask if "budget" in task else SearchTask
+    task = kind(**{**task, "id": SampleId(**task["id"]), "gt_span": tuple(task["gt_span"])})
+    turns = [_turn(turn, latents, _navigate_record if "status" in turn["record"] else None) for turn in row["turns"]]
+    return Trajectory(task, turns, **results)
 
 
 def _navigate_task(row: dict[str, Any]) -> Any:

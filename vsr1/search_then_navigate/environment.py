@@ -19,13 +19,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vsr1.episode.environment import Observation, PolicyReply
+from vsr1.episode.moments import Span
 from vsr1.episode.trajectory import Trajectory, Turn
 from vsr1.navigate.calls import Action, Use
 from vsr1.navigate.calls import parse_reply as parse_action
 from vsr1.navigate.environment import NavigateEnvironment
 from vsr1.navigate.record import NavigateTask, NavigateTurn, visited
 from vsr1.search.environment import LoadClip, Search, SearchEnvironment, SearchSettings
-from vsr1.search.events import SearchEvent, unobserved
+from vsr1.search.events import SearchEvent
 from vsr1.search.parse import ACCEPTS, Judgement, parse_reply
 from vsr1.search_then_navigate.prompts import film_turn, system_prompt
 from vsr1.search_then_navigate.record import LongSearchTask, LongSearchTrajectory, is_call
@@ -40,6 +41,11 @@ class Called:
     turn: int  # of the search, from 1
     film: str
     call: NavigateTurn
+    span: Span | None  # seconds of its node, None without one that the film has
+
+
+def _unobserved(event: SearchEvent | Called) -> None:
+    """For episodes that nobody watches."""
 
 
 class FilmNavigation(NavigateEnvironment):
@@ -58,6 +64,11 @@ class FilmNavigation(NavigateEnvironment):
     def shown(self) -> list[ClipReference]:
         """Return the clips that looks have shown so far."""
         return [clip.reference for clip in self._clips]
+
+    def called(self, call: NavigateTurn, turn: int) -> Called:
+        """Return what is told of a call in a turn of the search."""
+        span = None if call.node is None or call.node not in self._tree else self._tree.span(call.node)
+        return Called(turn, self._task.film, call, span)
 
     def bounded(self, judgement: Judgement) -> Judgement:
         """Return a judgement whose match lies within the frontier; one that does not is none."""
@@ -88,7 +99,7 @@ class SearchThenNavigateEnvironment:
         search: Search,
         load_clip: LoadClip,
         use: Use,
-        observe: Callable[[SearchEvent | Called], None] = unobserved,
+        observe: Callable[[SearchEvent | Called], None] = _unobserved,
         index_version: str | None = None,
     ) -> None:
         """
@@ -98,6 +109,7 @@ class SearchThenNavigateEnvironment:
         """
         self._task, self._settings, self._load_clip = task, navigate, load_clip
         self._use, self._observe, self._left = use, observe, task.budget
+        self._shown_at = time.monotonic()
         self._system = system_prompt(navigate, rewrites=settings.agent.refinement == "text")
         self._search = SearchEnvironment(
             task, settings, search, self._load, observe, index_version, judge=self._judgement
@@ -117,7 +129,7 @@ class SearchThenNavigateEnvironment:
                 turn = film.trajectory().last
                 turn.record.index_version = self._search.index_version
                 self._add(turn)
-                self._observe(Called(self._search.number, film.trajectory().task.film, turn.record))
+                self._observe(film.called(turn.record, self.number))
                 return observation
         seconds = time.monotonic() - began
         observation = await self._search.step(reply)
@@ -130,6 +142,11 @@ class SearchThenNavigateEnvironment:
 
     def trajectory(self) -> LongSearchTrajectory:
         return self._trajectory
+
+    @property
+    def number(self) -> int:
+        """Return the turn of the search that is being played, from 1; its calls are part of it."""
+        return self._search.number
 
     async def _load(self, video_id: str) -> Clip:
         self._clip = await self._load_clip(video_id)

@@ -6,8 +6,8 @@ lost. What only one of the two environments knows reads its own turns: `judgemen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeGuard
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 from vsr1.episode.trajectory import Trajectory, Turn
 from vsr1.navigate.record import NavigateTurn
@@ -50,9 +50,11 @@ def is_call(turn: Turn[SearchTurn | NavigateTurn]) -> TypeGuard[Turn[NavigateTur
 
 
 def judgements(trajectory: LongSearchTrajectory) -> SearchTrajectory:
-    """Return the episode as the search that it is, without the turns that call tools."""
-    turns = [turn for turn in trajectory.turns if is_judgement(turn)]
-    return Trajectory(**vars(trajectory) | {"turns": turns})
+    """Return the episode as the search that it is, without the turns that call tools; its turns count from 1."""
+    judged = (turn for turn in trajectory.turns if is_judgement(turn))
+    turns = [replace(turn, number=number) for number, turn in enumerate(judged, start=1)]
+    search: Any = trajectory
+    return replace(search, turns=turns)
 
 
 def calls_of(trajectory: LongSearchTrajectory) -> list[Turn[NavigateTurn]]:

@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from vsr1.settings.parts import AbsolutePath, EngineConfig, LocalPath, Section
+from vsr1.settings.parts import AbsolutePath, ChatModelConfig, Section
 
 
-class TeacherConfig(Section):
+class TeacherConfig(ChatModelConfig):
     """Who writes the reasoning of SFT records, and how it is asked."""
 
     kind: Literal["rules", "vllm", "openai", "none"] = Field(
@@ -18,29 +18,15 @@ class TeacherConfig(Section):
         description="rules: toy corpus only; vllm: engines of our own; openai: an OpenAI-compatible server; none: no "
         "SFT records, labels are all that Stage 2 needs",
     )
-    folder: LocalPath | None = Field(None, description="vllm: checkpoint folder of a Qwen3-VL model")
-    model: str | None = Field(None, description="openai: name of the model at the server")
-    url: str | None = Field(None, description="openai: base URL of the server, as in http://host:8000/v1")
-    key_file: LocalPath | None = Field(None, description="openai: file that holds the API key and nothing else")
-    max_tokens: int = Field(4096, ge=1, description="most tokens of a reply, its thinking included")
-    temperature: float = Field(0.4, ge=0)
-    top_p: float = Field(0.9, gt=0, le=1)
-    seed: int = Field(42, description="of a pair's first reply; each further attempt takes the next number")
     attempts: int = Field(3, ge=1, description="replies asked for until one can be used")
     max_failed_fraction: float = Field(0.02, ge=0, le=1, description="share of pairs without reasoning tolerated")
     concurrency: int = Field(8, ge=1, description="openai: requests at one time")
-    timeout_s: float = Field(120.0, gt=0, description="openai: longest wait for a reply")
-    retries: int = Field(5, ge=0, description="openai: of one request, on 429, 5xx or no answer, waiting longer each")
     engines: int = Field(1, ge=1, description="vllm: engines at one time, on CUDA each on a GPU of its own")
     batch: int = Field(16, ge=1, description="vllm: pairs given to an engine at one time")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="vllm; auto: the checkpoint's own")
-    engine: EngineConfig = EngineConfig(max_model_len=32_768, gpu_memory_utilization=0.9)
 
     @model_validator(mode="after")
     def _teacher_can_be_reached(self) -> TeacherConfig:
-        needed = {"rules": (), "none": (), "vllm": ("folder",), "openai": ("model", "url")}[self.kind]
-        missing = [f"data.teacher.{name}" for name in needed if not getattr(self, name)]
-        if missing:
+        if missing := self.missing(self.kind, "data.teacher"):
             raise ValueError(f"data.teacher.kind={self.kind} needs {' and '.join(missing)}")
         return self
 

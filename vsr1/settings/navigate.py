@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vsr1.settings.parts import Section
+from vsr1.settings.parts import ChatModelConfig, Section
 
 ToolName = Literal["caption", "video_qa", "look", "find"]
 
@@ -23,9 +23,29 @@ class NavigateRewardConfig(Section):
     )
 
 
+class CaptionerConfig(ChatModelConfig):
+    """Who describes nodes and answers questions about them, from frames that are spread over a node."""
+
+    kind: Literal["toy", "vllm", "openai"] = Field(
+        "toy",
+        description="toy: the long toy world's own; vllm: an engine in each actor; openai: an OpenAI-compatible server",
+    )
+    max_tokens: int = Field(1024, ge=1, description="most tokens of a reply, its thinking included")
+    temperature: float = Field(0.0, ge=0)
+    frames: int = Field(32, ge=2, multiple_of=2, description="frames of a node that the model sees")
+    max_pixels: int = Field(131_072, ge=1024, description="most pixels in a frame that the model sees")
+
+    @model_validator(mode="after")
+    def _captioner_can_be_reached(self) -> CaptionerConfig:
+        if missing := self.missing(self.kind, "navigate.pools.captioner"):
+            raise ValueError(f"navigate.pools.captioner.kind={self.kind} needs {' and '.join(missing)}")
+        return self
+
+
 class ToolsConfig(Section):
     """The pools of actors behind the tools, and how long a call may take."""
 
+    captioner: CaptionerConfig = CaptionerConfig()
     captioners: int = Field(1, ge=1, description="actors that describe nodes")
     answerers: int = Field(1, ge=1, description="actors that answer questions about nodes")
     calls: int = Field(8, ge=1, description="calls that an actor works on at one time")
@@ -47,7 +67,13 @@ class NavigateConfig(Section):
         description="of a call, in units of the budget; a call that was made before costs nothing",
     )
     tools: list[ToolName] = Field(["caption", "video_qa", "look", "find"], min_length=1, description="on offer")
-    parent_first: bool = Field(True, description="a node of the lowest level is open to calls once its parent was")
+    find_level: Literal[2, 3] = Field(
+        2, description="level of the nodes that find names, all of whose captions a search needs"
+    )
+    parent_first: bool = Field(
+        True,
+        description="a leaf is open to calls once the node above it was read, or a search has named one of them",
+    )
     one_look_s: float = Field(
         300.0, ge=16, description="search_then_navigate: seconds of the longest video that is judged by one look"
     )

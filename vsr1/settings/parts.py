@@ -90,6 +90,31 @@ class EngineConfig(Section):
     seed: Seed = 0
 
 
+class ChatModelConfig(Section):
+    """A chat model that sees pictures, in engines of our own or behind a server, and how it is asked.
+
+    A section that has one says by `kind` where it is.
+    """
+
+    folder: LocalPath | None = Field(None, description="vllm: checkpoint folder of a Qwen3-VL model")
+    model: str | None = Field(None, description="openai: name of the model at the server")
+    url: str | None = Field(None, description="openai: base URL of the server, as in http://host:8000/v1")
+    key_file: LocalPath | None = Field(None, description="openai: file that holds the API key and nothing else")
+    max_tokens: int = Field(4096, ge=1, description="most tokens of a reply, its thinking included")
+    temperature: float = Field(0.4, ge=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    seed: int = Field(42, description="of the first reply; each further attempt takes the next number")
+    timeout_s: float = Field(120.0, gt=0, description="openai: longest wait for a reply")
+    retries: int = Field(5, ge=0, description="openai: of one request, on 429, 5xx or no answer, waiting longer each")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="vllm; auto: the checkpoint's own")
+    engine: EngineConfig = EngineConfig(max_model_len=32_768, gpu_memory_utilization=0.9)
+
+    def missing(self, kind: str, place: str) -> list[str]:
+        """Return the keys, under `place`, without which a model of this kind cannot be asked."""
+        needed = {"vllm": ("folder",), "openai": ("model", "url")}.get(kind, ())
+        return [f"{place}.{name}" for name in needed if not getattr(self, name)]
+
+
 class ModelConfig(Section):
     """Checkpoint folders of the policy and of the frozen embedder."""
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from vsr1.episode.sample import SampleId, hashed_seed
 from vsr1.formats.atomic import read_lines, write_lines
 from vsr1.formats.dataset import DatasetFolder
@@ -17,8 +19,10 @@ from vsr1.navigate.tree import ClipTree
 from vsr1.settings.navigate import NavigateConfig
 from vsr1.toy.long_films import LongFilm, make_long_film
 from vsr1.toy.navigators import oracle, play
+from vsr1.toy.render import write_mp4
 from vsr1.video.clips import Clip
 
+FRAMES_PER_SECOND = 2  # of videos: events last seconds
 MODEL = "toy captioner 1"  # changes with what it says
 
 
@@ -41,6 +45,9 @@ class LongFilms:
 
     def tree(self, film: str) -> ClipTree:
         return self.films[film].tree
+
+    def start(self) -> None:
+        """Do nothing: it knows its films."""
 
     def answer(self, call: ToolCall) -> ToolResult:
         return self.films[call.film].result(call)
@@ -69,6 +76,25 @@ def write_long_corpus(folder: DatasetFolder, sizes: Mapping[str, int], settings:
         if split == "train":
             write_rows(records_file(folder), [record for film in films for record in _records(film, settings, seed)])
         write_rows(questions_file(folder, split), [_question(film) for film in films])
+
+
+def write_long_videos(folder: DatasetFolder, split: str) -> None:
+    """Write the films of a split as videos, and the moments of their questions as annotations: a corpus to search."""
+    films = list(LongFilms.of_split(folder, split, 2).films.values())
+    folder.raw_videos(split).mkdir(parents=True, exist_ok=True)
+    folder.annotations(split).parent.mkdir(parents=True, exist_ok=True)
+    for film in films:
+        frames = film.frames(np.arange(film.seconds * FRAMES_PER_SECOND) / FRAMES_PER_SECOND)
+        write_mp4(frames, folder.raw_videos(split) / f"{film.film}.mp4", FRAMES_PER_SECOND)
+    write_lines(folder.annotations(split), [_annotation(film, number) for number, film in enumerate(films, start=1)])
+
+
+def _annotation(film: LongFilm, number: int) -> dict[str, object]:
+    [clue] = film.task(SampleId(film.film)).clues
+    return {
+        "video": film.film, "time": list(clue), "desc_id": number, "duration": film.seconds, "cog_desc": film.query,
+        "fig_desc": film.query, "fig_desc_score": 1.0,
+    }  # fmt: skip
 
 
 def _question(film: LongFilm) -> Question:

@@ -103,12 +103,18 @@ class LongFilm:
         times = start + (np.arange(frames) + 0.5) * (end - start) / frames
         return Clip.make(node_clip(self.film, node), self.frames(times), times, self.seconds)
 
-    def result(self, call: ToolCall, frames: int = 2) -> ToolResult:
+    @property
+    def query(self) -> str:
+        """Return the words in which the moment of the question is searched in a corpus."""
+        plan, task = self.plan, self.task(SampleId(self.film))
+        return f"a {task.answer} {plan.detail} where a {plan.shape} is {DOING[plan.motion]}"
+
+    def result(self, call: ToolCall, frames: int = 2, find_level: int = 2) -> ToolResult:
         """Return what a tool says, without its cost."""
         match call.tool:
             case "find":
-                parts = {part: self.caption(part) for root in self.tree.roots for part in self.tree.children(root)}
-                return ToolResult("", nodes=tuple(ranked_nodes(parts, call.words, NAMED)))
+                captions = {node: self.caption(node) for node in self.tree.level(find_level)}
+                return ToolResult("", nodes=tuple(ranked_nodes(captions, call.words, NAMED)))
             case "look":
                 return ToolResult("", self.clip(call.node or (), frames))
             case "video_qa":
@@ -151,7 +157,7 @@ class Plan:
         return self.scenes[self.right - 1][1]
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1 << 16)  # the leaves of 128 films of the longest
 def _leaf(film: LongFilm, number: int) -> Film:
     rng = np.random.default_rng([film.seed, 1, number])
     node, end = film.tree.leaf(number), film.leaf_seconds

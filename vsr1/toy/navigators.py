@@ -25,7 +25,7 @@ from vsr1.toy.long_films import LongFilm
 from vsr1.toy.world import COLOURS, DOING
 
 DETOUR = 0.3  # chance of each wrong turn of the oracle
-_SHOWN = re.compile(r"^[0-9,]+ \[[0-9]+-[0-9]+\] (.*)$", re.MULTILINE)
+SHOWN = re.compile(r"^[0-9,]+ \[[0-9]+-[0-9]+\] (.*)$", re.MULTILINE)
 _QUESTION = re.compile(r"what colour is the (\w+) where a (\w+) is ([\w ]+)\?")
 
 
@@ -40,11 +40,18 @@ class View:
     shape: str = field(init=False)
     doing: str = field(init=False)
     answer: str = ""  # once it was seen
+    place: Node = ()  # where it was seen
+    calls: int = 0  # made so far
 
     def __post_init__(self) -> None:
         match = _QUESTION.fullmatch(self.task.question)
         assert match is not None
         self.detail, self.shape, self.doing = match.groups()
+
+    @property
+    def left(self) -> int:
+        """Return the calls that are left."""
+        return int(self.task.budget) - self.calls
 
     @property
     def look_alikes(self) -> list[Node]:
@@ -89,7 +96,7 @@ def play(
     steps, shown = agent(view), list[str]()
 
     async def use(call: ToolCall) -> ToolResult:
-        return film.result(call)
+        return film.result(call, find_level=settings.find_level)
 
     async def reply_to(prompt: Prompt, turn: int) -> PolicyReply:
         shown.append(str(prompt.parts[-1]))
@@ -104,7 +111,7 @@ def oracle(view: View) -> Steps:
     [goal] = [tree.leaf(number) for number in tree.covered(view.task.clues)]
     detours = _detours(view, goal)[: max(int(view.task.budget) - 2, 0)]
     for node in sorted([*detours, goal[:2], goal], key=lambda node: (node[:1] == goal[:1], len(node), node == goal)):
-        if len(view.captions) - tree.width < int(view.task.budget):
+        if view.left > 0:
             yield from read(view, node)
     yield last_words(view, guesses=False)
 
@@ -122,11 +129,12 @@ def read(view: View, node: Node) -> Generator[str, str, None]:
     text = yield call(
         f"wanted {view.shape} {view.doing}, {view.detail}. {name_of(node[:-1])} {known}.", f"caption({name_of(node)})"
     )
-    match = _SHOWN.search(text)
+    match = SHOWN.search(text)
     view.captions[node] = match.group(1) if match else ""
+    view.calls += 1
     if len(node) == LEVELS and view.is_right(node):
         colour = re.search(rf"(\w+) {view.detail}\b", view.captions[node])
-        view.answer = colour.group(1) if colour else ""
+        view.answer, view.place = (colour.group(1), node) if colour else ("", ())
 
 
 def call(thought: str, tool: str) -> str:

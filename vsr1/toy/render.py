@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import av
@@ -37,16 +38,24 @@ def render(film: Film, times: np.ndarray) -> np.ndarray:
 
 
 def encode_mp4(film: Film, path: Path) -> None:
-    """Write the film as H.264 in an MP4 file whose bytes repeat.
+    """Write the film as `write_mp4` does."""
+    times = np.arange(film.duration * FRAMES_PER_SECOND) / FRAMES_PER_SECOND
+    write_mp4(render(film, times), path, FRAMES_PER_SECOND)
+
+
+def write_mp4(frames: Iterable[np.ndarray], path: Path, rate: int) -> None:
+    """Write frames, uint8 [64, 64, 3] each, as H.264 in an MP4 file whose bytes repeat.
 
     One thread, and no B-frames: with them, libx264 encodes these small frames in one of several ways from call to call.
+
+    Args:
+        rate: frames per second.
     """
-    times = np.arange(film.duration * FRAMES_PER_SECOND) / FRAMES_PER_SECOND
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=_CODEC)
+        stream = container.add_stream("libx264", rate=rate, options=_CODEC)
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
-        for frame in render(film, times):
+        for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
 

@@ -187,7 +187,7 @@ def _decode(path: Path, wanted: frozenset[int], max_pixels: int, watch: Callable
         for begin, seconds, frame in timed_frames(path, container, stream):
             number = len(shown.times)
             if number in wanted:
-                size = size or _size(*shown_size(frame, stream), max_pixels)
+                size = size or shrunk_size(*shown_size(frame, stream), max_pixels)
                 image = Image.fromarray(np.ascontiguousarray(upright(frame)))
                 image = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
                 images[number] = np.asarray(image)
@@ -229,7 +229,7 @@ def _tolerance(stated: float | Fraction) -> float:
     return max(TOLERANCE_SECONDS, TOLERANCE_SHARE * float(stated))
 
 
-def _size(width: int, height: int, max_pixels: int) -> tuple[int, int]:
+def shrunk_size(width: int, height: int, max_pixels: int) -> tuple[int, int]:
     """Return width and height after shrinking to at most `max_pixels`, each side truncated; no rounding to a grid."""
     if width * height <= max_pixels:
         return width, height

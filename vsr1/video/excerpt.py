@@ -35,13 +35,8 @@ def write_excerpt(source: Path, target: Path, start: float, end: float) -> None:
 
 
 def _write(source: Path, target: Path, start: float, end: float) -> None:
-    pictures = _pictures(source, start, end, seek=True)
-    first = next(pictures, None)
-    if first is None or first[0] > start:  # the file's index leads past the place, or there is no picture yet
-        pictures = _pictures(source, start, end, seek=False)
-        first = next(pictures, None)
-    if first is None:
-        raise VideoError(source, f"shows no picture from {start:g} to {end:g} s; take another part of it")
+    pictures = pictures_between(source, start, end)
+    first = next(pictures)
     with av.open(str(target), "w", format="mp4") as output:
         stream = output.add_stream("libx264", rate=30, options=_ENCODER)
         stream.width, stream.height = (max(2, side // 2 * 2) for side in first[2])
@@ -55,6 +50,23 @@ def _write(source: Path, target: Path, start: float, end: float) -> None:
                 packet.duration = _ticks(until - start) - _ticks(time - start)
                 output.mux(packet)
         output.mux(stream.encode())
+
+
+def pictures_between(source: Path, start: float, end: float) -> Iterator[Picture]:
+    """Yield the pictures shown from `start` up to `end`, at least one; the file is entered by seeking.
+
+    Raises:
+        VideoError: there is none, or the file does not decode.
+    """
+    pictures = _pictures(source, start, end, seek=True)
+    first = next(pictures, None)
+    if first is None or first[0] > start:  # the file's index leads past the place, or there is no picture yet
+        pictures = _pictures(source, start, end, seek=False)
+        first = next(pictures, None)
+    if first is None:
+        raise VideoError(source, f"shows no picture from {start:g} to {end:g} s; take another part of it")
+    yield first
+    yield from pictures
 
 
 def _pictures(path: Path, start: float, end: float, *, seek: bool) -> Iterator[Picture]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError
 
-from actors.rollout import start_engine
+from actors.rollout import answer_call, start_engine
 from pipelines.serve.agents.searching import OnText, Searching
 from pipelines.serve.agents.weights import Weights
 from pipelines.serve.gateway.events import Event
@@ -22,6 +22,7 @@ from pipelines.serve.gateway.schema import SearchBody
 from pipelines.serve.library.library import node_id
 from vsr1.config import Config
 from vsr1.engine.gate import Gate
+from vsr1.environments.registry import environment_of
 from vsr1.episode.environment import Prompt, PromptError
 from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.search.prompts import VIDEO_PLACEHOLDER
@@ -38,6 +39,7 @@ class AgentReplica:
     def __init__(self, config: Config, name: str, library: Any) -> None:
         self._config, self._name, self._library = config, name, library
         self._parts: dict[str, tuple[Any, Any]] = {}  # of each corpus
+        self._tools: dict[str, Any] = {}  # routers of the tools, where long videos are navigated
         self._gate = Gate()
         self._engine: PolicyEngine | None = None
         self._weights: Weights | None = None
@@ -78,9 +80,13 @@ class AgentReplica:
         async with self._gate.enter():
             names = (search_id, corpus, self._name)
             version = self._ready().weight_version
-            searching = Searching(body, self._config.agent, names, version, self._config.serve.request_limit_s)
+            config, use = self._config, None
+            searching = Searching(body, config.agent, names, version, config.serve.request_limit_s, config.navigate)
             retrieval, clips = await self._parts_of(corpus)
-            events = searching.events(partial(_search, retrieval), partial(_clip, clips), self._reply)
+            load_clip = partial(_clip, clips)
+            if environment_of(config).has_films:
+                use = partial(answer_call, self._tools[corpus], load_clip)
+            events = searching.events(partial(_search, retrieval), load_clip, self._reply, use)
             try:
                 async for event in events:
                     yield event
@@ -94,6 +100,7 @@ class AgentReplica:
         """Return the corpus's retrieval service and its clip store."""
         if corpus not in self._parts:
             self._parts = await self._library.parts.remote(node_id())
+            self._tools = await self._library.tools.remote()
         return self._parts[corpus]
 
     async def _reply(self, prompt: Prompt, turn: int, agent: AgentConfig, on_text: OnText) -> Reply:
@@ -103,11 +110,12 @@ class AgentReplica:
             PromptError: the engine would not take the prompt; it is raised before the first wait.
         """
         engine, most = self._ready(), self._config.rollout.engine.max_model_len
-        [clip] = prompt.clips
-        words = VIDEO_PLACEHOLDER.join(part for part in prompt.parts if isinstance(part, str))
-        count = len(engine.processor.prompt_ids(words, clip))
+        processor, clips = engine.processor, prompt.clips
+        words = len(prompt.token_ids(processor.encode, processor.video_token)) - len(clips)
+        count = words + sum(len(processor.prompt_ids(VIDEO_PLACEHOLDER, clip)) for clip in clips)
         if count >= most:
-            raise PromptError(f"the prompt has {count} tokens with video {clip.video_id!r}, the model takes {most}")
+            shown = f" with video {clips[-1].video_id!r}" if clips else ""
+            raise PromptError(f"the prompt has {count} tokens{shown}, the model takes {most}")
         return await engine.generate(
             prompt,
             max_tokens=agent.max_new_tokens,

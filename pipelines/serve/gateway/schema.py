@@ -42,6 +42,9 @@ class SearchOptions(BaseModel):
     corpus: str | None = Field(None, description="name of a corpus; may be left out where there is only one")
     max_turns: Whole | None = Field(None, ge=1, le=16, description="videos looked at; empty: as the agent was trained")
     exclude_ids: list[str] | None = Field(None, max_length=1000, description="videos that are not looked at")
+    budget: float | None = Field(
+        None, ge=0, le=1000, description="of calls into long videos, where the server navigates them; empty: as trained"
+    )
     threshold: float | None = Field(None, ge=-1, le=1, description="least score of a moment's video")
 
 
@@ -72,12 +75,25 @@ class Moment(BaseModel):
     deep_link: str = Field(description="the page open at the moment, at this server")
 
 
+class CallTrace(BaseModel):
+    """A call of a tool into a long video, or a reply that was to be one."""
+
+    tool: Literal["caption", "video_qa", "look", "find"] | None
+    node: list[int] | None = Field(description="numbers of the part, from the coarsest level on")
+    start: float | None = Field(description="of the part, in seconds")
+    end: float | None
+    words: str = Field(description="of a question or a search")
+    status: str = Field(description="`ok`, `repeat`, or why nothing was called")
+    left: float = Field(description="of the budget, after it")
+
+
 class TurnTrace(BaseModel):
     turn: int
     retrieved: list[RankedVideo]
     video_id: str | None = Field(None, description="the video that was looked at")
     rank: int | None = Field(None, description="its place in `retrieved`")
     verdict: Literal["matched", "not_matched", "unknown"] | None = None
+    calls: list[CallTrace] = Field([], description="into the video, where it was too long for one look")
     reasoning: str = ""
     refined: list[RankedVideo] | None = Field(None, description="the ranking after the query was refined")
     seconds: float = 0.0

@@ -32,8 +32,9 @@ SEARCH_ANSWERS: dict[int | str, dict[str, Any]] = {
 @router.post("", response_model=SearchAnswer, responses=SEARCH_ANSWERS)
 async def search(body: SearchBody, request: Request, gateway: Served) -> Any:
     """Find one moment. With `stream` the answer is server-sent events: retrieved, turn.started, reasoning.delta,
-    verdict, refined, moment, and at the end `done` with the whole answer, or `error`; it begins at once, also where the
-    search waits for its turn. The header X-Search-Id names the search to `GET /v1/search/{search_id}/events`."""
+    called (where long videos are navigated), verdict, refined, moment, and at the end `done` with the whole answer, or
+    `error`; it begins at once, also where the search waits for its turn. The header X-Search-Id names the search to
+    `GET /v1/search/{search_id}/events`."""
     run = await gateway.begin(body, request, resumable=bool(body.stream))
     return _stream(run) if body.stream else await run.result()
 

@@ -8,6 +8,8 @@ import io
 import json
 import mimetypes
 import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -18,19 +20,23 @@ import ray
 from PIL import Image
 from ray import serve
 
-from actors.clips import ClipStoreHandle
+from actors.clips import ClipReader, ClipStoreHandle
 from actors.corpus import CorpusActors, start_retrieval
 from actors.retrieval import RetrievalHandle
+from actors.tools import FilmClips, ToolRouterHandle, films_of, start_tools
 from pipelines.data.manifest import VIDEO_EXTENSIONS
 from pipelines.serve.gateway.faults import ApiError
 from pipelines.serve.gateway.schema import Problem, Video, VideoPage
 from pipelines.serve.library import sandbox
 from pipelines.serve.library.ingest import PROGRESS, Ingestion
 from vsr1.config import Config
+from vsr1.environments.registry import environment_of
 from vsr1.formats.annotations import AnnotationError
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import value_sha256
 from vsr1.formats.rows import json_rows
+from vsr1.navigate.tree import ClipTree
+from vsr1.navigate.video_films import tree_of
 from vsr1.retrieval.added import SOURCE, AddedFolder, LibraryClips
 from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.settings.serving import CorpusConfig
@@ -49,12 +55,15 @@ class LibraryReplica:
         self._serve, data, corpora = config.serve, config.data, config.serve.corpora
         self._cutting = asyncio.Semaphore(CUTS_AT_ONCE)
         self._ingestion: dict[str, Ingestion] = {}
+        self._tools: dict[str, ToolRouterHandle] = {}
         for name, corpus in corpora.items():
             added, built = AddedFolder.of(corpus), DatasetFolder(corpus.root).clips(corpus.split)
-            clips = LibraryClips(ClipFolder(built, data.timestamps), added)
-            actors = CorpusActors(
-                _config_of(corpus, config), corpus.split, clips, sharers=len(corpora), restarts=ALWAYS, added=added
-            )
+            clips, own = LibraryClips(ClipFolder(built, data.timestamps), added), _config_of(corpus, config)
+            reader: ClipReader = clips
+            if environment_of(config).has_films:
+                films = films_of(own, corpus.split, LibraryVideos(corpus.root, clips, added))
+                self._tools[name], reader = start_tools(own, films, None), FilmClips(clips, films)
+            actors = CorpusActors(own, corpus.split, reader, sharers=len(corpora), restarts=ALWAYS, added=added)
             self._ingestion[name] = Ingestion(config.serve, corpus, data, clips, actors)
         self._retrieval = {name: ingestion.actors.retrieval for name, ingestion in self._ingestion.items()}
 
@@ -76,6 +85,10 @@ class LibraryReplica:
     async def parts(self, node: str) -> dict[str, tuple[RetrievalHandle, ClipStoreHandle]]:
         """Return of each corpus its retrieval service, and its clip store on a node."""
         return {name: (one.actors.retrieval, one.actors.stores.on(node)) for name, one in self._ingestion.items()}
+
+    async def tools(self) -> dict[str, ToolRouterHandle]:
+        """Return of each corpus the router of the tools that navigate its long videos; none where nothing navigates."""
+        return self._tools
 
     async def examples(self) -> dict[str, list[str]]:
         """Return of each corpus the first queries of its annotations; videos alone have none."""
@@ -175,6 +188,26 @@ class LibraryReplica:
         clips = self._ingestion[corpus].clips
         row = await asyncio.to_thread(lambda: clips.known(video_id).row(video_id))
         return row, value_sha256(row)[:16]
+
+
+@dataclass(frozen=True)
+class LibraryVideos(Mapping[str, tuple[Path, ClipTree]]):
+    """File and tree of each video of a corpus, those that were added too, looked up when somebody asks."""
+
+    root: Path
+    clips: LibraryClips
+    added: AddedFolder
+
+    def __getitem__(self, video_id: str) -> tuple[Path, ClipTree]:
+        row = self.clips.known(video_id).row(video_id)
+        is_added = self.added.has(video_id)
+        return self.added.video(video_id) / SOURCE if is_added else self.root / row["source_video_path"], tree_of(row)
+
+    def __iter__(self) -> Iterator[str]:
+        raise TypeError("the videos of a library are looked up, not listed")
+
+    def __len__(self) -> int:
+        raise TypeError("the videos of a library are looked up, not counted")
 
 
 class RetrievalReplica(LibraryReplica):

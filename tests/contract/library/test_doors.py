@@ -166,6 +166,14 @@ def test_the_mcp_tool(served: Served, late: str, tmp_path: Path) -> None:
             assert moment["deep_link"].startswith(f"{served.url}/#")
             refused = await client.call_tool("search_videos", {"query": "a ring", "corpus": "nowhere"})
             assert refused.is_error and "there are toy" in refused.content[0].text  # type: ignore[union-attr]
+            long = asyncio.create_task(client.call_tool("search_videos", {"query": "nothing like it", "max_turns": 16}))
+            for arguments in ({}, {"query": 7, "max_turns": "many"}):  # while that goes on
+                wrong = await client.call_tool("search_videos", arguments)
+                assert wrong.is_error and "query" in wrong.content[0].text  # type: ignore[union-attr]
+            assert len((await client.list_tools()).tools) == 1
+            unknown = await client.call_tool("search_everything", {})
+            assert unknown.is_error and "search_everything" in unknown.content[0].text  # type: ignore[union-attr]
+            assert not (await long).is_error
 
     with ThreadPoolExecutor() as thread:  # the browser's own loop runs in this one
         thread.submit(asyncio.run, ask()).result()

@@ -81,6 +81,8 @@ def test_a_search_opens_its_moment_in_the_player(tab: Page, found: dict[str, Any
     near(video, moment["start"])
     assert ranges and all(asked.startswith("bytes=") for asked in ranges)
     expect(tab.locator("#answer .strip img.inside").first).to_have_js_property("naturalWidth", 64)
+    open_moment(tab, PART)  # in the same tab: what was found is another moment's
+    expect(tab.get_by_role("status").last).not_to_contain_text("Found in")
 
 
 def test_the_player_is_driven_by_keys(tab: Page) -> None:
@@ -190,6 +192,25 @@ def test_an_ended_time_and_a_broken_stream_are_told(tab: Page, found: dict[str, 
     tab.unroute_all()
     search(tab, "   ")
     expect(tab.locator("#message")).to_contain_text("query")
+
+
+def test_calls_into_a_long_video_are_lines_of_its_turn(tab: Page, found: dict[str, Any]) -> None:
+    video = found["moments"][0]["video_id"]
+    call = {"type": "called", "turn": 1, "video_id": video, "tool": "caption", "node": [1, 2], "start": 8.0,
+            "end": 16.4, "words": "", "status": "ok", "left": 3}  # fmt: skip
+    events = [
+        {"type": "turn.started", "turn": 1, "video_id": video},
+        call,
+        call | {"tool": "video_qa", "words": "what colour?", "status": "out_of_budget"},
+        call | {"tool": None, "node": None, "start": None, "end": None, "status": "malformed"},
+        {"type": "done", "result": found},
+    ]
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    tab.route("**/v1/search", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    search(tab, "a ring")
+    expect(tab.locator("#turns-list .calls li")).to_have_text(
+        ["caption 8-16 s; 3 left", "video_qa 8-16 s what colour?, out of budget; 3 left", "no call, malformed; 3 left"]
+    )
 
 
 def test_a_stream_that_is_cut_is_taken_up_again(tab: Page, found: dict[str, Any]) -> None:

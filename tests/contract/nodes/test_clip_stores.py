@@ -68,3 +68,16 @@ def test_a_store_of_a_large_folder_answers_again_after_its_death(nodes: list[str
     assert ray.get(a_sample.remote(store, "v0")) == 7
     ray.kill(store, no_restart=False)
     assert ray.get(store.get.options(max_task_retries=3).remote("v0"), timeout=60).frames[0, 0, 0, 0] == 7
+
+
+def test_a_store_is_ended_with_its_node_s_members_unless_a_learner_rank_reads_from_it(
+    nodes: list[str], tmp_path: Path
+) -> None:
+    stores = ClipStores(NotingFolder(tmp_path / "notes"), 10**6, {"num_cpus": 0})
+    kept, other = stores.on(nodes[0], keep=True), stores.on(nodes[1])
+    assert ray.get([a_sample.remote(store, "v0") for store in (kept, other)]) == [7, 7]
+    assert not stores.end(nodes[0]) and stores.end(nodes[1]) and not stores.end(nodes[1])
+    assert stores.actors() == [kept]
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(other.get.remote("v0"), timeout=60)
+    assert ray.get(a_sample.remote(stores.on(nodes[1]), "v0")) == 7, "the next member has a new one"

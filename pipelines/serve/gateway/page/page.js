@@ -48,14 +48,21 @@ function ranking(title, videos, before) {
 
 function newTurn(number) {
   const title = make("h2", {}, `Turn ${number}`), badge = make("span", { className: "badge", hidden: true });
-  const film = make("div"), text = make("pre"), rankings = make("div", { className: "rankings" });
+  const film = make("div"), calls = make("ol", { className: "calls", hidden: true }), text = make("pre"), rankings = make("div", { className: "rankings" });
   const details = make("details", {}, make("summary", {}, "Reasoning and ranking"), text, rankings);
   const head = make("div", { className: "head" }, title, badge);
-  find("turns-list").append(make("li", { className: "card" }, head, film, details));
-  return { number, title, badge, film, text, rankings };
+  find("turns-list").append(make("li", { className: "card" }, head, film, calls, details));
+  return { number, title, badge, film, calls, text, rankings };
 }
 
-const worded = (verdict) => verdict.replace("_", " ");
+const worded = (word) => word.replaceAll("_", " ");
+
+// One line a call into a long video: what was called, where in seconds, what became of it and what is left.
+function called(event) {
+  const part = event.start === null ? "" : ` ${event.start.toFixed(0)}-${event.end.toFixed(0)} s`;
+  const status = event.status === "ok" ? "" : `, ${worded(event.status)}`;
+  return `${event.tool || "no call"}${part}${event.words ? ` ${event.words}` : ""}${status}; ${event.left} left`;
+}
 
 const SHOW = {
   retrieved: (turn, event) => turn.rankings.append(ranking("Retrieved", event.videos)),
@@ -66,6 +73,11 @@ const SHOW = {
     turn.film.replaceChildren(strip(corpus, await (await ask(place(corpus, event.video_id))).json()));
   },
   "reasoning.delta": (turn, event) => turn.text.append(event.text),
+  called(turn, event) {
+    turn.calls.hidden = false;
+    turn.calls.append(make("li", {}, called(event)));
+    say(`turn ${turn.number}: ${called(event)}`);
+  },
   verdict(turn, event) {
     turn.badge.hidden = false;
     turn.badge.textContent = worded(event.verdict);
