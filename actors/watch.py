@@ -64,8 +64,10 @@ class _Processes:
 
 
 class NodeWatchActor:
-    """Args:
-    stopped_s: seconds that a process may stand still.
+    """Looks at processes of its node from a thread of its own.
+
+    Args:
+        stopped_s: seconds that a process may stand still.
     """
 
     def __init__(self, stopped_s: float, log: Path | None = None) -> None:

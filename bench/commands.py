@@ -440,3 +440,11 @@ def hosts(
     from bench.hosts import bench_hosts
 
     show("hosts", bench_hosts, read_settings(config, overrides), faults)
+
+
+@app.command()
+def autoscaled(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Train while Ray's autoscaler adds and takes nodes, by demand, and one of them is preempted."""
+    from bench.hosts_autoscaled import bench_autoscaled
+
+    show("autoscaled", bench_autoscaled, read_settings(config, overrides))

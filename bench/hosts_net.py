@@ -124,11 +124,14 @@ def check_namespaces() -> None:
     """
     if shutil.which("ip") is None:
         raise MachineError("there is no command `ip`", "install iproute2")
-    probe = "ip link add vsr1-probe type veth peer name vsr1-peer && ip link add vsr1-bridge type bridge"
-    result = subprocess.run(["unshare", "--net", "sh", "-c", probe], capture_output=True, text=True)
-    if result.returncode or os.geteuid() != 0:
-        reason = result.stderr.strip() or "not root"
-        raise MachineError(f"no network namespaces can be made here ({reason})", "run as root with CAP_NET_ADMIN")
+    space = f"vsr1-probe-{os.getpid()}"
+    links = (f"ip -n {space} link add {link}" for link in ("probe0 type veth peer name probe1", "probe2 type bridge"))
+    probe = " && ".join((f"ip netns add {space}", *links, f"ip netns exec {space} true"))
+    result = subprocess.run(["sh", "-c", probe], capture_output=True, text=True)
+    subprocess.run(["ip", "netns", "delete", space], capture_output=True)
+    if result.returncode:
+        state = f"no network namespaces can be made here ({result.stderr.strip()})"
+        raise MachineError(state, "run as root with CAP_NET_ADMIN and CAP_SYS_ADMIN")
 
 
 def _ip(*arguments: str) -> str:

@@ -119,21 +119,30 @@ def compared(whole: Config, killed: Config) -> dict[str, Any]:
         for run in (whole, killed)
     )
     count = len(trained(killed.run_dir))
+    both = [(expected[key], replies[key]) for key in expected.keys() & replies.keys()]
+    same = [(one, other) for one, other in both if _tokens(one) == _tokens(other)]
     return {
         "resumed": sum(event["kind"] == "resumed" for event in read_events(killed.run_dir / EVENTS)),
         "trained": len(replies),
         "repeated": count - len(replies),
         "lost": len(expected.keys() - replies.keys()),
         "foreign": len(replies.keys() - expected.keys()),
-        "same_replies": sum(
-            _tokens(expected[key]) == _tokens(replies[key]) for key in expected.keys() & replies.keys()
-        ),
+        "same_tokens": len(same),
+        "logprob_gap": max((_gap(one, other) for one, other in same), default=0.0),
         "same_weights": _digests(whole) == _digests(killed),
     }
 
 
-def _tokens(turns: list[Turn[SearchTurn]]) -> list[tuple[list[int], list[float]]]:
-    return [(turn.response_token_ids, turn.response_logprobs) for turn in turns]
+def _tokens(turns: list[Turn[SearchTurn]]) -> list[list[int]]:
+    return [turn.response_token_ids for turn in turns]
+
+
+def _gap(turns: list[Turn[SearchTurn]], others: list[Turn[SearchTurn]]) -> float:
+    """Return the largest difference between the log-probs that two engines gave the same tokens."""
+    pairs = zip(turns, others, strict=True)
+    logprobs = [zip(turn.response_logprobs, other.response_logprobs, strict=True) for turn, other in pairs]
+    gaps = [abs(one - another) for both in logprobs for one, another in both]
+    return max(gaps, default=0.0)
 
 
 def _digests(config: Config) -> list[str]:

@@ -83,12 +83,16 @@ def _raise_unless_silent(url: str, error: Exception) -> None:
         ) from error
 
 
-@cache
 def _check_bucket(url: str) -> None:
     scheme, _, name = url.partition("://")
     bucket = name.partition("/")[0]
-    if scheme not in WITHOUT_BUCKET and not asked(f"{scheme}://{bucket}", lambda system, place: system.exists(place)):
+    if scheme not in WITHOUT_BUCKET and not _has_bucket(f"{scheme}://{bucket}"):
         raise StorageError(f"{url}: there is no bucket {bucket}; correct its name, or create it")
+
+
+@cache
+def _has_bucket(url: str) -> bool:
+    return asked(url, lambda system, name: bool(system.exists(name)))
 
 
 def info_of(url: str) -> dict[str, Any] | None:

@@ -47,6 +47,18 @@ def data_build(overrides: Overrides = None, config: ConfigFile = None) -> None:
     console.print(report.line(), soft_wrap=True)
 
 
+@commands.command("convert")
+def data_convert(
+    source: Annotated[Path, typer.Argument(help="Annotations of Charades-STA, DiDeMo, ActivityNet or QVHighlights.")],
+    out: Annotated[Path, typer.Argument(help="File of JSON lines to write, for data.annotations.")],
+    videos: Annotated[Path, typer.Option(help="Folder of the videos, for lengths that the annotations lack.")],
+) -> None:
+    """Convert the annotation file of another corpus."""
+    from pipelines.data.convert import convert
+
+    console.print(f"{guarded(convert, source, videos, out)} rows in {out}", soft_wrap=True)
+
+
 @commands.command("unpack")
 def data_unpack(
     source: Annotated[Path, typer.Argument(help="Downloaded folder with manifest.json, shards and parts.")],

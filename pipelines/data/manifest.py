@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,7 @@ def find_videos(folder: DatasetFolder, split: str, data: DataConfig) -> Manifest
         data.beyond_duration,
         [] if data.faulty_rows == "drop" else None,
     )
-    names: dict[str, list[Path]] = {}
-    for path in everything:
-        for name in _names(place, path):
-            names.setdefault(name, []).append(path)
+    names = _by_name(place, everything)
     seconds = {row.video: row.duration for row in reversed(rows)}  # of several rows of a video the first counts
     videos = {name: Video(name, names.get(id_of(name), []), seconds[name]) for name in sorted(seconds)}
     ids: dict[Path, list[str]] = {}
@@ -151,6 +148,11 @@ def find_videos(folder: DatasetFolder, split: str, data: DataConfig) -> Manifest
             f"times: {'; '.join(lines[:NAMED])}; write one id for each in the annotations"
         )
     return Manifest(split, videos, rows, place, files)
+
+
+def files_by_name(place: Path) -> dict[str, list[Path]]:
+    """Return the files of a folder of videos by what an annotation may call them, as `id_of` writes it."""
+    return _by_name(place, _walk(place, frozenset()))
 
 
 def load_manifest(folder: DatasetFolder, split: str, data: DataConfig) -> Manifest:
@@ -224,6 +226,14 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
             yield from _walk(path, above | {real})
         else:
             yield path
+
+
+def _by_name(place: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
+    names: dict[str, list[Path]] = {}
+    for path in files:
+        for name in _names(place, path):
+            names.setdefault(name, []).append(path)
+    return names
 
 
 def _names(place: Path, path: Path) -> set[str]:

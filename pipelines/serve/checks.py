@@ -14,7 +14,7 @@ from vsr1.environments.registry import environment_of
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.parts import ActorResources
 from vsr1.settings.serving import CorpusConfig
-from vsr1.storage import fetched_folder, is_there
+from vsr1.storage import fetched_folder, is_there, named
 from vsr1.toy.long_corpus import films_file
 from vsr1.video.clips import META
 from vsr1.video.largest_clip import check_largest_clip
@@ -100,7 +100,7 @@ def _faults(config: Config, agents: bool) -> Iterator[str]:
 
 def _model_faults(what: str, folder: Path, allow_bin: bool) -> Iterator[str]:
     if not fetched_folder(folder).is_dir():
-        yield f"{what}: folder {folder} does not exist"
+        yield f"{what}: folder {named(folder)} does not exist"
     elif not (folder / "config.json").is_file():
         yield f"{what}: {folder} has no config.json, so it is no checkpoint; a run keeps its own under checkpoints/"
     elif not any(folder.glob("*.safetensors")) and not (allow_bin and any(folder.glob("*.bin"))):
@@ -110,7 +110,7 @@ def _model_faults(what: str, folder: Path, allow_bin: bool) -> Iterator[str]:
 def _corpus_faults(name: str, corpus: CorpusConfig, shards: int, clips: bool) -> Iterator[str]:
     folder, what = DatasetFolder(corpus.root), f"corpus {name!r}"
     if not is_there(corpus.root):
-        yield f"{what}: folder {corpus.root} does not exist"
+        yield f"{what}: folder {named(corpus.root)} does not exist"
         return
     needed = [folder.video_embeddings(corpus.split), folder.docid2row(corpus.split)]
     needed += [folder.clips(corpus.split) / META] if clips else []

@@ -11,6 +11,7 @@ from pipelines.command import ConfigFile, DryRun, Overrides, console, guarded, k
 from pipelines.machine.resources import check_packages
 from pipelines.stage.connection import keep_ray_local
 from vsr1.config import dump_config
+from vsr1.storage import cache_at
 
 Host = Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")]
 Port = Annotated[int, typer.Option(help="Port to listen at.")]
@@ -40,7 +41,8 @@ def serve_command(
     from pipelines.machine.nodes import capacity
     from pipelines.serve.checks import check_served, named_corpora, serving_plan
 
-    settings.serve.corpora = guarded(named_corpora, corpus or [], split, settings.serve.corpora)
+    with cache_at(settings.storage.cache):
+        settings.serve.corpora = guarded(named_corpora, corpus or [], split, settings.serve.corpora)
     if dry_run:
         console.print(dump_config(settings), soft_wrap=True)
         console.print(serving_plan(settings, True, guarded(capacity, settings)).render())

@@ -11,6 +11,7 @@ from pipelines.serve.deploy import APPLICATION
 from pipelines.serve.running import AGENT, ServiceError, declare, declared
 from vsr1.config import Config
 from vsr1.model.replacement import replacing_files
+from vsr1.storage import cache_at, place_of
 
 
 def swap(name: str, checkpoint: Path, address: str) -> None:
@@ -38,14 +39,17 @@ def swap_weights(name: str, checkpoint: Path) -> int:
     application = declared().get(APPLICATION)
     if application is None:
         raise ServiceError(f"Ray Serve runs no application {APPLICATION!r} there; start `vsr1 serve`")
-    served = Config.model_validate(application["args"]).served_models
+    config = Config.model_validate(application["args"])
+    served = config.served_models
     if name not in served:
         raise ServiceError(f"model {name!r} is not served; there are {', '.join(served)}")
     deployments = {one["name"]: one for one in application.get("deployments") or []}
     deployment = deployments.setdefault(AGENT + name, {"name": AGENT + name})
     now = Weights.model_validate(deployment.get("user_config") or {"checkpoint": served[name]})
-    replacing_files(checkpoint.absolute(), now.checkpoint)
-    new = Weights(checkpoint=checkpoint.absolute(), version=now.version + 1)
+    with cache_at(config.storage.cache):
+        checkpoint = place_of(checkpoint) or checkpoint.absolute()
+    replacing_files(checkpoint, now.checkpoint)
+    new = Weights(checkpoint=checkpoint, version=now.version + 1)
     deployment["user_config"] = new.model_dump(mode="json")
     declare(application | {"deployments": list(deployments.values())})
     return new.version

@@ -64,6 +64,8 @@ def dead_actor(text: str) -> str:
     parts = {
         name: match[1] for name in ("class_name", "pid", "name") if (match := re.search(rf"\b{name}: (\S+)", text))
     }
+    if start := re.search(r"ray::(\w+)\.__init__\(\) \(pid=(\d+)", text):  # it failed there
+        parts |= {"class_name": start[1], "pid": start[2]}
     role = parts.get("name") or parts.get("class_name", "an actor").removesuffix("Actor")
     detail = re.search(r"Worker exit detail: (.+?)(?:\. |\n|$)", text)
     how = detail[1] if detail else last_line(text)

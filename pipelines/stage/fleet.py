@@ -67,14 +67,14 @@ class RolloutFleet:
         self._members: dict[str, Member] = {}
         self._calls: dict[ray.ObjectRef, tuple[Member, Callable[[Any], None]]] = {}
         self._leaving: dict[ray.ObjectRef, tuple[Member, float]] = {}
-        self._sent: tuple[str, Any, int] | None = None  # how the last weights travel, what is sent, and their version
+        self._weights: tuple[str, Any, int] | None = None  # the last ones: how they travel, what is sent, their version
         self._connected: Any = None  # by NCCL: start of the learner, and members
         self._receiving: set[Member] = set()  # who has not begun to receive the last broadcast
         self._learners: Any = None  # of the last push
         self._is_starting = False
-        self._looked, self._nodes = 0.0, NodeEvents(write)
+        self._last_look, self._nodes = 0.0, NodeEvents(write)
         self._vacate, self._used = vacate, set[str]()  # nodes
-        self._scaled = read_scale(config.run_dir)  # the last request; one that is there was made to an earlier run
+        self._request = read_scale(config.run_dir)  # the last request; one that is there was made to an earlier run
 
     def start(self) -> None:
         """Start the members and wait until all serve; the first one that cannot start raises its error."""
@@ -134,11 +134,11 @@ class RolloutFleet:
                 learners.open_transfer([member.handle for member in awake])
                 self._connected = learners.starts, awake
             self._receiving = set(awake)
-            sent: Any = (learners.layout(), learners.broadcast())
+            content: Any = (learners.layout(), learners.broadcast())
         else:
             way = "ipc" if way == "ipc" else "file"
-            sent = learners.share() if way == "ipc" else learners.weights()
-        self._sent, self._learners = (way, sent, version), learners
+            content = learners.share() if way == "ipc" else learners.weights()
+        self._weights, self._learners = (way, content, version), learners
         self._fleet.push(version)
         self.tick()
 
@@ -225,10 +225,10 @@ class RolloutFleet:
         self._then(member, ready, lambda _: self._fleet.started(member.name))
 
     def _pull(self, member: Member) -> None:
-        if self._sent is None:  # the weights of the checkpoint, which it has loaded
+        if self._weights is None:  # the weights of the checkpoint, which it has loaded
             self._fleet.holds(member.name, self._fleet.version, "")
             return
-        way, sent, version = self._sent
+        way, content, version = self._weights
         if way == "nccl" and member in self._receiving:
             self._receiving.discard(member)
         elif way == "nccl":  # the broadcast is over: another member has the weights, or the learner
@@ -236,18 +236,18 @@ class RolloutFleet:
             if not peers and self._fleet.is_taken():
                 self._fleet.postpone(member.name)
                 return
-            sent = self._members[peers[0]].handle.give.remote() if peers else self._learners.weights()
-        taken = member.handle.push.remote(way, sent, version)
-        self._then(member, taken, lambda print_: self._fleet.holds(member.name, version, print_))
+            content = self._members[peers[0]].handle.give.remote() if peers else self._learners.weights()
+        answer = member.handle.push.remote(way, content, version)
+        self._then(member, answer, lambda print_: self._fleet.holds(member.name, version, print_))
 
     def _look(self) -> None:
         """See who asks for another number of members, and which nodes leave."""
-        if time.monotonic() - self._looked < LOOK_EVERY_S:
+        if time.monotonic() - self._last_look < LOOK_EVERY_S:
             return
-        self._looked = time.monotonic()
+        self._last_look = time.monotonic()
         request = read_scale(self._config.run_dir)
-        if request is not None and request != self._scaled:
-            self._scaled = request
+        if request is not None and request != self._request:
+            self._request = request
             self.scale(request.workers)
         self._nodes.look()
         self._give_back()

@@ -37,7 +37,7 @@ class _Guarded:
     role: str
     actor: Any
     place: tuple[str, int] | None = None
-    asked: ray.ObjectRef | None = None  # for its place
+    question: ray.ObjectRef | None = None  # for its place
     died: float | None = None  # when the process before this one was missed
     detect_s: float = 0.0
     on_fault: Callable[[Notice], None] | None = None
@@ -57,7 +57,7 @@ class Watch:
         self._nodes: dict[str, NodeWatchHandle] = {}
         self._notices: dict[ray.ObjectRef, str] = {}  # node of each call
         self._shards: list[Any] = []  # answers of retrieval services
-        self._asked = 0.0
+        self._last_question = 0.0
         self._lock = threading.Lock()
 
     def guard(
@@ -80,9 +80,10 @@ class Watch:
             before = self._guarded.get(name)
             if before and before.actor is actor:
                 return
-            self._guarded[name] = _Guarded(role, actor, asked=_asked(actor), on_fault=on_fault, on_return=on_return)
+            now = _Guarded(role, actor, question=_place_of(actor), on_fault=on_fault, on_return=on_return)
             if before:
-                self._guarded[name].died, self._guarded[name].detect_s = before.died, before.detect_s
+                now.died, now.detect_s = before.died, before.detect_s
+            self._guarded[name] = now
 
     def guard_shards(self, name: str, service: RetrievalHandle) -> None:
         """Bring a retrieval service under the watch, and the shards that it has, whenever it is started."""
@@ -97,7 +98,7 @@ class Watch:
         """Return node and process of the actors whose end would be seen, by name."""
         with self._lock:
             guarded = dict(self._guarded)
-        return {name: one.place for name, one in guarded.items() if one.place is not None and one.asked is None}
+        return {name: one.place for name, one in guarded.items() if one.place is not None and one.question is None}
 
     def end(self, name: str) -> None:
         """End the process of an actor with all that it has started, also one that answers nothing, and let it go."""
@@ -140,8 +141,8 @@ class Watch:
                     self._hear(guarded, notice)
             except ray.exceptions.RayError:
                 continue  # Ray starts the watch again, or its node is gone
-        if time.monotonic() - self._asked >= ASK_EVERY_S:
-            self._asked = time.monotonic()
+        if time.monotonic() - self._last_question >= ASK_EVERY_S:
+            self._last_question = time.monotonic()
             for node in self._nodes.keys() - self._notices.values():
                 self._notices[self._nodes[node].notices.remote()] = node
 
@@ -153,17 +154,17 @@ class Watch:
         self._nodes.clear()
 
     def _locate(self, name: str, actor: _Guarded) -> None:
-        if actor.asked is None or not arrived([actor.asked]):
+        if actor.question is None or not arrived([actor.question]):
             return
         try:
-            actor.place = ray.get(actor.asked)
+            actor.place = ray.get(actor.question)
         except ray.exceptions.ActorUnavailableError:
-            actor.asked = _asked(actor.actor)  # it is being started again
+            actor.question = _place_of(actor.actor)  # it is being started again
             return
         except ray.exceptions.RayError:  # it is gone for good: whoever calls it is told, and may start another one
-            actor.asked = actor.place = None
+            actor.question = actor.place = None
             return
-        actor.asked = None
+        actor.question = None
         node, pid = actor.place
         if node not in self._nodes:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -190,8 +191,8 @@ class Watch:
             seconds = {"detect": notice.seconds}
             self._write("fault", role=actor.role, member=notice.name, reason=notice.reason, seconds=seconds)
         if notice.is_gone:
-            actor.asked = _asked(actor.actor)
+            actor.question = _place_of(actor.actor)
 
 
-def _asked(actor: Any) -> ray.ObjectRef:
+def _place_of(actor: Any) -> ray.ObjectRef:
     return actor.__ray_call__.remote(place)

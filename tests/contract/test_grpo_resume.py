@@ -37,7 +37,8 @@ def test_a_killed_training_goes_on_and_trains_each_sample_once(tmp_path: Path, t
     config = load_config(REPOSITORY / "configs" / "toy.yaml", [f"{key}={value}" for key, value in options.items()])
     figures = bench_restarts(config, kills=2, seed=0)
     assert sum(figures["kills"].values()) == 2
-    assert figures["trained"] == figures["same_replies"] == STEPS * PROMPTS * SIZE
+    assert figures["trained"] == figures["same_tokens"] == STEPS * PROMPTS * SIZE
+    assert figures["logprob_gap"] == 0.0
     assert (figures["repeated"], figures["lost"], figures["foreign"], figures["left"]) == (0, 0, 0, 0)
     assert figures["same_weights"]
     again = [sys.executable, "-m", "pipelines", "grpo", "-c", str(tmp_path / "whole" / "logs" / "console.yaml")]

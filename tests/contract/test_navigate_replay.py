@@ -116,7 +116,7 @@ def _prompt(row):
 
 
 def _token(row):
-    row["turns"][0]["response_token_ids"][1] += 1
+    row["turns"][-1]["response_token_ids"][1] += 1  # of another turn it would be in the next prompt too
 
 
 def _left(row):
@@ -152,7 +152,7 @@ def _logprob(row):
     [
         (_clip, "clip", "content of part train-0000@"),
         (_prompt, "prompt", "turn 2, prompt tokens, place"),
-        (_token, "parse", "turn 1, text of the reply's tokens, place"),
+        (_token, "parse", ", text of the reply's tokens, place"),
         (_left, "calls", "turn 2, left: recorded"),
         (_named, "calls", "turn 1, nodes: recorded"),
         (_answer, "calls", "question: recorded"),

@@ -234,7 +234,8 @@ def test_a_part_that_will_not_come_back_ends_the_stage_with_its_name(tmp_path: P
         parts = asking(part)
         with pytest.raises(ActorDiedError, match=name) as error:
             play(parts, ["ask"])
-        assert name in (reason(error.value) or "")
+        line = reason(error.value) or ""
+        assert name in line and line.startswith("Broken died (process " if part is broken else f"{name} died (process ")
         assert ray.get(parts[0][0].counts.remote())[1] <= 3  # not once for each of seven pauses
 
 

@@ -157,7 +157,7 @@ SMALL = [
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 def test_a_run_in_a_bucket_is_killed_and_goes_on_from_another_disk(
     node: Any, toy_data: Path, tmp_path: Path, s3: dict[str, str]
 ) -> None:
@@ -172,14 +172,14 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_from_another_disk(
 
     def run(stage: str, disk: str, *more: str) -> str:
         call = command(stage, disk, *more)
-        outcome = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
+        outcome = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
         assert outcome.returncode == 0, outcome.stdout + outcome.stderr
         return outcome.stdout
 
     run("sft", "first", "model.policy=s3://films/policy")
     policy = "model.policy=s3://films/run/checkpoints/sft"
     process = subprocess.Popen(command("grpo", "second", policy), cwd=REPOSITORY, start_new_session=True)
-    deadline = time.monotonic() + 500
+    deadline = time.monotonic() + 900
     while not any(name.startswith("state/grpo/") for name in committed()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
@@ -189,14 +189,17 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_from_another_disk(
         child.kill() if child.is_running() else None
     process.wait()
     run("grpo", "third", policy)
-    third = node("s3://films/run", "third").parents[3] / "third"
-    place = next(third.rglob("events.jsonl")).parent
+    place = node("s3://films/run", "third")
     [resumed] = [row for line in (place / "events.jsonl").open() if (row := json.loads(line))["kind"] == "resumed"]
     assert 1 <= resumed["step"] <= 3
     rows = [json.loads(line) for line in (place / "train_trajectories.jsonl").open()]
     assert sorted(row["step"] for row in rows) == [step for step in (1, 2, 3) for _ in range(6)], "each once"
     printed = run("eval", "fourth", "model.policy=s3://films/run/checkpoints/grpo", "run_dir=s3://films/judged")
     assert "eval.jsonl" in printed and "eval.jsonl" in listed("s3://films/judged")
+    served = [sys.executable, "-m", "pipelines", "serve", "s3://films/run/checkpoints/grpo", "--dry-run"]
+    served += ["-c", "configs/toy.yaml", "--corpus", "toy=s3://films/toy", f"storage.cache={tmp_path / 'fourth'}"]
+    outcome = subprocess.run([*served, *options], cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
+    assert outcome.returncode == 0, outcome.stderr
     trained = load_config(None, ["run_dir=s3://films/run", f"storage.cache={tmp_path / 'fifth'}"]).run_dir
     with mirrored(trained, "grpo"):
         assert sorted(path.name for path in trained.glob("state/grpo/step-*")) == ["step-2", "step-3"]

@@ -44,6 +44,7 @@ RUN = {  # where each command is run from its command line to its end
     "scale": "tests/unit/test_scale.py",
     "data build": "tests/contract/head/test_submit.py",  # as the job of `submit data`
     "data check": "tests/unit/data/test_check.py",
+    "data convert": "tests/unit/data/test_convert.py",
     "data unpack": "tests/unit/test_prepared.py",
     "key": "tests/unit/test_document_commands.py",
     "data toy": "tests/unit/test_document_commands.py",
@@ -87,7 +88,7 @@ def _alternatives(words: list[str]) -> list[list[str]]:
 
 def _stage(words: list[str]) -> list[str]:
     """Return the arguments of a command of ours that has a dry run, is written out and asks no store, else none."""
-    is_ours = (words[0] == "vsr1" or words[1:3] == ["-m", "pipelines"]) and not any("=s3://" in word for word in words)
+    is_ours = (words[0] == "vsr1" or words[1:3] == ["-m", "pipelines"]) and not any("s3://" in word for word in words)
     arguments = words[1 if words[0] == "vsr1" else 3 :] if is_ours else []
     return arguments if len(arguments) > 1 and arguments[0] in STAGES else []
 

@@ -36,6 +36,15 @@ def test_an_actor_that_died_is_named_with_its_process() -> None:
     assert dead_actor(DEAD.replace("\tip", "\tname: retrieval-train\n\tip")).startswith("retrieval-train died (")
 
 
+def test_an_actor_that_could_not_start_is_named_with_its_own_error() -> None:
+    text = (
+        "The actor died because of an error raised in its creation task, ray::RetrievalServiceActor.__init__() "
+        "(pid=71, ip=127.0.0.1, actor_id=5f, repr=<RetrievalServiceActor object at 0x7f>)\n"
+        '  File "actors/retrieval.py", line 70, in __init__\nvsr1.retrieval.request.RetrievalError: no vectors there'
+    )
+    assert dead_actor(text) == ("RetrievalService died (process 71: no vectors there); its log is in run_dir/logs")
+
+
 def test_a_death_that_our_own_error_tells_is_one_line_too() -> None:
     assert reason(LearnerError(f"learner rank 0 died, and the step with it: {DEAD}")) == (
         f"learner rank 0 died, and the step with it: {dead_actor(DEAD)}"

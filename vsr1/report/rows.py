@@ -53,6 +53,8 @@ def row_of(
             "seconds": round(turn.seconds, DIGITS),
             "advantages": {} if credits is None else asdict(credits[place]),
         }
+        if navigates:
+            values["advantages"].pop("latents", None)
     return row | {
         "source": source,
         "step": step,

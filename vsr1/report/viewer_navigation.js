@@ -6,8 +6,11 @@ const ENDS = { "right answer": "✓ right answer", "wrong answer": "✗ wrong an
 const isRight = (row) => row.outcome === "right answer";
 const nodeName = (node) => (node.length ? node.join(",") : "all");
 const amount = (value) => String(Number(value.toFixed(2)));
-const callName = (turn) => (turn.tool === null ? words(turn.status)
-  : `${turn.tool}(${[...(turn.node ? [nodeName(turn.node)] : []), ...(turn.words ? [turn.words] : [])].join(", ")})`);
+
+function callName(turn) {
+  if (turn.tool === null) return { answered: `answer ${turn.words}`, abstained: "no answer known" }[turn.status] ?? "no call";
+  return `${turn.tool}(${[...(turn.node ? [nodeName(turn.node)] : []), ...(turn.words ? [turn.words] : [])].join(", ")})`;
+}
 
 KINDS.navigate = {
   prepare(row) {
@@ -45,8 +48,10 @@ function tree(row) {
   const bars = row.clues.map((clue) => ["true", clue, 1, 7]);
   for (const [node, ...pair] of row.cells) {
     const numbers = visits(row, node);
+    const note = numbers.join(" ");
+    const fits = (pair[1] - pair[0]) / row.seconds > 0.013 * note.length; // of some 600 pixels
     const kind = numbers.length ? "read" : isNamed(row, node) ? "named" : "unread";
-    bars.push([kind, pair, 10 + LEVEL * Math.max(0, node.length - 1), LEVEL - 2, numbers.join(" ") || null]);
+    bars.push([kind, pair, 10 + LEVEL * Math.max(0, node.length - 1), LEVEL - 2, fits ? note : null]);
   }
   const levels = Math.max(1, ...row.cells.map(([node]) => node.length));
   return [

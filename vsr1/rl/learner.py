@@ -211,9 +211,7 @@ class Learner:
             hosts = _of_all_ranks(socket.gethostname())
             if hosts.index(socket.gethostname()) == torch.distributed.get_rank():  # one of a node sends what is there
                 sent_as(folder, whole_folder(folder))
-                for earlier in folder.parent.glob(
-                    ".part-*"
-                ):  # of a node that is not the driver's, which renames its own
+                for earlier in folder.parent.glob(".part-*"):  # nobody renames them where the driver is not
                     if earlier != folder:
                         shutil.rmtree(earlier)
             torch.distributed.barrier()
