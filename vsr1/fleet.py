@@ -220,9 +220,11 @@ class Fleet:
         for _ in range(self._config.spares - sum(seat.spare for seat in self._living())):
             self._add().spare = True
         for seat in list(self.seats.values()):
-            if reason := self._lateness(seat, now):
+            if reason := seat.lateness(now, self._config):
                 self.lost(seat.name, reason)
-            elif seat.state is State.SUSPECT and seat.is_rested(now, self._config.breaker_s):
+                continue
+            self._doubt(seat, now)
+            if seat.state is State.SUSPECT and seat.is_rested(now, self._config.breaker_s):
                 seat.is_on_trial = True
                 seat.outcomes.clear()
                 self._enter(seat, State.HEALTHY)
@@ -281,23 +283,11 @@ class Fleet:
             return [Order("probe", seat.name)]
         return []
 
-    def _lateness(self, seat: Seat, now: float) -> str:
-        """Return why a member must be ended, if it must; one that is late by half is under suspicion."""
-        limit = self._config.probe_s
-        if seat.state in (State.STARTING, State.RESTARTING):
-            limit = self._config.start_s
-            return f"it was not ready within {limit:g} s (fleet.start_s)" if now - seat.since >= limit else ""
-        if seat.pulling is not None and seat.state is not State.DEAD:
-            limit = self._config.push_s
-            return f"it had not taken weights within {limit:g} s (fleet.push_s)" if now - seat.pulling >= limit else ""
-        if seat.probed is None or seat.state not in (*AWAKE, State.DRAINING):
-            return ""
-        if now - seat.probed >= limit:
-            return f"it gave no token within {limit:g} s (fleet.probe_s)"
-        if now - seat.probed >= limit / 2 and seat.state is State.HEALTHY:
+    def _doubt(self, seat: Seat, now: float) -> None:
+        """Give nothing to a member whose token is late by half of its limit."""
+        if seat.state is State.HEALTHY and seat.probed is not None and now - seat.probed >= self._config.probe_s / 2:
             self._enter(seat, State.SUSPECT, "no token yet")
             self._tell("suspect", seat, seconds={"detect": now - seat.seen})
-        return ""
 
     def _fails_alone(self, seat: Seat) -> bool:
         """Tell whether a member fails where others do not; what fails everywhere is not the fault of a member."""

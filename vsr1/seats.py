@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from vsr1.settings.parts import FleetConfig
+
 HOUR_S = 3600.0
 
 
@@ -64,6 +66,19 @@ class Seat:
     def is_rested(self, now: float, first_s: float) -> bool:
         """Tell whether a suspect may be tried again: after so many seconds, each time twice as many, up to an hour."""
         return self.trips > 0 and now - self.since >= min(HOUR_S, first_s * 2 ** (self.trips - 1))
+
+    def lateness(self, now: float, limits: FleetConfig) -> str:
+        """Return why the member must be ended: what it was asked for takes longer than its limit; empty if nothing."""
+        if self.state in (State.STARTING, State.RESTARTING):
+            is_late = now - self.since >= limits.start_s
+            return f"it was not ready within {limits.start_s:g} s (fleet.start_s)" if is_late else ""
+        if self.pulling is not None and self.state is not State.DEAD:
+            is_late = now - self.pulling >= limits.push_s
+            return f"it had not taken weights within {limits.push_s:g} s (fleet.push_s)" if is_late else ""
+        if self.probed is not None and self.state in (*AWAKE, State.DRAINING):
+            is_late = now - self.probed >= limits.probe_s
+            return f"it gave no token within {limits.probe_s:g} s (fleet.probe_s)" if is_late else ""
+        return ""
 
     def recent_restarts(self, now: float) -> int:
         """Return how often it has started again in the last hour."""
