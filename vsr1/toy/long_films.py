@@ -157,7 +157,7 @@ class Plan:
         return self.scenes[self.right - 1][1]
 
 
-@lru_cache(maxsize=1 << 16)  # the leaves of 128 films of the longest
+@lru_cache(maxsize=1 << 17)  # the leaves of 256 films of the longest
 def _leaf(film: LongFilm, number: int) -> Film:
     rng = np.random.default_rng([film.seed, 1, number])
     node, end = film.tree.leaf(number), film.leaf_seconds
