@@ -112,7 +112,7 @@ async function fillLook(target, turn) {
   if (!image) return;
   const { count } = image.dataset;
   image.alt = `${count} frames of part ${nodeName(turn.node)}`;
-  const strip = make("div", { class: "strip" }, image);
+  const strip = make("div", { class: "strip look" }, image);
   strip.style.setProperty("--frames", count);
   target.append(strip);
 }
