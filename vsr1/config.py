@@ -105,6 +105,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _prompts_that_grow_have_no_length(self) -> Config:
+        limits = {"sft": self.sft.max_prompt_tokens, "grpo": self.grpo.max_prompt_tokens}
+        for stage, limit in limits.items():
+            if self.environment != "search" and limit is not None:
+                raise ValueError(
+                    f"{stage}.max_prompt_tokens={limit} is the length of one prompt, but with "
+                    f"environment={self.environment} a prompt grows with each call; leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _films_have_true_seconds(self) -> Config:
         if self.environment == "search_then_navigate" and self.data.timestamps != "true_seconds":
             raise ValueError(

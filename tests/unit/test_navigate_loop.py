@@ -38,6 +38,12 @@ def config(tmp_path):
     return settings
 
 
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_prompt_that_grows_has_no_limit_of_its_own(stage: str):
+    with pytest.raises(ConfigError, match=rf"{stage}.max_prompt_tokens=900 .*grows with each call; leave it out"):
+        load_config(None, [*NAVIGATE, f"{stage}.max_prompt_tokens=900"])
+
+
 def test_navigation_refines_nothing():
     with pytest.raises(ConfigError, match=r"take agent\.refinement=none"):
         load_config(None, ["environment=navigate"])
