@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipelines.command import ConfigFile, DryRun, Overrides, console, guarded, keep_console, read_settings, run_stage
+from vsr1.storage import named
 
 Format = Annotated[Literal["tvr", "moment-detr"], typer.Option("--format", help="Evaluator whose file format is used.")]
 Tolerate = Annotated[bool, typer.Option("--tolerate", help="Leave out rows that are wrong and end with exit code 0.")]
@@ -26,7 +27,7 @@ def eval_command(overrides: Overrides = None, config: ConfigFile = None, dry_run
 
     summary, _ = run_stage(evaluate, settings)
     show_summary(console, settings.eval.split, summary)
-    console.print(f"rows: {settings.run_dir / 'eval.jsonl'}", soft_wrap=True)
+    console.print(f"rows: {named(settings.run_dir / 'eval.jsonl')}", soft_wrap=True)
 
 
 @commands.command("score")
