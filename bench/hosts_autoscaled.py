@@ -50,9 +50,9 @@ def bench_autoscaled(config: Config) -> dict[str, Any]:
     Raises:
         RuntimeError: the training ended before, by an error or as it has too few steps.
     """
-    role = config.cluster.rollout.model_copy(update={"cpus": 1.5, "labels": {"pool": "spot"}})
+    role = config.cluster.rollout.model_copy(update={"cpus": 1.5, "memory_gib": 0.0, "labels": {"pool": "spot"}})
     spot = {"resources": {"CPU": 2, "object_store_memory": 2**28}, "labels": {"pool": "spot"}, "max_workers": 2}
-    group = NodeGroup(count=2, cpus=2, memory_gib=role.memory_gib + 1, labels={"pool": "spot"}, autoscaled=True)
+    group = NodeGroup(count=2, cpus=2, memory_gib=1, labels={"pool": "spot"}, autoscaled=True)
     run, began = config.run_dir, time.time()
     acts: list[dict[str, Any]] = []
 
