@@ -82,6 +82,11 @@ def test_every_measurement_has_a_command() -> None:
         "gradient",
         "navigate",
         "scale",
+        "autoscaled",
+        "find",
+        "hosts",
+        "join",
+        "long_search",
     }
     refused = CliRunner().invoke(app, ["weights", "--way", "smoke"])
     assert refused.exit_code == 2 and "nccl" in refused.output

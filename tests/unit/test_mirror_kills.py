@@ -15,6 +15,7 @@ from actors.rewards import RewardWorkerActor
 from vsr1 import storage, stores
 from vsr1.ledger import Frame
 from vsr1.runs.mirror import bring, mirrored
+from vsr1.search.rewards import SearchRewards
 from vsr1.settings.training import RewardConfig
 from vsr1.storage import cache_at, place_of
 from vsr1.stores import StorageError
@@ -40,7 +41,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str
     """Makes a stage of the run of a URL on a disk."""
     cluster = PretendedRay(monkeypatch)
     members = Members(cluster.actor, stage_config(tmp_path))
-    rewards = [cluster.actor(RewardWorkerActor(RewardConfig()))]
+    rewards = [cluster.actor(RewardWorkerActor(SearchRewards(RewardConfig())))]
 
     def on_disk(name: str, disk: str) -> Stage:
         with cache_at(tmp_path / disk):
