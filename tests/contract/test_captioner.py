@@ -46,7 +46,8 @@ def films(data, server, **captioner):
     settings = {"kind": "openai", "model": "m", "url": f"http://127.0.0.1:{server.server_port}/v1",
                 "key_file": data.root.parent / "key", "frames": 4, "timeout_s": 5.0, "retries": 2}  # fmt: skip
     keys = [f"navigate.pools.captioner.{name}={value}" for name, value in (settings | captioner).items()]
-    return films_of(load_config(None, [f"data.root={data.root}", "data.max_pixels=2048", *keys]), "test")
+    keys += ["environment=navigate", "agent.refinement=none", f"data.root={data.root}", "data.max_pixels=2048"]
+    return films_of(load_config(None, keys), "test")
 
 
 def plane(of_films, data):

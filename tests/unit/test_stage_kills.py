@@ -4,6 +4,7 @@ import _thread
 import os
 import random
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -219,8 +220,10 @@ def test_ctrl_c_while_the_learner_works_saves_the_step_that_it_takes(
 
     stage = Stage(stage_config(tmp_path / "run", state_every=100, staleness=staleness), fleet(), rewards)
     stage.learner = Interrupted()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     with pytest.raises(KeyboardInterrupt):
         stage.run()
+    signal.signal(signal.SIGINT, before)
     assert [path.name for path in (stage.config.run_dir / "state" / "grpo").glob("step-*")] == ["step-3"]
     stage.learner = ScriptedLearner()
     went_on = stage.run()

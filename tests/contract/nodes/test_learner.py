@@ -237,7 +237,7 @@ def test_ranks_without_a_copy_die_with_their_step(config: Config, stores: ClipSt
 
 def test_a_group_that_cannot_start_leaves_no_place_taken(config: Config, nodes: list[str]) -> None:
     class Full:
-        def on(self, node_id: str) -> None:
+        def on(self, node_id: str, *, keep: bool = False) -> None:
             raise OSError("no room for a store")
 
     group = LearnerGroup(config, Full())
