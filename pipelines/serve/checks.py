@@ -14,7 +14,7 @@ from vsr1.environments.registry import environment_of
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.parts import ActorResources
 from vsr1.settings.serving import CorpusConfig
-from vsr1.storage import fetched_folder, is_there, named
+from vsr1.storage import fetched, fetched_folder, is_there, named
 from vsr1.toy.long_corpus import films_file
 from vsr1.video.clips import META
 from vsr1.video.largest_clip import check_largest_clip
@@ -113,7 +113,7 @@ def _corpus_faults(name: str, corpus: CorpusConfig, shards: int, clips: bool) ->
         yield f"{what}: folder {named(corpus.root)} does not exist"
         return
     needed = [folder.video_embeddings(corpus.split), folder.docid2row(corpus.split)]
-    needed += [folder.clips(corpus.split) / META] if clips else []
+    needed += [fetched(folder.clips(corpus.split) / META)] if clips else []
     if missing := [path for path in needed if not path.is_file()]:
         yield f"{what}: {missing[0]} is missing; build split {corpus.split!r} of the folder first"
         return

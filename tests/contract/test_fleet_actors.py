@@ -81,7 +81,7 @@ class Stage:
         self.rewards = [Rewards.remote()]
 
     def write(self, kind: str, **fields: Any) -> None:
-        self.events.append({"kind": kind, **fields})
+        self.events.append({"kind": kind, "time": time.monotonic(), **fields})
         self._write(kind, **fields)
 
     def told(self, kind: str) -> list[dict[str, Any]]:

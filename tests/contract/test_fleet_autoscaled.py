@@ -20,7 +20,7 @@ from . import scripted_worker, test_fleet_actors
 from .scripted_worker import ScriptedWorker
 from .test_fleet_actors import Learners, Stage
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(280)]
 for module in (sys.modules[__name__], scripted_worker, test_fleet_actors):
     register_pickle_by_value(module)  # actors cannot import these files
 SPOT = {"resources": {"CPU": 1, "object_store_memory": 2**27}, "labels": {"pool": "spot"}, "max_workers": 2}

@@ -13,7 +13,7 @@ from bench.hosts_net import check_namespaces
 from pipelines.machine.resources import MachineError
 from vsr1.runs.events import EVENTS, read_events
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(290)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(290)]
 REPOSITORY = Path(__file__).parents[2]
 SOON = {  # a host without power is found after 3 to 9 s, by default after 15 to 65
     "RAY_health_check_period_ms": "1000",

@@ -183,7 +183,7 @@ def test_who_missed_a_broadcast_takes_the_weights_of_another_member(start, good:
     ray.kill(fleet.members[1].handle)
     fleet.renew("rollout-1")
     while not any(event["kind"] == "healed" for event in fleet.told):
-        assert len(fleet.told) < 2, fleet.told
+        assert [event["kind"] for event in fleet.told if event["kind"] != "serving"] in ([], ["fault"]), fleet.told
         fleet.tick()
         time.sleep(0.05)
     (given, _), (calls, version) = states(fleet)

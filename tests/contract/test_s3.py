@@ -156,7 +156,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.chaos
+@pytest.mark.soak
 @pytest.mark.timeout(2400)
 def test_a_run_in_a_bucket_is_killed_and_goes_on_from_another_disk(
     node: Any, toy_data: Path, tmp_path: Path, s3: dict[str, str]
