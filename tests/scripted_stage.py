@@ -17,7 +17,9 @@ from typing import Any, cast
 
 import numpy as np
 import ray
+from pretended_ray import PretendedRay
 
+from actors.rewards import RewardWorkerActor
 from actors.rollout import RolloutWorkerActor
 from pipelines.stage.fleet import Member
 from pipelines.stage.progress import QUIET
@@ -26,6 +28,7 @@ from pipelines.stage.workers import Workers
 from pipelines.train.grpo import Loop, begun
 from pipelines.train.rollouts import GroupRollouts
 from vsr1.config import Config
+from vsr1.environments.registry import environment_of
 from vsr1.episode.environment import Prompt
 from vsr1.episode.sample import SampleId
 from vsr1.ledger import Frame, Ledger
@@ -313,3 +316,14 @@ def stage_config(run_dir: Path, **grpo: Any) -> Config:
             },
         }
     )
+
+
+def environment_stage(cluster: PretendedRay, config: Config, worker: Any, stream: Callable[[int], Any]) -> Stage:
+    """Return a stage of the environment of its settings, with the rewards of it.
+
+    Args:
+        worker: of its rollouts.
+        stream: makes its prompts, from a position on.
+    """
+    rewards = [cluster.actor(RewardWorkerActor(environment_of(config).rewards(config)))]
+    return Stage(config, Members(cluster.actor, config, worker=worker), rewards, stream=stream)

@@ -85,6 +85,12 @@ class Watch:
                 now.died, now.detect_s = before.died, before.detect_s
             self._guarded[name] = now
 
+    def guard_rank(self, name: str, rank: Any) -> None:
+        """Bring a learner rank under the watch, None to let the last one go; the learner tells of its healing."""
+        self.release(name)
+        if rank is not None:
+            self.guard(name, "learner", rank)
+
     def guard_shards(self, name: str, service: RetrievalHandle) -> None:
         """Bring a retrieval service under the watch, and the shards that it has, whenever it is started."""
 

@@ -92,13 +92,8 @@ class Workers:
         They start at one time unless they share a GPU: an engine finds out at its start how much memory others leave.
         """
 
-        def guard(name: str, rank: Any) -> None:
-            self.watch.release(name)  # the learner itself tells of its healing
-            if rank is not None:
-                self.watch.guard(name, "learner", rank)
-
-        stores = self.corpora[split].stores
-        learners = HealingLearners(config, stores, config.run_dir / "logs", guard, self.events.write)
+        stores, watch = self.corpora[split].stores, self.watch
+        learners = HealingLearners(config, stores, config.run_dir / "logs", watch.guard_rank, self.events.write)
         if config.cluster.learner.gpus % 1 or config.cluster.rollout.gpus % 1:
             self.start()
         thread = ThreadPoolExecutor(1, "start of the learner")

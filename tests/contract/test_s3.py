@@ -11,19 +11,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from moto.server import ThreadedMotoServer
+from nodes_of_urls import place_on
 
 from vsr1 import storage, stores
 from vsr1.config import load_config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.corpus import open_corpus
 from vsr1.runs.mirror import bring, mirrored, push
-from vsr1.storage import cache_at, fetched, fetched_folder, is_there, place_of, sent, sent_folder
+from vsr1.storage import fetched, fetched_folder, is_there, sent, sent_folder
 from vsr1.stores import StorageError, listed
 from vsr1.video.clips import ClipFolder
 
@@ -56,14 +58,7 @@ def s3() -> Iterator[dict[str, str]]:
 def node(tmp_path: Path, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Gives the place of a URL on a node."""
     monkeypatch.setattr(storage, "FRESH_S", 0.0)
-
-    def at(url: str, name: str = "one") -> Path:
-        with cache_at(tmp_path / name):
-            place = place_of(url)
-        assert place is not None
-        return place
-
-    return at
+    return partial(place_on, tmp_path)
 
 
 def test_files_come_and_go(node: Any) -> None:

@@ -5,14 +5,18 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
-import pytest
 from pretended_ray import PretendedRay
-from scripted_stage import VIDEOS, Members, ScriptedEngine, ScriptedReply, ScriptedStream, ScriptedWorker, Stage
+from scripted_stage import (
+    VIDEOS,
+    ScriptedEngine,
+    ScriptedReply,
+    ScriptedStream,
+    ScriptedWorker,
+    Stage,
+    environment_stage,
+)
 
-from actors.rewards import RewardWorkerActor
-from pipelines.stage import pump
 from vsr1.config import Config
-from vsr1.environments.registry import environment_of
 from vsr1.episode.environment import Prompt
 from vsr1.navigate.calls import ToolCall, ToolError, ToolResult
 from vsr1.runs.folder import TRAINING_LOG
@@ -71,20 +75,12 @@ def config_of(folder: Any) -> Config:
 
 
 def stage_of(cluster: PretendedRay, config: Config) -> Stage:
-    rewards = [cluster.actor(RewardWorkerActor(environment_of(config).rewards(config)))]
-    fleet = Members(cluster.actor, config, worker=Walker)
-    return Stage(config, fleet, rewards, stream=LongStream)
+    return environment_stage(cluster, config, Walker, LongStream)
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> PretendedRay:
-    monkeypatch.setattr(pump, "PAUSES_S", (0.0, 0.0))
-    return PretendedRay(monkeypatch)
-
-
-def test_a_run_trains_on_calls_and_judgements_of_one_trace(cluster, tmp_path):
+def test_a_run_trains_on_calls_and_judgements_of_one_trace(quick_cluster, tmp_path):
     config = config_of(tmp_path)
-    stage_of(cluster, config).run()
+    stage_of(quick_cluster, config).run()
     trained = [logged.trajectory for logged in read_log(config.run_dir / TRAINING_LOG)]
     assert any(calls_of(one) for one in trained) and all(judgements(one).turns for one in trained)
     assert all(spent(one) <= one.task.budget for one in trained)
@@ -99,9 +95,9 @@ def test_a_run_trains_on_calls_and_judgements_of_one_trace(cluster, tmp_path):
     assert len(scalars["R@1_after"]) == len(scalars["spent"]) == len(scalars["reward/location"]) == 4
 
 
-def test_workers_that_die_change_nothing(cluster, tmp_path):
-    weights = stage_of(cluster, config_of(tmp_path / "one")).run()
-    stage = stage_of(cluster, config_of(tmp_path / "other"))
+def test_workers_that_die_change_nothing(quick_cluster, tmp_path):
+    weights = stage_of(quick_cluster, config_of(tmp_path / "one")).run()
+    stage = stage_of(quick_cluster, config_of(tmp_path / "other"))
     frames = iter(range(10**6))
 
     def kill(_: Any) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,13 @@ from vsr1.storage import cache_at, place_of
 from vsr1.stores import StorageError
 
 MEMORY = fsspec.filesystem("memory")
+pytestmark = pytest.mark.usefixtures("quick_memory")
 URL = "memory://runs/a"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(storage, "FRESH_S", 0.0)
-    monkeypatch.setattr(stores, "WAITS_S", (0.0, 0.0))
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "SETTLE_S", 0.0)
-    yield
-    type(MEMORY).store.clear()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from pretended_ray import PretendedRay
 from scripted_stage import Members, Stage, stage_config
 
 from actors.rewards import RewardWorkerActor
-from vsr1 import storage, stores
 from vsr1.ledger import Frame
 from vsr1.runs.mirror import bring, mirrored
 from vsr1.search.rewards import SearchRewards
@@ -21,19 +20,12 @@ from vsr1.storage import cache_at, place_of
 from vsr1.stores import StorageError
 
 MEMORY = fsspec.filesystem("memory")
+pytestmark = pytest.mark.usefixtures("quick_memory")
 SMALL: dict[str, Any] = {"steps": 4, "prompts_per_step": 2, "state_every": 1}
 
 
 class DriverKilledError(BaseException):
     """The end of a driver's machine."""
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(storage, "FRESH_S", 0.0)
-    monkeypatch.setattr(stores, "WAITS_S", (0.0, 0.0))
-    yield
-    type(MEMORY).store.clear()
 
 
 @pytest.fixture

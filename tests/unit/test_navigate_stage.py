@@ -4,15 +4,11 @@ import random
 from collections import defaultdict
 from typing import Any
 
-import pytest
 from pretended_ray import PretendedRay
-from scripted_stage import Members, ScriptedEngine, ScriptedReply, ScriptedWorker, Stage
+from scripted_stage import ScriptedEngine, ScriptedReply, ScriptedWorker, Stage, environment_stage
 
-from actors.rewards import RewardWorkerActor
-from pipelines.stage import pump
 from pipelines.stage.tasks import PromptStream
 from vsr1.config import Config
-from vsr1.environments.registry import environment_of
 from vsr1.episode.environment import Prompt
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.calls import ToolCall, ToolError, ToolResult
@@ -73,20 +69,12 @@ def config_of(folder: Any) -> Config:
 
 
 def stage_of(cluster: PretendedRay, config: Config) -> Stage:
-    rewards = [cluster.actor(RewardWorkerActor(environment_of(config).rewards(config)))]
-    fleet = Members(cluster.actor, config, worker=Walker)
-    return Stage(config, fleet, rewards, stream=lambda position: PromptStream(config, position))
+    return environment_stage(cluster, config, Walker, lambda position: PromptStream(config, position))
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> PretendedRay:
-    monkeypatch.setattr(pump, "PAUSES_S", (0.0, 0.0))
-    return PretendedRay(monkeypatch)
-
-
-def test_a_run_trains_groups_of_one_budget_and_drops_what_a_tool_lost(cluster, tmp_path):
+def test_a_run_trains_groups_of_one_budget_and_drops_what_a_tool_lost(quick_cluster, tmp_path):
     config = config_of(tmp_path)
-    stage_of(cluster, config).run()
+    stage_of(quick_cluster, config).run()
     trained = [logged.trajectory for logged in read_log(config.run_dir / TRAINING_LOG)]
     assert all(isinstance(one.task, NavigateTask) for one in trained)
     budgets = defaultdict(set)
@@ -102,10 +90,10 @@ def test_a_run_trains_groups_of_one_budget_and_drops_what_a_tool_lost(cluster, t
     assert len(scalars["reward/thrift"]) == 4 and "R@1_after" not in scalars
 
 
-def test_workers_that_die_change_nothing(cluster, tmp_path):
+def test_workers_that_die_change_nothing(quick_cluster, tmp_path):
     config = config_of(tmp_path)
-    weights = stage_of(cluster, config).run()
-    stage = stage_of(cluster, config_of(tmp_path).model_copy(update={"run_dir": tmp_path / "other"}))
+    weights = stage_of(quick_cluster, config).run()
+    stage = stage_of(quick_cluster, config_of(tmp_path).model_copy(update={"run_dir": tmp_path / "other"}))
     frames = iter(range(10**6))
 
     def kill(_: Any) -> None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from nodes_of_urls import place_on
 
-from vsr1 import storage, stores
+from vsr1 import storage
 from vsr1.config import ConfigError, config_values, dump_config, load_config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.storage import (
-    cache_at,
     fetched,
     fetched_folder,
     has_file,
@@ -32,27 +32,13 @@ from vsr1.storage import (
 from vsr1.stores import StorageError
 
 MEMORY = fsspec.filesystem("memory")
-
-
-@pytest.fixture(autouse=True)
-def always_compared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(storage, "FRESH_S", 0.0)
-    monkeypatch.setattr(stores, "WAITS_S", (0.0, 0.0))
-    yield
-    type(MEMORY).store.clear()
+pytestmark = pytest.mark.usefixtures("quick_memory")
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Any:
     """Gives the place of a URL on a node."""
-
-    def at(url: str, name: str = "one") -> Path:
-        with cache_at(tmp_path / name):
-            place = place_of(url)
-        assert place is not None
-        return place
-
-    return at
+    return partial(place_on, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -190,17 +190,12 @@ def _trained(
         while not is_over.wait(0.1):
             watch.tick()
 
-    def guard(name: str, rank: object | None) -> None:
-        watch.release(name)  # the learner itself tells of its healing
-        if rank is not None:
-            watch.guard(name, "learner", rank)
-
     looking = threading.Thread(target=look)
     looking.start()
     learners = HealingLearners(
         config,
         stores,
-        guard=guard,
+        guard=watch.guard_rank,
         write=lambda kind, **fields: events.append({"kind": kind, **fields}),
     )
     try:
