@@ -15,6 +15,11 @@ def test_the_width_follows_the_published_rule(minutes, width):
     assert tree_width(minutes * 60) == width
 
 
+def test_a_length_in_whole_seconds_is_a_number_of_seconds_as_any_other():
+    borders = ClipTree.of(2003, [500]).borders
+    assert {type(border) for border in borders} == {float} and borders == ClipTree.of(2003.0, [500.0]).borders
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_film_without_a_length_has_no_tree(seconds):
     with pytest.raises(ValueError, match="must be positive and finite"):

@@ -53,7 +53,7 @@ class ClipTree:
         Raises:
             ValueError: a duration that is not positive and finite.
         """
-        return _tree(seconds, tuple(scenes))
+        return _tree(float(seconds), tuple(map(float, scenes)))  # 2000 and 2000.0 are one key, and one tree
 
     @property
     def has_parts(self) -> bool:

@@ -126,5 +126,7 @@ def _file(place: Path, film: str, seconds: float) -> Path:
         stated, last = stated_lengths(container, stream)
     length = stated or last
     if length is not None and differs(float(length), seconds):
-        raise NavigateFileError(f"film {film!r} has {float(length):.1f} s in {files[0]}, its questions say {seconds} s")
+        raise NavigateFileError(
+            f"film {film!r} has {float(length):.1f} s in {files[0]}, its questions say {seconds:.1f} s"
+        )
     return files[0]
