@@ -2,7 +2,8 @@
 
 `optimal` plays the moves of `bench.optimum`; `greedy` goes down the first branch that looks right and stays in it;
 `uniform` looks at parts spread over the film, then into them; `finder` searches first and reads what is named;
-`searcher` leaves a named part that is wrong, and goes on as `optimal` where the search has not helped.
+`searcher` leaves a named part that is wrong, and goes on as `optimal` where the search has not helped. `reader` and
+`oracle` are those of `vsr1.toy.navigators`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Generator
 
 from bench.optimum import Scene, best_move
 from vsr1.navigate.tree import Node
-from vsr1.toy.navigators import Agent, Steps, View, call, last_words, oracle, read
+from vsr1.toy.navigators import Agent, Steps, View, call, last_words, oracle, read, reader
 
 _NAMED = re.compile(r"^([0-9,]+) \[", re.MULTILINE)
 
@@ -53,7 +54,7 @@ def find_moment(view: View) -> Steps:
             branch = next(branch for branch in branches if states[branch] == scene)
         else:
             branch = branches[0]
-            kind = "leaf" if _detailed(view, branch) else "part"
+            kind = "leaf" if view.detailed(branch) else "part"
         nodes = _next_leaves(view, branch) if kind == "leaf" else view.unread(branch)
         if not nodes:
             break
@@ -64,7 +65,7 @@ def greedy(view: View) -> Steps:
     """Go down the first branch with the shape, part by part, into the first with the detail; never leave it."""
     branch = view.look_alikes[0]
     for _ in range(int(view.task.budget)):
-        detailed = _detailed(view, branch)
+        detailed = view.detailed(branch)
         unread = [leaf for part in detailed for leaf in view.unread(part)] or view.unread(branch)
         if view.answer or not unread:
             break
@@ -113,32 +114,22 @@ def _search(view: View) -> Generator[str, str, list[Node]]:
 
 def _not_wrong(view: View, branches: list[Node]) -> list[Node]:
     """Return the branches that may be right: one that shows it, else those that do not show the opposite."""
-    verdicts = {branch: [view.is_right(node) for node in view.captions if node[:1] == branch] for branch in branches}
-    right = [branch for branch in branches if True in verdicts[branch]]
-    return right or [branch for branch in branches if False not in verdicts[branch]]
-
-
-def _detailed(view: View, branch: Node) -> list[Node]:
-    """Return the part of a branch that shows the detail, if it was read."""
-    parts = [part for part in view.task.tree.children(branch) if part in view.captions]
-    return [
-        part
-        for part in parts
-        if view.detail in view.captions[part].split()[-1:] or f"a {view.detail}," in view.captions[part]
-    ]
+    verdicts = {branch: view.verdict(branch) for branch in branches}
+    right = [branch for branch in branches if verdicts[branch]]
+    return right or [branch for branch in branches if verdicts[branch] is None]
 
 
 def _state(view: View, branch: Node) -> Scene:
-    return view.task.tree.width - len(view.unread(branch)), bool(_detailed(view, branch))
+    return view.task.tree.width - len(view.unread(branch)), bool(view.detailed(branch))
 
 
 def _next_leaves(view: View, branch: Node) -> list[Node]:
     """Return the leaves of the part with the detail that were not read, else of all parts that were."""
-    parts = _detailed(view, branch) or [part for part in view.task.tree.children(branch) if part in view.captions]
+    parts = view.detailed(branch) or [part for part in view.task.tree.children(branch) if part in view.captions]
     return [leaf for part in parts for leaf in view.unread(part)]
 
 
 AGENTS: dict[str, Agent] = {
     "optimal": optimal, "greedy": greedy, "uniform": uniform, "finder": finder, "searcher": searcher,
-    "oracle": oracle,
+    "reader": reader, "oracle": oracle,
 }  # fmt: skip

@@ -59,9 +59,11 @@ def record_rows(folder: DatasetFolder, *, with_rewrites: bool) -> list[dict[str,
 
 def spoken_rows(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file of navigation; `query` is what rows of one question share. Raise as its reader."""
-    return [
-        {"query": record.question_id, "history": record.history, "reply": record.reply} for record in read_records(path)
-    ]
+    records = read_records(path)
+    rows = [{"query": record.question_id, "history": record.history, "reply": record.reply} for record in records]
+    if not any(record.whole for record in records):  # rows as they always were: a run may go on with them
+        return rows
+    return [row | {"whole": record.whole} for row, record in zip(rows, records, strict=True)]
 
 
 def held_out(rows: list[dict[str, Any]], count: int, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

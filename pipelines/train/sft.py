@@ -230,7 +230,9 @@ def train_rank(settings: dict[str, Any]) -> None:
         examples = []
         for row, clip in shown:
             if clip is None:
-                examples.append(spoken_example(list(row["history"]), row["reply"], encode))
+                examples.append(
+                    spoken_example(list(row["history"]), row["reply"], encode, whole=bool(row.get("whole")))
+                )
                 continue
             clips[clip.reference] = clip
             examples.append(record_example(row, clip, processor, system, config.sft.negatives))

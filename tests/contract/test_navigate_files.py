@@ -124,9 +124,24 @@ def test_the_toy_world_is_written_and_read(tmp_path):
     clip = films.read("train-0001@2.1.3")
     assert clip.video_id == "train-0001@2.1.3" and len(clip.frames) == 4
     records = read_records(records_file(folder))
-    last = [record for record in records if record.question_id == "train-0000"][-1]
-    assert last.reply.endswith(f"<answer>{questions[0].answer}</answer>")
-    assert len(last.history) == 2 * len([r for r in records if r.question_id == "train-0000"]) - 1
+    assert [record.question_id for record in records] == [question.question_id for question in questions]
+    assert all(record.whole for record in records) and "Left: 0. Answer now." not in records[0].history[0]
+    assert any(
+        record.reply.endswith(f"<answer>{question.answer}</answer>")
+        for record, question in zip(records, questions, strict=True)
+    )
+
+
+def test_films_that_are_not_trained_on_may_have_other_lengths(tmp_path):
+    folder = DatasetFolder(tmp_path)
+    write_long_corpus(folder, {"train": 2, "test": 2}, NavigateConfig(toy_minutes=[12], toy_test_minutes=[12, 48]), 1)
+    widths = {
+        split: [
+            question.task(SampleId("p"), 4).tree.width for question in read_questions(questions_file(folder, split))
+        ]
+        for split in ("train", "test")
+    }
+    assert widths == {"train": [4, 4], "test": [4, 6]}
 
 
 def test_faults_of_our_own_files_are_named(tmp_path):

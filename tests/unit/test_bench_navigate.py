@@ -11,7 +11,7 @@ def test_a_curve_has_every_agent_at_every_budget_beside_the_optimum():
     figures = navigate_curve(4, [12.0], 0, [0, 8])
     assert (figures["films"], list(figures["minutes"]["12"])) == (4, ["0", "8"])
     at = figures["minutes"]["12"]["8"]
-    assert set(at) == {"optimum", "optimal", "greedy", "uniform", "finder", "searcher", "oracle"}
+    assert set(at) == {"optimum", "optimal", "greedy", "uniform", "finder", "searcher", "reader", "oracle"}
     assert 0.5 < at["optimum"] < 1 and at["oracle"]["accuracy"] == 1 and at["oracle"]["calls"] <= 8
     assert figures["minutes"]["12"]["0"]["optimal"]["calls"] == 0
 

@@ -105,6 +105,22 @@ def test_tokens_that_are_not_trained_take_no_part(models: Models) -> None:
         assert masked["entropy"] != pytest.approx(numbers(None, None)["entropy"], abs=1e-6)
 
 
+def test_replies_of_an_episode_have_in_one_pass_the_loss_that_they_have_one_by_one(models: Models) -> None:
+    """Two replies, [20, 21] and [30], with [end, 40, 41] between them that only says where the first one ends."""
+    loss = models.loss(SftConfig(retrieval_loss=RetrievalLossConfig(weight=0.0)))
+    end = int(models.processor.tokenizer.eos_token_id)
+    first, last = models.example("v0", [20, 21]), models.example("v0", [30])
+    last.prompt_ids = [*first.prompt_ids, 20, 21, end, 40, 41]
+    whole = replace(first, response_ids=[20, 21, end, 40, 41, 30], learnt=[True, True, True, False, False, True])
+
+    def total(*examples: Example) -> float:
+        totals = batch_totals(list(examples))
+        return float(loss(by_prompt(list(examples)), totals)[0]) * totals.tokens
+
+    with torch.no_grad():
+        assert total(whole) == pytest.approx(total(first) + total(last), rel=1e-4)
+
+
 def test_the_noise_of_latents_follows_from_the_seed_of_the_request(models: Models) -> None:
     """A ratio of one, and with it no clip, says that the latents are their means and that noise."""
     stage = GrpoConfig.model_validate({"retrieval_loss": {"weight": 0.0}, "latents": {"sigma": 0.3}})

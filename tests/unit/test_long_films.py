@@ -1,5 +1,6 @@
 """The long toy world: real frames, captions that lose detail, questions with one answer, scripted agents."""
 
+from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
@@ -132,6 +133,27 @@ def test_scripted_agents_are_ordered_and_the_optimal_one_reaches_the_computed_op
     assert accuracy("greedy", budget)[0] <= best + tolerance
     assert accuracy("uniform", budget)[0] <= best + tolerance
     assert accuracy("oracle", budget)[0] == 1
+
+
+@pytest.mark.parametrize("budget", [4, 8, 30])
+def test_the_reader_is_nearly_as_good_as_the_best_and_knows_only_what_it_read(budget):
+    best = fmean(best_accuracy(film.width, len(film.plan.look_alikes), budget) for film in FILMS)
+    assert accuracy("reader", budget)[0] >= 0.9 * best - 3 * (best * (1 - best) / len(FILMS)) ** 0.5
+    for film in FILMS[:20]:
+        task = film.task(SampleId(film.film), budget)
+        played, _ = play(film, task, SETTINGS, AGENTS["reader"])
+        blind, _ = play(film, replace(task, answer="?", clues=[(0.0, 1.0)]), SETTINGS, AGENTS["reader"])
+        assert [turn.text for turn in played.turns] == [turn.text for turn in blind.turns]
+
+
+def test_the_reader_says_what_it_saw_and_what_follows_from_it():
+    film = next(film for film in FILMS if min(film.plan.look_alikes) != film.plan.right)
+    trajectory, _ = play(film, film.task(SampleId(film.film), 8), SETTINGS, AGENTS["reader"])
+    first, second = (turn.text for turn in trajectory.turns[:2])
+    wanted = f"<think>wanted {film.plan.shape} {DOING[film.plan.motion]}, {film.plan.detail}. "
+    branches = sorted(film.plan.look_alikes)
+    assert first.startswith(wanted + ", ".join(f"{number} next" for number in branches) + ".</think>")
+    assert second.startswith(f"{wanted}{branches[0]},1 {film.plan.shape}")
 
 
 def test_a_search_saves_calls():

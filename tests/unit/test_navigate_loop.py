@@ -92,6 +92,28 @@ def test_records_become_examples_text_by_text(config):
     assert len(example.prompt_ids) >= len(last["history"]) and example.clips == ()
 
 
+def test_a_whole_record_learns_every_reply_and_where_it_ends_in_one_example():
+    history = ["shown", "one", "<|im_end|> a part", "two!", "no end"]
+
+    def encode(text):
+        end = text.startswith("<|im_end|>")
+        return [0] * end + [ord(letter) for letter in text.removeprefix("<|im_end|>")]
+
+    example = spoken_example(history, "three", encode, whole=True)
+    assert example.prompt_ids == encode("shown")
+    assert example.response_ids == [token for text in [*history[1:], "three"] for token in encode(text)]
+    shown = [True] + [False] * len(" a part"), [False] * len("no end")
+    assert example.trained == [*[True] * 3, *shown[0], *[True] * 4, *shown[1], *[True] * 5]
+
+
+def test_records_of_the_reader_are_whole_episodes_and_older_files_still_read(config, tmp_path):
+    rows = spoken_rows(records_file(DatasetFolder(config.data.root)))
+    assert [row["query"] for row in rows] == [f"train-{number:04d}" for number in range(len(rows))]
+    assert all(row["whole"] and len(row["history"]) % 2 for row in rows)
+    (tmp_path / "old.jsonl").write_text('{"question_id": "q", "history": ["shown"], "reply": "said"}\n')
+    assert spoken_rows(tmp_path / "old.jsonl") == [{"query": "q", "history": ["shown"], "reply": "said"}]
+
+
 def test_the_log_gives_navigation_back(tmp_path):
     episodes = [trajectory(RIGHT), trajectory([call("find(red)"), "<answer>unknown</answer>"], id=SampleId("q"))]
     path = tmp_path / "log.jsonl"

@@ -1,12 +1,17 @@
-"""Training examples of navigation: one a turn, with the engine's own tokens, or with the words of a record."""
+"""Training examples of navigation: one a turn, with the engine's own tokens, or with the words of a record.
+
+A record is one reply, or a whole episode whose replies are all learnt.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from vsr1.episode.trajectory import Trajectory
 from vsr1.formats.plain import encode_plain, plain
+from vsr1.navigate.prompts import TURN_END
 from vsr1.navigate.record import NavigateTurn
 from vsr1.rl.batch import Example, Sampled
 from vsr1.rl.credit import Credit
@@ -34,14 +39,27 @@ def navigate_examples(
     ]
 
 
-def spoken_example(history: Sequence[str], reply: str, encode: Callable[[str], list[int]]) -> Example:
+def spoken_example(
+    history: Sequence[str], reply: str, encode: Callable[[str], list[int]], *, whole: bool = False
+) -> Example:
     """Return the example of a record; each text is encoded by itself, as the turns of an episode are.
+
+        shown  reply  <end> shown  reply      the prompt is the first text, of the rest `-` is learnt where it is whole
+               -----  -----        -----
 
     Args:
         history: what was shown and replied in turn, as `vsr1.navigate.files.Record` has it.
         encode: gives the ids of a text, without any that begin or end one.
+        whole: the replies of the history are learnt too, each with the token that ends it, in one pass over all.
     """
-    prompt: list[int] = []
-    for place, text in enumerate(history):
-        prompt += encode_plain(encode, plain(text, is_reply=True) if place % 2 else text)
-    return Example(prompt_ids=prompt, response_ids=encode_plain(encode, plain(reply, is_reply=True)))
+    texts = [
+        encode_plain(encode, plain(text, is_reply=True) if place % 2 else text)
+        for place, text in enumerate([*history, reply])
+    ]
+    if not whole:
+        return Example(prompt_ids=list(chain(*texts[:-1])), response_ids=texts[-1])
+    learnt = list[bool]()
+    for place, (text, ids) in enumerate(zip([*history[1:], reply], texts[1:], strict=True)):
+        ends = place % 2 and text.startswith(TURN_END)
+        learnt += [True] * len(ids) if not place % 2 else [bool(ends)] + [False] * (len(ids) - 1)
+    return Example(prompt_ids=texts[0], response_ids=list(chain(*texts[1:])), learnt=learnt)

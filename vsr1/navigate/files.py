@@ -1,7 +1,8 @@
 """Files of navigation: questions about films, records to learn from, and the files that others publish.
 
     navigate/SPLIT.questions.jsonl   a question a line, as `NavigateTask` has it
-    navigate/records.jsonl           a reply a line, with what was said before it: texts and replies in turn
+    navigate/records.jsonl           a reply a line, with what was said before it: texts and replies in turn; or, where
+                                     the line is `whole`, all replies of an episode
     navigate/search_records.jsonl    the same of searches that navigate
 
 CG-Bench annotations, and the caption and training files of LongVideo-R1, are read into the same (longvideo.md §2, §3).
@@ -62,12 +63,16 @@ class Question(BaseModel):
 
 
 class Record(BaseModel):
-    """A reply to learn, and what was said before it: `history[0]` was shown, `history[1]` replied, and so on."""
+    """A reply to learn, and what was said before it: `history[0]` was shown, `history[1]` replied, and so on.
+
+    With `whole` the replies in the history are learnt as well: one record is an episode.
+    """
 
     model_config = ConfigDict(extra="forbid")
     question_id: Text
     history: list[Text] = Field(min_length=1)
     reply: Text
+    whole: bool = False
 
     @model_validator(mode="after")
     def _ends_with_what_is_shown(self) -> Record:

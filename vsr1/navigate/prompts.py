@@ -15,7 +15,8 @@ FORMS: dict[ToolName, str] = {
     "look": "<tool>look(2,1,3)</tool> shows a part",
     "find": "<tool>find(words)</tool> names the parts that fit some words",
 }
-AFTER = "<|im_end|>\n<|im_start|>assistant\n"
+TURN_END = "<|im_end|>"
+AFTER = f"{TURN_END}\n<|im_start|>assistant\n"
 FAULTS = {
     "malformed": "Write one call, or one answer.",
     "bad_node": "There is no such part for this tool.",
@@ -70,7 +71,7 @@ def next_turn(turn: NavigateTurn, text: str) -> tuple[str, str]:
     if turn.status == "repeat":
         text = f"(as before) {text}"
     body = FAULTS.get(turn.status) or plain(text)
-    return f"<|im_end|>\n<|im_start|>user\n{body}", f"\n{remainder(turn.left)}{AFTER}"
+    return f"{TURN_END}\n<|im_start|>user\n{body}", f"\n{remainder(turn.left)}{AFTER}"
 
 
 def remainder(left: float) -> str:

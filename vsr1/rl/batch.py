@@ -63,6 +63,7 @@ class Example:
     clips: tuple[ClipReference, ...] = ()
     target: RetrievalTarget | None = None
     sampled: Sampled | None = None
+    learnt: list[bool] | None = None  # tokens of the response that Stage 1 learns; None: all
 
     @property
     def length(self) -> int:
@@ -77,9 +78,8 @@ class Example:
     @property
     def trained(self) -> list[bool]:
         """Which tokens of the response are trained."""
-        if self.sampled is None or self.sampled.trained is None:
-            return [True] * len(self.response_ids)
-        return self.sampled.trained
+        flags = self.sampled.trained if self.sampled else self.learnt
+        return [True] * len(self.response_ids) if flags is None else flags
 
     @property
     def latent_actions(self) -> LatentActions | None:

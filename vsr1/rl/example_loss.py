@@ -119,8 +119,8 @@ class ExampleLoss:
             reference = self._reference_logprobs(rows, features)
             total, counted = self._policy_loss(examples, logprobs, reference, trained, totals)
         else:
-            total = -(logprobs.sum() + ends.sum()) / totals.tokens
-            counted = {"token_loss": -logprobs.detach().sum() / totals.tokens}
+            total = -(logprobs[trained].sum() + ends.sum()) / totals.tokens
+            counted = {"token_loss": -logprobs.detach()[trained].sum() / totals.tokens}
         counted["entropy"] = entropy.detach()[trained].sum() / totals.tokens
         if latents is not None:
             for part, values in self._latent_losses(examples, states, latents, totals):

@@ -81,6 +81,9 @@ class NavigateConfig(Section):
     toy_minutes: list[Annotated[float, Field(ge=10, le=120)]] = Field(
         [12], min_length=1, description="lengths of the films that toy.create makes, in turn"
     )
+    toy_test_minutes: list[Annotated[float, Field(ge=10, le=120)]] = Field(
+        [], description="lengths of the films of other splits than train, in turn; empty: as toy_minutes"
+    )
     rewards: NavigateRewardConfig = NavigateRewardConfig()
     pools: ToolsConfig = ToolsConfig()
 

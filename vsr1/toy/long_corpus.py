@@ -1,4 +1,4 @@
-"""The long toy world as a dataset: films, questions, and records of the oracle to begin a training with."""
+"""The long toy world as a dataset: films, questions, and records of the reader to begin a training with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from vsr1.episode.sample import SampleId, hashed_seed
 from vsr1.formats.atomic import read_lines, write_lines
-from vsr1.formats.dataset import DatasetFolder
+from vsr1.formats.dataset import TRAIN, DatasetFolder
 from vsr1.formats.digest import value_sha256
 from vsr1.navigate.calls import ToolCall, ToolResult, clip_node
 from vsr1.navigate.files import Question, Record, questions_file, records_file, write_rows
@@ -18,7 +18,7 @@ from vsr1.navigate.record import drawn_budget
 from vsr1.navigate.tree import ClipTree
 from vsr1.settings.navigate import NavigateConfig
 from vsr1.toy.long_films import LongFilm, make_long_film
-from vsr1.toy.navigators import oracle, play
+from vsr1.toy.navigators import play, reader
 from vsr1.toy.render import write_mp4
 from vsr1.video.clips import Clip
 
@@ -63,18 +63,19 @@ def films_file(folder: DatasetFolder, split: str) -> Path:
 
 
 def write_long_corpus(folder: DatasetFolder, sizes: Mapping[str, int], settings: NavigateConfig, seed: int) -> None:
-    """Write films and questions of each split, and the oracle's records of the training split.
+    """Write films and questions of each split, and the reader's records of the training split.
 
     Args:
-        sizes: films of each split, whose lengths are `settings.toy_minutes` in turn.
+        sizes: films of each split, whose lengths are `settings.toy_minutes` in turn; of those that are not trained on
+            `settings.toy_test_minutes`, where there are any.
     """
     for split, count in sizes.items():
-        minutes = settings.toy_minutes
+        minutes = settings.toy_minutes if split == TRAIN else settings.toy_test_minutes or settings.toy_minutes
         films = [make_long_film(f"{split}-{i:04d}", minutes[i % len(minutes)], seed) for i in range(count)]
         films_file(folder, split).parent.mkdir(parents=True, exist_ok=True)
         write_lines(films_file(folder, split), [_row(film) for film in films])
-        if split == "train":
-            write_rows(records_file(folder), [record for film in films for record in _records(film, settings, seed)])
+        if split == TRAIN:
+            write_rows(records_file(folder), [_record(film, settings, seed) for film in films])
         write_rows(questions_file(folder, split), [_question(film) for film in films])
 
 
@@ -102,16 +103,13 @@ def _question(film: LongFilm) -> Question:
     return Question(**{name: value for name, value in task.items() if name not in ("id", "budget")})
 
 
-def _records(film: LongFilm, settings: NavigateConfig, seed: int) -> list[Record]:
-    """Return a record of each reply of the oracle, under a budget as a training draws it."""
+def _record(film: LongFilm, settings: NavigateConfig, seed: int) -> Record:
+    """Return the record of an episode of the reader, under a budget as a training draws it."""
     budget = drawn_budget(settings.budgets, hashed_seed(seed, "records"), film.film)
-    trajectory, shown = play(film, film.task(SampleId(film.film), budget), settings, oracle)
+    trajectory, shown = play(film, film.task(SampleId(film.film), budget), settings, reader)
     replies = [turn.text for turn in trajectory.turns]
-    records = []
-    for place, reply in enumerate(replies):
-        history = [text for pair in zip(shown, replies[:place], strict=False) for text in pair]
-        records.append(Record(question_id=film.film, history=[*history, shown[place]], reply=reply))
-    return records
+    history = [text for pair in zip(shown, replies, strict=True) for text in pair][:-1]
+    return Record(question_id=film.film, history=history, reply=replies[-1], whole=True)
 
 
 def _row(film: LongFilm) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """Scripted agents of the long toy world: they write the same replies as a policy and see what it sees.
 
-`oracle` knows the leaf and makes detours, as a beginning for training. `bench/navigators.py` has others, which do not.
+`reader` teaches: it knows what captions say, and writes down what each move follows from, so that a policy can find its
+moves in what it has read. `oracle` knows the leaf and makes detours. `bench/navigators.py` has others.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from vsr1.toy.long_films import LongFilm
 from vsr1.toy.world import COLOURS, DOING
 
 DETOUR = 0.3  # chance of each wrong turn of the oracle
+MARKS = {None: "next", False: "no", True: "seen"}  # what a thought of the reader says of a branch
 SHOWN = re.compile(r"^[0-9,]+ \[[0-9]+-[0-9]+\] (.*)$", re.MULTILINE)
 _QUESTION = re.compile(r"what colour is the (\w+) where a (\w+) is ([\w ]+)\?")
 
@@ -63,6 +65,19 @@ class View:
         text = self.captions[node]
         doing = next((words for words in DOING.values() if f"{self.shape} {words}" in text), None)
         return None if doing is None else doing == self.doing
+
+    def shows_detail(self, node: Node) -> bool:
+        """Tell whether the caption of a part names the detail."""
+        return self.detail in self.captions[node].split()[-1:] or f"a {self.detail}," in self.captions[node]
+
+    def detailed(self, branch: Node) -> list[Node]:
+        """Return the parts of a branch that were read and show the detail."""
+        return [part for part in self.task.tree.children(branch) if part in self.captions and self.shows_detail(part)]
+
+    def verdict(self, branch: Node) -> bool | None:
+        """Return whether what was read of a branch shows that it is the right one, None where nothing says it."""
+        verdicts = {self.is_right(node) for node in self.captions if node[:1] == branch}
+        return True if True in verdicts else False if False in verdicts else None
 
     def unread(self, node: Node) -> list[Node]:
         """Return the parts of a node that were not read."""
@@ -116,6 +131,46 @@ def oracle(view: View) -> Steps:
     yield last_words(view, guesses=False)
 
 
+def reader(view: View) -> Steps:
+    """Read look-alikes in order until one is right, its parts until one shows the detail, and the leaves of that.
+
+    A branch that shows that it is wrong is left at once, and the last one that is open is right. Each thought says what
+    the last caption shows and what is known of the branches: `no` is wrong, `seen` right, `next` open.
+
+        wanted triangle moving up, ring. 2,1 triangle moving left, no. 1 no, 2 no, 4 seen.
+    """
+    node: Node = ()
+    while view.left > 0 and not view.answer:
+        known = _known(view)
+        branch = next(branch for branch, verdict in known.items() if verdict is not False)
+        parts = view.detailed(branch)
+        unread = view.unread(parts[0] if parts else branch)
+        if not unread:
+            break
+        thought = [f"wanted {view.shape} {view.doing}, {view.detail}", *([_seen(view, node)] if node else [])]
+        marks = ", ".join(f"{name_of(branch)} {MARKS[verdict]}" for branch, verdict in known.items())
+        node = unread[0]
+        yield from read(view, node, ". ".join([*thought, f"{marks}."]))
+    yield last_words(view)
+
+
+def _known(view: View) -> dict[Node, bool | None]:
+    """Return what is known of the look-alikes: of the right one alone once it is, the last open one being right."""
+    verdicts = {branch: view.verdict(branch) for branch in view.look_alikes}
+    for branch, verdict in verdicts.items():
+        if verdict:
+            return {branch: True}
+    candidates = [branch for branch, verdict in verdicts.items() if verdict is None]
+    return verdicts | ({candidates[0]: True} if len(candidates) == 1 else {})
+
+
+def _seen(view: View, node: Node) -> str:
+    """Return what a caption shows of what is wanted: the shape, what it does, and whether a part has the detail."""
+    doing = next((words for words in DOING.values() if f"{view.shape} {words}" in view.captions[node]), "")
+    detail = "" if len(node) == LEVELS else f", {view.detail}" if view.shows_detail(node) else ", no"
+    return f"{name_of(node)} {view.shape} {doing}".rstrip() + detail
+
+
 def _detours(view: View, goal: Node) -> list[Node]:
     wrong = [view.unread(branch)[0] for branch in view.look_alikes if branch != goal[:1]]
     wrong += [part for part in view.unread(goal[:1]) if part != goal[:2]]
@@ -123,12 +178,14 @@ def _detours(view: View, goal: Node) -> list[Node]:
     return [node for node in wrong if view.rng.random() < DETOUR]
 
 
-def read(view: View, node: Node) -> Generator[str, str, None]:
-    """Ask for a caption, and see whether it holds the answer."""
-    known = view.captions.get(node[:-1], "")
-    text = yield call(
-        f"wanted {view.shape} {view.doing}, {view.detail}. {name_of(node[:-1])} {known}.", f"caption({name_of(node)})"
-    )
+def read(view: View, node: Node, thought: str = "") -> Generator[str, str, None]:
+    """Ask for a caption, and see whether it holds the answer.
+
+    Args:
+        thought: before the call; empty: what is wanted, and the part around the node.
+    """
+    above = f"wanted {view.shape} {view.doing}, {view.detail}. {name_of(node[:-1])} {view.captions.get(node[:-1], '')}."
+    text = yield call(thought or above, f"caption({name_of(node)})")
     match = SHOWN.search(text)
     view.captions[node] = match.group(1) if match else ""
     view.calls += 1
