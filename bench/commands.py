@@ -14,7 +14,7 @@ import typer
 
 from bench.measure import line
 from bench.toy import commands as toy
-from pipelines.command import ConfigFile, Overrides, guarded, read_settings
+from pipelines.command import ConfigFile, Overrides, errors, guarded, read_settings
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Measure something on this machine and print one line of JSON."
@@ -320,6 +320,29 @@ def navigate(
     from bench.navigate import navigate_curve
 
     show("navigate", navigate_curve, films, minutes or LENGTHS, seed)
+
+
+@app.command()
+def navigate_arms(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds of batches and samples.")] = 3,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    at_once: Annotated[int, typer.Option(min=1, help="Runs at one time; they share the GPUs.")] = 1,
+    fixed: Annotated[
+        str, typer.Option(help="Budgets that a policy each is trained with; empty string: Stage 1 only.")
+    ] = "2,8,30",
+) -> None:
+    """Train policies to navigate, and put them on the curve of accuracy against budget beside the optimum."""
+    import torch
+
+    from bench.navigate_arms import navigate_arms
+
+    settings = read_settings(config, overrides)
+    given = [part for file in config or [] for part in ("--config", str(file))] + list(overrides or [])
+    budgets = [float(budget) for budget in fixed.split(",") if budget]
+    chosen, gpus = range(first_seed, first_seed + seeds), torch.cuda.device_count()
+    show("navigate_arms", navigate_arms, settings, given, chosen, budgets, at_once, gpus, errors.print)
 
 
 @app.command()

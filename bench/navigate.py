@@ -9,8 +9,9 @@ from typing import Any
 from bench.navigators import AGENTS
 from bench.optimum import best_accuracy
 from vsr1.episode.sample import SampleId
-from vsr1.navigate.record import NavigateTrajectory, is_right, spent, visited
+from vsr1.navigate.record import NavigateTask, is_right, spent, visited
 from vsr1.navigate.rewards import location
+from vsr1.navigate.tree import Node
 from vsr1.settings.navigate import NavigateConfig
 from vsr1.toy.long_films import LongFilm, make_long_film
 from vsr1.toy.navigators import Agent, play
@@ -45,7 +46,7 @@ def _at(films: list[LongFilm], budget: int, settings: NavigateConfig) -> dict[st
 
 def _figures(films: list[LongFilm], budget: int, settings: NavigateConfig, agent: Agent) -> dict[str, Any]:
     trajectories = [play(film, film.task(SampleId(film.film), budget), settings, agent)[0] for film in films]
-    left = [verdict for one in trajectories if (verdict := left_soon(one)) is not None]
+    left = [verdict for one in trajectories if (verdict := left_soon(one.task, visited(one))) is not None]
     return {
         "accuracy": fmean(map(is_right, trajectories)),
         "calls": fmean(map(spent, trajectories)),
@@ -83,10 +84,14 @@ def _compared(without: dict[str, Any], points: list[dict[str, Any]]) -> dict[str
     return {"accuracy": without["accuracy"], "calls": without["calls"], "calls_with_find": least, "ratio": ratio}
 
 
-def left_soon(trajectory: NavigateTrajectory) -> bool | None:
-    """Tell whether a wrong first branch was left within two calls, None where the first one was right or none was."""
-    tree, nodes = trajectory.task.tree, visited(trajectory)
-    right = {tree.leaf(number)[:1] for number in tree.covered(trajectory.task.clues)}
+def left_soon(task: NavigateTask, nodes: Sequence[Node]) -> bool | None:
+    """Tell whether a wrong first branch was left within two calls, None where the first one was right or none was.
+
+    Args:
+        nodes: that were looked into, in order.
+    """
+    tree = task.tree
+    right = {tree.leaf(number)[:1] for number in tree.covered(task.clues)}
     if not nodes or nodes[0][:1] in right:
         return None
     return any(node[:1] != nodes[0][:1] for node in nodes[1 : SOON + 1])

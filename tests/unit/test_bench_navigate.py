@@ -5,6 +5,7 @@ from navigation import call, play
 
 from bench.long_search import long_search
 from bench.navigate import find_worth, left_soon, navigate_curve
+from vsr1.navigate.record import visited
 
 
 def test_a_curve_has_every_agent_at_every_budget_beside_the_optimum():
@@ -42,4 +43,4 @@ def test_films_too_long_for_one_look_are_found_by_navigating_them():
 )
 def test_a_wrong_first_branch_is_left_soon_or_not(nodes, verdict):
     _, trajectory = play([*[call(f"caption({node})") for node in nodes], "<answer>red</answer>"])
-    assert left_soon(trajectory) is verdict
+    assert left_soon(trajectory.task, visited(trajectory)) is verdict
