@@ -17,10 +17,12 @@ from vsr1.navigate.examples import navigate_examples, spoken_example
 from vsr1.navigate.files import records_file
 from vsr1.navigate.rewards import NavigateRewards
 from vsr1.navigate.summary import failed_navigate_row, navigate_row, summarise_navigation
-from vsr1.rl.credit import credits_of
+from vsr1.rl.credit import Credit, credits_of
 from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_log
 from vsr1.settings.navigate import NavigateRewardConfig
+from vsr1.settings.training import GrpoConfig
 from vsr1.toy.long_corpus import write_long_corpus
+from vsr1.video.clips import ClipReference
 
 NAVIGATE = ["environment=navigate", "agent.refinement=none"]
 RIGHT = [call("caption(1,1)"), call("caption(1,1,3)"), "<think>seen</think><answer>red</answer>"]
@@ -66,18 +68,48 @@ def test_an_evaluation_plays_each_question_with_each_budget(config):
     assert len(queries) == 6 and queries[1].task.budget == 8
 
 
-def test_every_turn_is_an_example_of_the_agents_own_tokens(config):
+def test_an_episode_is_an_example_of_the_agents_own_tokens(config):
     groups = [
         trajectory(RIGHT, id=SampleId("p", 0)), trajectory(["<answer>blue</answer>"], id=SampleId("p", 1)),
     ]  # fmt: skip
     credits = credits_of(groups, config.grpo.objective, 96)
     examples = navigate_examples(groups, credits, config.grpo)
-    assert [len(example.response_ids) for example in examples] == [
-        len(text) for text in [*RIGHT, "<answer>blue</answer>"]
-    ]
-    assert all(all(example.trained) and example.target is None for example in examples)
-    assert examples[2].prompt_ids[: examples[1].length] == examples[1].prompt_ids + examples[1].response_ids
-    assert examples[0].sampled.advantage > 0 > examples[3].sampled.advantage
+    one, other = examples
+    turns = groups[0].turns
+    assert one.prompt_ids == turns[0].prompt_token_ids and other.prompt_ids == groups[1].turns[0].prompt_token_ids
+    assert one.prompt_ids + one.response_ids == turns[-1].prompt_token_ids + turns[-1].response_token_ids
+    own = [token for token, flag in zip(one.response_ids, one.trained, strict=True) if flag]
+    assert own == [token for turn in turns for token in turn.response_token_ids]
+    known = [value for value, flag in zip(one.sampled.logprobs, one.trained, strict=True) if flag]
+    assert known == [value for turn in turns for value in turn.response_logprobs]
+    assert other.sampled.trained is None and other.target is None
+    assert one.sampled.advantage > 0 > other.sampled.advantage
+
+
+def test_turns_are_one_example_where_the_objective_does_not_count_replies():
+    one = trajectory(RIGHT)
+    first, second, last = (len(turn.response_token_ids) for turn in one.turns)
+
+    def trained(credits=(1.0, 1.0, 1.0), **objective):
+        stage = GrpoConfig.model_validate({"objective": objective})
+        made = navigate_examples([one], [[Credit(value, 0.0) for value in credits]], stage)
+        return [(sum(example.trained), example.sampled.advantage) for example in made]
+
+    assert trained() == [(first + second + last, 1.0)]
+    assert trained(loss="gspo") == trained(normalise="sequence_mean") == [(first, 1.0), (second, 1.0), (last, 1.0)]
+    assert trained(credits=(1.0, 2.0, 2.0)) == [(first, 1.0), (second + last, 2.0)]
+    one.turns[1].finish_reason = "length"
+    assert trained() == [(first + second + last, 1.0)]
+    assert trained(train_truncated=False) == [(first, 1.0), (last, 1.0)]
+
+
+def test_a_new_clip_begins_another_example():
+    one = trajectory([call("caption(1,1)"), call("caption(1,1,3)"), call("look(1,1,3)"), "<answer>red</answer>"])
+    one.turns[3].clips = [ClipReference("f@1.1.3", "hash")]
+    made = navigate_examples([one], [[Credit(1.0, 0.0)] * 4], GrpoConfig())
+    replies = [len(turn.response_token_ids) for turn in one.turns]
+    assert [sum(example.trained) for example in made] == [sum(replies[:3]), replies[3]]
+    assert [example.clips for example in made] == [(), (ClipReference("f@1.1.3", "hash"),)]
 
 
 def test_records_become_examples_text_by_text(config):

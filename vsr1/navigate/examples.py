@@ -1,4 +1,4 @@
-"""Training examples of navigation: one a turn, with the engine's own tokens, or with the words of a record.
+"""Training examples of navigation: episodes with the engine's own tokens, or the words of records.
 
 A record is one reply, or a whole episode whose replies are all learnt.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
-from vsr1.episode.trajectory import Trajectory
+from vsr1.episode.trajectory import Trajectory, Turn
 from vsr1.formats.plain import encode_plain, plain
 from vsr1.navigate.prompts import TURN_END
 from vsr1.navigate.record import NavigateTurn
@@ -21,22 +21,48 @@ from vsr1.settings.training import GrpoConfig
 def navigate_examples(
     trajectories: Sequence[Trajectory[Any, NavigateTurn]], credits: list[list[Credit]], stage: GrpoConfig
 ) -> list[Example]:
-    """Return one example a turn: only the agent's own tokens are trained, what it was shown is in the prompt.
+    """Return the examples of episodes: only the agent's own tokens are trained, never what it was shown.
+
+    Turns that follow each other token for token are one example, whose history is computed once. A turn that shows a
+    new clip or has another advantage begins another one, and so does each where the objective counts replies.
 
     Args:
         credits: of the turns of each trajectory.
     """
-    return [
-        Example(
-            prompt_ids=turn.prompt_token_ids,
-            response_ids=turn.response_token_ids,
-            clips=tuple(turn.clips),
-            sampled=Sampled(turn.response_logprobs, credit.tokens, turn.trained),
-        )
-        for trajectory, turns in zip(trajectories, credits, strict=True)
-        for turn, credit in zip(trajectory.turns, turns, strict=True)
-        if turn.finish_reason != "length" or stage.objective.train_truncated
-    ]
+    objective = stage.objective
+    counts_replies = objective.loss == "gspo" or objective.normalise == "sequence_mean"
+    parts: list[list[tuple[Turn[NavigateTurn], Credit]]] = []
+    for trajectory, turns in zip(trajectories, credits, strict=True):
+        before: tuple[Turn[NavigateTurn], Credit] | None = None  # None: nothing that the next turn may join
+        for turn, credit in zip(trajectory.turns, turns, strict=True):
+            if turn.finish_reason == "length" and not objective.train_truncated:
+                before = None
+                continue
+            joins = before and turn.continues and (before[0].clips, before[1].tokens) == (turn.clips, credit.tokens)
+            if joins and not counts_replies:
+                parts[-1].append((turn, credit))
+            else:
+                parts.append([(turn, credit)])
+            before = turn, credit
+    return [_example([turn for turn, _ in part], part[0][1]) for part in parts]
+
+
+def _example(turns: Sequence[Turn[NavigateTurn]], credit: Credit) -> Example:
+    """Return the example of turns of one episode, each of whose prompts holds those before it and their replies."""
+    prompt = turns[0].prompt_token_ids
+    response, logprobs, trained = list[int](), list[float](), list[bool]()
+    for turn in turns:
+        shown = turn.prompt_token_ids[len(prompt) + len(response) :]
+        own = [True] * len(turn.response_token_ids) if turn.trained is None else turn.trained
+        response += [*shown, *turn.response_token_ids]
+        logprobs += [*[0.0] * len(shown), *turn.response_logprobs]
+        trained += [*[False] * len(shown), *own]
+    return Example(
+        prompt_ids=prompt,
+        response_ids=response,
+        clips=tuple(turns[0].clips),
+        sampled=Sampled(logprobs, credit.tokens, None if all(trained) else trained),
+    )
 
 
 def spoken_example(
