@@ -329,9 +329,9 @@ def navigate_arms(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds of batches and samples.")] = 3,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
     at_once: Annotated[int, typer.Option(min=1, help="Runs at one time; they share the GPUs.")] = 1,
-    fixed: Annotated[
-        str, typer.Option(help="Budgets that a policy each is trained with; empty string: Stage 1 only.")
-    ] = "2,8,30",
+    policies: Annotated[
+        str, typer.Option(help="Of Stage 2: with drawn budgets, or with one; empty string: Stage 1 only.")
+    ] = "drawn,fixed2,fixed8,fixed30",
 ) -> None:
     """Train policies to navigate, and put them on the curve of accuracy against budget beside the optimum."""
     import torch
@@ -340,9 +340,9 @@ def navigate_arms(
 
     settings = read_settings(config, overrides)
     given = [part for file in config or [] for part in ("--config", str(file))] + list(overrides or [])
-    budgets = [float(budget) for budget in fixed.split(",") if budget]
+    names = [policy for policy in policies.split(",") if policy]
     chosen, gpus = range(first_seed, first_seed + seeds), torch.cuda.device_count()
-    show("navigate_arms", navigate_arms, settings, given, chosen, budgets, at_once, gpus, errors.print)
+    show("navigate_arms", navigate_arms, settings, given, chosen, names, at_once, gpus, errors.print)
 
 
 @app.command()

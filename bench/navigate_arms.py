@@ -13,6 +13,7 @@ before is not made again. All play the films of `data.root`, of every length in 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,7 @@ STAGE_1, DRAWN, FIXED = "sft", "drawn", "fixed"
 SCRIPTED = ("optimal", "reader", "greedy", "uniform")
 ENDS = {"sft": "checkpoints/sft", "grpo": "after.json", "eval": "eval.json"}  # what a stage that ended leaves
 AT = 8.0  # budget of the figures that are of one
+_FIXED = re.compile(rf"{FIXED}[0-9]+")
 MANY = 4.0  # least budget that lets an agent leave a branch
 
 
@@ -63,7 +65,7 @@ def navigate_arms(
     config: Config,
     given: Sequence[str],
     seeds: Sequence[int],
-    budgets: Sequence[float],
+    policies: Sequence[str],
     at_once: int,
     gpus: int,
     say: Callable[[str], None],
@@ -74,7 +76,7 @@ def navigate_arms(
         config: of all runs; its seed is that of the films.
         given: arguments of the command line from which `config` was read, for the processes of the runs.
         seeds: of batches, samples and drawn budgets.
-        budgets: each trains a policy of its own besides the one with drawn budgets; none of both without Stage 2.
+        policies: of Stage 2, as in `drawn` and `fixed8`.
         at_once: runs at one time.
         gpus: of this machine.
         say: shows a line of text.
@@ -83,7 +85,7 @@ def navigate_arms(
         `seeds`, a dict as of `arm_figures` each, and `mean`, the means of their numbers.
 
     Raises:
-        ArmsError: a run failed; the others are complete.
+        ArmsError: a policy has another name, or a run failed; the others are complete.
     """
     folder, data = config.run_dir, DatasetFolder(config.data.root)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +102,7 @@ def navigate_arms(
                 command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | visible, check=False
             ).returncode
 
-    for runs in arm_runs(folder, seeds, budgets):
+    for runs in arm_runs(folder, seeds, policies):
         missing = [run for run in runs if not (folder / run.name / ENDS[run.stage]).exists()]
         failures = play_all(missing, at_once, make, say)
         if failures:
@@ -108,40 +110,40 @@ def navigate_arms(
             raise ArmsError(f"{len(failures)} of {len(missing)} runs failed, see {logs}; repeat the command for them")
     films = LongFilms.of_split(data, config.eval.split, config.navigate.pools.frames).films
     scripted = _scripted(films.values(), config)
-    figures = {str(seed): arm_figures(folder, seed, budgets, films, scripted) for seed in seeds}
+    figures = {str(seed): arm_figures(folder, seed, policies, films, scripted) for seed in seeds}
     result = {"seeds": figures, "mean": mean_of(list(figures.values()))}
     write_json(folder / "curve.json", result)
     return result
 
 
-def arm_runs(folder: Path, seeds: Sequence[int], budgets: Sequence[float]) -> tuple[list[ArmRun], list[ArmRun]]:
-    """Return Stage 1 of every seed, and what starts from it: Stage 2 with drawn and with single budgets.
+def arm_runs(folder: Path, seeds: Sequence[int], policies: Sequence[str]) -> tuple[list[ArmRun], list[ArmRun]]:
+    """Return Stage 1 of every seed, and what starts from it; without `drawn`, Stage 1 is evaluated by itself.
 
-    Without `budgets` Stage 1 is evaluated, and there is no Stage 2.
+    Raises:
+        ArmsError: a policy has another name than `drawn`, or `fixed` and a budget.
     """
+    names = [DRAWN, *(policy for policy in policies if _FIXED.fullmatch(policy))]
+    if unknown := [policy for policy in policies if policy not in names]:
+        raise ArmsError(f"no policy is called {', '.join(unknown)}; there are drawn, and fixed8 for the budget 8")
     first, second = list[ArmRun](), list[ArmRun]()
     for seed in seeds:
         name = f"{STAGE_1}-{seed}"
         own = (f"seed={seed}", f"model.policy={folder / name / ENDS['sft']}")
         first.append(ArmRun(name, "sft", own[:1]))
-        if not budgets:
+        if DRAWN not in policies:
             second.append(ArmRun(name, "eval", own))
-            continue
-        after = (*own, "grpo.evaluate_after=true")
-        second.append(ArmRun(f"{DRAWN}-{seed}", "grpo", (*after, "grpo.evaluate_before=true")))
-        second += [ArmRun(fixed_name(one, seed), "grpo", (*after, f"navigate.budgets=[{one:g}]")) for one in budgets]
+        for policy in policies:
+            particular = "grpo.evaluate_before=true"
+            if policy != DRAWN:
+                particular = f"navigate.budgets=[{policy.removeprefix(FIXED)}]"
+            second.append(ArmRun(f"{policy}-{seed}", "grpo", (*own, "grpo.evaluate_after=true", particular)))
     return first, second
-
-
-def fixed_name(budget: float, seed: int) -> str:
-    """Return the folder of the policy that is trained with one budget."""
-    return f"{FIXED}{budget:g}-{seed}"
 
 
 def arm_figures(
     folder: Path,
     seed: int,
-    budgets: Sequence[float],
+    policies: Sequence[str],
     films: Mapping[str, LongFilm],
     scripted: dict[str, list[NavigateRow]],
 ) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def arm_figures(
 
     Returns:
         `minutes`: by length and budget the optimum, and of each agent and policy its accuracy and calls.
-        `gain`: by length and budget what Stage 2 with drawn budgets adds to the accuracy of Stage 1.
+        `gain`: of each policy of Stage 2, by length and budget, what it adds to the accuracy of Stage 1.
         `against_fixed`: by budget, on films of the trained length, its accuracy above that of the best policy of one
         budget, and that policy.
         `regret`: by length of each policy, the share of the optimum that it misses with a budget of 8.
@@ -160,11 +162,8 @@ def arm_figures(
         `well_formed`: of each policy, the share of its replies that are a call of an open node, or an answer.
         `steps`: of each training.
     """
-    files = {"stage_1": folder / f"{STAGE_1}-{seed}" / "eval.jsonl"}
-    if budgets:
-        files = {"stage_1": folder / f"{DRAWN}-{seed}" / "before.jsonl", DRAWN: folder / f"{DRAWN}-{seed}/after.jsonl"}
-        files |= {f"{FIXED}{one:g}": folder / fixed_name(one, seed) / "after.jsonl" for one in budgets}
-    fixed = [name for name in files if name.startswith(FIXED)]
+    start = f"{DRAWN}-{seed}/before.jsonl" if DRAWN in policies else f"{STAGE_1}-{seed}/eval.jsonl"
+    files = {"stage_1": folder / start} | {policy: folder / f"{policy}-{seed}" / "after.jsonl" for policy in policies}
     trained = {name: [NavigateRow.model_validate(row) for row in read_lines(file)] for name, file in files.items()}
     minutes = sorted({_minutes(film) for film in films.values()})
     curves = {
@@ -184,13 +183,16 @@ def arm_figures(
         },
         "left_soon": {name: _left_soon(rows, films) for name, rows in trained.items()},
         "well_formed": {name: _well_formed(rows) for name, rows in trained.items()},
-        "steps": {name: _steps(folder / f"{name}-{seed}") for name in (STAGE_1, *([DRAWN] if budgets else []), *fixed)},
+        "steps": {name: _steps(folder / f"{name}-{seed}") for name in (STAGE_1, *policies)},
+        "gain": {
+            policy: {
+                length: {budget: at[policy]["accuracy"] - at["stage_1"]["accuracy"] for budget, at in curve.items()}
+                for length, curve in curves.items()
+            }
+            for policy in policies
+        },
     }
-    if budgets:
-        figures["gain"] = {
-            length: {budget: at[DRAWN]["accuracy"] - at["stage_1"]["accuracy"] for budget, at in curve.items()}
-            for length, curve in curves.items()
-        }
+    if DRAWN in policies and len(policies) > 1:
         figures["against_fixed"] = {budget: _compared(at) for budget, at in curves[f"{minutes[0]}"].items()}
     return figures
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.navigate_arms import ArmRun, arm_figures, arm_runs, mean_of
+from bench.navigate_arms import ArmRun, ArmsError, arm_figures, arm_runs, mean_of
 from bench.optimum import best_accuracy
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.dataset import DatasetFolder
@@ -33,7 +33,7 @@ def rows(films, rights=()):
 
 
 def test_every_policy_starts_from_the_stage_1_of_its_seed(tmp_path):
-    first, second = arm_runs(tmp_path, [3], [2.0, 30.0])
+    first, second = arm_runs(tmp_path, [3], ["drawn", "fixed2", "fixed30"])
     start = f"model.policy={tmp_path}/sft-3/checkpoints/sft"
     after = ("seed=3", start, "grpo.evaluate_after=true")
     assert first == [ArmRun("sft-3", "sft", ("seed=3",))]
@@ -45,6 +45,8 @@ def test_every_policy_starts_from_the_stage_1_of_its_seed(tmp_path):
     assert arm_runs(tmp_path, [0], [])[1] == [
         ArmRun("sft-0", "eval", ("seed=0", f"model.policy={tmp_path}/sft-0/checkpoints/sft"))
     ]
+    with pytest.raises(ArmsError, match="no policy is called fixed; there are drawn, and fixed8"):
+        arm_runs(tmp_path, [0], ["drawn", "fixed"])
 
 
 def test_figures_are_of_the_same_films_beside_the_optimum(tmp_path, films):
@@ -62,7 +64,7 @@ def test_figures_are_of_the_same_films_beside_the_optimum(tmp_path, films):
     for name, own in {"drawn-0/before": stage_1, "drawn-0/after": drawn, "fixed8-0/after": rows(films, (8.0,))}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_lines(tmp_path / f"{name}.jsonl", [row.model_dump(mode="json") for row in own])
-    figures = arm_figures(tmp_path, 0, [8.0], films, {"greedy": rows(films)})
+    figures = arm_figures(tmp_path, 0, ["drawn", "fixed8"], films, {"greedy": rows(films)})
     assert list(figures["minutes"]) == [str(round(film.seconds / 60)) for film in list(films.values())[:2]]
     at = figures["minutes"]["12"]["8"]
     of_length = [film for film in films.values() if film.width == 4]
@@ -72,7 +74,7 @@ def test_figures_are_of_the_same_films_beside_the_optimum(tmp_path, films):
     assert figures["regret"]["12"] == pytest.approx({"stage_1": 1, "drawn": 1 - 1 / best, "fixed8": 1 - 1 / best})
     assert figures["left_soon"] == {"stage_1": 0, "drawn": 1, "fixed8": None}
     assert figures["well_formed"] == {"stage_1": 0.5, "drawn": 1, "fixed8": 0}
-    assert figures["gain"]["47"] == {"2": 1, "8": 1}
+    assert figures["gain"]["drawn"]["47"] == {"2": 1, "8": 1}
     assert figures["against_fixed"]["2"] == {"above_best_fixed": 1, "best_fixed": "fixed8"}
     assert figures["steps"] == {"sft": 0, "drawn": 0, "fixed8": 0}
 
