@@ -339,10 +339,10 @@ def navigate_arms(
     from bench.navigate_arms import navigate_arms
 
     settings = read_settings(config, overrides)
-    given = [part for file in config or [] for part in ("--config", str(file))] + list(overrides or [])
+    arguments = [part for file in config or [] for part in ("--config", str(file))] + list(overrides or [])
     names = [policy for policy in policies.split(",") if policy]
     chosen, gpus = range(first_seed, first_seed + seeds), torch.cuda.device_count()
-    show("navigate_arms", navigate_arms, settings, given, chosen, names, at_once, gpus, errors.print)
+    show("navigate_arms", navigate_arms, settings, arguments, chosen, names, at_once, gpus, errors.print)
 
 
 @app.command()

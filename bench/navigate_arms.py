@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +26,7 @@ from typing import Any
 from bench.navigate import left_soon
 from bench.navigators import AGENTS
 from bench.optimum import best_accuracy
-from bench.toy.experiment import play_all
+from bench.toy.experiment import BenchError, Run, missing, play_all
 from vsr1.config import Config
 from vsr1.environments.navigation import toy_splits
 from vsr1.episode.sample import SampleId
@@ -42,28 +41,14 @@ from vsr1.toy.navigators import play
 
 STAGE_1, DRAWN, FIXED = "sft", "drawn", "fixed"
 SCRIPTED = ("optimal", "reader", "greedy", "uniform")
-ENDS = {"sft": "checkpoints/sft", "grpo": "after.json", "eval": "eval.json"}  # what a stage that ended leaves
 AT = 8.0  # budget of the figures that are of one
 _FIXED = re.compile(rf"{FIXED}[0-9]+")
 MANY = 4.0  # least budget that lets an agent leave a branch
 
 
-@dataclass(frozen=True)
-class ArmRun:
-    """One process: a stage in the folder `name`, with settings of its own."""
-
-    name: str
-    stage: str
-    own: tuple[str, ...]
-
-
-class ArmsError(RuntimeError):
-    """Runs that failed; the message names their logs."""
-
-
 def navigate_arms(
     config: Config,
-    given: Sequence[str],
+    arguments: Sequence[str],
     seeds: Sequence[int],
     policies: Sequence[str],
     at_once: int,
@@ -74,7 +59,7 @@ def navigate_arms(
 
     Args:
         config: of all runs; its seed is that of the films.
-        given: arguments of the command line from which `config` was read, for the processes of the runs.
+        arguments: of the command line from which `config` was read, for the processes of the runs.
         seeds: of batches, samples and drawn budgets.
         policies: of Stage 2, as in `drawn` and `fixed8`.
         at_once: runs at one time.
@@ -85,29 +70,31 @@ def navigate_arms(
         `seeds`, a dict as of `arm_figures` each, and `mean`, the means of their numbers.
 
     Raises:
-        ArmsError: a policy has another name, or a run failed; the others are complete.
+        ValueError: a policy has another name.
+        BenchError: a run failed; the others are complete.
     """
     folder, data = config.run_dir, DatasetFolder(config.data.root)
     folder.mkdir(parents=True, exist_ok=True)
     if not questions_file(data, config.eval.split).is_file():
         write_long_corpus(data, toy_splits(config), config.navigate, config.seed)
 
-    def make(run: ArmRun, slot: int) -> int:
+    def make(run: Run, slot: int) -> int:
         if run.stage == "grpo":  # which does not go on from what a failed run has left
             shutil.rmtree(folder / run.name, ignore_errors=True)
         visible = {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {}
-        command = [sys.executable, "-m", "pipelines", run.stage, *given, f"run_dir={folder / run.name}", *run.own]
+        own = [f"seed={run.seed}", f"run_dir={folder / run.name}", *run.own]
+        own += [f"model.policy={folder / run.start}"] if run.start else []
+        command = [sys.executable, "-m", "pipelines", run.stage, *arguments, *own]
         with (folder / f"{run.name}.log").open("a") as log:
             return subprocess.run(
                 command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | visible, check=False
             ).returncode
 
-    for runs in arm_runs(folder, seeds, policies):
-        missing = [run for run in runs if not (folder / run.name / ENDS[run.stage]).exists()]
-        failures = play_all(missing, at_once, make, say)
+    for runs in arm_runs(seeds, policies):
+        wanted = missing(runs, folder)
+        failures = play_all(wanted, at_once, make, say)
         if failures:
-            logs = ", ".join(str(folder / f"{run.name}.log") for run in failures)
-            raise ArmsError(f"{len(failures)} of {len(missing)} runs failed, see {logs}; repeat the command for them")
+            raise BenchError(failures, len(wanted), folder)
     films = LongFilms.of_split(data, config.eval.split, config.navigate.pools.frames).films
     scripted = _scripted(films.values(), config)
     figures = {str(seed): arm_figures(folder, seed, policies, films, scripted) for seed in seeds}
@@ -116,27 +103,27 @@ def navigate_arms(
     return result
 
 
-def arm_runs(folder: Path, seeds: Sequence[int], policies: Sequence[str]) -> tuple[list[ArmRun], list[ArmRun]]:
+def arm_runs(seeds: Sequence[int], policies: Sequence[str]) -> tuple[list[Run], list[Run]]:
     """Return Stage 1 of every seed, and what starts from it; without `drawn`, Stage 1 is evaluated by itself.
 
     Raises:
-        ArmsError: a policy has another name than `drawn`, or `fixed` and a budget.
+        ValueError: a policy has another name than `drawn`, or `fixed` and a budget.
     """
     names = [DRAWN, *(policy for policy in policies if _FIXED.fullmatch(policy))]
     if unknown := [policy for policy in policies if policy not in names]:
-        raise ArmsError(f"no policy is called {', '.join(unknown)}; there are drawn, and fixed8 for the budget 8")
-    first, second = list[ArmRun](), list[ArmRun]()
+        raise ValueError(f"no policy is called {', '.join(unknown)}; there are drawn, and fixed8 for the budget 8")
+    first, second = list[Run](), list[Run]()
     for seed in seeds:
         name = f"{STAGE_1}-{seed}"
-        own = (f"seed={seed}", f"model.policy={folder / name / ENDS['sft']}")
-        first.append(ArmRun(name, "sft", own[:1]))
+        start = f"{name}/checkpoints/sft"
+        first.append(Run(name, "sft", STAGE_1, seed))
         if DRAWN not in policies:
-            second.append(ArmRun(name, "eval", own))
+            second.append(Run(name, "eval", STAGE_1, seed, start))
         for policy in policies:
-            particular = "grpo.evaluate_before=true"
+            own = "grpo.evaluate_before=true"
             if policy != DRAWN:
-                particular = f"navigate.budgets=[{policy.removeprefix(FIXED)}]"
-            second.append(ArmRun(f"{policy}-{seed}", "grpo", (*own, "grpo.evaluate_after=true", particular)))
+                own = f"navigate.budgets=[{policy.removeprefix(FIXED)}]"
+            second.append(Run(f"{policy}-{seed}", "grpo", policy, seed, start, ("grpo.evaluate_after=true", own)))
     return first, second
 
 
@@ -166,7 +153,7 @@ def arm_figures(
     files = {"stage_1": folder / start} | {policy: folder / f"{policy}-{seed}" / "after.jsonl" for policy in policies}
     trained = {name: [NavigateRow.model_validate(row) for row in read_lines(file)] for name, file in files.items()}
     minutes = sorted({_minutes(film) for film in films.values()})
-    curves = {
+    curves: dict[str, dict[str, dict[str, Any]]] = {
         f"{length}": {
             f"{budget:g}": {"optimum": _optimum(films, length, budget)}
             | {name: _figures(_at(rows, films, length, budget)) for name, rows in (scripted | trained).items()}

@@ -2,8 +2,9 @@
 
 import pytest
 
-from bench.navigate_arms import ArmRun, ArmsError, arm_figures, arm_runs, mean_of
+from bench.navigate_arms import arm_figures, arm_runs, mean_of
 from bench.optimum import best_accuracy
+from bench.toy.experiment import Run
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.summary import NavigateRow
@@ -32,21 +33,18 @@ def rows(films, rights=()):
     ]  # fmt: skip
 
 
-def test_every_policy_starts_from_the_stage_1_of_its_seed(tmp_path):
-    first, second = arm_runs(tmp_path, [3], ["drawn", "fixed2", "fixed30"])
-    start = f"model.policy={tmp_path}/sft-3/checkpoints/sft"
-    after = ("seed=3", start, "grpo.evaluate_after=true")
-    assert first == [ArmRun("sft-3", "sft", ("seed=3",))]
+def test_every_policy_starts_from_the_stage_1_of_its_seed():
+    first, second = arm_runs([3], ["drawn", "fixed2", "fixed30"])
+    start, after = "sft-3/checkpoints/sft", "grpo.evaluate_after=true"
+    assert first == [Run("sft-3", "sft", "sft", 3)]
     assert second == [
-        ArmRun("drawn-3", "grpo", (*after, "grpo.evaluate_before=true")),
-        ArmRun("fixed2-3", "grpo", (*after, "navigate.budgets=[2]")),
-        ArmRun("fixed30-3", "grpo", (*after, "navigate.budgets=[30]")),
+        Run("drawn-3", "grpo", "drawn", 3, start, (after, "grpo.evaluate_before=true")),
+        Run("fixed2-3", "grpo", "fixed2", 3, start, (after, "navigate.budgets=[2]")),
+        Run("fixed30-3", "grpo", "fixed30", 3, start, (after, "navigate.budgets=[30]")),
     ]
-    assert arm_runs(tmp_path, [0], [])[1] == [
-        ArmRun("sft-0", "eval", ("seed=0", f"model.policy={tmp_path}/sft-0/checkpoints/sft"))
-    ]
-    with pytest.raises(ArmsError, match="no policy is called fixed; there are drawn, and fixed8"):
-        arm_runs(tmp_path, [0], ["drawn", "fixed"])
+    assert arm_runs([0], [])[1] == [Run("sft-0", "eval", "sft", 0, "sft-0/checkpoints/sft")]
+    with pytest.raises(ValueError, match="no policy is called fixed; there are drawn, and fixed8"):
+        arm_runs([0], ["drawn", "fixed"])
 
 
 def test_figures_are_of_the_same_films_beside_the_optimum(tmp_path, films):
