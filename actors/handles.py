@@ -5,12 +5,14 @@ The stubs that Ray ships type a handle as the plain class, whose methods have no
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Iterable
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 import ray
 
 RETRIES = 3  # of a question that may be asked twice, to an actor that Ray starts again
+PAUSE_S = 0.5  # before it is asked once more
 Parameters = ParamSpec("Parameters")
 Answer = TypeVar("Answer", covariant=True)
 
@@ -29,6 +31,19 @@ async def answer_of(reference: Awaitable[Any]) -> Any:
         return await reference
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
+
+
+async def answer_when_back(method: Remote[..., Any], *arguments: Any) -> Any:
+    """Return an answer of an actor that Ray starts again, however long that takes; asking twice must do no harm.
+
+    Until Ray gives a node up that is gone, after a minute by default, it fails each question to an actor there. Who
+    waits here is ended from outside: an episode by its deadline, a stage by its watch (`fleet.return_s`).
+    """
+    while True:
+        try:
+            return await method.options(max_task_retries=RETRIES).remote(*arguments)
+        except ray.exceptions.ActorUnavailableError:
+            await asyncio.sleep(PAUSE_S)
 
 
 def arrived(references: Iterable[Any]) -> list[Any]:

@@ -1,6 +1,6 @@
-"""The retrieval service and its shards: `vsr1.retrieval` behind actors.
+"""The retrieval service, its shards and further query embedders: `vsr1.retrieval` behind actors.
 
-The service owns its shards, which end with it. A replica that dies is started again by Ray and gets from the service,
+The service owns them, and they end with it. A replica that dies is started again by Ray and gets from the service,
 out of the object store, the parts of all versions that are served; meanwhile its shard's other replicas answer.
 """
 
@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 import ray
 
+from actors.embedders import EmbedderHandle, FurtherEmbedder, RemoteEmbedder
 from actors.handles import Remote
 from actors.logs import log_to
 from actors.places import placed
-from actors.shards import IndexShard, RemoteShard, ShardHandle
+from actors.shards import IndexShard, RemoteShard, ShardHandle, faiss_of
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.added import AddedFolder, with_added
@@ -65,7 +66,7 @@ class RetrievalServiceActor:
         self._embedder = load(config.model)
         corpus, retrieval, need = self._read(), config.retrieval, config.cluster.shard
         corpus.catalogue.bounds(retrieval.shards)
-        start = IndexShard.options(**placed(need), max_restarts=-1)
+        start = IndexShard.options(**placed(need), **faiss_of(retrieval.shard), max_restarts=-1)
         self._parts: list[dict[str, tuple[np.ndarray, ray.ObjectRef]]] = [{} for _ in range(retrieval.shards)]
         self._replicas: list[list[RemoteShard]] = []
         self._sets: list[ReplicaSet[ShardClient]] = []
@@ -79,7 +80,13 @@ class RetrievalServiceActor:
                 members.append(RemoteShard(name, actor, parts))
             self._replicas.append(members)
             self._sets.append(ReplicaSet(shard, members, timeout_s=retrieval.shard_timeout_s))
-        self._searcher = Searcher(self._embedder, self._sets, retrieval)
+        again = FurtherEmbedder.options(**placed(config.cluster.retrieval), max_restarts=-1)
+        self._embedders: list[RemoteEmbedder] = []
+        for i in range(1, retrieval.embedders):
+            log = logs and logs / f"embedder-{split}-{i}.log"
+            actor = again.remote(config.model, load, log)
+            self._embedders.append(RemoteEmbedder(f"embedder {i} ({split})", actor, self._embedder.fingerprint))
+        self._searcher = Searcher(self._embedder, self._sets, retrieval, self._embedders)
         self._first: Corpus | None = corpus
         self._changing = asyncio.Lock()
 
@@ -109,7 +116,7 @@ class RetrievalServiceActor:
         async with self._changing:
             if self._first is not None:
                 await self._load(self._first)
-                await asyncio.gather(*(replica.recover() for replica in self._all_replicas()))
+                await asyncio.gather(*(one.recover() for one in (*self._all_replicas(), *self._embedders)))
                 self._serve(self._first)
                 self._first = None
 
@@ -153,7 +160,7 @@ class RetrievalServiceActor:
         """
         try:
             with work_on(Path(clip.video_id), "embed"):
-                [vector] = await self._searcher.embedded(lambda: self._embedder.embed_clips([clip]))
+                [vector] = await self._searcher.own.run(lambda: self._embedder.embed_clips([clip]))
         except VideoError as error:
             raise RetrievalError(f"video {clip.video_id!r} cannot be embedded: {error.reason}") from error
         if problem := vector_problem(vector, self._embedder.dim):
@@ -183,7 +190,7 @@ class RetrievalServiceActor:
         return [replica for shard in self._replicas for replica in shard]
 
     async def describe(self) -> dict[str, Any]:
-        """Return versions, videos, dim, shards, replicas that are down, and counts of requests and batches so far."""
+        """Return versions, videos, dim, shards, embedders, those that are down, and counts of requests and batches."""
         await self.ready()
         catalogue = self._searcher.current
         return {
@@ -193,14 +200,15 @@ class RetrievalServiceActor:
             "dim": catalogue.dim,
             "shards": len(self._sets),
             "replicas": len(self._all_replicas()),
-            "down": [name for shard in self._sets for name in shard.down],
+            "embedders": 1 + len(self._embedders),
+            "down": [name for replicas in (*self._sets, self._searcher.embedders) for name in replicas.down],
             "hedged": sum(shard.hedged for shard in self._sets),
             **self._searcher.counts,
         }
 
-    async def shards(self) -> dict[str, ShardHandle]:
-        """Return the replicas' actors by name, for health checks and tests."""
-        return {replica.name: replica.actor for replica in self._all_replicas()}
+    async def shards(self) -> dict[str, ShardHandle | EmbedderHandle]:
+        """Return the actors of this service, replicas and embedders, by name, for health checks and tests."""
+        return {one.name: one.actor for one in (*self._all_replicas(), *self._embedders)}
 
 
 async def _first_of(calls: list[Coroutine[Any, Any, None]]) -> None:
@@ -226,7 +234,7 @@ class RetrievalHandle(Protocol):
     refresh: Remote[[], str]
     embed_clip: Remote[[Clip], tuple[np.ndarray, str]]
     describe: Remote[[], dict[str, Any]]
-    shards: Remote[[], dict[str, ShardHandle]]
+    shards: Remote[[], dict[str, ShardHandle | EmbedderHandle]]
 
 
 RetrievalService: Any = ray.remote(RetrievalServiceActor)

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 
 import ray
 
-from actors.handles import RETRIES, answer_of
+from actors.handles import RETRIES, answer_of, answer_when_back
 from actors.logs import log_to
 from vsr1.config import Config
 from vsr1.episode.environment import Environment, FinishedTurn, Prompt, replies_of
@@ -71,7 +71,7 @@ async def answer_call(router: Any, load_clip: LoadClip, call: ToolCall) -> ToolR
     """Answer a call of a tool: a look from the clip store of this node, others from the router."""
     if call.tool == "look":
         return ToolResult("", await load_clip(node_clip(call.film, call.node or ())))
-    result: ToolResult = await answer_of(router.use.options(max_task_retries=RETRIES).remote(call))
+    result: ToolResult = await answer_of(answer_when_back(router.use, call))
     return result
 
 
@@ -235,7 +235,7 @@ class RolloutWorkerActor:
 
     async def _search(self, split: str, request: SearchRequest) -> SearchResult:
         """Answer a search; the samples of a group begin with the same one, and share its answer."""
-        search = partial(self._retrieval[split].search.options(max_task_retries=RETRIES).remote, request)
+        search = partial(answer_when_back, self._retrieval[split].search, request)
         if request.soft_tokens is not None or request.vector is not None:
             return await search()
         return await self._search_calls.answer((split, repr(request)), search)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -10,13 +11,14 @@ from typing import Any, Protocol, TypeVar
 import faiss
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, RayActorError
 
 from actors.handles import Remote
 from actors.logs import log_to
 from vsr1.retrieval.index import RankTarget, Shard, ShardHits, ShardQueries
 from vsr1.retrieval.replicas import ShardUnavailableError
-from vsr1.settings.parts import RetrievalConfig
+from vsr1.retrieval.request import RetrievalError
+from vsr1.settings.parts import RetrievalConfig, ShardConfig
 
 Answer = TypeVar("Answer")
 RECOVERY_PAUSE_S = 0.1  # between attempts to reach a replica that is down
@@ -79,23 +81,49 @@ class RemoteShard:
         self.name, self.actor, self._parts = name, actor, parts
 
     async def search(self, version: str, queries: ShardQueries) -> ShardHits:
-        return await self._answer(self.actor.search.remote(version, queries))
+        return await answer_of_replica(self.name, self.actor.search.remote(version, queries))
 
     async def count_above(self, version: str, targets: list[RankTarget]) -> list[int]:
-        return await self._answer(self.actor.count_above.remote(version, targets))
+        return await answer_of_replica(self.name, self.actor.count_above.remote(version, targets))
 
     async def recover(self) -> None:
-        """Bring the replica what it does not hold yet; return when it holds all."""
+        """Bring the replica what it does not hold yet; return when it holds all.
+
+        Raises:
+            RetrievalError: its process cannot start, or an index cannot be built.
+        """
         while True:
             try:
                 for version, (rows, vectors) in list(self._parts.items()):
-                    await self._answer(self.actor.load.remote(version, rows, vectors))
+                    load = self.actor.load.remote(version, rows, vectors)
+                    await answer_of_replica(self.name, load, is_starting=True)
                 return
             except ShardUnavailableError:
                 await asyncio.sleep(RECOVERY_PAUSE_S)
 
-    async def _answer(self, call: Awaitable[Answer]) -> Answer:
-        try:
-            return await call
-        except RayActorError as error:
-            raise ShardUnavailableError(self.name, type(error).__name__) from error
+
+def faiss_of(shard: ShardConfig) -> dict[str, Any]:
+    """Return the Ray options that give a shard's process a FAISS of its own, where the settings name one."""
+    if shard.faiss is not None:
+        return {"runtime_env": {"env_vars": {"PYTHONPATH": f"{shard.faiss}{os.pathsep}${{PYTHONPATH}}"}}}
+    return {"runtime_env": {"pip": shard.pip}} if shard.pip else {}
+
+
+async def answer_of_replica(name: str, call: Awaitable[Answer], *, is_starting: bool = False) -> Answer:
+    """Return the answer of a replica's actor.
+
+    Args:
+        is_starting: the caller waits for it to start, again and again.
+
+    Raises:
+        ShardUnavailableError: its process is gone, or its node.
+        RetrievalError: it will never start.
+    """
+    try:
+        return await call
+    except ActorDiedError as error:
+        if is_starting:
+            raise RetrievalError(f"{name} does not start (ActorDiedError): {error}") from error
+        raise ShardUnavailableError(name, type(error).__name__) from error
+    except RayActorError as error:
+        raise ShardUnavailableError(name, type(error).__name__) from error

@@ -135,7 +135,7 @@ def films_of(config: Config, split: str, videos: Mapping[str, tuple[Path, ClipTr
 def start_tools(config: Config, films: Films, log: Path | None) -> ToolRouterHandle:
     """Start the router of the tools over some films, with its pools, which end with it."""
     pools = config.navigate.pools
-    gpus = int(pools.captioner.kind == "vllm" and config.model.device == "cuda")
+    gpus = pools.gpus(config.model.device)
     router: ToolRouterHandle = ToolRouter.options(max_restarts=-1).remote(
         films, pools, config.data.root / "navigate" / "answers", log, gpus, config.navigate.find_level
     )

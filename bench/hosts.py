@@ -29,7 +29,7 @@ GCS_PORT, DASHBOARD_PORT, CPUS = 6379, 8265, 2
 POOLS = {"learner": "head", "reward": "head", "rollout": "rollouts", "retrieval": "retrieval", "shard": "retrieval"}
 START_S, RUN_S = 120.0, 900.0
 CUT_S = 10.0  # that a link is cut
-FAULT_STEPS = 4  # of the training with faults: the link is cut after the first, the host killed after the second
+FAULT_STEPS = 4  # of the training with faults: after the first the link is cut, after the next two a host is killed
 TOLD = ("kind", "role", "member", "workers", "reason", "node", "address", "samples", "seconds")  # of an event
 NAMES = ("one", "three", "faults")
 PAUSE_S = 0.2
@@ -109,7 +109,7 @@ def bench_hosts(config: Config, with_faults: bool) -> dict[str, Any]:
     """Train on one host in `run_dir/one` and on three in `run_dir/three`, unless they are there, and compare them.
 
     Args:
-        with_faults: train once more, in `run_dir/faults`, while a link is cut and a host is killed and replaced.
+        with_faults: train once more, in `run_dir/faults`, while a link is cut and two hosts are killed and replaced.
     """
     one, three, faults = (config.model_copy(update={"run_dir": config.run_dir / name}) for name in NAMES)
     figures: dict[str, Any] = {}
@@ -145,7 +145,7 @@ def spread(config: Config) -> Config:
 
 
 def train_under_faults(hosts: Cluster, config: Config) -> dict[str, Any]:
-    """Cut and restore the link of the engines' host after the first step, then kill it and let another one join.
+    """Cut and restore the link of the engines' host, kill it, then kill that of the search; another joins each time.
 
     Returns:
         the events with their seconds, and how the samples were counted.
@@ -166,11 +166,12 @@ def train_under_faults(hosts: Cluster, config: Config) -> dict[str, Any]:
     time.sleep(CUT_S)
     act("link restored")
     hosts.hosts["rollouts"].restore()
-    step(2)
-    act("host rollouts killed")
-    hosts.hosts["rollouts"].kill()
-    act("another host joins")
-    hosts.join("rollouts")
+    for number, pool in enumerate(("rollouts", "retrieval"), start=2):
+        step(number)
+        act(f"host {pool} killed")
+        hosts.hosts[pool].kill()
+        act("another host joins")
+        hosts.join(pool)
     until(lambda: ended() is not None, f"the end of {run}", RUN_S)
     events = timeline(began, acts + read_events(run / EVENTS))
     return {"exit_code": ended(), "seconds": time.time() - began, "events": events, **samples(config)}

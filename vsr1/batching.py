@@ -1,7 +1,7 @@
 """Gathers items that arrive close together into one call; every item gets its own result or error, exactly once.
 
-An item that finds nothing running is run at once. Two batches run at a time, so that one can travel while the other is
-computed, and the next grows meanwhile.
+An item that finds nothing running is run at once. Two batches run at a time, or as many as are asked for, so that one
+can travel while the other is computed, and the next grows meanwhile.
 """
 
 from __future__ import annotations
@@ -23,13 +23,20 @@ class Batcher(Generic[Item, Result]):
     Args:
         run: answers a batch, one result or exception for each item in order; if it raises, every item gets the error.
         max_batch: most items in one call.
+        at_once: batches that run at a time.
     """
 
-    def __init__(self, run: Callable[[list[Item]], Awaitable[list[Result | BaseException]]], *, max_batch: int) -> None:
+    def __init__(
+        self,
+        run: Callable[[list[Item]], Awaitable[list[Result | BaseException]]],
+        *,
+        max_batch: int,
+        at_once: int = AT_ONCE,
+    ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(at_once)
         self._tasks: set[asyncio.Task[None]] = set()  # keeps them alive
         self._draining: asyncio.Task[None] | None = None
 

@@ -20,6 +20,7 @@ from typing import Any
 
 GIB = 2**30
 MASTER_BYTES = 12  # of a trained parameter in bfloat16: a float32 copy and Adam's two moments
+FAISS_WORK_GIB = 1.5  # that `StandardGpuResources` takes of a large GPU before any search
 SCORE_BYTES = 8  # of a scored word and vocabulary entry: logits, their float32 copy, gradients
 GPU_GIB = {"H200": 141, "H100": 80, "B200": 180, "A100": 40, "L40S": 48, "L4": 24, "A10G": 24}  # least that is sold
 
@@ -167,6 +168,11 @@ def retrieval_memory(embedder: ModelShape, size: int = 2) -> Parts:
 def index_gib(vectors: int, width: int) -> float:
     """Return the memory of an exact index of float32 vectors, in GiB; the shards divide it."""
     return vectors * width * 4 / GIB
+
+
+def shard_memory(vectors: int, width: int, shards: int) -> Parts:
+    """Return the memory of a GPU that a shard takes there, in GiB: its vectors and the room in which FAISS works."""
+    return {"vectors": index_gib(vectors, width) / shards, "work": FAISS_WORK_GIB}
 
 
 def video_tokens(frames: int, pixels: int, patch: int = 16, merge: int = 2) -> int:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from vsr1.config import Config
+from vsr1.environments.registry import environment_of
 from vsr1.footprint import (
     ModelShape,
     Parts,
@@ -13,12 +18,40 @@ from vsr1.footprint import (
     kv_token_bytes,
     learner_memory,
     retrieval_memory,
+    shard_memory,
     video_tokens,
 )
+from vsr1.formats.dataset import DatasetFolder
+from vsr1.settings.parts import EngineConfig
 from vsr1.storage import fetched
 
 PROMPT_WORDS = 200  # tokens of a prompt beside its clip
-LEARNER, ENGINE, RETRIEVAL = "learner rank", "rollout worker", "retrieval service"  # as the plan calls the roles
+LEARNER, ENGINE = "learner rank", "rollout worker"  # as the plan calls the roles
+RETRIEVAL, EMBEDDER = "retrieval service", "query embedder"
+SHARD = "retrieval shard"
+CAPTIONER, ANSWERER = "captioner", "answerer"
+CHAT_ENGINE = "navigate.pools.captioner.engine"  # key of the engine of both
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """An engine of vLLM of each actor of some roles; `key` names its settings, `size` is bytes of a number."""
+
+    roles: tuple[str, ...]
+    key: str
+    folder: Path
+    settings: EngineConfig
+    size: int
+
+
+def _engines(config: Config) -> list[_Engine]:
+    size = 2 if config.model.dtype == "bfloat16" else 4
+    engines = [_Engine((ENGINE,), "rollout.engine", config.model.policy, config.rollout.engine, size)]
+    captioner = config.navigate.pools.captioner
+    if environment_of(config).has_films and captioner.kind == "vllm" and captioner.folder is not None:
+        size = 4 if captioner.dtype == "float32" else 2  # vLLM's `auto` makes no number of a checkpoint larger
+        engines.append(_Engine((CAPTIONER, ANSWERER), CHAT_ENGINE, captioner.folder, captioner.engine, size))
+    return [engine for engine in engines if fetched(engine.folder / "config.json").is_file()]
 
 
 def gpu_memory(config: Config, stage: Literal["sft", "grpo", "eval"], gpu_gib: float) -> dict[str, Parts]:
@@ -33,7 +66,7 @@ def gpu_memory(config: Config, stage: Literal["sft", "grpo", "eval"], gpu_gib: f
     ):
         return {}
     policy, embedder = ModelShape.read(model.policy), ModelShape.read(model.embedder)
-    size, engine = (2 if model.dtype == "bfloat16" else 4), config.rollout.engine
+    size = 2 if model.dtype == "bfloat16" else 4
     memory: dict[str, Parts] = {}
     if stage != "eval":
         learner = config.grpo.learner if stage == "grpo" else config.sft.learner
@@ -43,10 +76,21 @@ def gpu_memory(config: Config, stage: Literal["sft", "grpo", "eval"], gpu_gib: f
         if stage == "grpo" and config.grpo.objective.kl != "none":
             memory[LEARNER]["reference"] = memory[LEARNER]["weights"]
     if stage != "sft":
-        share, cache = engine.gpu_memory_utilization, engine.kv_cache_gib
-        memory[ENGINE] = engine_memory(policy, share, gpu_gib, kv_gib=cache, size=size)
-        memory[RETRIEVAL] = retrieval_memory(embedder, size)
+        for engine in _engines(config):
+            shape, share = ModelShape.read(engine.folder), engine.settings.gpu_memory_utilization
+            parts = engine_memory(shape, share, gpu_gib, kv_gib=engine.settings.kv_cache_gib, size=engine.size)
+            memory |= dict.fromkeys(engine.roles, parts)
+        memory[RETRIEVAL] = memory[EMBEDDER] = retrieval_memory(embedder, size)
+        if config.cluster.shard.gpus and (corpora := _corpora(config)):
+            memory[SHARD] = shard_memory(*max(corpora), config.retrieval.shards)
     return memory
+
+
+def _corpora(config: Config) -> list[tuple[int, int]]:
+    """Return number and width of the vectors of each split that is there."""
+    folder = DatasetFolder(config.data.root)
+    files = [folder.video_embeddings(split) for split in config.data.splits]
+    return [np.load(file, mmap_mode="r").shape for file in files if file.is_file()]
 
 
 def largest_pass(config: Config, stage: Literal["sft", "grpo"], layers: int) -> Pass:
@@ -74,8 +118,30 @@ def largest_pass(config: Config, stage: Literal["sft", "grpo"], layers: int) -> 
     )
 
 
-def cached_requests(config: Config, memory: Parts) -> int:
-    """Return how many requests of the greatest length the key-value cache of an engine holds."""
-    size = 2 if config.model.dtype == "bfloat16" else 4
-    tokens = memory["key-value cache"] * 2**30 / kv_token_bytes(ModelShape.read(config.model.policy), size)
-    return max(0, int(tokens / config.rollout.engine.max_model_len))
+def cached_requests(config: Config, memory: dict[str, Parts]) -> dict[str, int]:
+    """Return by role how many requests of the greatest length the key-value cache of an engine holds.
+
+    Args:
+        memory: by role, as of `gpu_memory`.
+    """
+    counts: dict[str, int] = {}
+    for engine in _engines(config):
+        for role in memory.keys() & engine.roles:
+            tokens = (
+                memory[role]["key-value cache"] * 2**30 / kv_token_bytes(ModelShape.read(engine.folder), engine.size)
+            )
+            counts[role] = max(0, int(tokens / engine.settings.max_model_len))
+    return counts
+
+
+def too_small(config: Config, memory: dict[str, Parts]) -> list[str]:
+    """Return a line for each engine that holds no request of the greatest length, so that vLLM would not start it."""
+    counts = cached_requests(config, memory)
+    return [
+        f"a {role}'s engine has {memory[role]['key-value cache']:.1f} GiB for its key-value cache beside "
+        f"{memory[role]['weights']:.1f} of weights, which hold no request of {engine.key}.max_model_len="
+        f"{engine.settings.max_model_len}: raise {engine.key}.gpu_memory_utilization or kv_cache_gib, or lower that"
+        for engine in _engines(config)
+        for role in engine.roles
+        if counts.get(role) == 0 and engine.settings.kv_blocks is None
+    ]

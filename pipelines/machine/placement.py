@@ -16,7 +16,19 @@ from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipelines.machine.memory import ENGINE, LEARNER, RETRIEVAL, cached_requests, gpu_memory
+from pipelines.machine.memory import (
+    ANSWERER,
+    CAPTIONER,
+    CHAT_ENGINE,
+    EMBEDDER,
+    ENGINE,
+    LEARNER,
+    RETRIEVAL,
+    SHARD,
+    cached_requests,
+    gpu_memory,
+    too_small,
+)
 from pipelines.machine.nodes import TOLERANCE, Capacity, capacity
 from pipelines.machine.packing import Gpu, has_labels, place, rooms_of
 from pipelines.machine.resources import READER_CPUS, READERS
@@ -42,6 +54,7 @@ class Role:
     Attributes:
         number: of them, or of what there are `times` of them for.
         count_key: configuration key that sets `number`; empty where the design does.
+        others: actors that the key counts too, and another role has.
         size_key: configuration section with the resources of one actor; empty where the design sets them.
         on_device: whether it computes on `model.device`.
         memory: of a GPU that one takes, in GiB by what it is for; empty where it is not reckoned.
@@ -53,6 +66,7 @@ class Role:
     count_key: str = ""
     size_key: str = ""
     times: int = 1
+    others: int = 0
     on_device: bool = False
     memory: Mapping[str, float] = field(default_factory=dict)
 
@@ -73,7 +87,8 @@ class Role:
 
     def fix(self, resource: str, *, one: bool = False) -> str:
         """Return what to lower for fewer or smaller actors, or with `one` for smaller ones; empty if nothing can be."""
-        keys = [f"{self.count_key}={self.number}"] if self.count_key and self.number > 1 and not one else []
+        number = self.number + self.others
+        keys = [f"{self.count_key}={number}"] if self.count_key and number > 1 and not one else []
         keys += [f"{self.size_key}.{resource}={self.size(resource):g}"] if self.size_key else []
         return f"lower {' or '.join(keys)}" if keys else ""
 
@@ -87,6 +102,7 @@ class Plan:
     available: Capacity
     on_gpus: bool = False
     caption: str = ""  # below the table of memory
+    faults: tuple[str, ...] = ()  # of engines, wherever they are
 
     def total(self, resource: str) -> float:
         return sum(role.total(resource) for role in self.roles)
@@ -96,7 +112,7 @@ class Plan:
 
     def shortages(self) -> list[str]:
         """Return one line for each thing that does not fit; none when everything does."""
-        lines, there = [], self.available
+        lines, there = list(self.faults), self.available
         for resource, unit in _UNITS.items():
             for role in self.roles:
                 allowed = [one for one in there.nodes if has_labels(one, role.need.labels)]
@@ -206,8 +222,11 @@ def _overfull(gpu: Gpu) -> str:
         LEARNER: "learner.micro_tokens of the stage, or raise its ranks or learner.gradient_checkpointing",
         ENGINE: "rollout.engine.gpu_memory_utilization",
         RETRIEVAL: "the shares of a GPU (cluster.*.gpus) that let it share this one",
+        EMBEDDER: "retrieval.embedders",
+        SHARD: "what a shard holds by more retrieval.shards",
+        **dict.fromkeys((CAPTIONER, ANSWERER), f"{CHAT_ENGINE}.gpu_memory_utilization or {CHAT_ENGINE}.kv_cache_gib"),
     }
-    ways = "; ".join(way for name, way in keys.items() if gpu.taken_gib.get(name))
+    ways = "; ".join(dict.fromkeys(way for name, way in keys.items() if gpu.taken_gib.get(name)))
     return f"a GPU of {gpu.size_gib:g} GiB would hold {parts} GiB: lower {ways}"
 
 
@@ -242,10 +261,11 @@ def placement_plan(config: Config, stage: Stage, available: Capacity) -> Plan:
         roles = (*_services(config, splits, available), *([learner] if stage == "grpo" else []))
     sizes = [node.gpu_memory_gib for node in available.nodes if node.gpus and node.gpu_memory_gib]
     memory = gpu_memory(config, stage, min(sizes)) if sizes else {}
-    cached = cached_requests(config, memory[ENGINE]) if ENGINE in memory else 0
-    caption = f"an engine's cache holds {cached} requests of rollout.engine.max_model_len" * (ENGINE in memory)
+    cached = cached_requests(config, memory).items()
+    caption = "; ".join(f"the cache of a {role} holds {count} requests of its max_model_len" for role, count in cached)
     roles = tuple(replace(role, memory=memory.get(role.name, {})) for role in roles)
-    return Plan(titles[stage], roles, available, config.model.device == "cuda", caption)
+    faults = tuple(too_small(config, memory))
+    return Plan(titles[stage], roles, available, config.model.device == "cuda", caption, faults)
 
 
 def check_placement(config: Config, stage: Stage) -> None:
@@ -276,19 +296,32 @@ def _services(config: Config, splits: int, available: Capacity) -> tuple[Role, .
             "cluster.rollout",
             on_device=True,
         ),
-        *(retrieval_roles(config, splits) if environment_of(config).has_corpus else ()),  # tools reserve nothing
+        *(retrieval_roles(config, splits) if environment_of(config).has_corpus else ()),
+        *(pool_roles(config, splits) if environment_of(config).has_films else ()),
         Role("reward worker", cluster.reward_workers, cluster.reward, "cluster.reward_workers", "cluster.reward"),
         clip_stores(config, splits, available),
     )
 
 
-def retrieval_roles(config: Config, corpora: int) -> tuple[Role, Role]:
-    """Return the shards and the services that search so many corpora."""
+def retrieval_roles(config: Config, corpora: int) -> tuple[Role, ...]:
+    """Return the shards, the services that search so many corpora, and their further embedders."""
     cluster, retrieval = config.cluster, config.retrieval
-    replicas = corpora * retrieval.replicas
+    replicas, size_key, key = corpora * retrieval.replicas, "cluster.retrieval", "retrieval.embedders"
+    more = retrieval.embedders - 1
     return (
-        Role("retrieval shard", retrieval.shards, cluster.shard, "retrieval.shards", "cluster.shard", replicas),
-        Role(RETRIEVAL, corpora, cluster.retrieval, size_key="cluster.retrieval", on_device=True),
+        Role(SHARD, retrieval.shards, cluster.shard, "retrieval.shards", "cluster.shard", replicas),
+        Role(RETRIEVAL, corpora, cluster.retrieval, size_key=size_key, on_device=True),
+        *([Role(EMBEDDER, more, cluster.retrieval, key, size_key, corpora, 1, on_device=True)] if more else []),
+    )
+
+
+def pool_roles(config: Config, sets: int) -> tuple[Role, Role]:
+    """Return the actors that describe nodes of so many sets of films, and those that answer questions about them."""
+    pools = config.navigate.pools
+    each = ActorResources(cpus=0, gpus=pools.gpus(config.model.device), memory_gib=0)
+    return (
+        Role(CAPTIONER, pools.captioners, each, "navigate.pools.captioners", times=sets),
+        Role(ANSWERER, pools.answerers, each, "navigate.pools.answerers", times=sets),
     )
 
 

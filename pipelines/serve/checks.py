@@ -45,8 +45,8 @@ def named_corpora(folders: Sequence[str], split: str, others: dict[str, CorpusCo
 def serving_plan(config: Config, agents: bool, available: Capacity) -> Plan:
     """Return the actors of the service; without agents it only retrieves."""
     cluster, corpora = config.cluster, len(config.serve.corpora)
-    shards, services = retrieval_roles(config, corpora)
-    roles = [Role("gateway, library", 2, HANDS_ON), services, shards]
+    shards, *services = retrieval_roles(config, corpora)
+    roles = [Role("gateway, library", 2, HANDS_ON), *services, shards]
     if agents:
         models, least = len(config.served_models), config.serve.least_replicas
         roles.append(Role("agent", least, cluster.rollout, "serve.least_replicas", "cluster.rollout", models))

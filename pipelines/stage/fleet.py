@@ -152,6 +152,7 @@ class RolloutFleet:
 
         Raises:
             FleetError: no member is left that could be healed.
+            LostActorError: another actor is gone and does not come back.
         """
         self._watch.tick()
         self._hear()
@@ -249,7 +250,8 @@ class RolloutFleet:
         if request is not None and request != self._request:
             self._request = request
             self.scale(request.workers)
-        self._nodes.look()
+        for node, reason in self._nodes.look().items():
+            self._watch.lose(node, reason)
         self._give_back()
         leaving = draining_nodes()
         for member in self.members:

@@ -1,7 +1,8 @@
 """The driver's side of the watch over processes: it brings actors under the watch of their node, and tells of faults.
 
 An actor that Ray starts again comes under it again, and is told of as healed, as is one that another takes the place
-of: the shards of a retrieval service end with it, and the next service starts its own. Nothing here blocks.
+of: the shards of a retrieval service end with it, and the next service starts its own. One that does not come back, as
+where its node was the last with room for it, ends the stage. Nothing here blocks.
 """
 
 from __future__ import annotations
@@ -25,6 +26,16 @@ from vsr1.runs.events import WriteEvent, write_nothing
 from vsr1.settings.parts import FleetConfig
 
 ASK_EVERY_S = 0.25
+SECTIONS = {  # of `cluster`, by role
+    "retrieval": "retrieval",
+    "embedder": "retrieval",
+    "shard": "shard",
+    "rewards": "reward",
+}
+
+
+class LostActorError(RuntimeError):
+    """An actor whose process or node is gone is not back in time; the message says which, why and what it needs."""
 
 
 def place(actor: Any) -> tuple[str, int]:
@@ -40,6 +51,7 @@ class _Guarded:
     question: ray.ObjectRef | None = None  # for its place
     died: float | None = None  # when the process before this one was missed
     detect_s: float = 0.0
+    reason: str = ""
     on_fault: Callable[[Notice], None] | None = None
     on_return: Callable[[], None] | None = None
 
@@ -55,6 +67,8 @@ class Watch:
         self._config, self._log, self._write = config, log, write
         self._guarded: dict[str, _Guarded] = {}  # by the actor's name
         self._nodes: dict[str, NodeWatchHandle] = {}
+        self._heard: dict[str, float] = {}  # when the watch of a node has answered last
+        self._lost: set[str] = set()  # nodes
         self._notices: dict[ray.ObjectRef, str] = {}  # node of each call
         self._shards: list[Any] = []  # answers of retrieval services
         self._last_question = 0.0
@@ -82,7 +96,7 @@ class Watch:
                 return
             now = _Guarded(role, actor, question=_place_of(actor), on_fault=on_fault, on_return=on_return)
             if before:
-                now.died, now.detect_s = before.died, before.detect_s
+                now.died, now.detect_s, now.reason = before.died, before.detect_s, before.reason
             self._guarded[name] = now
 
     def guard_rank(self, name: str, rank: Any) -> None:
@@ -114,7 +128,8 @@ class Watch:
             return
         if guarded.place is not None:
             node, pid = guarded.place
-            self._nodes[node].end.remote(pid)
+            if node in self._nodes:
+                self._nodes[node].end.remote(pid)
         ray.kill(guarded.actor)
 
     def release(self, name: str) -> None:
@@ -129,24 +144,44 @@ class Watch:
         if node in self._nodes and node not in [name for name, _ in places]:
             ray.kill(self._nodes.pop(node))
 
+    def lose(self, node: str, reason: str) -> None:
+        """Take note that a node has left the cluster, with all that was guarded there."""
+        self._lost.add(node)
+        if node not in self._nodes:
+            return
+        ray.kill(self._nodes.pop(node))
+        seconds = time.monotonic() - self._heard.pop(node)
+        with self._lock:
+            guarded = dict(self._guarded)
+        for name, actor in guarded.items():
+            if actor.place is not None and actor.place[0] == node:
+                self._hear(guarded, Notice(name, actor.place[1], True, reason, seconds))
+
     def tick(self) -> None:
-        """Take what the nodes' watches have seen."""
+        """Take what the nodes' watches have seen.
+
+        Raises:
+            LostActorError: an actor that was missed is not back within `fleet.return_s`.
+        """
         for answer in arrived(self._shards):
             self._shards.remove(answer)
             with suppress(ray.exceptions.RayError):  # the service died, and is asked again
                 for name, shard in ray.get(answer).items():
-                    self.guard(name, "shard", shard)
+                    self.guard(name, name.partition(" ")[0], shard)  # "shard" or "embedder"
         with self._lock:
             guarded = dict(self._guarded)
         for name, actor in guarded.items():
             self._locate(name, actor)
         for reference in arrived(self._notices):
-            del self._notices[reference]
+            node = self._notices.pop(reference)
             try:
-                for notice in ray.get(reference):
-                    self._hear(guarded, notice)
+                notices = ray.get(reference)
             except ray.exceptions.RayError:
                 continue  # Ray starts the watch again, or its node is gone
+            if node in self._nodes:
+                self._heard[node] = time.monotonic()
+            for notice in notices:
+                self._hear(guarded, notice)
         if time.monotonic() - self._last_question >= ASK_EVERY_S:
             self._last_question = time.monotonic()
             for node in self._nodes.keys() - self._notices.values():
@@ -160,19 +195,27 @@ class Watch:
         self._nodes.clear()
 
     def _locate(self, name: str, actor: _Guarded) -> None:
-        if actor.question is None or not arrived([actor.question]):
+        if actor.question is None:
+            return
+        if not arrived([actor.question]):
+            self._check_return(name, actor)
             return
         try:
             actor.place = ray.get(actor.question)
         except ray.exceptions.ActorUnavailableError:
+            self._check_return(name, actor)
             actor.question = _place_of(actor.actor)  # it is being started again
             return
         except ray.exceptions.RayError:  # it is gone for good: whoever calls it is told, and may start another one
             actor.question = actor.place = None
             return
-        actor.question = None
         node, pid = actor.place
+        if node in self._lost:  # since it has answered
+            actor.question = _place_of(actor.actor)
+            return
+        actor.question = None
         if node not in self._nodes:
+            self._heard[node] = time.monotonic()
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             log = self._log and self._log.with_stem(f"{self._log.stem}-{node[:8]}")
             self._nodes[node] = NodeWatch.options(scheduling_strategy=there).remote(self._config.stopped_s, log)
@@ -185,6 +228,18 @@ class Watch:
             if actor.on_return is not None:
                 actor.on_return()
 
+    def _check_return(self, name: str, actor: _Guarded) -> None:
+        limit_s = self._config.return_s
+        if actor.died is None or time.monotonic() - actor.died < limit_s:
+            return
+        section = SECTIONS.get(actor.role)
+        place = f" with room and labels for cluster.{section}" if section else ""
+        raise LostActorError(
+            f"{name} is gone: {actor.reason}; Ray has not started it again within fleet.return_s={limit_s:g} s. "
+            f"Start a node{place}, and the same command goes on; or raise fleet.return_s, where a node or a large "
+            "corpus takes longer (its log is in run_dir/logs)"
+        )
+
     def _hear(self, guarded: dict[str, _Guarded], notice: Notice) -> None:
         actor = guarded.get(notice.name)
         if actor is None or actor.place is None or actor.place[1] != notice.pid:
@@ -193,7 +248,7 @@ class Watch:
             actor.on_fault(notice)
             return
         if actor.died is None:
-            actor.died, actor.detect_s = time.monotonic(), notice.seconds
+            actor.died, actor.detect_s, actor.reason = time.monotonic(), notice.seconds, notice.reason
             seconds = {"detect": notice.seconds}
             self._write("fault", role=actor.role, member=notice.name, reason=notice.reason, seconds=seconds)
         if notice.is_gone:

@@ -15,7 +15,7 @@ import ray
 from ray.cloudpickle import register_pickle_by_value
 from ray.exceptions import RayActorError
 
-from actors.retrieval import RetrievalHandle, RetrievalService
+from actors.retrieval import RetrievalHandle, RetrievalService, load_embedder
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.added import AddedFolder, AddedVideo
@@ -108,6 +108,42 @@ def test_the_service_answers_while_it_embeds(config: Config) -> None:
     assert ray.get(service.describe.remote())["requests"] == 1
     assert ray.wait([slow], timeout=0)[0] == []
     assert len(ray.get(slow).retrieved) == 10
+    ray.kill(service)
+
+
+def test_a_further_embedder_gives_the_bits_of_the_first_with_and_without_latents(
+    config: Config, tmp_path: Path
+) -> None:
+    folder, width = DatasetFolder(tmp_path), load_embedder(config.model).dim
+    folder.video_embeddings("test").parent.mkdir(parents=True)
+    np.save(folder.video_embeddings("test"), np.random.default_rng(1).standard_normal((2, width)).astype(np.float32))
+    folder.docid2row("test").write_text(json.dumps({"a": 0, "b": 1}), encoding="utf-8")
+    retrieval = config.retrieval.model_copy(update={"shards": 1, "embedders": 2})
+    mine = config.model_copy(update={"data": config.data.model_copy(update={"root": tmp_path}), "retrieval": retrieval})
+    service = RetrievalService.options(num_cpus=0).remote(mine, "test")
+    another = ray.get(service.shards.remote())["embedder 1 (test)"]
+    soft = np.random.default_rng(2).standard_normal((8, width)).astype(np.float32)
+    for query, latents in (("a red circle jumps", None), ("a red circle jumps", soft), ("blue", soft[:3])):
+        result = ray.get(service.search.remote(SearchRequest(query, latents)))
+        [vector] = ray.get(another.embed_queries.remote([query], [latents]))
+        assert vector.tobytes() == result.query_vector.tobytes()
+    assert ray.get(service.describe.remote())["embedders"] == 2
+    ray.kill(service)
+
+
+@pytest.mark.chaos
+def test_searches_go_on_while_an_embedder_is_killed(config: Config) -> None:
+    service = start(config, embedders=2)
+    wanted = [ray.get(service.search.remote(SearchRequest(f"query {i}"))).retrieved for i in range(20)]
+    another = ray.get(service.shards.remote())["embedder 1 (test)"]
+    slow = service.search.remote(SearchRequest("slow"))  # keeps the first one busy
+    ray.kill(another, no_restart=False)
+    results = ray.get([service.search.remote(SearchRequest(f"query {i}")) for i in range(20)])
+    assert [result.retrieved for result in results] == wanted and len(ray.get(slow).retrieved) == 10
+    while ray.get(service.describe.remote())["down"]:
+        time.sleep(0.05)
+    [vector] = ray.get(another.embed_queries.options(max_task_retries=3).remote(["query 0"], [None]))
+    assert vector.tobytes() == ray.get(service.search.remote(SearchRequest("query 0"))).query_vector.tobytes()
     ray.kill(service)
 
 
@@ -245,6 +281,34 @@ def test_another_index_type_comes_by_configuration(config: Config) -> None:
     ray.kill(service)
     with pytest.raises(RetrievalError, match=r"FAISS cannot build retrieval\.index='Flatt'"):
         start(config, index="Flatt")
+
+
+def test_shards_take_the_faiss_of_a_folder_and_one_that_does_not_load_ends_the_start(
+    config: Config, tmp_path: Path
+) -> None:
+    package = tmp_path / "faiss"
+    package.mkdir()
+    package.joinpath("__init__.py").write_text(
+        "import importlib.machinery, importlib.util, sys\n"
+        f"places = [place for place in sys.path if place != {str(tmp_path)!r}]\n"
+        "spec = importlib.machinery.PathFinder.find_spec('faiss', places)\n"
+        "sys.modules['faiss'] = module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "module.of_the_folder = True\n"
+    )
+    own = {"shard": config.retrieval.shard.model_copy(update={"faiss": tmp_path})}
+    service, expected = start(config, **own), start(config)
+    for actor in ray.get(service.shards.remote()).values():
+        assert ray.get(actor.__ray_call__.remote(lambda _: hasattr(sys.modules["faiss"], "of_the_folder")))
+    assert not ray.get(service.__ray_call__.remote(lambda _: hasattr(sys.modules["faiss"], "of_the_folder")))
+    request = SearchRequest("a query", rank_of="video 07")
+    [one, other] = ray.get([one.search.remote(request) for one in (service, expected)])
+    assert (one.retrieved, one.rank_of) == (other.retrieved, other.rank_of)
+    package.joinpath("__init__.py").write_text("raise ImportError('libcublas.so.12: cannot open shared object file')")
+    for actor in (service, expected):
+        ray.kill(actor)
+    with pytest.raises(RetrievalError, match=r"shard \d \(test\) does not start .*libcublas\.so\.12"):
+        start(config, **own)
 
 
 @pytest.mark.chaos

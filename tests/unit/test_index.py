@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -207,3 +208,30 @@ def test_vectors_of_another_process_are_searched_where_they_lie(tmp_path: Path) 
     [hits] = search(shard, [ask(vectors[7], 1)])
     assert hits.rows.tolist() == [7]
     assert own_memory() - before < vectors.nbytes / 4
+
+
+@pytest.mark.skipif(hasattr(faiss, "StandardGpuResources"), reason="this FAISS has GPU support")
+def test_a_faiss_without_gpus_is_named_with_what_to_set() -> None:
+    with pytest.raises(RetrievalError, match=r"FAISS \d.* of /.*/faiss has no GPU support; .*retrieval\.shard\.faiss"):
+        Shard("shard 1", np.arange(2), np.eye(2, dtype=np.float32), gpu=True)
+
+
+@pytest.mark.skipif(
+    not (hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()),
+    reason="no GPU, or a FAISS without GPU support",
+)
+@pytest.mark.parametrize("whole", [True, False], ids=["ties", "random"])
+def test_an_index_on_a_gpu_answers_as_one_on_the_cpu(whole: bool) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.integers(-2, 3, (5000, 16)) if whole else rng.standard_normal((5000, 64))
+    vectors = np.concatenate([vectors, vectors[:1000]]).astype(np.float32)  # some rows twice
+    rows = 7 * np.arange(len(vectors))
+    cpu, gpu = (Shard("shard 0", rows, vectors, gpu=on_gpu) for on_gpu in (False, True))
+    queries = [
+        ask(vectors[i] + 0.1 * (not whole), k, rng.choice(rows, excluded, replace=False), rng.choice(rows, 5))
+        for i, (k, excluded) in enumerate([(1, 0), (10, 0), (10, 300), (2100, 0), (6000, 50)] * 8)
+    ]
+    for one, other in zip(search(cpu, queries), search(gpu, queries), strict=True):
+        assert all(part.tobytes() == again.tobytes() for part, again in zip(one, other, strict=True))
+    targets = [RankTarget(query.vector, float(scores_of(cpu, query.vector, rows[:1])[0]), 0) for query in queries]
+    assert cpu.count_above(targets) == gpu.count_above(targets)

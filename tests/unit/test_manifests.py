@@ -32,6 +32,11 @@ KUBERAY = REPOSITORY / "cluster/kuberay"
 CRDS = next((parent / "shared/crds" for parent in REPOSITORY.parents if (parent / "shared/crds").is_dir()), None)
 GIB = 2**30
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+GIVEN_UP = {  # a node without power, after 3 to 9 s; docs/cluster.md names the same
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
 RESOURCES = {"cpu", "memory", "nvidia.com/gpu", "storage"}
 LABELS = {"ray.io/cluster", "ray.io/node-type", "ray.io/group", "release"}
 POD_MONITOR = {
@@ -250,6 +255,15 @@ def gib(text: str) -> float:
     return float(text[:-2])
 
 
+def test_every_head_gives_a_node_up_as_the_documentation_says_and_ray_knows_the_settings() -> None:
+    words = [f"{name}={value}" for name, value in GIVEN_UP.items()]
+    for file in ("docs/cluster.md", "cluster/ray-up.yaml"):
+        assert " ".join(words) in (REPOSITORY / file).read_text(encoding="utf-8"), file
+    core = (Path(ray.__file__).parent / "_raylet.so").read_bytes()
+    for name in GIVEN_UP:
+        assert name.removeprefix("RAY_").encode() in core, name
+
+
 @pytest.mark.parametrize("stage", ["data", "sft", "grpo", "eval"])
 def test_a_job_has_the_time_to_save_and_paths_that_its_pods_mount(stage: str) -> None:
     job, cluster = named("RayJob", f"vsr1-{stage}"), named("RayCluster", "vsr1")
@@ -310,6 +324,8 @@ def test_every_pod_shows_metrics_and_the_version_of_ray_is_ours() -> None:
     for spec in clusters:
         assert spec["rayVersion"] == ray.__version__
         assert spec["authOptions"] == {"mode": "token", "secretName": "vsr1-token"}
+        [head] = spec["headGroupSpec"]["template"]["spec"]["containers"]
+        assert GIVEN_UP.items() <= {one["name"]: one["value"] for one in head["env"]}.items()
         for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
             [container] = group["template"]["spec"]["containers"]
             assert {"name": "metrics", "containerPort": 8080} in container["ports"]

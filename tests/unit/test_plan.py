@@ -70,6 +70,16 @@ def test_an_evaluation_serves_one_split_and_has_no_learner() -> None:
     assert (of_three["retrieval shard"], of_three["retrieval service"], of_three["clip store"]) == (12, 3, 3)
 
 
+def test_further_embedders_reserve_what_the_service_does_and_are_named_with_their_key() -> None:
+    options = ["retrieval.embedders=3", "cluster.retrieval.gpus=0.3", "grpo.validate_every=1"]
+    plan = placement_plan(load_config(None, options), "grpo", ROOMY)
+    assert (counts(plan)["retrieval service"], counts(plan)["query embedder"]) == (2, 4)
+    assert plan.total("gpus") == pytest.approx(6 * 0.3)
+    assert "query embedder" in text(plan)
+    [line] = placement_plan(load_config(None, options), "grpo", cluster(node(gpus=1))).shortages()
+    assert "needs 1.8 GPUs, the test cluster has 1: lower retrieval.embedders=3 or cluster.retrieval.gpus=0.3" in line
+
+
 @pytest.mark.parametrize(("ranks", "largest"), [(2, "Stage 2"), (40, "Stage 1"), (400, "Stage 1")])
 def test_the_demo_needs_what_its_largest_stage_needs(ranks: int, largest: str) -> None:
     plan = placement_plan(

@@ -18,6 +18,7 @@ RECIPE = load_config(REPOSITORY / "configs/recipes/spot.yaml")
 GIB = 2**30
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 UP = REPOSITORY / "cluster/ray-up.yaml"
+MACHINES = {"m7i.xlarge": (4, 16), "p5.48xlarge": (192, 2048), "p5.4xlarge": (16, 256), "r7i.4xlarge": (16, 128)}
 
 
 def up_faults(values: dict[str, Any]) -> list[str]:
@@ -52,5 +53,14 @@ def test_ray_up_has_the_nodes_of_the_recipe_and_no_key_that_could_be_another() -
         assert one["resources"] == {key: size for key, size in (sizes | store).items() if size}
         assert (one["labels"], one["max_workers"]) == (node.labels, node.count)
     assert values["max_workers"] == sum(node.count for node in RECIPE.cluster.nodes.values())
+    for one in values["available_node_types"].values():
+        cpus, memory_gib = MACHINES[one["node_config"]["InstanceType"]]
+        sizes = one["resources"]
+        assert sizes["CPU"] < cpus and sizes.get("memory", 0) + sizes["object_store_memory"] < memory_gib * GIB
+    roles = [getattr(RECIPE.cluster, role) for role in ("learner", "rollout", "retrieval", "shard", "reward")]
+    groups = [one for one in values["available_node_types"].values() if "memory" in one["resources"]]
+    for role in roles:  # Ray's autoscaler starts a node for an actor only where the group declares all that it asks for
+        fitting = [one["resources"]["memory"] for one in groups if role.labels.items() <= one["labels"].items()]
+        assert fitting and role.memory_gib * GIB <= max(fitting)
     drain = f"{DRAIN}={RECIPE.fleet.drain_s:g} "
     assert drain in values["worker_start_ray_commands"][1]

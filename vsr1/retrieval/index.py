@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -226,8 +227,13 @@ class Shard:
 
 
 def _build(name: str, vectors: np.ndarray, factory: str, search_params: str, gpu: bool) -> faiss.Index:
-    if gpu and not hasattr(faiss, "index_cpu_to_all_gpus"):
-        raise RetrievalError(f"{name}: this FAISS has no GPU support; install faiss-gpu, or set cluster.shard.gpus=0")
+    if gpu and not hasattr(faiss, "StandardGpuResources"):
+        raise RetrievalError(
+            f"{name}: FAISS {faiss.__version__} of {Path(faiss.__file__).parent} has no GPU support; name one that "
+            "has in retrieval.shard.faiss (docs/cluster.md, GPUs), or set cluster.shard.gpus=0"
+        )
+    if gpu and not faiss.get_num_gpus():  # type: ignore[attr-defined]
+        raise RetrievalError(f"{name}: FAISS sees no GPU on this node; see `nvidia-smi`, or set cluster.shard.gpus=0")
     try:
         index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         if gpu:

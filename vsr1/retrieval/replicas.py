@@ -36,7 +36,11 @@ class ReplicaClient(Protocol):
     name: str
 
     async def recover(self) -> None:
-        """Return when the replica can answer; raises nothing that is not a fault of the program."""
+        """Return when the replica can answer.
+
+        Raises:
+            RetrievalError: it never will, and why.
+        """
 
 
 Client = TypeVar("Client", bound=ReplicaClient)
@@ -56,14 +60,15 @@ class ReplicaSet(Generic[Client]):
 
     Args:
         name: of the shard. clients: its replicas, at least one. timeout_s: after which a replica counts as down.
+        hedges: whether another one is asked too when an answer is late; not where late calls have more to do.
     """
 
-    def __init__(self, name: str, clients: Sequence[Client], *, timeout_s: float) -> None:
+    def __init__(self, name: str, clients: Sequence[Client], *, timeout_s: float, hedges: bool = True) -> None:
         self.name = name
         self.recovered = asyncio.Event()  # set while a replica is up
         self.recovered.set()
         self.hedged = 0
-        self._timeout_s = timeout_s
+        self._timeout_s, self._hedges = timeout_s, hedges
         self._replicas = [_Replica(client) for client in clients]
         self._seconds: deque[float] = deque(maxlen=RECENT)
 
@@ -126,7 +131,7 @@ class ReplicaSet(Generic[Client]):
         task.cancel()
 
     def _hedge_after(self) -> float:
-        if len(self._seconds) < HEDGE_SAMPLES:
+        if len(self._seconds) < HEDGE_SAMPLES or not self._hedges:
             return float("inf")
         ordered = sorted(self._seconds)
         return ordered[int(0.95 * (len(ordered) - 1))]
@@ -140,6 +145,10 @@ class ReplicaSet(Generic[Client]):
         replica.recovery = asyncio.get_running_loop().create_task(self._bring_up(replica))
 
     async def _bring_up(self, replica: _Replica[Client]) -> None:
-        await replica.client.recover()
+        try:
+            await replica.client.recover()
+        except RetrievalError as error:
+            replica.down = str(error)
+            return
         replica.down = ""
         self.recovered.set()

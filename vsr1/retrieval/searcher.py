@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from vsr1.batching import Batcher
+from vsr1.batching import AT_ONCE, Batcher
 from vsr1.retrieval.corpus import Catalogue
 from vsr1.retrieval.index import Ragged, RankTarget, ShardHits, ShardQueries, merge_hits
 from vsr1.retrieval.plan import SearchPlan, plan_search
@@ -46,11 +46,42 @@ class ShardClient(ReplicaClient, Protocol):
     async def count_above(self, version: str, targets: list[RankTarget]) -> list[int]: ...
 
 
+class EmbedderClient(ReplicaClient, Protocol):
+    """How to reach a query embedder: each gives the same texts, in one call, the same vectors to the bit."""
+
+    async def embed_queries(self, queries: list[str], soft_tokens: list[np.ndarray | None]) -> np.ndarray: ...
+
+
+class OwnEmbedder:
+    """The embedder of this process; one thread alone uses it."""
+
+    def __init__(self, embedder: QueryEmbedder) -> None:
+        self.name, self._embedder = "the service's own embedder", embedder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
+
+    async def run(self, call: Callable[[], Answer]) -> Answer:
+        """Return what a call of the embedder gives."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    async def embed_queries(self, queries: list[str], soft_tokens: list[np.ndarray | None]) -> np.ndarray:
+        return await self.run(lambda: self._embedder.embed_queries(queries, soft_tokens))
+
+    async def recover(self) -> None:
+        await self.run(lambda: None)
+
+
 class Searcher:
-    """Shard i holds the rows of `catalogue.bounds(len(shards))[i]` of each version served."""
+    """Shard i holds the rows of `catalogue.bounds(len(shards))[i]` of each version served.
+
+    Each batch of texts is embedded whole, by the embedder with least to do: this process's own, or one of `embedders`.
+    """
 
     def __init__(
-        self, embedder: QueryEmbedder, shards: Sequence[ReplicaSet[ShardClient]], config: RetrievalConfig
+        self,
+        embedder: QueryEmbedder,
+        shards: Sequence[ReplicaSet[ShardClient]],
+        config: RetrievalConfig,
+        embedders: Sequence[EmbedderClient] = (),
     ) -> None:
         self.counts = {"requests": 0, "batches": 0, "embed_calls": 0, "embedded": 0, "largest_batch": 0, "partial": 0}
         self._versions: dict[str, Catalogue] = {}
@@ -59,9 +90,14 @@ class Searcher:
         self._shards = list(shards)
         self._deadline_s = config.deadline_s
         self._keep, self._keep_s = config.keep_versions, config.keep_s
-        self._is_embedding = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
-        self._batcher: Batcher[SearchPlan, SearchResult] = Batcher(self._run, max_batch=config.max_batch)
+        self._embedding = 0  # batches
+        self.own = OwnEmbedder(embedder)
+        clients: list[EmbedderClient] = [self.own, *embedders]
+        self.embedders = ReplicaSet("the query embedders", clients, timeout_s=config.deadline_s, hedges=False)
+        at_once = AT_ONCE + len(embedders)
+        self._batcher: Batcher[SearchPlan, SearchResult] = Batcher(
+            self._run, max_batch=config.max_batch, at_once=at_once
+        )
 
     @property
     def current(self) -> Catalogue:
@@ -101,10 +137,6 @@ class Searcher:
             del self._versions[version], self._since[version]
         return retired
 
-    async def embedded(self, call: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return what a call of the embedder gives, made in the one thread that may use it."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
-
     async def search(self, request: SearchRequest) -> SearchResult:
         """Answer one request.
 
@@ -130,7 +162,7 @@ class Searcher:
                     await asyncio.gather(*(shard.recovered.wait() for shard in missing))
                     waits_for = []
         except TimeoutError as error:
-            what = "; ".join(waits_for) or ("the query embedder" if self._is_embedding else "the shards")
+            what = "; ".join(waits_for) or ("the query embedder" if self._embedding else "the shards")
             raise SearchTimeoutError(
                 f"search got no answer within retrieval.deadline_s={self._deadline_s:g} s; waiting for {what}"
             ) from error
@@ -169,11 +201,11 @@ class Searcher:
             self.counts["embedded"] += len(texts)
             queries = [request.query or "" for request in texts]
             soft_tokens = [request.soft_tokens for request in texts]
-            self._is_embedding = True
+            self._embedding += 1
             try:
-                embedded = await self.embedded(lambda: self._embedder.embed_queries(queries, soft_tokens))
+                embedded = await self.embedders.call(lambda client: client.embed_queries(queries, soft_tokens))
             finally:
-                self._is_embedding = False
+                self._embedding -= 1
         fresh = iter(embedded.astype(np.float32))
         return [next(fresh) if plan.vector is None else plan.vector for plan in batch]
 

@@ -52,6 +52,10 @@ class ToolsConfig(Section):
     deadline_s: float = Field(60.0, gt=0, description="seconds until a call fails, and with it the samples that wait")
     frames: int = Field(16, ge=2, multiple_of=2, description="frames of a node that a look shows")
 
+    def gpus(self, device: str) -> int:
+        """Return the GPUs of each actor of the pools: an engine on a GPU takes one."""
+        return int(self.captioner.kind == "vllm" and device == "cuda")
+
 
 class NavigateConfig(Section):
     """Navigation inside one long video under a budget of calls."""

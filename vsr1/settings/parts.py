@@ -181,11 +181,30 @@ class RolloutConfig(Section):
     engine: EngineConfig = EngineConfig()
 
 
+class ShardConfig(Section):
+    """The FAISS of the shards; on a GPU they are where `cluster.shard.gpus` is above 0."""
+
+    faiss: LocalPath | None = Field(
+        None, description="folder with a FAISS, as of `pip install --target`, on each node; empty: the installed one"
+    )
+    pip: list[str] = Field([], description="or requirements that Ray installs for them on each node")
+
+    @model_validator(mode="after")
+    def _one_faiss(self) -> ShardConfig:
+        if self.faiss and self.pip:
+            raise ValueError("retrieval.shard.faiss and retrieval.shard.pip name two; leave one of them out")
+        return self
+
+
 class RetrievalConfig(Section):
     """The search over the corpus: exact with `index: Flat`."""
 
     shards: int = Field(2, ge=1)
     replicas: int = Field(1, ge=1, description="actors that hold the same shard")
+    embedders: int = Field(
+        1, ge=1, description="query embedders: the service's own, and actors that each reserve cluster.retrieval too"
+    )
+    shard: ShardConfig = ShardConfig()
     index: str = Field("Flat", description="FAISS index factory; another than Flat finds approximately, scores exactly")
     index_params: str = Field("", description="search parameters of that index, as in nprobe=16")
     top_k: int = Field(10, ge=1)
@@ -210,6 +229,11 @@ class FleetConfig(Section):
         description="seconds until an engine that gives no token counts as dead; after half of them it gets no samples",
     )
     stopped_s: float = Field(2.0, gt=0, description="seconds that a process may stand still, as after SIGSTOP")
+    return_s: float = Field(
+        480.0,
+        gt=0,
+        description="seconds that another actor whose process or node is gone has to come back; then the stage ends",
+    )
     start_s: float = Field(900.0, gt=0, description="seconds until a rollout worker that is not ready counts as dead")
     push_s: float = Field(300.0, gt=0, description="seconds that a rollout worker has to take weights")
     drain_s: float = Field(60.0, gt=0, description="seconds that a leaving rollout worker has to end what it plays")
