@@ -116,7 +116,7 @@ class RetrievalServiceActor:
         async with self._changing:
             if self._first is not None:
                 await self._load(self._first)
-                await asyncio.gather(*(one.recover() for one in (*self._all_replicas(), *self._embedders)))
+                await asyncio.gather(*(one.recover() for one in self._members()))
                 self._serve(self._first)
                 self._first = None
 
@@ -186,6 +186,9 @@ class RetrievalServiceActor:
             for replica in self._all_replicas():
                 replica.actor.unload.remote(retired)
 
+    def _members(self) -> list[RemoteShard | RemoteEmbedder]:
+        return [*self._all_replicas(), *self._embedders]
+
     def _all_replicas(self) -> list[RemoteShard]:
         return [replica for shard in self._replicas for replica in shard]
 
@@ -201,14 +204,14 @@ class RetrievalServiceActor:
             "shards": len(self._sets),
             "replicas": len(self._all_replicas()),
             "embedders": 1 + len(self._embedders),
-            "down": [name for replicas in (*self._sets, self._searcher.embedders) for name in replicas.down],
+            "down": [*(name for shard in self._sets for name in shard.down), *self._searcher.embedders.down],
             "hedged": sum(shard.hedged for shard in self._sets),
             **self._searcher.counts,
         }
 
     async def shards(self) -> dict[str, ShardHandle | EmbedderHandle]:
         """Return the actors of this service, replicas and embedders, by name, for health checks and tests."""
-        return {one.name: one.actor for one in (*self._all_replicas(), *self._embedders)}
+        return {one.name: one.actor for one in self._members()}
 
 
 async def _first_of(calls: list[Coroutine[Any, Any, None]]) -> None:

@@ -123,7 +123,8 @@ async def answer_of_replica(name: str, call: Awaitable[Answer], *, is_starting: 
         return await call
     except ActorDiedError as error:
         if is_starting:
-            raise RetrievalError(f"{name} does not start (ActorDiedError): {error}") from error
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise RetrievalError(f"{name} does not start (ActorDiedError): {reason}; its log tells more") from error
         raise ShardUnavailableError(name, type(error).__name__) from error
     except RayActorError as error:
         raise ShardUnavailableError(name, type(error).__name__) from error

@@ -234,11 +234,14 @@ def retrieval(
     batch: Annotated[int, typer.Option(min=1, help="Queries in one call.")] = 256,
     shards: Annotated[int, typer.Option(min=1, help="Shard actors, one thread each.")] = 2,
     rounds: Rounds = 7,
+    singles: Annotated[int, typer.Option(min=1, help="Rounds in which a single query is timed.")] = 50,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Also with a shard, and plain FAISS, on one GPU.")] = False,
+    faiss: Annotated[Path | None, typer.Option(help="Folder with a FAISS that can (retrieval.shard.faiss).")] = None,
 ) -> None:
     """Time the search service beside one plain FAISS index on the same vectors."""
     from bench.retrieval import bench_retrieval
 
-    show("retrieval", bench_retrieval, videos, dim, batch, shards, rounds)
+    show("retrieval", bench_retrieval, videos, dim, batch, shards, rounds, singles, gpu, faiss)
 
 
 @app.command()

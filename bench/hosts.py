@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,17 @@ class Cluster:
     def join(self, pool: str) -> Host:
         """Let a new host join, and again whenever its Ray ends; does not wait for it."""
         host = self.hosts[pool] = self._network.add(pool)
-        name = f"{pool[:4]}{host.address.rpartition('.')[2]}"
+        name = self._name(host)
         gcs = f"{self.hosts['head'].address}:{GCS_PORT}"
         options = ["--address", gcs, "--node-ip-address", host.address, "--labels", f"pool={pool}", "--block"]
         options += ["--temp-dir", str(self._folder / name), "--num-cpus", str(CPUS), "--disable-usage-stats"]
         again = ["sh", "-c", 'while :; do "$@"; sleep 1; done', "supervisor"]  # Ray ends where it was given up
         self._start(host, name, [*again, "ray", "start", *options, "--object-store-memory", str(2**28)])
         return host
+
+    def has_joined(self, host: Host) -> bool:
+        """Tell whether the Ray of a host has started."""
+        return "Ray runtime started" in (self._folder / f"{self._name(host)}.log").read_text(errors="replace")
 
     def submit(self, config: Config) -> Callable[[], int | None]:
         """Submit Stage 2 from the desk; return what tells the exit code of that, None before its end."""
@@ -88,6 +93,10 @@ class Cluster:
         with (log / "console.log").open("ab") as output:
             return self.desk.start(command, output, self.env).poll
 
+    def _name(self, host: Host) -> str:
+        """Return a short name of the files of a host's Ray."""
+        return f"{host.name[:4]}{host.address.rpartition('.')[2]}"
+
     def _start(self, host: Host, name: str, command: list[str]) -> None:
         with (self._folder / f"{name}.log").open("ab") as output:
             host.start(command, output, self.env)
@@ -95,13 +104,13 @@ class Cluster:
 
 @contextmanager
 def cluster(*pools: str) -> Iterator[Cluster]:
-    """Start a head and a host for each pool; the block begins when the head answers."""
+    """Start a head and a host for each pool; the block begins when all are there."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing stays there
     with Network() as network, tempfile.TemporaryDirectory(prefix="v", dir="/tmp") as folder:
         hosts = Cluster(network, Path(folder))
         hosts.start_head()
-        for pool in pools:
-            hosts.join(pool)
+        for host in [hosts.join(pool) for pool in pools]:
+            until(partial(hosts.has_joined, host), f"{host.name} joins", START_S)
         yield hosts
 
 

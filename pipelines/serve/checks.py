@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipelines.machine.nodes import Capacity, capacity
-from pipelines.machine.placement import Plan, Role, clip_stores, retrieval_roles
+from pipelines.machine.placement import Plan, Role, clip_stores, pool_roles, retrieval_roles
 from pipelines.serve.gateway.keys import read_keys
 from vsr1.config import Config, ConfigError
 from vsr1.environments.registry import environment_of
@@ -47,6 +47,8 @@ def serving_plan(config: Config, agents: bool, available: Capacity) -> Plan:
     cluster, corpora = config.cluster, len(config.serve.corpora)
     shards, *services = retrieval_roles(config, corpora)
     roles = [Role("gateway, library", 2, HANDS_ON), *services, shards]
+    if environment_of(config).has_films:
+        roles += pool_roles(config, corpora)
     if agents:
         models, least = len(config.served_models), config.serve.least_replicas
         roles.append(Role("agent", least, cluster.rollout, "serve.least_replicas", "cluster.rollout", models))

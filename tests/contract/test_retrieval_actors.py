@@ -22,6 +22,8 @@ from vsr1.retrieval.added import AddedFolder, AddedVideo
 from vsr1.retrieval.request import QueryEmbedder, RetrievalError, SearchRequest
 from vsr1.settings.parts import ModelConfig
 
+from .faiss_folder import write_faiss
+
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
 
@@ -286,16 +288,7 @@ def test_another_index_type_comes_by_configuration(config: Config) -> None:
 def test_shards_take_the_faiss_of_a_folder_and_one_that_does_not_load_ends_the_start(
     config: Config, tmp_path: Path
 ) -> None:
-    package = tmp_path / "faiss"
-    package.mkdir()
-    package.joinpath("__init__.py").write_text(
-        "import importlib.machinery, importlib.util, sys\n"
-        f"places = [place for place in sys.path if place != {str(tmp_path)!r}]\n"
-        "spec = importlib.machinery.PathFinder.find_spec('faiss', places)\n"
-        "sys.modules['faiss'] = module = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(module)\n"
-        "module.of_the_folder = True\n"
-    )
+    package = write_faiss(tmp_path)
     own = {"shard": config.retrieval.shard.model_copy(update={"faiss": tmp_path})}
     service, expected = start(config, **own), start(config)
     for actor in ray.get(service.shards.remote()).values():
@@ -304,7 +297,7 @@ def test_shards_take_the_faiss_of_a_folder_and_one_that_does_not_load_ends_the_s
     request = SearchRequest("a query", rank_of="video 07")
     [one, other] = ray.get([one.search.remote(request) for one in (service, expected)])
     assert (one.retrieved, one.rank_of) == (other.retrieved, other.rank_of)
-    package.joinpath("__init__.py").write_text("raise ImportError('libcublas.so.12: cannot open shared object file')")
+    package.write_text("raise ImportError('libcublas.so.12: cannot open shared object file')")
     for actor in (service, expected):
         ray.kill(actor)
     with pytest.raises(RetrievalError, match=r"shard \d \(test\) does not start .*libcublas\.so\.12"):

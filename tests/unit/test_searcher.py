@@ -105,58 +105,6 @@ def searcher(
     return search, parts
 
 
-class AnotherEmbedder:
-    """A further embedder; `fault` is what is wrong with it."""
-
-    def __init__(self, name: str, embedder: WordEmbedder) -> None:
-        self.name, self.embedder, self.fault = name, embedder, ""
-
-    async def embed_queries(self, queries: list[str], soft_tokens: list[np.ndarray | None]) -> np.ndarray:
-        if self.fault:
-            raise ShardUnavailableError(self.name, self.fault)
-        return await asyncio.to_thread(self.embedder.embed_queries, queries, soft_tokens)
-
-    async def recover(self) -> None:
-        while self.fault:
-            await asyncio.sleep(0.01)
-
-
-def test_each_embedder_has_a_batch_of_its_own_and_one_that_dies_gives_its_batch_away() -> None:
-    async def story() -> None:
-        own, first, second = GatedEmbedder(), GatedEmbedder(), GatedEmbedder()
-        others = [AnotherEmbedder("embedder 1", first), AnotherEmbedder("embedder 2", second)]
-        search = Searcher(own, searcher()[0]._shards, QUICK, others)
-        search.serve(CATALOGUE)
-        answers = []
-        for word, embedder in zip("xyz", (own, first, second), strict=True):  # each query finds all before it at work
-            request = SearchRequest(word, np.ones((1, DIM), np.float32))
-            answers.append(asyncio.create_task(search.search(request)))
-            assert await asyncio.to_thread(embedder.is_inside.wait, 60)
-        for embedder in (own, first, second):
-            embedder.gate.set()
-        results = await asyncio.gather(*answers)
-        assert own.calls == first.calls == second.calls == [1]
-        assert [result.query_vector.tolist() for result in results] == (np.eye(DIM) + 1).tolist()
-
-        for one in others:
-            one.fault = "dead"
-        own.gate.clear()
-        own.is_inside.clear()
-        waiting = [asyncio.create_task(search.search(SearchRequest("x")))]
-        assert await asyncio.to_thread(own.is_inside.wait, 60)
-        waiting.append(asyncio.create_task(search.search(SearchRequest("y"))))  # to those that are dead, and then here
-        while len(search.embedders.down) < 2:
-            await asyncio.sleep(0.01)
-        own.gate.set()
-        assert [(await one).retrieved[0][0] for one in waiting] == ["a", "e"]
-        for one in others:
-            one.fault = ""
-        while search.embedders.down:
-            await asyncio.sleep(0.01)
-
-    asyncio.run(story())
-
-
 @pytest.mark.parametrize("shards", [1, 2, 5])
 def test_a_full_answer(shards: int) -> None:
     async def story() -> None:

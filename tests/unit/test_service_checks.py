@@ -128,6 +128,11 @@ def test_the_toy_captioner_needs_the_films_that_it_knows(tmp_path: Path) -> None
         check_served(served)
     served.navigate.pools.captioner = CaptionerConfig(kind="openai", model="m", url="http://127.0.0.1:9/v1")
     check_served(served)
+    served.navigate.pools.captioner = CaptionerConfig(kind="vllm", folder=tmp_path)
+    served.model.device = "cuda"
+    here = Capacity((Node(cpus=8, memory_gib=64),), "here", "buy another")
+    gpus = {role.name: role.size("gpus") for role in serving_plan(served, True, here).roles if role.size("gpus")}
+    assert gpus == {"captioner": 1, "answerer": 1}
 
 
 def test_keys_and_room_are_looked_at(tmp_path: Path) -> None:

@@ -94,10 +94,8 @@ class Searcher:
         self.own = OwnEmbedder(embedder)
         clients: list[EmbedderClient] = [self.own, *embedders]
         self.embedders = ReplicaSet("the query embedders", clients, timeout_s=config.deadline_s, hedges=False)
-        at_once = AT_ONCE + len(embedders)
-        self._batcher: Batcher[SearchPlan, SearchResult] = Batcher(
-            self._run, max_batch=config.max_batch, at_once=at_once
-        )
+        at_once, share = AT_ONCE + len(embedders), -(-config.max_batch // len(clients))  # so that a burst is divided
+        self._batcher: Batcher[SearchPlan, SearchResult] = Batcher(self._run, max_batch=share, at_once=at_once)
 
     @property
     def current(self) -> Catalogue:
