@@ -135,9 +135,11 @@ def reader(view: View) -> Steps:
     """Read look-alikes in order until one is right, its parts until one shows the detail, and the leaves of that.
 
     A branch that shows that it is wrong is left at once, and the last one that is open is right. Each thought says what
-    the last caption shows and what is known of the branches: `no` is wrong, `seen` right, `next` open.
+    the last caption shows and what is known of every branch: `no` is wrong, `seen` right, `next` open. The first one
+    repeats their shapes, so that each mark follows from two words before it.
 
-        wanted triangle moving up, ring. 2,1 triangle moving left, no. 1 no, 2 no, 4 seen.
+        wanted triangle moving up, ring. 1 triangle next, 2 triangle next, 3 square no, 4 triangle next.
+        wanted triangle moving up, ring. 1,1 triangle moving left, no. 1 no, 2 next, 3 no, 4 next.
     """
     node: Node = ()
     while view.left > 0 and not view.answer:
@@ -148,20 +150,19 @@ def reader(view: View) -> Steps:
         if not unread:
             break
         thought = [f"wanted {view.shape} {view.doing}, {view.detail}", *([_seen(view, node)] if node else [])]
-        marks = ", ".join(f"{name_of(branch)} {MARKS[verdict]}" for branch, verdict in known.items())
+        shapes = {branch: "" if node else view.captions[branch].removeprefix("a") for branch in known}
+        marks = ", ".join(f"{name_of(one)}{shapes[one]} {MARKS[verdict]}" for one, verdict in known.items())
         node = unread[0]
         yield from read(view, node, ". ".join([*thought, f"{marks}."]))
     yield last_words(view)
 
 
 def _known(view: View) -> dict[Node, bool | None]:
-    """Return what is known of the look-alikes: of the right one alone once it is, the last open one being right."""
+    """Return what is known of the branches: of the right one alone once it is, the last open one being right."""
     verdicts = {branch: view.verdict(branch) for branch in view.look_alikes}
-    for branch, verdict in verdicts.items():
-        if verdict:
-            return {branch: True}
     candidates = [branch for branch, verdict in verdicts.items() if verdict is None]
-    return verdicts | ({candidates[0]: True} if len(candidates) == 1 else {})
+    right = [branch for branch, verdict in verdicts.items() if verdict] or candidates
+    return {right[0]: True} if len(right) == 1 else dict.fromkeys(view.task.tree.roots, False) | verdicts
 
 
 def _seen(view: View, node: Node) -> str:
