@@ -152,7 +152,12 @@ def test_the_reader_says_what_it_saw_and_what_follows_from_it():
     first, second = (turn.text for turn in trajectory.turns[:2])
     wanted = f"<think>wanted {film.plan.shape} {DOING[film.plan.motion]}, {film.plan.detail}. "
     branches = sorted(film.plan.look_alikes)
-    assert first.startswith(wanted + ", ".join(f"{number} next" for number in branches) + ".</think>")
+    shapes = [shape for shape, _ in film.plan.scenes]
+    marks = {number: "next" if number in branches else "no" for number in range(1, 5)}
+    assert first.startswith(
+        wanted + ", ".join(f"{n} {shapes[n - 1]} {mark}" for n, mark in marks.items()) + ".</think>"
+    )
+    assert first.endswith(f"<tool>caption({branches[0]},1)</tool>")
     assert second.startswith(f"{wanted}{branches[0]},1 {film.plan.shape}")
 
 

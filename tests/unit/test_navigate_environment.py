@@ -36,6 +36,16 @@ def test_the_history_grows_token_for_token_and_tells_what_is_left():
     assert trajectory.turns[0].record.visual_tokens == 7
 
 
+def test_a_reply_ends_once_whether_it_holds_its_end_or_was_cut():
+    """An engine gives the end token back with the reply; one that was cut has none."""
+    cut = Spoken("<think>and so on", finish_reason="length")
+    prompts, _ = play([f"{RIGHT[0]}<|im_end|>", cut, RIGHT[1], "<answer>red</answer>"])
+    shown = [str(prompt.parts[-1]) for prompt in prompts[1:]]
+    assert [text.startswith("\n<|im_start|>user\n") for text in shown] == [True, False, False]
+    assert all(text.startswith("<|im_end|>\n<|im_start|>user\n") for text in shown[1:])
+    assert prompts[1].parts[-2][-len("<|im_end|>") :] == [ord(letter) for letter in "<|im_end|>"]
+
+
 def test_each_fault_of_a_call_has_a_status_and_costs_nothing():
     replies = [
         "no tags", call("caption(1)"), call("caption(9,1)"), call("look(1,1)"), call("look(1,1,1)"),

@@ -178,16 +178,19 @@ def test_the_terms_of_both_are_bounded_and_named_apart():
     assert short.terms["location"] == short.terms["repeat"] == 0
 
 
-def test_every_turn_is_an_example_with_what_its_own_kind_trains():
+def test_judgements_are_an_example_each_and_the_calls_into_a_film_one():
     episodes = [terms(Episode([*SEEN, REJECTS, matches(1, 2)])), terms(Episode([*SEEN, matches(36, 44)]))]
     episodes[1] = replace(episodes[1], task=replace(episodes[1].task, id=SampleId("p", 1)))
     stage = GrpoConfig()
     credits = credits_of(episodes, stage.objective, 96)
     examples = long_search_examples(episodes, credits, stage, AgentConfig())
-    assert [len(one.turns) for one in episodes] == [4, 3] and len(examples) == 7
+    assert [len(one.turns) for one in episodes] == [4, 3] and len(examples) == 5
     judged, called = examples[:3], examples[3:]
     assert [example.target is not None for example in judged] == [True, False, False]
-    assert all(example.target is None and all(example.trained) for example in called)
+    assert [example.target for example in called] == [None, None]
+    assert [sum(example.trained) for example in called] == [
+        sum(len(turn.response_token_ids) for turn in calls_of(one)) for one in episodes
+    ]
     assert judged[2].sampled.advantage > 0 > judged[0].sampled.advantage
     assert len(judgements(episodes[0]).turns) == 2 and len(calls_of(episodes[0])) == 2
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from vsr1.episode.environment import Observation, PolicyReply, turn_of
 from vsr1.navigate.calls import Action, ToolCall, ToolResult, Use, parse_reply
-from vsr1.navigate.prompts import first_turn, next_turn, part_line, search_text
+from vsr1.navigate.prompts import TURN_END, first_turn, next_turn, part_line, search_text
 from vsr1.navigate.record import EndReason, NavigateTask, NavigateTrajectory, NavigateTurn, Status
 from vsr1.navigate.tree import LEVELS, Node
 from vsr1.settings.navigate import NavigateConfig
@@ -58,6 +58,8 @@ class NavigateEnvironment:
                 return self._end("no_progress")
         self._shown_at = time.monotonic()
         opening, closing = next_turn(record, text)
+        if reply.text.endswith(TURN_END):  # an engine's reply holds the token that ended it, if it was not cut
+            opening = opening.removeprefix(TURN_END)
         if clip is None:
             return Observation([opening + closing], continues=True)
         self._clips.append(clip)

@@ -38,13 +38,18 @@ def navigate_examples(
             if turn.finish_reason == "length" and not objective.train_truncated:
                 before = None
                 continue
-            joins = before and turn.continues and (before[0].clips, before[1].tokens) == (turn.clips, credit.tokens)
-            if joins and not counts_replies:
+            if before and not counts_replies and before[1].tokens == credit.tokens and _follows(turn, before[0]):
                 parts[-1].append((turn, credit))
             else:
                 parts.append([(turn, credit)])
             before = turn, credit
     return [_example([turn for turn, _ in part], part[0][1]) for part in parts]
+
+
+def _follows(turn: Turn[NavigateTurn], before: Turn[NavigateTurn]) -> bool:
+    """Tell whether a prompt begins with another one and its reply, and shows no other clip."""
+    ids = before.prompt_token_ids + before.response_token_ids
+    return turn.clips == before.clips and turn.prompt_token_ids[: len(ids)] == ids
 
 
 def _example(turns: Sequence[Turn[NavigateTurn]], credit: Credit) -> Example:

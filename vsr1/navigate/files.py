@@ -22,7 +22,7 @@ from vsr1.episode.sample import SampleId
 from vsr1.formats.atomic import write_lines
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.plain import plain
-from vsr1.navigate.prompts import AFTER
+from vsr1.navigate.prompts import AFTER, TURN_END
 from vsr1.navigate.record import NavigateTask
 from vsr1.navigate.tree import NARROWEST, WIDEST, Node
 
@@ -201,7 +201,7 @@ def read_published_records(path: Path) -> list[Record]:
 
 
 def _shown(text: str) -> str:
-    return f"<|im_end|>\n<|im_start|>user\n{plain(text)}{AFTER}"
+    return f"{TURN_END}\n<|im_start|>user\n{plain(text)}{AFTER}"
 
 
 def _rows(path: Path, kind: type[RowT], rows: Iterable[Any], first: int = 1) -> list[RowT]:

@@ -53,7 +53,7 @@ def first_turn(task: NavigateTask, tree: ClipTree, captions: Sequence[str | None
     """
     options = "".join(f"\n{chr(ord('A') + place)}. {plain(text)}" for place, text in enumerate(task.options))
     user = f"{plain(task.question)}{options}\n{film_words(task, tree, captions)}"
-    return f"<|im_start|>system\n{system_prompt(settings)}<|im_end|>\n<|im_start|>user\n{user}{AFTER}"
+    return f"<|im_start|>system\n{system_prompt(settings)}{TURN_END}\n<|im_start|>user\n{user}{AFTER}"
 
 
 def film_words(task: NavigateTask, tree: ClipTree, captions: Sequence[str | None]) -> str:

@@ -17,7 +17,7 @@ from vsr1.settings.training import GrpoConfig
 def long_search_examples(
     trajectories: Sequence[LongSearchTrajectory], credits: list[list[Credit]], stage: GrpoConfig, agent: AgentConfig
 ) -> list[Example]:
-    """Return one example a turn, first of the judgements, then of the calls.
+    """Return one example a judgement, then those of the calls, which are one where they follow each other.
 
     Args:
         credits: of the turns of each trajectory.

@@ -135,39 +135,48 @@ def reader(view: View) -> Steps:
     """Read look-alikes in order until one is right, its parts until one shows the detail, and the leaves of that.
 
     A branch that shows that it is wrong is left at once, and the last one that is open is right. Each thought says what
-    the last caption shows and what is known of the branches: `no` is wrong, `seen` right, `next` open.
+    the last caption shows and what is known of every branch: `no` is wrong, `seen` right, `next` open. The first one
+    repeats their shapes, so that each mark follows from two words before it, and the last one is like all others.
 
-        wanted triangle moving up, ring. 2,1 triangle moving left, no. 1 no, 2 no, 4 seen.
+        wanted triangle moving up, ring. 1 triangle next, 2 triangle next, 3 square no, 4 square no.
+        wanted triangle moving up, ring. 1,1 triangle moving left, no. 2 seen.
+        wanted triangle moving up, ring. 2,1 triangle moving up, ring. 2 seen.
+        wanted triangle moving up, ring. 2,1,1 triangle moving up, blue ring. 2 seen.
     """
     node: Node = ()
-    while view.left > 0 and not view.answer:
+    while True:
         known = _known(view)
+        thought = [f"wanted {view.shape} {view.doing}, {view.detail}", *([_seen(view, node)] if node else [])]
+        shapes = {branch: "" if node else view.captions[branch].removeprefix("a") for branch in known}
+        marks = ", ".join(f"{name_of(one)}{shapes[one]} {MARKS[verdict]}" for one, verdict in known.items())
+        thought.append(f"{marks}.")
+        if view.left <= 0 or view.answer:
+            break
         branch = next(branch for branch, verdict in known.items() if verdict is not False)
         parts = view.detailed(branch)
         unread = view.unread(parts[0] if parts else branch)
         if not unread:
             break
-        thought = [f"wanted {view.shape} {view.doing}, {view.detail}", *([_seen(view, node)] if node else [])]
-        marks = ", ".join(f"{name_of(branch)} {MARKS[verdict]}" for branch, verdict in known.items())
         node = unread[0]
-        yield from read(view, node, ". ".join([*thought, f"{marks}."]))
-    yield last_words(view)
+        yield from read(view, node, ". ".join(thought))
+    yield f"<think>{'. '.join(thought)}</think> <answer>{view.answer or view.rng.choice(COLOURS)}</answer>"
 
 
 def _known(view: View) -> dict[Node, bool | None]:
-    """Return what is known of the look-alikes: of the right one alone once it is, the last open one being right."""
+    """Return what is known of the branches: of the right one alone once it is, the last open one being right."""
     verdicts = {branch: view.verdict(branch) for branch in view.look_alikes}
-    for branch, verdict in verdicts.items():
-        if verdict:
-            return {branch: True}
     candidates = [branch for branch, verdict in verdicts.items() if verdict is None]
-    return verdicts | ({candidates[0]: True} if len(candidates) == 1 else {})
+    right = [branch for branch, verdict in verdicts.items() if verdict] or candidates
+    return {right[0]: True} if len(right) == 1 else dict.fromkeys(view.task.tree.roots, False) | verdicts
 
 
 def _seen(view: View, node: Node) -> str:
-    """Return what a caption shows of what is wanted: the shape, what it does, and whether a part has the detail."""
+    """Return what a caption shows of what is wanted: the shape, what it does, and the detail, of a leaf its colour."""
     doing = next((words for words in DOING.values() if f"{view.shape} {words}" in view.captions[node]), "")
-    detail = "" if len(node) == LEVELS else f", {view.detail}" if view.shows_detail(node) else ", no"
+    colour = re.search(rf"(\w+ ){view.detail}\b", view.captions[node]) if len(node) == LEVELS else None
+    detail = (
+        f", {colour.group(1)}{view.detail}" if colour else f", {view.detail}" if view.shows_detail(node) else ", no"
+    )
     return f"{name_of(node)} {view.shape} {doing}".rstrip() + detail
 
 
