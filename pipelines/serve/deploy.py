@@ -76,10 +76,8 @@ def serve_agent(config: Config, host: str, port: int) -> None:
     """Serve until interrupted; raise as `check_served`, `serve_until_interrupted` and `start_agent`."""
     check_served(config)
     url = address(host, port)
-    if environment_of(config).has_corpus:
-        where = [f"API: {url}/v1/search, described at {url}/docs", f"page: {url}/"]
-    else:
-        where = [f"API: {url}/v1/ask, described at {url}/docs"]
+    door = "search" if environment_of(config).has_corpus else "ask"
+    where = [f"API: {url}/v1/{door}, described at {url}/docs", f"page: {url}/"]
     serve_until_interrupted(config, port, lambda: start_agent(config, host, port, tell=_print), where, _drain)
 
 

@@ -43,12 +43,14 @@ async def corpora(gateway: Admitted) -> list[Corpus]:
 
 
 @page.get("/", include_in_schema=False)
-async def index() -> Response:
-    return Response(PAGE["index.html"], media_type="text/html", headers=PAGE_HEADERS)
+async def index(gateway: Served) -> Response:
+    return Response(PAGE["ask.html" if gateway.asks else "index.html"], media_type="text/html", headers=PAGE_HEADERS)
 
 
 @page.get("/page.{part}", include_in_schema=False)
-async def page_part(part: Literal["css", "js", "parts.js", "player.js", "library.js"]) -> Response:
+async def page_part(
+    part: Literal["css", "js", "parts.js", "stream.js", "player.js", "library.js", "ask.js"],
+) -> Response:
     kind = "text/css" if part == "css" else "text/javascript"
     return Response(PAGE[f"page.{part}"], media_type=kind, headers={"Cache-Control": "no-cache"})
 
@@ -87,7 +89,7 @@ def build_app(gateway: Gateway) -> FastAPI:
         )
     app.add_middleware(metrics.RequestCount)  # around all others
     if gateway.asks:
-        routers = [asks.router, searches.runs, known]
+        routers = [asks.router, searches.runs, known, page]
     else:
         of_agents = [searches.router, searches.runs, chat.router, videos.router, known, page]
         routers = [*(of_agents if gateway.models else ()), retrieve.router]
