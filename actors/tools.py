@@ -147,7 +147,7 @@ class FilmClips:
     """Reads the clips of a corpus and those of nodes of its films, which look has named."""
 
     clips: ClipReader
-    films: Films
+    films: ClipReader
 
     def read(self, video_id: str) -> Any:
         """Return the clip of a video, or of a node as `vsr1.navigate.calls.node_clip` names it."""

@@ -377,6 +377,22 @@ def long_search(
 
 
 @app.command()
+def tools(
+    prompts: Annotated[int, typer.Option(min=1, help="Groups of a round, each about a film of its own.")] = 8,
+    group: Replies = 8,
+    calls: Annotated[int, typer.Option(min=1, help="Calls of an episode.")] = 4,
+    reply_s: Annotated[float, typer.Option(min=0, help="Seconds that an engine takes for a reply.")] = 0.5,
+    tool_s: Annotated[float, typer.Option(min=0, help="Seconds that a captioner takes for a call.")] = 0.25,
+    at_once: AtOnce = 16,
+    rounds: Rounds = 3,
+) -> None:
+    """Play episodes with tools and without, the pools free and busy: episodes a second, and calls made twice."""
+    from bench.tools import ToolWork, bench_tools
+
+    show("tools", bench_tools, ToolWork(prompts, group, calls, reply_s, tool_s, at_once, rounds))
+
+
+@app.command()
 def report(
     trajectories: Annotated[int, typer.Option(min=1, help="Trajectories, each with a video of its own.")] = 5000,
     rounds: Rounds = 1,

@@ -47,23 +47,32 @@ def write_navigation_run(folder: Path, *, ids: Ids = letters, train: int = 2, te
         | values
     )
     write_long_corpus(DatasetFolder(config.data.root), {"train": train, "test": test}, config.navigate, 0)
+
+    def play(split: str, task: NavigateTask, knows: bool, careless: bool) -> NavigateTrajectory:
+        return played(config, split, task, ids, knows, careless)
+
+    return write_run(config, play, prompts=train)
+
+
+def write_run(config: Config, play: Callable[[str, Any, bool, bool], Any], *, prompts: int) -> Config:
+    """Write evaluations `before` and `after`, and a step of training with so many groups of three; return `config`.
+
+    Args:
+        play: an episode of a split: a task, whether the agent knows the answer, and whether it makes mistakes.
+    """
     environment = environment_of(config)
     rewards = environment.rewards(config)
     for name, knows in (("before", False), ("after", True)):
         queries, settings = environment.evaluation_queries(config, "test"), {"name": name}
-        outcomes = {
-            one.task.id.prompt: scored(played(config, "test", one.task, ids, knows), rewards) for one in queries
-        }
+        outcomes = {one.task.id.prompt: scored(play("test", one.task, knows, False), rewards) for one in queries}
         evaluated = Evaluated(queries, outcomes, "test", config.agent, fingerprint_of(settings))
         summary = environment.scored(config, evaluated)[1].model_copy(update={"settings": settings})
         write_json(config.run_dir / f"{name}.json", summary.to_json())
         logged = [LoggedTrajectory(one, fingerprint=evaluated.fingerprint) for one in outcomes.values()]
         write_trajectories(config.run_dir / f"{name}{EVALUATION_LOG}", logged)
     stream = PromptStream(config)
-    tasks = [task for _ in range(train) for task in group_of(next(stream), 3)]
-    episodes = [
-        scored(played(config, "train", task, ids, task.id.sample == 0, task.id.sample == 2), rewards) for task in tasks
-    ]
+    tasks = [task for _ in range(prompts) for task in group_of(next(stream), 3)]
+    episodes = [scored(play("train", task, task.id.sample == 0, task.id.sample == 2), rewards) for task in tasks]
     credits = credits_of(episodes, config.grpo.objective, config.agent.max_new_tokens)
     rows = [LoggedTrajectory(one, 1, turns) for one, turns in zip(episodes, credits, strict=True)]
     append_trajectories(config.run_dir / TRAINING_LOG, rows)
@@ -85,16 +94,21 @@ def played(
     texts.append(f"<think>seen</think><answer>{task.answer if knows else 'unknown'}</answer>")
 
     async def reply_to(prompt: Prompt, turn: int) -> Spoken:
-        reply = Spoken(texts[turn - 1])
-        reply.token_ids = ids(reply.text)
-        reply.logprobs = [-1.0] * len(reply.token_ids)
-        reply.prompt_token_ids = [
-            token for part in prompt.parts for token in (part if isinstance(part, list) else ids(part))
-        ]
-        return reply
+        return spoken(texts[turn - 1], prompt, ids)
 
     environment = NavigateEnvironment(task, config.navigate, tools(config, split))
     return asyncio.run(run_episode(environment, reply_to))
+
+
+def spoken(text: str, prompt: Prompt, ids: Ids) -> Spoken:
+    """Return a reply with its tokens and those of its prompt."""
+    reply = Spoken(text)
+    reply.token_ids = ids(text)
+    reply.logprobs = [-1.0] * len(reply.token_ids)
+    reply.prompt_token_ids = [
+        token for part in prompt.parts for token in (part if isinstance(part, list) else ids(part))
+    ]
+    return reply
 
 
 def tools(config: Config, split: str) -> Use:

@@ -6,13 +6,16 @@ from functools import lru_cache
 
 from actors.tools import films_of
 from vsr1.config import Config
+from vsr1.environments.registry import environment_of
 from vsr1.episode.moments import Span
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.calls import ToolCall, ToolError, ToolResult, clip_node
 from vsr1.navigate.files import questions_file, read_questions
 from vsr1.navigate.plane import Member, ToolPlane
+from vsr1.navigate.tree import ClipTree
 from vsr1.settings.navigate import ToolName
-from vsr1.video.clips import Clip, ClipError
+from vsr1.storage import fetched
+from vsr1.video.clips import META, Clip, ClipError, read_meta
 
 
 class KeptFilms:
@@ -24,11 +27,20 @@ class KeptFilms:
 
     def __init__(self, config: Config) -> None:
         self._config, self._folder = config, DatasetFolder(config.data.root)
-        splits = (path.name.split(".")[0] for path in sorted((config.data.root / "navigate").glob("*.questions.jsonl")))
-        self._splits = {
-            question.film: split for split in splits for question in read_questions(questions_file(self._folder, split))
-        }
+        self._splits = self._searched() if environment_of(config).has_corpus else self._asked_about()
         self._plane = lru_cache(self._plane_of_split)
+
+    def _asked_about(self) -> dict[str, str]:
+        """Return the split of each film that questions are about."""
+        files = sorted((self._config.data.root / "navigate").glob("*.questions.jsonl"))
+        splits = [file.name.split(".")[0] for file in files]
+        return {one.film: split for split in splits for one in read_questions(questions_file(self._folder, split))}
+
+    def _searched(self) -> dict[str, str]:
+        """Return the split of each video that can be searched."""
+        folders = {split: self._folder.clips(split) for split in self._config.data.splits}
+        built = {split: clips for split, clips in folders.items() if fetched(clips / META).is_file()}
+        return {video: split for split, clips in built.items() for video in read_meta(clips)}
 
     def said(self, call: ToolCall) -> str | None:
         """Return what a tool has said of a node, None where it is not kept.
@@ -47,14 +59,18 @@ class KeptFilms:
         """
         return await self._plane(self._split(call.film)).use(call)
 
-    def clip(self, name: str) -> Clip:
+    def read(self, name: str) -> Clip:
         """Return the clip of a node, as `vsr1.navigate.calls.node_clip` names it."""
         return self._plane(self._split(clip_node(name)[0])).films.read(name)
 
     def span(self, name: str) -> Span:
         """Return the seconds of the film that such a clip shows."""
         film, node = clip_node(name)
-        return self._plane(self._split(film)).films.tree(film).span(node)
+        return self.tree(film).span(node)
+
+    def tree(self, film: str) -> ClipTree:
+        """Return the clip tree of a film; raise as `said`."""
+        return self._plane(self._split(film)).films.tree(film)
 
     def _split(self, film: str) -> str:
         if film not in self._splits:

@@ -22,8 +22,9 @@ from vsr1.environments.registry import ENVIRONMENTS
 from vsr1.environments.spec import fingerprint_of
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.metrics.summary import EvalSummary
+from vsr1.navigate.calls import is_node_clip
 from vsr1.navigate.summary import NavigateSummary
-from vsr1.report.page import Frames, Run, write_report
+from vsr1.report.page import Frames, Run, Summary, write_report
 from vsr1.report.rows import TRAINING, Row, row_of
 from vsr1.runs.events import EVENTS, read_events
 from vsr1.runs.folder import EVALUATION_LOG, TRAINING_LOG
@@ -31,8 +32,6 @@ from vsr1.runs.scalars import read_scalars
 from vsr1.runs.trajectories import read_log
 from vsr1.storage import fetched, fetched_folder, place_of
 from vsr1.video.clips import META, Clip, ClipFolder
-
-SHOWN = ("search", "navigate")  # environments
 
 
 class ReportError(ValueError):
@@ -75,32 +74,31 @@ def read_run(folder: Path, name: str, data: Path | None = None, with_frames: boo
         raise ReportError(f"{folder} has neither scalars.jsonl nor trajectories; give the run_dir of a stage")
     settings = config_values(config) if config.is_file() else None  # unchecked: a run of another version can be shown
     played = (settings or {}).get("environment", "search")
-    if played not in SHOWN:
-        raise ReportError(f"{folder} is a run of environment={played}; the page shows {' and '.join(SHOWN)} only")
+    if played not in ENVIRONMENTS:
+        raise ReportError(f"{folder} is a run of environment={played}; the page shows {', '.join(ENVIRONMENTS)} only")
     environment = ENVIRONMENTS[played]
     films = _films(config, settings, data) if with_frames and environment.has_films else None
-    said = films.said if films else lambda call: None
-    evaluations: dict[str, EvalSummary | NavigateSummary] = {}
+    evaluations: dict[str, Summary] = {}
     unfinished, rows = [], list[Row]()
     for log in logs:
         label = log.name.removesuffix(EVALUATION_LOG)
         summary, fingerprints = _summary(folder / f"{label}.json", environment.summary), Counter[str]()
         for logged in read_log(log):
-            rows.append(row_of(logged.trajectory, label, logged.step, said=said))
+            rows.append(row_of(logged.trajectory, label, logged.step, films=films))
             fingerprints[logged.fingerprint] += 1
         if summary is not None and _is_of(summary, fingerprints):
             evaluations[label] = summary
         else:
             unfinished.append(label)
     if training.is_file():
-        rows += [row_of(one.trajectory, TRAINING, one.step, one.credits, said) for one in read_log(training)]
+        rows += [row_of(one.trajectory, TRAINING, one.step, one.credits, films) for one in read_log(training)]
     return Run(
         name=name,
         settings=settings,
         scalars=read_scalars(scalars) if scalars.is_file() else [],
         evaluations=evaluations,
         rows=rows,
-        frames=_reader(folder, settings, data, films) if with_frames and rows else None,
+        frames=_reader(folder, settings, data, films, environment.has_corpus) if with_frames and rows else None,
         unfinished=unfinished,
         events=read_events(folder / EVENTS),
     )
@@ -115,16 +113,14 @@ def _summary(path: Path, kind: type[BaseModel]) -> Any:
         raise ReportError(f"{path} is not a summary of this version, evaluate again: {error}") from error
 
 
-def _is_of(summary: EvalSummary | NavigateSummary, fingerprints: Counter[str]) -> bool:
+def _is_of(summary: Summary, fingerprints: Counter[str]) -> bool:
     """Tell whether a summary is of the trajectories beside it: an evaluation that began anew leaves an earlier one.
 
     Args:
         fingerprints: of the trajectories.
     """
-    if isinstance(summary, NavigateSummary):
-        count, fingerprint = summary.questions, fingerprint_of(summary.settings)
-    else:
-        count, fingerprint = summary.queries, summary.fingerprint
+    count = summary.questions if isinstance(summary, NavigateSummary) else summary.queries
+    fingerprint = summary.fingerprint if isinstance(summary, EvalSummary) else fingerprint_of(summary.settings)
     return set(fingerprints) <= {fingerprint} and fingerprints.total() <= count - sum(summary.failed.values())
 
 
@@ -160,10 +156,17 @@ def _films(file: Path, settings: Mapping[str, Any] | None, data: Path | None) ->
     return KeptFilms(config.model_copy(update={"data": config.data.model_copy(update={"root": root})}))
 
 
-def _reader(folder: Path, settings: Mapping[str, Any] | None, data: Path | None, films: KeptFilms | None) -> Frames:
-    """Return a reader of the parts of `films`, or else of the clips in a dataset folder, all splits of it."""
-    if films is not None:
-        return partial(_look, films)
+def _reader(
+    folder: Path, settings: Mapping[str, Any] | None, data: Path | None, films: KeptFilms | None, has_corpus: bool
+) -> Frames:
+    """Return a reader of the parts of `films`, and where there is a corpus of the clips of all its splits."""
+    looks = None if films is None else partial(_look, films)
+    clips = _clips(folder, settings, data) if has_corpus or looks is None else looks
+    return lambda name, clip_hash: (looks if looks and is_node_clip(name) else clips)(name, clip_hash)
+
+
+def _clips(folder: Path, settings: Mapping[str, Any] | None, data: Path | None) -> Frames:
+    """Return a reader of the clips in a dataset folder, all splits of it."""
     section: Mapping[str, Any] = (settings or {}).get("data", {})
     root = data or section.get("root")
     if root is None:
@@ -191,7 +194,7 @@ def _reader(folder: Path, settings: Mapping[str, Any] | None, data: Path | None,
 
 def _look(films: KeptFilms, name: str, clip_hash: str) -> Clip:
     """Return a part that was looked at, in seconds of its own."""
-    clip, (start, end) = films.clip(name), films.span(name)
+    clip, (start, end) = films.read(name), films.span(name)
     if clip_hash and clip.content_hash != clip_hash:
         raise ReportError(
             f"part {name!r} is not the one that was shown; say --data FOLDER with the old data, or --no-frames"

@@ -12,6 +12,7 @@ from pipelines.serve.gateway.keys import read_keys
 from vsr1.config import Config, ConfigError
 from vsr1.environments.registry import environment_of
 from vsr1.formats.dataset import DatasetFolder
+from vsr1.navigate.files import questions_file
 from vsr1.settings.parts import ActorResources
 from vsr1.settings.serving import CorpusConfig
 from vsr1.storage import fetched, fetched_folder, is_there, named
@@ -46,7 +47,9 @@ def serving_plan(config: Config, agents: bool, available: Capacity) -> Plan:
     """Return the actors of the service; without agents it only retrieves."""
     cluster, corpora = config.cluster, len(config.serve.corpora)
     shards, *services = retrieval_roles(config, corpora)
-    roles = [Role("gateway, library", 2, HANDS_ON), *services, shards]
+    roles = [Role("gateway, library", 2, HANDS_ON)]
+    if environment_of(config).has_corpus:
+        roles += [*services, shards]
     if environment_of(config).has_films:
         roles += pool_roles(config, corpora)
     if agents:
@@ -73,12 +76,9 @@ def check_served(config: Config, agents: bool = True) -> None:
 
 
 def _faults(config: Config, agents: bool) -> Iterator[str]:
-    settings = config.serve
-    if not environment_of(config).is_served:
-        yield (
-            f"environment={config.environment} cannot be served; a server searches a corpus: leave it out, or take "
-            "environment=search_then_navigate"
-        )
+    settings, environment = config.serve, environment_of(config)
+    if not agents and not environment.has_corpus:
+        yield f"environment={config.environment} searches no corpus; leave it out"
     if not settings.corpora:
         yield "serve.corpora names no corpus; say --corpus DIR, or serve.corpora.NAME.root=DIR"
     models = {f"checkpoint of model {name!r}": folder for name, folder in config.served_models.items()}
@@ -88,10 +88,17 @@ def _faults(config: Config, agents: bool) -> Iterator[str]:
             check_largest_clip(folder, config.data)
         except ConfigError as error:
             yield f"{what}: {error}"
-    yield from _model_faults("model.embedder", config.model.embedder, False)
+    if environment.has_corpus:
+        yield from _model_faults("model.embedder", config.model.embedder, False)
     for name, corpus in settings.corpora.items():
-        yield from _corpus_faults(name, corpus, config.retrieval.shards, agents)
-        if agents and environment_of(config).has_films and config.navigate.pools.captioner.kind == "toy":
+        if not is_there(corpus.root):
+            yield f"corpus {name!r}: folder {named(corpus.root)} does not exist"
+            continue
+        if environment.has_corpus:
+            yield from _corpus_faults(name, corpus, config.retrieval.shards, agents)
+        elif not (questions := questions_file(DatasetFolder(corpus.root), corpus.split)).is_file():
+            yield f"corpus {name!r}: {questions} is missing; a question is about a film that it names"
+        if agents and environment.has_films and config.navigate.pools.captioner.kind == "toy":
             films = films_file(DatasetFolder(corpus.root), corpus.split)
             if not films.is_file():
                 yield f"corpus {name!r}: the toy captioner knows {films} only; set navigate.pools.captioner.kind"
@@ -111,9 +118,6 @@ def _model_faults(what: str, folder: Path, allow_bin: bool) -> Iterator[str]:
 
 def _corpus_faults(name: str, corpus: CorpusConfig, shards: int, clips: bool) -> Iterator[str]:
     folder, what = DatasetFolder(corpus.root), f"corpus {name!r}"
-    if not is_there(corpus.root):
-        yield f"{what}: folder {named(corpus.root)} does not exist"
-        return
     needed = [folder.video_embeddings(corpus.split), folder.docid2row(corpus.split)]
     needed += [fetched(folder.clips(corpus.split) / META)] if clips else []
     if missing := [path for path in needed if not path.is_file()]:

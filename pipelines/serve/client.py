@@ -1,4 +1,4 @@
-"""`vsr1 search`: ask a running server, and show the turns as they come."""
+"""`vsr1 search` and `vsr1 ask`: ask a running server, and show the turns as they come."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ def read_key(file: Path | None) -> str | None:
     return file.read_text(encoding="utf-8").strip() if file else None
 
 
-async def stream_search(url: str, body: dict[str, Any], key: str | None) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield the events of a search, the last of type `done`. Who stops reading before that ends the search.
+async def stream_search(
+    url: str, body: dict[str, Any], key: str | None, path: str = "/v1/search"
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the events of a search, or of a question, the last of type `done`; who stops reading before ends it.
 
     Raises:
         SearchError: no answer, a refusal, or an `error` event.
@@ -38,7 +40,7 @@ async def stream_search(url: str, body: dict[str, Any], key: str | None) -> Asyn
     try:
         async with (
             httpx2.AsyncClient(base_url=url, headers=headers, timeout=LIMIT_S) as client,
-            client.stream("POST", "/v1/search", json=body | {"stream": True}) as answer,
+            client.stream("POST", path, json=body | {"stream": True}) as answer,
         ):
             if answer.status_code != 200:
                 await answer.aread()
@@ -63,22 +65,7 @@ async def stream_search(url: str, body: dict[str, Any], key: str | None) -> Asyn
 
 def search(url: str, body: dict[str, Any], key_file: Path | None, console: Console, as_json: bool) -> int:
     """Print the answer, and return the exit code: 0 for a match, else `NOT_FOUND`."""
-
-    async def turns() -> dict[str, Any]:
-        event: dict[str, Any] = {}
-        async with aclosing(stream_search(url, body, read_key(key_file))) as events:
-            async for event in events:
-                if event["type"] == "called" and not as_json:
-                    part = "" if event["start"] is None else f" {event['start']:.0f}-{event['end']:.0f} s"
-                    words = f"{event['tool'] or 'no call'}{part} {event['words']}".rstrip()
-                    console.print(
-                        f"turn {event['turn']}: {words}: {event['status']}, {event['left']:g} left", markup=False
-                    )
-                if event["type"] == "verdict" and not as_json:
-                    console.print(f"turn {event['turn']}: {event['video_id']}: {event['verdict']}", markup=False)
-        return event["result"]
-
-    result = asyncio.run(turns())
+    result = _followed(stream_search(url, body, read_key(key_file)), None if as_json else console)
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=2))
     elif result["moments"]:
@@ -90,6 +77,38 @@ def search(url: str, body: dict[str, Any], key_file: Path | None, console: Conso
     else:
         console.print("nothing matches" if result["status"] == "not_found" else "no match within the time limit")
     return 0 if result["status"] == "matched" else NOT_FOUND
+
+
+def ask(url: str, body: dict[str, Any], key_file: Path | None, console: Console, as_json: bool) -> int:
+    """Print the answer to a question about one film, and return the exit code: 0 for an answer, else `NOT_FOUND`."""
+    result = _followed(stream_search(url, body, read_key(key_file), "/v1/ask"), None if as_json else console)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, indent=2))
+    else:
+        console.print(result["answer"] or result["status"].replace("_", " "), markup=False)
+        console.print(f"{result['spent']:g} of {result['budget']:g} spent", markup=False)
+    return 0 if result["status"] == "answered" else NOT_FOUND
+
+
+def _followed(events: AsyncGenerator[dict[str, Any], None], console: Console | None) -> dict[str, Any]:
+    """Return the result of a run, and print what happens meanwhile where there is a console."""
+
+    async def turns() -> dict[str, Any]:
+        event: dict[str, Any] = {}
+        async with aclosing(events):
+            async for event in events:
+                if event["type"] == "called" and console:
+                    part = "" if event["start"] is None else f" {event['start']:.0f}-{event['end']:.0f} s"
+                    words = f"{event['tool'] or 'no call'}{part} {event['words']}".rstrip()
+                    console.print(
+                        f"turn {event['turn']}: {words}: {event['status']}, {event['left']:g} left", markup=False
+                    )
+                if event["type"] == "verdict" and console:
+                    console.print(f"turn {event['turn']}: {event['video_id']}: {event['verdict']}", markup=False)
+        result: dict[str, Any] = event["result"]
+        return result
+
+    return asyncio.run(turns())
 
 
 def _message(text: str) -> str:

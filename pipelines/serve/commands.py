@@ -1,4 +1,4 @@
-"""Commands of the served agent: `vsr1 serve`, `swap`, `search`, `mcp`, `key` and `retriever`."""
+"""Commands of the served agent: `vsr1 serve`, `swap`, `search`, `ask`, `mcp`, `key` and `retriever`."""
 
 from __future__ import annotations
 
@@ -87,6 +87,25 @@ def search_command(
         "budget": budget,
     }  # fmt: skip
     raise typer.Exit(guarded(search, url.rstrip("/"), body, key_file, console, as_json))
+
+
+@commands.command("ask")
+def ask_command(
+    film: Annotated[str, typer.Argument(help="Id of a film.")],
+    question: Annotated[str, typer.Argument(help="A question about the film.")],
+    option: Annotated[list[str] | None, typer.Option(help="An answer to choose from; again for more.")] = None,
+    url: Url = "http://127.0.0.1:8000",
+    corpus: Annotated[str | None, typer.Option(help="Name of the corpus, if several are served.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model; the first without it.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Of calls into the film; as trained without it.")] = None,
+    key_file: KeyFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
+) -> None:
+    """Ask a running server with environment=navigate about a film. The exit code is 3 without an answer."""
+    from pipelines.serve.client import ask
+
+    body = {"film": film, "question": question, "options": option, "corpus": corpus, "model": model, "budget": budget}
+    raise typer.Exit(guarded(ask, url.rstrip("/"), body, key_file, console, as_json))
 
 
 @commands.command("mcp")

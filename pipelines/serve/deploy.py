@@ -15,9 +15,10 @@ from pipelines.serve.agents.agents import Agents
 from pipelines.serve.checks import check_served
 from pipelines.serve.gateway.app import HttpGateway
 from pipelines.serve.gateway.words import PromptWords
-from pipelines.serve.library.library import Library, Retrieval
+from pipelines.serve.library.library import FilmLibrary, Library, Retrieval
 from pipelines.serve.running import AGENT, declare, serve_until_interrupted, start_serve
 from vsr1.config import Config, ConfigError
+from vsr1.environments.registry import environment_of
 from vsr1.search.prompts import agent_prompt
 from vsr1.settings.serving import CorpusConfig
 
@@ -46,7 +47,9 @@ def bind(config: Config, agent: Any) -> serve.Application:
     if not settings.corpora:
         raise ConfigError("serve.corpora names no corpus; say --corpus DIR, or serve.corpora.NAME.root=DIR")
     shared = {"health_check_period_s": NOTICE_S, "graceful_shutdown_timeout_s": settings.request_limit_s}
-    library = (Library if agent else Retrieval).options(ray_actor_options=small, **shared).bind(config)
+    asks = agent is not None and not environment_of(config).has_corpus
+    kind = FilmLibrary if asks else Library if agent else Retrieval
+    library = kind.options(ray_actor_options=small, **shared).bind(config)
     agents = {
         name: agent.options(
             name=AGENT + name,
@@ -66,14 +69,15 @@ def bind(config: Config, agent: Any) -> serve.Application:
     system, most = agent_prompt(config.agent), config.rollout.engine.max_model_len
     words = {name: PromptWords(folder, system, most) for name, folder in config.served_models.items()}
     gateway = HttpGateway.options(ray_actor_options=small, **shared)  # type: ignore[attr-defined]
-    return gateway.bind(settings, agents, library, words)
+    return gateway.bind(settings, agents, library, words, asks)
 
 
 def serve_agent(config: Config, host: str, port: int) -> None:
     """Serve until interrupted; raise as `check_served`, `serve_until_interrupted` and `start_agent`."""
     check_served(config)
     url = address(host, port)
-    where = [f"API: {url}/v1/search, described at {url}/docs", f"page: {url}/"]
+    door = "search" if environment_of(config).has_corpus else "ask"
+    where = [f"API: {url}/v1/{door}, described at {url}/docs", f"page: {url}/"]
     serve_until_interrupted(config, port, lambda: start_agent(config, host, port, tell=_print), where, _drain)
 
 

@@ -5,17 +5,18 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 import torch
-from navigate_runs import write_navigation_run
+from navigate_runs import Ids, write_navigation_run
 
-from pipelines.evaluation.replay.command import Replayed, replay
+from pipelines.evaluation.replay.command import STAGES, Replayed, replay
 from pipelines.evaluation.replay.sources import Sources
+from pipelines.evaluation.replay.stages import Tolerances
 from vsr1.config import Config
 from vsr1.formats.atomic import write_lines
 from vsr1.model.processor import ClipProcessor, pair_marks
-from vsr1.navigate.examples import navigate_examples
 from vsr1.rl.batch import batch_totals
 from vsr1.rl.credit import Credit
 from vsr1.runs.folder import TRAINING_LOG
@@ -27,16 +28,9 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def config(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A run whose tokens are those of the policy, and whose log-probs and loss are what its learner makes of them."""
-    processor = ClipProcessor(policy_folder)
-
-    def ids(part):
-        if isinstance(part, str):
-            return processor.encode(part)
-        return processor.clip_tokens(processor.grid(part), pair_marks(part.timestamps))
-
     config = write_navigation_run(
         tmp_path_factory.mktemp("navigate"),
-        ids=ids,
+        ids=tokens_of(policy_folder),
         train=1,
         test=1,
         model={
@@ -45,15 +39,33 @@ def config(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Con
         rollout={"transfer": "file"},
         eval={"split": "test"},
     )  # fmt: skip
+    return as_learned(config)
+
+
+def tokens_of(policy: Path) -> Ids:
+    """Return what gives the tokens of a part of a prompt, as the policy has them."""
+    processor = ClipProcessor(policy)
+
+    def ids(part: Any) -> list[int]:
+        if isinstance(part, str):
+            return processor.encode(part)
+        return processor.clip_tokens(processor.grid(part), pair_marks(part.timestamps))
+
+    return ids
+
+
+def as_learned(config: Config) -> Config:
+    """Give all turns of a run the log-probs of its policy, and its step the loss that its learner makes of them."""
     for log in config.run_dir.glob("*trajectories.jsonl"):
         is_training = log.name == TRAINING_LOG
-        loss = Sources(config, config.agent, config.run_dir, is_training=is_training).loss(0)
+        sources = Sources(config, config.agent, config.run_dir, is_training=is_training)
+        loss, stages = sources.loss(0), STAGES[config.environment](sources, Tolerances(0.0, 0.0))
         rows = list(read_log(log))
         examples = []
         for row in rows:
             for place, turn in enumerate(row.trajectory.turns):
                 credit = row.credits[place] if row.credits else Credit(0.0, 0.0)
-                [example] = navigate_examples([replace(row.trajectory, turns=[turn])], [[credit]], config.grpo)
+                example = stages._turn_example(row.trajectory, place, credit)
                 with torch.no_grad():
                     turn.response_logprobs = loss.logprobs([[example]]).tolist()
                 examples.append(replace(example, sampled=replace(example.sampled, logprobs=turn.response_logprobs)))
@@ -150,7 +162,7 @@ def _logprob(row):
 @pytest.mark.parametrize(
     ("change", "stage", "says"),
     [
-        (_clip, "clip", "content of part train-0000@"),
+        (_clip, "clip", "content of clip train-0000@"),
         (_prompt, "prompt", "turn 2, prompt tokens, place"),
         (_token, "parse", ", text of the reply's tokens, place"),
         (_left, "calls", "turn 2, left: recorded"),

@@ -87,6 +87,7 @@ def test_every_measurement_has_a_command() -> None:
         "hosts",
         "join",
         "long_search",
+        "tools",
     }
     refused = CliRunner().invoke(app, ["weights", "--way", "smoke"])
     assert refused.exit_code == 2 and "nccl" in refused.output

@@ -38,6 +38,7 @@ RUN = {  # where each command is run from its command line to its end
     "serve": "tests/contract/head/test_service_deploy.py",
     "swap": "tests/contract/head/test_service_deploy.py",
     "search": "tests/contract/library/test_doors_search.py",
+    "ask": "tests/unit/test_asking.py",
     "mcp": "tests/contract/library/test_doors.py",
     "submit": "tests/contract/head/test_submit.py",
     "stop": "tests/contract/head/test_submit.py",

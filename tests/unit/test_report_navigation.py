@@ -103,7 +103,9 @@ def test_a_run_that_cannot_be_read_says_why(config, tmp_path):
     shutil.copytree(config.run_dir, tmp_path / "run")
     text = (config.run_dir / "config.yaml").read_text()
     (tmp_path / "run" / "config.yaml").write_text(text.replace("environment: navigate", "environment: chess"))
-    with pytest.raises(ReportError, match="environment=chess; the page shows search and navigate only"):
+    with pytest.raises(
+        ReportError, match="environment=chess; the page shows search, navigate, search_then_navigate only"
+    ):
         read_run(tmp_path / "run", "run")
     (tmp_path / "run" / "config.yaml").write_text(text.replace("parent_first: true", "parent_first: perhaps"))
     with pytest.raises(ReportError, match="say --no-frames"):

@@ -19,6 +19,7 @@ from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.data import DataConfig
 from vsr1.settings.navigate import CaptionerConfig
 from vsr1.settings.parts import Node
+from vsr1.toy.long_corpus import write_long_corpus
 from vsr1.video.clips import META
 
 
@@ -113,12 +114,21 @@ def test_stage_2_without_a_dataset_is_refused_at_once(tmp_path: Path) -> None:
     grpo.check(settings)
 
 
-def test_an_environment_without_a_corpus_is_not_served(tmp_path: Path) -> None:
+def test_navigation_is_served_over_the_films_that_questions_name(tmp_path: Path) -> None:
     served = config(tmp_path)
     served.agent.refinement = "none"
     served.environment = "navigate"
-    with pytest.raises(ConfigError, match="environment=navigate cannot be served"):
+    served.model.embedder = tmp_path / "nobody needs it"
+    with pytest.raises(
+        ConfigError, match=r"test\.questions\.jsonl is missing; a question is about a film that it names"
+    ):
         check_served(served)
+    write_long_corpus(DatasetFolder(tmp_path / "data"), {"test": 1}, served.navigate, 0)
+    check_served(served)
+    here = Capacity((Node(cpus=1, memory_gib=1),), "here", "buy another")
+    assert [role.name for role in serving_plan(served, True, here).roles] == ["gateway, library", "agent", "clip store"]
+    with pytest.raises(ConfigError, match="environment=navigate searches no corpus; leave it out"):
+        check_served(served, agents=False)
 
 
 def test_the_toy_captioner_needs_the_films_that_it_knows(tmp_path: Path) -> None:

@@ -85,5 +85,4 @@ LONG_SEARCHES = EnvironmentSpec(
     settings=NAVIGATION.settings,
     has_corpus=True,
     has_films=True,
-    is_served=True,
 )

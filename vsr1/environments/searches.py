@@ -114,5 +114,4 @@ SEARCHES = EnvironmentSpec(
     figures=lambda summary: {"R@1 after": summary.refined.recall_at_1, "IoU@0.5": summary.moments.iou_05},
     exports=lambda rows: {".published.json": published_summary(rows)},
     has_corpus=True,
-    is_served=True,
 )

@@ -75,7 +75,6 @@ class EnvironmentSpec:
         settings: of this environment alone that decide what a training step (True) or an evaluation (False) does.
         has_corpus: a retrieval service searches the clips of a split, which `vsr1 data build` makes.
         has_films: tools look into long films.
-        is_served: `vsr1 serve` can play it.
     """
 
     summary: type[BaseModel]
@@ -93,7 +92,6 @@ class EnvironmentSpec:
     settings: Callable[[Config, bool], dict[str, Any]] = field(default=lambda config, is_training: {})
     has_corpus: bool = False
     has_films: bool = False
-    is_served: bool = False
 
     def vectors(self, config: Config) -> VideoVectors:
         """Return the corpus vectors of the training split, which refined queries are compared with; else none."""

@@ -94,5 +94,5 @@ def iou_bars(rows: Iterable[Row]) -> list[tuple[str, int]]:
 
 
 def turns_counts(rows: Iterable[Row]) -> list[tuple[int, int]]:
-    """Return numbers of turns, and how many queries took each."""
-    return sorted(Counter(len(row["turns"]) for row in rows).items())
+    """Return numbers of turns that judged a video, and how many queries took each."""
+    return sorted(Counter(sum("verdict" in turn for turn in row["turns"]) for row in rows).items())

@@ -22,10 +22,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vsr1.formats.atomic import replacing
+from vsr1.metrics.long_search import LongSearchSummary
 from vsr1.metrics.summary import EvalSummary
 from vsr1.navigate.summary import NavigateSummary
 from vsr1.report import curves, figures
-from vsr1.report.budgets import Accuracies, accuracies, accuracy_chart
+from vsr1.report.budgets import Accuracies, accuracies, accuracy_chart, found_moments
 from vsr1.report.films import Film, bytes_of_a_film, film_of
 from vsr1.report.metric_rows import METRIC_ROWS, Cell, Intervals, MetricRow, cells
 from vsr1.report.rows import TRAINING, Row
@@ -33,10 +34,12 @@ from vsr1.report.settings import setting_rows
 from vsr1.video.clips import Clip
 
 SCRIPTS = (  # they make one script, in this order
-    "viewer_data.js", "viewer_list.js", "viewer_detail.js", "viewer_search.js", "viewer_navigation.js", "viewer.js",
+    "viewer_data.js", "viewer_list.js", "viewer_detail.js", "viewer_search.js", "viewer_navigation.js",
+    "viewer_long_search.js", "viewer.js",
 )  # fmt: skip
 
 Frames = Callable[[str, str], Clip]
+Summary = EvalSummary | NavigateSummary | LongSearchSummary
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Run:
     name: str
     settings: Mapping[str, Any] | None = None
     scalars: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: dict[str, EvalSummary | NavigateSummary] = field(default_factory=dict)
+    evaluations: dict[str, Summary] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     frames: Frames | None = None
     unfinished: list[str] = field(default_factory=list)
@@ -65,9 +68,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A column of the metric table and its figures: an evaluation of searches."""
+    """A column of the metric table and its figures: an evaluation of searches, or those of it with one budget."""
 
     run: int
+    budget: str
     label: str
     summary: EvalSummary
     rows: list[Row]
@@ -88,13 +92,16 @@ def write_report(out: Path, *, title: str, runs: Sequence[Run]) -> None:
     style = (folder / "page.css").read_text(encoding="utf-8")
     script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
     data, films = _data(runs)
+    kinds = {row["kind"] for run in runs for row in run.rows}
     parts = environment.get_template("page.html.j2").generate(
         title=title,
         runs=runs,
         evaluations=evaluations,
         navigations=navigations,
         accuracy=accuracy_chart(navigations),
-        kinds={row["kind"] for run in runs for row in run.rows},
+        kinds=kinds,
+        has_searches=bool(kinds - {"navigate"}),
+        has_budgets=bool(kinds - {"search"}),
         groups=groupby(((row, _cells(row, evaluations)) for row in METRIC_ROWS), key=lambda line: line[0].group),
         stages=curves.charts_by_stage([run.scalars for run in runs]),
         chart=curves,
@@ -120,12 +127,22 @@ def _evaluations(runs: Sequence[Run]) -> tuple[list[Evaluation], list[Accuracies
         for name, summary in run.evaluations.items():
             rows = [row for row in run.rows if row["source"] == name]
             label = f"{run.name}: {name}" if len(runs) > 1 else name
-            if isinstance(summary, NavigateSummary):
-                navigations.append(accuracies(label, summary, rows))
-                continue
-            intervals = figures.intervals(rows, sum(summary.failed.values())) if rows else {}
-            evaluations.append(Evaluation(number, label, summary, rows, intervals))
-    return evaluations, navigations
+            match summary:
+                case NavigateSummary():
+                    navigations.append(accuracies(label, summary, rows))
+                case LongSearchSummary():
+                    navigations.append(found_moments(label, summary, rows))
+                    for budget, one in summary.budgets.items():
+                        own = [row for row in rows if f"{row['budget']:g}" == budget]
+                        evaluations.append(_evaluation(number, f"{label}, budget {budget}", one.search, own, budget))
+                case _:
+                    evaluations.append(_evaluation(number, label, summary, rows))
+    return sorted(evaluations, key=lambda item: (item.run, float(item.budget or 0))), navigations
+
+
+def _evaluation(run: int, label: str, summary: EvalSummary, rows: list[Row], budget: str = "") -> Evaluation:
+    intervals = figures.intervals(rows, sum(summary.failed.values())) if rows else {}
+    return Evaluation(run, budget, label, summary, rows, intervals)
 
 
 def _event_rows(run: Run) -> list[dict[str, str]]:
@@ -146,11 +163,11 @@ def _text(value: Any) -> str:
 
 
 def _cells(row: MetricRow, evaluations: list[Evaluation]) -> list[Cell]:
-    """Return the cells of all columns; a change is told within a run only."""
+    """Return the cells of all columns; a change is told within a run and a budget only."""
     result: list[Cell] = []
-    for _, group in groupby(evaluations, key=lambda evaluation: evaluation.run):
-        of_run = list(group)
-        result += cells(row, [item.summary for item in of_run], [item.intervals for item in of_run])
+    for _, group in groupby(evaluations, key=lambda evaluation: (evaluation.run, evaluation.budget)):
+        columns = list(group)
+        result += cells(row, [item.summary for item in columns], [item.intervals for item in columns])
     return result
 
 
@@ -167,7 +184,7 @@ def _data(runs: Sequence[Run]) -> tuple[str, Iterator[Film]]:
             unique = name if taken[name] == 1 else f"{name}/{taken[name]}"  # a step that was done again
             turns = [{**turn, "film": None} for turn in row["turns"]]
             for turn in turns:
-                if run.frames is None or not turn["video"]:
+                if run.frames is None or turn["clip"] is None:
                     continue
                 clip = turn["video"], turn["clip"]
                 readers.setdefault(clip, run.frames)

@@ -13,9 +13,11 @@ from vsr1.episode.moments import clamp_span, temporal_iou
 from vsr1.episode.trajectory import Trajectory, Turn
 from vsr1.metrics.summary import refined_rank
 from vsr1.navigate.record import NavigateTask
-from vsr1.report.navigation import Said, navigation_row
+from vsr1.navigate.tree import ClipTree
+from vsr1.report.navigation import ReportFilms, call_rows, film_row, navigation_row
 from vsr1.rl.credit import Credit
 from vsr1.search.record import Ranking, SearchTask, SearchTrajectory, SearchTurn, latents_of, moment_iou
+from vsr1.search_then_navigate.record import LongSearchTask, LongSearchTrajectory, judgements, visits
 
 TRAINING = "training"  # the source of a trajectory that no evaluation made
 DIGITS = 4
@@ -28,23 +30,22 @@ def row_of(
     source: str,
     step: int,
     credits: Sequence[Credit] | None = None,
-    said: Said = lambda call: None,
+    films: ReportFilms | None = None,
 ) -> Row:
-    """Return the row of one trajectory, of either environment.
+    """Return the row of one trajectory, of any environment.
 
     Args:
         source: name of the evaluation, or `TRAINING`.
         step: the training step that it was made in; 0 of an evaluation.
         credits: of each turn, where it was trained on them.
-        said: what the tools of navigation have said.
+        films: that were navigated; None: nobody can be asked about them.
 
     Raises:
         ValueError: the trajectory has no turn.
     """
     if not trajectory.turns:
         raise ValueError(f"report: the trajectory of prompt {trajectory.id.prompt!r} in {source!r} has no turn")
-    navigates = isinstance(trajectory.task, NavigateTask)
-    row = navigation_row(trajectory, said) if navigates else _search_row(trajectory)
+    row = _row_of_kind(trajectory, films)
     for place, (turn, values) in enumerate(zip(trajectory.turns, row["turns"], strict=True)):
         values |= {
             "text": turn.text,
@@ -53,7 +54,7 @@ def row_of(
             "seconds": round(turn.seconds, DIGITS),
             "advantages": {} if credits is None else asdict(credits[place]),
         }
-        if navigates:
+        if "tool" in values:
             values["advantages"].pop("latents", None)
     return row | {
         "source": source,
@@ -64,6 +65,38 @@ def row_of(
         "turn_rewards": [round(value, DIGITS) for value in trajectory.turn_rewards],
         "reward": round(trajectory.reward, DIGITS),
     }
+
+
+def _row_of_kind(trajectory: Trajectory[Any, Any], films: ReportFilms | None) -> Row:
+    match trajectory.task:
+        case NavigateTask():
+            return navigation_row(trajectory, films)
+        case LongSearchTask():
+            return _long_search_row(trajectory, films)
+        case _:
+            return _search_row(trajectory)
+
+
+def _long_search_row(trajectory: LongSearchTrajectory, films: ReportFilms | None) -> Row:
+    """Return the row of a search whose turns are calls too, with what is drawn of each film that was navigated.
+
+    The tree of a wrong film is known from its dataset alone.
+    """
+    task, row = trajectory.task, _search_row(judgements(trajectory))
+    turns, navigated, left = list[Row](), list[Row](), task.budget
+    for visit, judged in zip(visits(trajectory), row["turns"], strict=True):
+        film, first = judged["video"], len(turns)
+        turns += [*call_rows(film, visit.calls, [*visit.calls, visit.judgement], films), judged]
+        tree = ClipTree.of(task.gt_duration) if judged["right"] else None
+        tree = films.tree(film) if films is not None and judged["clip"] is None else tree
+        if judged["clip"] is None and tree is not None:
+            clues = [list(task.gt_span)] if judged["right"] else []
+            values = {"first": first, "last": len(turns) - 1, "budget": left, "clues": clues}
+            navigated.append(values | film_row(film, tree, visit.calls, films))
+        left = visit.calls[-1].record.left if visit.calls else left
+    name = f"{task.query_id}@{task.budget:g}"
+    row |= {"kind": "search_then_navigate", "query_id": name, "budget": task.budget}
+    return row | {"turns": turns, "films": navigated}
 
 
 def _search_row(trajectory: SearchTrajectory) -> Row:
@@ -94,7 +127,7 @@ def _turn(task: SearchTask, turn: Turn[SearchTurn]) -> Row:
         iou = round(temporal_iou(clamp_span(look.span, task.gt_duration), task.gt_span), DIGITS)
     return {
         "video": look.video_id,
-        "clip": turn.clips[0].content_hash,
+        "clip": next((clip.content_hash for clip in turn.clips if clip.video_id == look.video_id), None),
         "right": right,
         "verdict": look.verdict,
         "correct": look.verdict == ("matched" if right else "not_matched"),

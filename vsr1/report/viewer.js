@@ -28,7 +28,7 @@ async function start() {
     const group = groups.get(groupKey(row));
     const whole = kind === "g";
     pane.closest(".viewer").classList.toggle("wide", whole);
-    pane.replaceChildren(...(whole ? [back(row), ...groupView(group)] : detail(row, group)).flat().filter(Boolean));
+    pane.replaceChildren(...(whole ? [back(row), ...groupView(group)] : detail(row, group)).flat(Infinity).filter(Boolean));
     pane.scrollTop = 0;
     list.select(row);
     const heading = pane.querySelector("h3");

@@ -14,7 +14,7 @@ function callName(turn) {
 
 KINDS.navigate = {
   prepare(row) {
-    row.spent = row.turns.reduce((sum, turn) => sum + turn.cost, 0);
+    row.spent = row.turns.reduce((sum, turn) => sum + (turn.cost ?? 0), 0);
     row.calls = row.turns.filter((turn) => turn.status === "ok").length;
     row.location = row.terms.location ?? 0;
     row.names = [row.film, row.answer];
@@ -46,17 +46,20 @@ const meets = (row, [start, end]) => row.clues.some((clue) => clue[0] < end && c
 
 function tree(row) {
   const bars = row.clues.map((clue) => ["true", clue, 1, 7]);
+  const top = row.predicted ? 19 : 10;
+  if (row.predicted) bars.push(["predicted", row.predicted, 10, 7]);
   for (const [node, ...pair] of row.cells) {
     const numbers = visits(row, node);
     const note = numbers.join(" ");
     const fits = (pair[1] - pair[0]) / row.seconds > 0.013 * note.length; // of some 600 pixels
     const kind = numbers.length ? "read" : isNamed(row, node) ? "named" : "unread";
-    bars.push([kind, pair, 10 + LEVEL * Math.max(0, node.length - 1), LEVEL - 2, fits ? note : null]);
+    bars.push([kind, pair, top + LEVEL * Math.max(0, node.length - 1), LEVEL - 2, fits ? note : null]);
   }
   const levels = Math.max(1, ...row.cells.map(([node]) => node.length));
   return [
-    axis(row.seconds, bars, 12 + LEVEL * levels, 8, "The film's parts by level; those that were read are listed below"),
+    axis(row.seconds, bars, top + 2 + LEVEL * levels, 8, "The film's parts by level; those that were read are listed below"),
     make("p", { class: "legend" }, row.clues.length ? key("true", `the answer is seen at ${row.clues.map(span).join(", ")}`) : null,
+      row.predicted ? key("predicted", `predicted ${span(row.predicted)}`) : null,
       key("read", "read, in which turn"), key("named", "named by a search"), key("unread", "not read")),
   ];
 }

@@ -4,7 +4,7 @@
 KINDS.search = {
   prepare(row) {
     row.gain = Math.log(row.first_rank) - Math.log(row.last_rank); // 2 to 1 counts as much as 200 to 100
-    row.wrong = row.turns.filter((turn) => !turn.correct).length;
+    row.wrong = row.turns.filter((turn) => turn.correct === false).length; // a call is neither
     row.names = [row.gt_video, ...row.turns.map((turn) => turn.video)];
   },
   line: (row) => [

@@ -18,6 +18,7 @@ from rich.text import Text
 from actors.rollout import Sampling
 from pipelines.evaluation.evaluate import agents_of
 from pipelines.evaluation.replay.differences import Finding, finding, same_sequence
+from pipelines.evaluation.replay.long_search import LongSearchStages
 from pipelines.evaluation.replay.navigation import NavigateStages
 from pipelines.evaluation.replay.search import SearchStages
 from pipelines.evaluation.replay.sources import Sources
@@ -35,7 +36,9 @@ from vsr1.settings.parts import AgentConfig
 TOLERANCES = {"float32": Tolerances(1e-4, 1e-3), "bfloat16": Tolerances(2e-2, 0.25)}
 MOST_LISTED = 20
 _STYLES = {"ok": "green", "differs": "bold red", "not checked": "yellow"}
-STAGES: dict[str, type[Stages]] = {"search": SearchStages, "navigate": NavigateStages}
+STAGES: dict[str, type[Stages]] = {
+    "search": SearchStages, "navigate": NavigateStages, "search_then_navigate": LongSearchStages,
+}  # fmt: skip
 Replies = list[tuple[list[str], list[int]]]  # of each turn the videos shown and the tokens of the reply
 
 
@@ -97,13 +100,9 @@ def replay(
         score_tolerance, logprob_tolerance: by default those of the run's dtype.
 
     Raises:
-        ReplayError: no trajectory fits, a rerun of sampled ones, or a run of another environment.
+        ReplayError: no trajectory fits, or a rerun of sampled ones.
     """
     is_training = file.name == TRAINING_LOG
-    if config.environment not in STAGES:
-        raise ReplayError(
-            f"{file} is of a run of environment={config.environment}; replayed are {' and '.join(STAGES)} only"
-        )
     if rerun and is_training:
         raise ReplayError(f"{file} holds sampled rollouts; --rerun plays greedy ones again, those of an evaluation")
     agent = _agent_of(file, config)

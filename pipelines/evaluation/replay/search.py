@@ -7,6 +7,7 @@ approximate. Refined queries are made of the recorded latents, through the head 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,7 @@ from vsr1.rl.credit import Credit
 from vsr1.runs.trajectories import LoggedTrajectory
 from vsr1.search.environment import SearchEnvironment, SearchSettings, seconds_shown
 from vsr1.search.examples import turn_example
-from vsr1.search.parse import parse_reply
+from vsr1.search.parse import Judgement, parse_reply
 from vsr1.search.prompts import agent_prompt, turn_prompt
 from vsr1.search.record import SearchTrajectory, SearchTurn
 from vsr1.video.clips import Clip
@@ -82,8 +83,6 @@ class LocalSearch:
 class SearchStages(Stages):
     """The checks of a run of searches."""
 
-    played = "retrieval"
-
     def _clips(self, trajectory: SearchTrajectory) -> str:
         for turn in trajectory.turns:
             [clip] = turn.clips
@@ -109,8 +108,8 @@ class SearchStages(Stages):
                 same(f"{where}, rewrite", record.rewrite, None if record.verdict == "matched" else reply.rewrite)
         return f"{sum(len(turn.response_token_ids) for turn in trajectory.turns)} tokens"
 
-    def _episode(self, trajectory: SearchTrajectory) -> str:
-        return check_searches(self._sources, trajectory, self._tolerances.score)
+    def _plays(self) -> dict[str, Callable[[SearchTrajectory], str]]:
+        return {"retrieval": lambda trajectory: check_searches(self._sources, trajectory, self._tolerances.score)}
 
     def _turn_example(self, trajectory: SearchTrajectory, place: int, credit: Credit) -> Example:
         return turn_example(trajectory, place, credit, self._sources.config.grpo, self._sources.agent)
@@ -179,10 +178,14 @@ async def _play(
         if len(shown) == len(trajectory.turns):
             raise Differs(f"the episode goes on after its last turn, {len(shown)}")
         shown.append(video)
-        return sources.clip(trajectory.turns[len(shown) - 1].clips[0])
+        return sources.shown(trajectory.turns[len(shown) - 1].record.video_id)
 
-    settings = SearchSettings.of(sources.agent, sources.top_k)
-    environment = SearchEnvironment(sources.task(trajectory.task.query_id), settings, search, load_clip)
+    def judge(text: str, seconds: float) -> Judgement:
+        record = trajectory.turns[len(shown) - 1].record
+        return Judgement(None, record.verdict, record.span, record.rewrite)
+
+    settings, task = SearchSettings.of(sources.agent, sources.top_k), sources.task(sources.query_of(trajectory))
+    environment = SearchEnvironment(task, settings, search, load_clip, judge=judge)
     try:
         observation = await environment.reset()
         for reply in replies:

@@ -9,6 +9,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from actors.clips import ClipReader
+from actors.tools import FilmClips
 from pipelines.evaluation.films import KeptFilms
 from pipelines.evaluation.replay.differences import NotChecked
 from pipelines.stage.tasks import training_tasks
@@ -51,8 +53,7 @@ class Sources:
         tasks = training_tasks(config) if is_training else [query.task for query in queries]
         self._tasks = {task.id.prompt: task for task in tasks}
         self.top_k = config.retrieval.top_k if is_training else config.eval.top_k
-        clips = ClipFolder(self._data.clips(self.split), config.data.timestamps) if environment.has_corpus else None
-        self._read = lru_cache(64)(clips.read if clips else self.films.clip)
+        self._read = lru_cache(64)(self._reader().read)
         self.corpus = lru_cache(1)(self._load_corpus)
         self.scalars = lru_cache(1)(self._load_scalars)
         self._loss_from = lru_cache(1)(self._load_loss)
@@ -75,7 +76,7 @@ class Sources:
     def query_of(self, trajectory: Trajectory[Any, Any]) -> str:
         """Return what names an episode's query or question in its split."""
         prompt, task = trajectory.id.prompt, trajectory.task
-        if isinstance(task, SearchTask):
+        if type(task) is SearchTask:
             return task.query_id  # a file of version 0.1 has other prompt ids
         return prompt.split("/", maxsplit=2)[-1] if self.is_training else prompt
 
@@ -87,10 +88,7 @@ class Sources:
 
     def content_hash(self, video: str) -> str:
         """Return the hash of a video's clip as it is now."""
-        try:
-            return self._read(video).content_hash
-        except ClipError as error:
-            raise NotChecked(str(error)) from error
+        return self.shown(video).content_hash
 
     def clip(self, reference: ClipReference) -> Clip:
         """Return the clip that was shown."""
@@ -100,7 +98,10 @@ class Sources:
 
     def shown(self, video: str) -> Clip:
         """Return a clip as it is now."""
-        return self._read(video)
+        try:
+            return self._read(video)
+        except ClipError as error:
+            raise NotChecked(str(error)) from error
 
     def loss(self, version: int) -> ExampleLoss:
         """Return the loss of Stage 2 under the weights of a version; in an evaluation all are `model.policy`."""
@@ -110,6 +111,14 @@ class Sources:
         if not checkpoint.is_dir():
             raise NotChecked(f"the weights of version {version} were not kept (grpo.save_every)")
         return self._loss_from(checkpoint)
+
+    def _reader(self) -> ClipReader:
+        """Return what reads all that an episode can show."""
+        environment, clips = environment_of(self.config), self._data.clips(self.split)
+        if not environment.has_corpus:
+            return self.films
+        folder = ClipFolder(clips, self.config.data.timestamps)
+        return FilmClips(folder, self.films) if environment.has_films else folder
 
     def _load_scalars(self, step: int) -> dict[str, float]:
         """Return what the run logged of a step of Stage 2; of a step that was done twice, the later values."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
@@ -49,13 +50,7 @@ class Tolerances:
 
 
 class Stages(ABC):
-    """The checks of one run; what is checked of an episode itself is its environment's.
-
-    Attributes:
-        played: what the stage is called that plays the episode again.
-    """
-
-    played = ""
+    """The checks of one run; what is checked of an episode itself is its environment's."""
 
     def __init__(self, sources: Sources, tolerances: Tolerances) -> None:
         self._sources, self._tolerances = sources, tolerances
@@ -72,7 +67,7 @@ class Stages(ABC):
             finding("clip", self._clips, trajectory),
             finding("prompt", self._prompts, trajectory),
             finding("parse", self._replies, trajectory),
-            finding(self.played, self._episode, trajectory),
+            *(finding(stage, check, trajectory) for stage, check in self._plays().items()),
             finding("rewards", self._rewards, trajectory),
             finding("advantage", self._advantages, logged, step),
             finding("logprobs", self._logprobs, trajectory),
@@ -92,8 +87,8 @@ class Stages(ABC):
         """Compare the text of the replies and what was read from it."""
 
     @abstractmethod
-    def _episode(self, trajectory: Any) -> str:
-        """Compare what the environment found and did, and how the episode ended."""
+    def _plays(self) -> dict[str, Callable[[Any], str]]:
+        """Return by stage what plays an episode again and compares what the environment did, and how it ended."""
 
     @abstractmethod
     def _turn_example(self, trajectory: Any, place: int, credit: Credit) -> Example:

@@ -15,10 +15,12 @@ from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.rollout import answer_call, start_engine
-from pipelines.serve.agents.searching import OnText, Searching
+from pipelines.serve.agents.asking import Asking
+from pipelines.serve.agents.playing import OnText
+from pipelines.serve.agents.searching import Searching
 from pipelines.serve.agents.weights import Weights
 from pipelines.serve.gateway.events import Event
-from pipelines.serve.gateway.schema import SearchBody
+from pipelines.serve.gateway.schema import AskBody, SearchBody
 from pipelines.serve.library.library import node_id
 from vsr1.config import Config
 from vsr1.engine.gate import Gate
@@ -75,18 +77,28 @@ class AgentReplica:
         if self._engine is not None:
             await self._engine.check_health()
 
-    async def search(self, search_id: str, body: SearchBody, corpus: str) -> AsyncIterator[Event]:
-        """Yield the events of one search, see `Searching`."""
+    async def search(self, search_id: str, body: SearchBody | AskBody, corpus: str) -> AsyncIterator[Event]:
+        """Yield the events of one search, or of one question, see `Searching` and `Asking`.
+
+        Raises:
+            UnknownVideoError: a question about a film that the corpus has not.
+        """
         async with self._gate.enter():
             names = (search_id, corpus, self._name)
             version = self._ready().weight_version
             config, use = self._config, None
-            searching = Searching(body, config.agent, names, version, config.serve.request_limit_s, config.navigate)
+            agent, navigate, limit_s = config.agent, config.navigate, config.serve.request_limit_s
             retrieval, clips = await self._parts_of(corpus)
             load_clip = partial(_clip, clips)
             if environment_of(config).has_films:
                 use = partial(answer_call, self._tools[corpus], load_clip)
-            events = searching.events(partial(_search, retrieval), load_clip, self._reply, use)
+            if isinstance(body, AskBody):
+                film = await self._library.film.remote(corpus, body.film)
+                assert use is not None
+                events = Asking(body, film, agent, names, version, limit_s, navigate).events(use, self._reply)
+            else:
+                searching = Searching(body, agent, names, version, limit_s, navigate)
+                events = searching.events(partial(_search, retrieval), load_clip, self._reply, use)
             try:
                 async for event in events:
                     yield event

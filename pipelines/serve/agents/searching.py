@@ -1,47 +1,28 @@
-"""One search of the served agent: the episode of training and evaluation, told as events while it runs.
-
-Every search ends in one `done`, or raises what ended it; the gateway makes that an `error` event.
-"""
+"""One search of the served agent: rankings, verdicts and calls as events, and the answer that is made of them."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import closing
-from functools import partial
+from collections.abc import AsyncGenerator
 from typing import Any
 
-from pipelines.serve.gateway.events import Event, EventLog
-from pipelines.serve.gateway.schema import (
-    LISTED,
-    CallTrace,
-    Moment,
-    SearchAnswer,
-    SearchBody,
-    TurnTrace,
-    Usage,
-    moment_of,
-)
-from vsr1.episode.environment import Environment, PolicyReply, Prompt, run_episode
+from pipelines.serve.agents.playing import Playing, ReplyTo
+from pipelines.serve.gateway.events import Event
+from pipelines.serve.gateway.schema import LISTED, Moment, SearchAnswer, SearchBody, TurnTrace, moment_of
 from vsr1.episode.sample import SampleId
 from vsr1.episode.trajectory import Trajectory, Turn
 from vsr1.navigate.calls import Use
 from vsr1.search.environment import LoadClip, Search, SearchEnvironment, SearchSettings
 from vsr1.search.events import Judged, Refined, Retrieved, SearchEvent, TurnStarted
 from vsr1.search.parse import last_element
-from vsr1.search.record import Ranking, SearchTask, SearchTurn, latents_of
+from vsr1.search.record import Ranking, SearchTask, SearchTurn
 from vsr1.search_then_navigate.environment import Called, SearchThenNavigateEnvironment
 from vsr1.search_then_navigate.record import LongSearchTask, judgements
 from vsr1.settings.navigate import NavigateConfig
 from vsr1.settings.parts import AgentConfig
 
-OnText = Callable[[str], None]
-ReplyTo = Callable[[Prompt, int, AgentConfig, OnText], Awaitable[PolicyReply]]
 
-
-class Searching:
-    """State of one search; iterate over `events` once.
+class Searching(Playing):
+    """State of one search.
 
     A turn has at most 4 events and one for each token of its reply, so a search has at most
     `max_turns * (agent.max_new_tokens + 6) + 2`, in which no ranking is longer than `top_k`; where it navigates, each
@@ -49,9 +30,6 @@ class Searching:
 
     Args:
         agent: as it was trained; the body may change its turns.
-        names: id of the search, names of corpus and model.
-        weight_version: of the model, as long as this search runs.
-        limit_s: after which the search ends with what it has.
         navigate: how long videos are navigated; None: they are not.
     """
 
@@ -64,55 +42,20 @@ class Searching:
         limit_s: float,
         navigate: NavigateConfig | None = None,
     ) -> None:
-        self._navigate = navigate
-        self._body, self._weight_version, self._limit_s = body, weight_version, limit_s
+        super().__init__(body, agent, names, weight_version, limit_s)
+        self._body, self._navigate = body, navigate
         self._agent = agent.model_copy(update={"max_turns": body.max_turns or agent.max_turns})
-        self._id, self._corpus, self._model = names
-        self._log = EventLog()
-        self._began = time.monotonic()
 
-    async def events(
+    def events(
         self, search: Search, load_clip: LoadClip, reply_to: ReplyTo, use: Use | None = None
     ) -> AsyncGenerator[Event, None]:
-        """Play the episode and yield its events; the last is `done`. Errors of its parts come through.
-
-        No event comes before the policy has taken the first prompt: what `reply_to` raises before its first wait, and
-        what goes wrong before it is called, comes before any event. A reader that stops early cancels the episode,
-        which frees its place in the engine.
+        """Return the events of the search; iterate over them once, see `Playing`.
 
         Args:
             use: calls the tools, where long videos are navigated.
         """
         environment = self._environment(search, load_clip, use)
-        played: Environment[Any, Any] = environment
-        begun = asyncio.Event()
-
-        async def reply(prompt: Prompt, turn: int) -> PolicyReply:
-            asyncio.get_running_loop().call_soon(begun.set)
-            on_text = partial(self._tell, "reasoning.delta", environment.number)
-            return await reply_to(prompt, turn, self._agent, lambda text: on_text(text=text))
-
-        async def play() -> None:
-            with closing(self._log):
-                try:
-                    async with asyncio.timeout(self._limit_s):
-                        await run_episode(played, reply)
-                    is_whole = True
-                except TimeoutError:
-                    is_whole = False
-                self._end(played.trajectory(), is_whole)
-
-        episode = asyncio.create_task(play())
-        episode.add_done_callback(lambda _: begun.set())
-        try:
-            await begun.wait()
-            if episode.done():
-                episode.result()  # raises what ended it
-            async for _, event in self._log.read():
-                yield event
-            await episode
-        finally:
-            episode.cancel()
+        return self._played(environment, lambda: environment.number, reply_to)
 
     def _environment(
         self, search: Search, load_clip: LoadClip, use: Use | None
@@ -121,13 +64,13 @@ class Searching:
         settings, navigate = SearchSettings.of(self._agent, self._body.top_k or LISTED), self._navigate
         if navigate is None or use is None:
             return SearchEnvironment(task, settings, search, load_clip, self._observe)
-        budget = max(navigate.budgets) if self._body.budget is None else self._body.budget
+        budget = max(navigate.budgets) if self._budget is None else self._budget
         budgeted = LongSearchTask(**vars(task), budget=budget)
         return SearchThenNavigateEnvironment(budgeted, settings, navigate, search, load_clip, use, self._observe)
 
     def _end(self, trajectory: Trajectory[Any, Any], is_whole: bool) -> None:
         """Tell the moments and the whole answer."""
-        replies, turns = trajectory.turns, judgements(trajectory).turns
+        turns = judgements(trajectory).turns
         rankings = [e for e in self._log.events if e["type"] == "retrieved"]
         moments = self._moments(turns[-1].record) if turns and is_whole else []
         answer = SearchAnswer(
@@ -137,12 +80,7 @@ class Searching:
             corpus=self._corpus,
             moments=moments,
             turns=[*map(self._finished, turns), *self._unfinished(len(turns) + 1)],
-            usage=Usage(
-                prompt_tokens=sum(len(turn.prompt_token_ids) for turn in replies),
-                text_tokens=sum(len(turn.response_token_ids) for turn in replies),
-                latent_tokens=sum(map(latents_of, turns)),
-                seconds=time.monotonic() - self._began,
-            ),
+            usage=self._usage(trajectory.turns),
             model=self._model,
             weight_version=self._weight_version,
             index_version=rankings[0]["index_version"] if rankings else None,
@@ -179,11 +117,6 @@ class Searching:
         video, ranking = events["turn.started"]["video_id"], events["retrieved"]["videos"]
         return [_trace(turn, video, ranking, calls=self._calls(turn))]
 
-    def _calls(self, turn: int) -> list[dict[str, Any]]:
-        """Return the calls of a turn, as they were told."""
-        events = (event for event in self._log.events if event["type"] == "called" and event["turn"] == turn)
-        return [{name: event[name] for name in CallTrace.model_fields} for event in events]
-
     def _observe(self, event: SearchEvent | Called) -> None:
         match event:
             case Retrieved(turn, ranking, version):
@@ -194,14 +127,8 @@ class Searching:
                 self._tell("verdict", turn, video_id=video, verdict=verdict, span=span, seconds=seconds)
             case Refined(turn, before, after):
                 self._tell("refined", turn, before=_rows(before), after=_rows(after))
-            case Called(turn, film, call, span):
-                start, end = span or (None, None)
-                told = {"tool": call.tool, "words": call.words, "status": call.status, "left": call.left}
-                node = None if call.node is None else list(call.node)
-                self._tell("called", turn, video_id=film, node=node, start=start, end=end, **told)
-
-    def _tell(self, kind: str, turn: int, **values: Any) -> None:
-        self._log.add({"type": kind, "turn": turn, **values})
+            case Called():
+                self._tell_call(event)
 
 
 def _trace(turn: int, video_id: str, ranking: list[dict[str, Any]], **more: Any) -> TurnTrace:

@@ -12,7 +12,7 @@ from fastapi.security import APIKeyHeader
 from ray import serve
 from starlette.middleware.cors import CORSMiddleware
 
-from pipelines.serve.gateway import chat, metrics, retrieve, searches, videos
+from pipelines.serve.gateway import asks, chat, metrics, retrieve, searches, videos
 from pipelines.serve.gateway.answers import ADMITTED, ALWAYS, errors, handle_faults
 from pipelines.serve.gateway.faults import ApiError
 from pipelines.serve.gateway.gateway import Admitted, Gateway, Served
@@ -20,7 +20,7 @@ from pipelines.serve.gateway.guard import Guard
 from pipelines.serve.gateway.schema import Corpus, Health
 from pipelines.serve.running import running_agents
 
-status, page = APIRouter(), APIRouter()
+status, known, page = APIRouter(), APIRouter(), APIRouter()
 KEY = Security(APIKeyHeader(name="X-API-Key", auto_error=False))  # so that /docs can send one; `Gateway.key_of` decides
 PAGE = {path.name: path.read_bytes() for path in (Path(__file__).parent / "page").iterdir()}
 PAGE_HEADERS = {
@@ -32,7 +32,7 @@ PAGE_HEADERS = {
 }
 
 
-@page.get("/v1/corpora", responses=errors(*ADMITTED))
+@known.get("/v1/corpora", responses=errors(*ADMITTED))
 async def corpora(gateway: Admitted) -> list[Corpus]:
     """Return what can be searched."""
     rows, examples = await gateway.library.describe.remote(), await gateway.library.examples.remote()
@@ -43,12 +43,14 @@ async def corpora(gateway: Admitted) -> list[Corpus]:
 
 
 @page.get("/", include_in_schema=False)
-async def index() -> Response:
-    return Response(PAGE["index.html"], media_type="text/html", headers=PAGE_HEADERS)
+async def index(gateway: Served) -> Response:
+    return Response(PAGE["ask.html" if gateway.asks else "index.html"], media_type="text/html", headers=PAGE_HEADERS)
 
 
 @page.get("/page.{part}", include_in_schema=False)
-async def page_part(part: Literal["css", "js", "parts.js", "player.js", "library.js"]) -> Response:
+async def page_part(
+    part: Literal["css", "js", "parts.js", "stream.js", "player.js", "library.js", "ask.js"],
+) -> Response:
     kind = "text/css" if part == "css" else "text/javascript"
     return Response(PAGE[f"page.{part}"], media_type=kind, headers={"Cache-Control": "no-cache"})
 
@@ -72,9 +74,8 @@ async def readyz(gateway: Served) -> Health:
 
 def build_app(gateway: Gateway) -> FastAPI:
     """Return the application that answers for a gateway; without agents it retrieves and does no more."""
-    app = FastAPI(
-        title="vsr1", description="Search a corpus of videos for one moment.", docs_url="/docs", redoc_url=None
-    )
+    what = "Ask about one long film." if gateway.asks else "Search a corpus of videos for one moment."
+    app = FastAPI(title="vsr1", description=what, docs_url="/docs", redoc_url=None)
     app.state.gateway = gateway
     handle_faults(app)
     app.add_middleware(Guard, settings=gateway.settings)
@@ -87,10 +88,14 @@ def build_app(gateway: Gateway) -> FastAPI:
             expose_headers=["X-Search-Id", "X-Request-Id", "Retry-After"],
         )
     app.add_middleware(metrics.RequestCount)  # around all others
-    of_agents = (searches.router, chat.router, videos.router, page) if gateway.models else ()
+    if gateway.asks:
+        routers = [asks.router, searches.runs, known, page]
+    else:
+        of_agents = [searches.router, searches.runs, chat.router, videos.router, known, page]
+        routers = [*(of_agents if gateway.models else ()), retrieve.router]
     for router in (status, metrics.router):
         app.include_router(router)
-    for router in (*of_agents, retrieve.router):
+    for router in routers:
         app.include_router(router, dependencies=[KEY])
     app.openapi()  # the description is kept, and is of GET; HEAD is the same without a body
     for route in app.routes:

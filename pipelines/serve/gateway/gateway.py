@@ -20,7 +20,7 @@ from pipelines.serve.gateway.handles import LibraryHandle
 from pipelines.serve.gateway.intake import Intake
 from pipelines.serve.gateway.keys import NOBODY_S, ApiKey, Limiter, key_of, read_keys, secret_of
 from pipelines.serve.gateway.runs import SearchRun, SearchRuns
-from pipelines.serve.gateway.schema import CorpusName, SearchBody
+from pipelines.serve.gateway.schema import AskBody, CorpusName, SearchBody
 from pipelines.serve.gateway.words import PromptWords
 from vsr1.episode.environment import PromptError
 from vsr1.retrieval.request import SearchTimeoutError, UnknownVideoError
@@ -36,6 +36,7 @@ class Gateway:
     Args:
         agents: by model the handle of its `AgentReplica`; the first is the default. With none, it only retrieves.
         words: by model its prompt.
+        asks: the agents answer questions about one film, and search nothing.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class Gateway:
         agents: dict[str, Any],
         library: LibraryHandle,
         words: Mapping[str, PromptWords] = MappingProxyType({}),
+        asks: bool = False,
     ) -> None:
+        self.asks = asks
         self.settings, self.library, self.intake = settings, library, Intake(settings, library)
         self._agents = {name: handle.options(stream=True) for name, handle in agents.items()}
         self._words, self.models = words, list(agents)  # that a request may name
@@ -68,14 +71,15 @@ class Gateway:
                     await asyncio.sleep(0.1)
         await asyncio.sleep(HANDED_ON_S)
 
-    async def begin(self, body: SearchBody, request: Request, resumable: bool = False) -> SearchRun:
+    async def begin(self, body: SearchBody | AskBody, request: Request, resumable: bool = False) -> SearchRun:
         """Start a search of this request's key, see `SearchRuns.begin`: what is refused has a status, streamed or not.
 
         Raises:
             ApiError: it was refused.
         """
         key, search_id = self.key_of(request), uuid4().hex
-        if words := self._words.get(body.model or self.models[0]):
+        words = self._words.get(body.model or self.models[0])
+        if words and isinstance(body, SearchBody):
             await asyncio.to_thread(words.check, body.query)
         return await self._runs.begin(search_id, key.name, self._events(search_id, body, key), resumable)
 
@@ -114,7 +118,7 @@ class Gateway:
             raise ApiError("unknown_corpus", f"corpus {name!r} is not served; there are {', '.join(names)}")
         return str(name)
 
-    async def _events(self, search_id: str, body: SearchBody, key: ApiKey) -> AsyncGenerator[Event, None]:
+    async def _events(self, search_id: str, body: SearchBody | AskBody, key: ApiKey) -> AsyncGenerator[Event, None]:
         with self.limiter.within(key):
             model = body.model or self.models[0]
             if model not in self.models:

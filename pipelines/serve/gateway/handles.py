@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from actors.handles import Remote
 from pipelines.serve.gateway.schema import Video, VideoPage
+from vsr1.navigate.files import Question
 from vsr1.retrieval.request import SearchRequest, SearchResult
 
 
@@ -22,3 +23,4 @@ class LibraryHandle(Protocol):
     thumbnail: Remote[[str, str, float], tuple[bytes, str]]
     source: Remote[[str, str], tuple[str, str, str]]
     clip: Remote[[str, str, float, float], tuple[bytes, str]]
+    film: Remote[[str, str], Question]

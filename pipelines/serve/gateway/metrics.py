@@ -99,6 +99,7 @@ def searched(last: Event, failure: ApiError | None) -> None:
     if failure is None:
         usage = last["result"]["usage"]
         SEARCH_SECONDS.observe(usage["seconds"])
-        TURNS.observe(len(last["result"]["turns"]))
+        if "turns" in last["result"]:
+            TURNS.observe(len(last["result"]["turns"]))
         for kind in ("prompt", "text", "latent"):
             TOKENS.labels(kind).inc(usage[f"{kind}_tokens"])

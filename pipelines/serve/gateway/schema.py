@@ -59,6 +59,22 @@ class SearchBody(SearchOptions):
     stream: bool | None = Field(None, description="server-sent events instead of one answer")
 
 
+class AskBody(BaseModel):
+    """A question about one film. A null is as if it were left out."""
+
+    model_config = example(film="test-0000", question="what colour is the ring where a cross is moving up?", budget=8)
+
+    film: str = Field(min_length=1, max_length=500, description="its id, as `/v1/films` lists it")
+    question: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_QUERY)]
+    options: list[Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_QUERY)]] | None = Field(
+        None, max_length=26, description="answers to choose from, as A, B, ...; left out: an answer in words"
+    )
+    budget: float | None = Field(None, ge=0, le=1000, description="of calls into the film; empty: as trained")
+    corpus: str | None = Field(None, description="name of a corpus; may be left out where there is only one")
+    model: str | None = Field(None, description="name of a model; may be left out for the first")
+    stream: bool | None = Field(None, description="server-sent events instead of one answer")
+
+
 class RankedVideo(BaseModel):
     video_id: str
     score: float
@@ -119,6 +135,23 @@ class SearchAnswer(BaseModel):
     model: str
     weight_version: int = Field(description="0 at the start, one more with each swap of the model's weights")
     index_version: str | None
+
+
+class AskAnswer(BaseModel):
+    """`abstained`: the agent does not know; `no_answer`: it ended without one; `partial`: the time limit ended it."""
+
+    id: str
+    status: Literal["answered", "abstained", "no_answer", "partial"]
+    question: str
+    film: str
+    corpus: str
+    answer: str | None = Field(description="a letter where there were options")
+    calls: list[CallTrace]
+    budget: float
+    spent: float = Field(description="of the budget")
+    usage: Usage
+    model: str
+    weight_version: int = Field(description="0 at the start, one more with each swap of the model's weights")
 
 
 class Problem(BaseModel):

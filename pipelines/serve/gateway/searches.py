@@ -15,7 +15,7 @@ from pipelines.serve.gateway.gateway import Served
 from pipelines.serve.gateway.runs import SearchRun
 from pipelines.serve.gateway.schema import SearchAnswer, SearchBody
 
-router = APIRouter(prefix="/v1/search")
+router, runs = APIRouter(prefix="/v1/search"), APIRouter(prefix="/v1/search")
 SearchId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
 LastEvent = Annotated[
     int,
@@ -36,10 +36,10 @@ async def search(body: SearchBody, request: Request, gateway: Served) -> Any:
     `error`; it begins at once, also where the search waits for its turn. The header X-Search-Id names the search to
     `GET /v1/search/{search_id}/events`."""
     run = await gateway.begin(body, request, resumable=bool(body.stream))
-    return _stream(run) if body.stream else await run.result()
+    return sent(run) if body.stream else await run.result()
 
 
-@router.get(
+@runs.get(
     "/{search_id}/events",
     response_class=Response,
     responses={
@@ -55,14 +55,15 @@ async def events(search_id: SearchId, request: Request, gateway: Served, last_ev
         raise ApiError("invalid_request", f"Last-Event-ID: the search has only sent {len(run.events)} events")
     if run.over and last_event_id == len(run.events):
         return Response(status_code=204)
-    return _stream(run, last_event_id)
+    return sent(run, last_event_id)
 
 
-@router.delete("/{search_id}", status_code=204, responses=OF_A_SEARCH)
+@runs.delete("/{search_id}", status_code=204, responses=OF_A_SEARCH)
 async def cancel(search_id: SearchId, request: Request, gateway: Served) -> None:
     """End a streamed search at once; one that is over stays as it is."""
     gateway.run(search_id, request).cancel()
 
 
-def _stream(run: SearchRun, after: int = 0) -> Response:
+def sent(run: SearchRun, after: int = 0) -> Response:
+    """Return the response that sends the events of a run behind one."""
     return server_sent(numbered(run.read(after)), {"X-Search-Id": run.id})

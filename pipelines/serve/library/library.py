@@ -23,7 +23,7 @@ from ray import serve
 from actors.clips import ClipReader, ClipStoreHandle
 from actors.corpus import CorpusActors, start_retrieval
 from actors.retrieval import RetrievalHandle
-from actors.tools import FilmClips, ToolRouterHandle, films_of, start_tools
+from actors.tools import FilmActors, FilmClips, ToolRouterHandle, films_of, start_tools
 from pipelines.data.manifest import VIDEO_EXTENSIONS
 from pipelines.serve.gateway.faults import ApiError
 from pipelines.serve.gateway.schema import Problem, Video, VideoPage
@@ -35,10 +35,11 @@ from vsr1.formats.annotations import AnnotationError
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import value_sha256
 from vsr1.formats.rows import json_rows
+from vsr1.navigate.files import Question, questions_file, read_questions
 from vsr1.navigate.tree import ClipTree
 from vsr1.navigate.video_films import tree_of
 from vsr1.retrieval.added import SOURCE, AddedFolder, LibraryClips
-from vsr1.retrieval.request import SearchRequest, SearchResult
+from vsr1.retrieval.request import SearchRequest, SearchResult, UnknownVideoError
 from vsr1.settings.serving import CorpusConfig
 from vsr1.storage import fetched
 from vsr1.video.clips import ClipFolder, ClipMeta, player_offset
@@ -210,6 +211,56 @@ class LibraryVideos(Mapping[str, tuple[Path, ClipTree]]):
         raise TypeError("the videos of a library are looked up, not counted")
 
 
+class FilmLibraryReplica(LibraryReplica):
+    """A library of long films that questions are asked about, those of a split's questions; nothing searches them."""
+
+    async def __init__(self, config: Config) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._serve, self._actors, self._films = config.serve, dict[str, FilmActors](), dict[str, dict[str, Question]]()
+        for name, corpus in config.serve.corpora.items():
+            questions = read_questions(questions_file(DatasetFolder(corpus.root), corpus.split))
+            self._films[name] = {question.film: question for question in reversed(questions)}
+            own, logs = _config_of(corpus, config), config.run_dir / "logs" / name
+            self._actors[name] = FilmActors(own, corpus.split, sharers=len(config.serve.corpora), logs=logs)
+        self._tools = {name: actors.retrieval for name, actors in self._actors.items()}
+
+    async def check_health(self) -> None:
+        """Raise what ended a router, so that Serve replaces this replica."""
+        for router in self._tools.values():
+            await router.costs.remote()
+
+    async def describe(self) -> dict[str, dict[str, Any]]:
+        """Return of each corpus how many films it has."""
+        return {name: {"videos": len(films), "index_version": ""} for name, films in self._films.items()}
+
+    async def examples(self) -> dict[str, list[str]]:
+        """Return of each corpus the first questions."""
+        return {
+            name: [f"{film}: {question.question}" for film, question in sorted(films.items())[:EXAMPLES]]
+            for name, films in self._films.items()
+        }
+
+    async def parts(self, node: str) -> dict[str, tuple[Any, ClipStoreHandle]]:
+        """Return of each corpus the router of its tools, and its clip store on a node."""
+        return {name: (actors.retrieval, actors.stores.on(node)) for name, actors in self._actors.items()}
+
+    async def videos(self, corpus: str, after: str, limit: int) -> VideoPage:
+        """Return at most `limit` films whose ids come after one."""
+        names = heapq.nsmallest(limit + 1, (film for film in self._films[corpus] if film > after))
+        lengths = {name: self._films[corpus][name].seconds for name in names[:limit]}
+        shown = [Video(video_id=name, status="ready", progress=1, duration=length) for name, length in lengths.items()]
+        return VideoPage(videos=shown, next=names[limit - 1] if len(names) > limit else None)
+
+    async def film(self, corpus: str, film: str) -> Question:
+        """Return a question about a film, which says its length and scenes.
+
+        Raises:
+            UnknownVideoError: there is none.
+        """
+        if film not in self._films[corpus]:
+            raise UnknownVideoError(f"corpus {corpus!r} has no film {film!r}; GET /v1/films lists them")
+        return self._films[corpus][film]
+
+
 class RetrievalReplica(LibraryReplica):
     """A library that can be described and retrieved from, of corpora that need no clips."""
 
@@ -223,6 +274,7 @@ class RetrievalReplica(LibraryReplica):
 
 _ONE: dict[str, Any] = {"name": "library", "num_replicas": 1, "max_ongoing_requests": 64}
 Library: Any = serve.deployment(LibraryReplica, **_ONE)
+FilmLibrary: Any = serve.deployment(FilmLibraryReplica, **_ONE)
 Retrieval: Any = serve.deployment(RetrievalReplica, **_ONE)
 
 

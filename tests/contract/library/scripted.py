@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from ray import serve
 
-from pipelines.serve.agents.searching import OnText, Searching
+from pipelines.serve.agents.playing import OnText
+from pipelines.serve.agents.searching import Searching
 from pipelines.serve.deploy import bind
 from pipelines.serve.gateway.events import Event
 from pipelines.serve.gateway.schema import SearchBody

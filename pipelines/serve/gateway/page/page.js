@@ -1,10 +1,9 @@
 // The page: asks /v1/search for a stream of events and shows each turn as it comes.
 import { ask, button, download, fail, find, headers, make, place, say, span, strip } from "./page.parts.js";
 import { closePlayer, openPlayer } from "./page.player.js";
+import { called, follow, worded } from "./page.stream.js";
 import "./page.library.js";
 
-const TRIES = 6; // to come back to a stream that was cut; the server keeps its search for some seconds
-const PAUSE = 500; // milliseconds between two of them
 const state = { excluded: [], stop: null, corpora: [] };
 
 async function corpora() {
@@ -53,15 +52,6 @@ function newTurn(number) {
   const head = make("div", { className: "head" }, title, badge);
   find("turns-list").append(make("li", { className: "card" }, head, film, calls, details));
   return { number, title, badge, film, calls, text, rankings };
-}
-
-const worded = (word) => word.replaceAll("_", " ");
-
-// One line a call into a long video: what was called, where in seconds, what became of it and what is left.
-function called(event) {
-  const part = event.start === null ? "" : ` ${event.start.toFixed(0)}-${event.end.toFixed(0)} s`;
-  const status = event.status === "ok" ? "" : `, ${worded(event.status)}`;
-  return `${event.tool || "no call"}${part}${event.words ? ` ${event.words}` : ""}${status}; ${event.left} left`;
 }
 
 const SHOW = {
@@ -137,7 +127,7 @@ async function search() {
   say("searching");
   const turns = new Map();
   try {
-    for await (const event of follow(body, signal)) {
+    for await (const event of follow("v1/search", body, signal)) {
       if (event.type === "error") throw new Error(event.message);
       if (event.type === "done") return await show(event.result);
       if (!SHOW[event.type]) continue;
@@ -146,43 +136,6 @@ async function search() {
     }
   } catch (error) {
     fail(error);
-  }
-}
-
-// The events of a search to the last one, also over several connections.
-async function* follow(body, signal) {
-  const sent = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  let answer = await ask("v1/search", { ...sent, signal });
-  const search = answer.headers.get("X-Search-Id");
-  for (let last = 0, tries = 0; ; tries++) {
-    try {
-      answer ||= await ask(`v1/search/${search}/events`, { signal, headers: { "Last-Event-ID": last } });
-      for await (const { id, event } of events(answer.body)) {
-        [last, tries] = [id, 0];
-        yield event;
-      }
-    } catch (error) {
-      if (signal.aborted || error.status < 500) throw error; // the server said no
-    }
-    if (!search || tries === TRIES) throw new Error("the connection broke off before the answer; search again");
-    answer = null;
-    say("the connection broke off; coming back");
-    await new Promise((resolve) => setTimeout(resolve, PAUSE));
-  }
-}
-
-async function* events(stream) {
-  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const blocks = (rest + value).split("\n\n");
-    rest = blocks.pop();
-    for (const block of blocks) {
-      const fields = Object.fromEntries(block.split("\n").map((line) => line.split(/: (.*)/s)));
-      if (fields.data) yield { id: fields.id, event: JSON.parse(fields.data) };
-    }
   }
 }
 

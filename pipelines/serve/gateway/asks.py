@@ -1,0 +1,38 @@
+"""The routes of questions about one film, where the agent navigates and searches nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from pipelines.serve.gateway.answers import ADMITTED, OF_SEARCH, errors
+from pipelines.serve.gateway.gateway import Admitted, Chosen, Served
+from pipelines.serve.gateway.schema import AskAnswer, AskBody, VideoPage
+from pipelines.serve.gateway.searches import sent
+
+router = APIRouter(prefix="/v1")
+ASK_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the answer, or with `stream` its events", "content": {"text/event-stream": {}}},
+    **errors(*OF_SEARCH, "query_too_long", also={"unknown_video": 422}),
+}
+
+
+@router.post("/ask", response_model=AskAnswer, responses=ASK_ANSWERS)
+async def ask(body: AskBody, request: Request, gateway: Served) -> Any:
+    """Answer a question about one film under a budget of calls. With `stream` the answer is server-sent events:
+    reasoning.delta, called, and at the end `done` with the whole answer, or `error`. The header X-Search-Id names it to
+    `/v1/search/{search_id}`, where its events are read again, and where it is ended."""
+    run = await gateway.begin(body, request, resumable=bool(body.stream))
+    return sent(run) if body.stream else await run.result()
+
+
+@router.get("/films", responses=errors("unknown_corpus", "invalid_request", *ADMITTED))
+async def films(
+    gateway: Admitted,
+    corpus: Chosen,
+    after: Annotated[str, Query(max_length=500, description="an id, as in `next`; empty: from the first")] = "",
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> VideoPage:
+    """Return the films of a corpus by id, a page at a time."""
+    return await gateway.library.videos.remote(corpus, after, limit)
