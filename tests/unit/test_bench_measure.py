@@ -87,6 +87,7 @@ def test_every_measurement_has_a_command() -> None:
         "hosts",
         "join",
         "long_search",
+        "navigate_arms",
         "tools",
     }
     refused = CliRunner().invoke(app, ["weights", "--way", "smoke"])

@@ -126,7 +126,8 @@ def test_navigation_is_served_over_the_films_that_questions_name(tmp_path: Path)
     write_long_corpus(DatasetFolder(tmp_path / "data"), {"test": 1}, served.navigate, 0)
     check_served(served)
     here = Capacity((Node(cpus=1, memory_gib=1),), "here", "buy another")
-    assert [role.name for role in serving_plan(served, True, here).roles] == ["gateway, library", "agent", "clip store"]
+    roles = [role.name for role in serving_plan(served, True, here).roles]
+    assert roles == ["gateway, library", "captioner", "answerer", "agent", "clip store"]
     with pytest.raises(ConfigError, match="environment=navigate searches no corpus; leave it out"):
         check_served(served, agents=False)
 

@@ -167,17 +167,16 @@ def _known(view: View) -> dict[Node, bool | None]:
     verdicts = {branch: view.verdict(branch) for branch in view.look_alikes}
     candidates = [branch for branch, verdict in verdicts.items() if verdict is None]
     right = [branch for branch, verdict in verdicts.items() if verdict] or candidates
-    return {right[0]: True} if len(right) == 1 else dict.fromkeys(view.task.tree.roots, False) | verdicts
+    return {right[0]: True} if len(right) == 1 else {root: verdicts.get(root, False) for root in view.task.tree.roots}
 
 
 def _seen(view: View, node: Node) -> str:
     """Return what a caption shows of what is wanted: the shape, what it does, and the detail, of a leaf its colour."""
     doing = next((words for words in DOING.values() if f"{view.shape} {words}" in view.captions[node]), "")
-    colour = re.search(rf"(\w+ ){view.detail}\b", view.captions[node]) if len(node) == LEVELS else None
-    detail = (
-        f", {colour.group(1)}{view.detail}" if colour else f", {view.detail}" if view.shows_detail(node) else ", no"
-    )
-    return f"{name_of(node)} {view.shape} {doing}".rstrip() + detail
+    detail = view.detail if view.shows_detail(node) else "no"
+    if len(node) == LEVELS and (colour := re.search(rf"\w+ {view.detail}\b", view.captions[node])):
+        detail = colour.group()
+    return f"{name_of(node)} {view.shape} {doing}".rstrip() + f", {detail}"
 
 
 def _detours(view: View, goal: Node) -> list[Node]:
