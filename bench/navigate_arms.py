@@ -12,10 +12,7 @@ before is not made again. All play the films of `data.root`, of every length in 
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
@@ -26,7 +23,7 @@ from typing import Any
 from bench.navigate import left_soon
 from bench.navigators import AGENTS
 from bench.optimum import best_accuracy
-from bench.toy.experiment import BenchError, Run, missing, play_all
+from bench.toy.experiment import BenchError, Run, exit_code, missing, play_all
 from vsr1.config import Config
 from vsr1.environments.navigation import toy_splits
 from vsr1.episode.sample import SampleId
@@ -79,16 +76,9 @@ def navigate_arms(
         write_long_corpus(data, toy_splits(config), config.navigate, config.seed)
 
     def make(run: Run, slot: int) -> int:
-        if run.stage == "grpo":  # which does not go on from what a failed run has left
-            shutil.rmtree(folder / run.name, ignore_errors=True)
-        visible = {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {}
         own = [f"seed={run.seed}", f"run_dir={folder / run.name}", *run.own]
         own += [f"model.policy={folder / run.start}"] if run.start else []
-        command = [sys.executable, "-m", "pipelines", run.stage, *arguments, *own]
-        with (folder / f"{run.name}.log").open("a") as log:
-            return subprocess.run(
-                command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | visible, check=False
-            ).returncode
+        return exit_code(run, folder, [sys.executable, "-m", "pipelines", run.stage, *arguments, *own], slot, gpus)
 
     for runs in arm_runs(seeds, policies):
         wanted = missing(runs, folder)

@@ -134,12 +134,7 @@ def bench(shared: Bench, arms: list[str], seeds: range, splits: tuple[str, ...] 
     folder.mkdir(parents=True, exist_ok=True)
 
     def play(run: Run, slot: int) -> int:
-        visible = {"CUDA_VISIBLE_DEVICES": str(slot % shared.gpus)} if shared.gpus else {}
-        if run.stage == "grpo":  # which does not go on from what a failed run has left
-            shutil.rmtree(folder / run.name, ignore_errors=True)
-        with (folder / f"{run.name.replace('/', '-')}.log").open("a") as log:
-            command, env = run.command(shared, folder), os.environ | visible
-            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=env, check=False).returncode
+        code = exit_code(run, folder, run.command(shared, folder), slot, shared.gpus)
         if not code and run.stage in ("eval", "grpo"):
             with _writing, (folder / LINES).open("a") as lines:
                 lines.writelines(json.dumps(line) + "\n" for line in result_lines(folder / run.name))
@@ -230,6 +225,20 @@ def make_data(config: Config) -> None:
 def missing(runs: list[Run], folder: Path) -> list[Run]:
     """Return the runs that have not ended in a folder of runs."""
     return [run for run in runs if not (folder / run.name / RESULTS[run.stage]).exists()]
+
+
+def exit_code(run: Run, folder: Path, command: list[str], slot: int, gpus: int) -> int:
+    """Run the process of a run, with its output in `FOLDER/NAME.log`, and return its exit code.
+
+    Args:
+        slot: place among the runs of one time; it chooses the GPU.
+        gpus: of this machine.
+    """
+    if run.stage == "grpo":  # which does not go on from what a failed run has left
+        shutil.rmtree(folder / run.name, ignore_errors=True)
+    env = os.environ | ({"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {})
+    with (folder / f"{run.name.replace('/', '-')}.log").open("a") as log:
+        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=env, check=False).returncode
 
 
 def play_all(

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from ray.cloudpickle import register_pickle_by_value
 from ray.cluster_utils import Cluster
+from ray_clusters import STORE, joined_cluster
 
 from vsr1.episode.sample import FailedSample
 
@@ -25,14 +25,8 @@ for module in (sys.modules[__name__], scripted_worker, test_fleet_actors):
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head without a place for a member."""
-    ray.shutdown()  # the Ray that other tests share
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
-    ray.init(address=cluster.address, log_to_driver=False)
-    try:
+    with joined_cluster(0) as cluster:
         yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 def _drain(cluster: Cluster, node_id: str) -> None:
@@ -46,12 +40,12 @@ def test_members_move_away_from_a_node_that_leaves_and_come_back_after_one_that_
     cluster: Cluster, tmp_path: Path
 ) -> None:
     for _ in range(2):
-        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        cluster.add_node(num_cpus=1, object_store_memory=STORE)
     stage = Stage(tmp_path, lambda name: ScriptedWorker.options(num_cpus=1).remote(), 2)
     try:
         stage.fleet.push(Learners(), 3)
         stage.fleet.settle()
-        third = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        third = cluster.add_node(num_cpus=1, object_store_memory=STORE)
         [leaver] = [member for member in stage.fleet.members if member.name == "rollout-1"]
         _drain(cluster, leaver.node)
         outcomes = stage.play(*["0.3"] * 40)
@@ -65,7 +59,7 @@ def test_members_move_away_from_a_node_that_leaves_and_come_back_after_one_that_
         cluster.remove_node(third, allow_graceful=False)
         outcomes = stage.play(*["0.3"] * 20)
         assert len(outcomes) == 20 and not any(isinstance(outcome, FailedSample) for outcome in outcomes)
-        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        cluster.add_node(num_cpus=1, object_store_memory=STORE)
         stage.until(lambda: sorted(stage.fleet.serving()) == ["rollout-0", "rollout-2"], 90)
         assert [event["member"] for event in stage.told("healed")] == ["rollout-2"]
     finally:

@@ -1,8 +1,7 @@
 """A run of searches that navigate replays clean, and what was tampered with is named by its stage."""
 
-import json
-import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from vsr1.config import Config
 from vsr1.model.embedder import Embedder
 from vsr1.runs.folder import TRAINING_LOG
 
-from .test_navigate_replay import as_learned, statuses, tokens_of
+from .test_navigate_replay import as_learned, replayed_after, statuses, tokens_of
 
 pytestmark = pytest.mark.timeout(300)
 Row = dict[str, Any]
@@ -58,17 +57,7 @@ def test_an_evaluation_replays_clean_under_each_budget(config: Config) -> None:
 @pytest.fixture
 def tampered(config: Config, tmp_path: Path) -> Callable[[Callable[[Row], None]], Replayed]:
     """Replays the sample that found its moment, after a change of its row."""
-
-    def replayed(change: Callable[[Row], None]) -> Replayed:
-        shutil.copytree(config.run_dir, tmp_path / "run")
-        log = tmp_path / "run" / TRAINING_LOG
-        rows = [json.loads(line) for line in log.read_text().splitlines()]
-        change(rows[0])
-        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        [one] = replay(log, config, sample=0)
-        return one
-
-    return replayed
+    return partial(replayed_after, config, tmp_path)
 
 
 def _judgement(row: Row) -> Row:

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -106,17 +108,18 @@ def test_an_evaluation_replays_clean_under_each_budget(config: Config) -> None:
 @pytest.fixture
 def tampered(config: Config, tmp_path: Path):
     """Replays the sample that looked at a part, after a change of its row."""
+    return partial(replayed_after, config, tmp_path)
 
-    def replayed(change) -> Replayed:
-        shutil.copytree(config.run_dir, tmp_path / "run")
-        log = tmp_path / "run" / TRAINING_LOG
-        rows = [json.loads(line) for line in log.read_text().splitlines()]
-        change(rows[0])
-        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        [one] = replay(log, config, sample=0)
-        return one
 
-    return replayed
+def replayed_after(config: Config, folder: Path, change: Callable[[dict[str, Any]], None]) -> Replayed:
+    """Replay the first sample of training from a copy of the run, after a change of its row."""
+    shutil.copytree(config.run_dir, folder / "run")
+    log = folder / "run" / TRAINING_LOG
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    change(rows[0])
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [one] = replay(log, config, sample=0)
+    return one
 
 
 def _clip(row):

@@ -1,24 +1,18 @@
 """The report page of searches that navigate in a real browser: films, trees, calls, judgements, filters."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from long_search_runs import write_long_search_run
 from playwright.sync_api import Browser, Page, expect
 
-from pipelines.evaluation.report import write_run_report
-
 from .test_report_browser import choose, count, opened
-from .test_report_navigation import open_episode
+from .test_report_navigation import open_episode, page_of
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("long")
-    with ThreadPoolExecutor(1) as thread:  # the browser's event loop runs in this one
-        config = thread.submit(write_long_search_run, folder).result()
-    return write_run_report([config.run_dir]).as_uri()
+    return page_of(write_long_search_run, tmp_path_factory.mktemp("long"))
 
 
 @pytest.fixture

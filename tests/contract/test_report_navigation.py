@@ -1,13 +1,15 @@
 """The report page of a run of navigation in a real browser: tree, calls, spend, looks, filters, groups."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from navigate_runs import write_navigation_run
 from playwright.sync_api import Browser, Page, expect
 
 from pipelines.evaluation.report import write_run_report
+from vsr1.config import Config
 from vsr1.report.metric_rows import DASH
 
 from .test_report_browser import choose, count, opened
@@ -15,9 +17,13 @@ from .test_report_browser import choose, count, opened
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("navigate")
+    return page_of(write_navigation_run, tmp_path_factory.mktemp("navigate"))
+
+
+def page_of(write: Callable[[Path], Config], folder: Path) -> str:
+    """Return the address of the report page of a run that is written into a folder."""
     with ThreadPoolExecutor(1) as thread:  # the browser's event loop runs in this one
-        config = thread.submit(write_navigation_run, folder).result()
+        config = thread.submit(write, folder).result()
     return write_run_report([config.run_dir]).as_uri()
 
 

@@ -14,6 +14,7 @@ import ray
 from ray.cloudpickle import register_pickle_by_value
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray_clusters import STORE, joined_cluster
 
 from actors.places import placed
 from actors.retrieval import RetrievalHandle, RetrievalService
@@ -34,7 +35,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(290)]
 for module in (sys.modules[__name__], scripted_worker, test_fleet_actors, test_retrieval_actors):
     register_pickle_by_value(module)  # actors cannot import these files
 
-SAMPLES, STORE = 60, 80 * 2**20
+SAMPLES = 60
 
 
 class SearchingWorkerActor(ScriptedWorkerActor):
@@ -65,17 +66,10 @@ class Store:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head with the driver, a node for rollout workers, and one for the library."""
-    ray.shutdown()  # the Ray that other tests share
     for name, value in SOON.items():
         monkeypatch.setenv(name, value)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE})
-    cluster.add_node(num_cpus=1, object_store_memory=STORE, labels={"pool": "rollouts"})
-    ray.init(address=cluster.address, log_to_driver=False)
-    try:
+    with joined_cluster(0, {"num_cpus": 1, "labels": {"pool": "rollouts"}}) as cluster:
         yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 def library(cluster: Cluster) -> Any:

@@ -22,7 +22,7 @@ from vsr1.settings.navigate import NavigateConfig
 from vsr1.settings.parts import AgentConfig
 
 from .test_gateway import Handle, Service, code
-from .test_searching import ScriptedReply, use
+from .test_searching import scripted, use
 
 FILM = Question(question_id="q", film="long", seconds=2000.0, question="?", answer="red")
 LOOK = "<think>in</think><tool>caption(1,1)</tool>"
@@ -32,17 +32,11 @@ ANSWER = "<think>red</think><answer>red</answer>"
 def play(*texts: str, limit_s: float = 10.0, **body: Any) -> list[Event]:
     """Return the events of a question whose turns say these texts; one that has none of its own never ends."""
 
-    async def reply_to(prompt: Any, turn: int, agent: AgentConfig, on_text: Any) -> Any:
-        if turn > len(texts):
-            await asyncio.sleep(3600)
-        on_text(texts[turn - 1])
-        return ScriptedReply(texts[turn - 1])
-
     async def events() -> list[Event]:
         asked = AskBody(film="long", question="which colour?", **body)
         agent, names = AgentConfig(refinement="none"), ("id", "toy", "small")
         asking = Asking(asked, FILM, agent, names, 7, limit_s, NavigateConfig())
-        return [event async for event in asking.events(use, reply_to)]
+        return [event async for event in asking.events(use, scripted(texts))]
 
     return asyncio.run(events())
 

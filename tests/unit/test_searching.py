@@ -1,12 +1,14 @@
 """A served search without an engine: what its answer says when the time ends it in the middle."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipelines.serve.agents.playing import ReplyTo
 from pipelines.serve.agents.searching import Searching
 from pipelines.serve.gateway.events import Event
 from pipelines.serve.gateway.schema import SearchBody
@@ -49,6 +51,18 @@ async def use(call: ToolCall) -> ToolResult:
     return ToolResult(f"seen {call.node}")
 
 
+def scripted(texts: Sequence[str]) -> ReplyTo:
+    """Return a policy whose turns say these texts; one that has none of its own never ends."""
+
+    async def reply_to(prompt: Any, turn: int, agent: AgentConfig, on_text: Any) -> Any:
+        if turn > len(texts):
+            await asyncio.sleep(3600)
+        on_text(texts[turn - 1])
+        return ScriptedReply(texts[turn - 1])
+
+    return reply_to
+
+
 def play(*texts: str, limit_s: float = 10.0, long: bool = False, **body: Any) -> list[Event]:
     """Events of a search whose turns say these texts; one that has no text of its own never ends.
 
@@ -59,17 +73,11 @@ def play(*texts: str, limit_s: float = 10.0, long: bool = False, **body: Any) ->
     async def load(video_id: str) -> Clip:
         return replace(await clip(video_id), length=2000.0) if long else await clip(video_id)
 
-    async def reply_to(prompt: Any, turn: int, agent: AgentConfig, on_text: Any) -> Any:
-        if turn > len(texts):
-            await asyncio.sleep(3600)
-        on_text(texts[turn - 1])
-        return ScriptedReply(texts[turn - 1])
-
     async def events() -> list[Event]:
         agent = AgentConfig(refinement="none")
         navigate = NavigateConfig() if long else None
         searching = Searching(SearchBody(query="a ring", **body), agent, ("id", "toy", "small"), 7, limit_s, navigate)
-        return [event async for event in searching.events(search, load, reply_to, use if long else None)]
+        return [event async for event in searching.events(search, load, scripted(texts), use if long else None)]
 
     return asyncio.run(events())
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 
 from pipelines.serve.gateway.answers import ADMITTED, OF_SEARCH, errors
-from pipelines.serve.gateway.gateway import Admitted, Chosen, Served
-from pipelines.serve.gateway.schema import AskAnswer, AskBody, VideoPage
+from pipelines.serve.gateway.gateway import Served
+from pipelines.serve.gateway.schema import AskAnswer, AskBody
 from pipelines.serve.gateway.searches import sent
+from pipelines.serve.gateway.videos import videos
 
 router = APIRouter(prefix="/v1")
 ASK_ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -27,12 +28,10 @@ async def ask(body: AskBody, request: Request, gateway: Served) -> Any:
     return sent(run) if body.stream else await run.result()
 
 
-@router.get("/films", responses=errors("unknown_corpus", "invalid_request", *ADMITTED))
-async def films(
-    gateway: Admitted,
-    corpus: Chosen,
-    after: Annotated[str, Query(max_length=500, description="an id, as in `next`; empty: from the first")] = "",
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-) -> VideoPage:
-    """Return the films of a corpus by id, a page at a time."""
-    return await gateway.library.videos.remote(corpus, after, limit)
+router.add_api_route(
+    "/films",
+    videos,
+    name="films",
+    description="Return the films of a corpus by id, a page at a time.",
+    responses=errors("unknown_corpus", "invalid_request", *ADMITTED),
+)

@@ -5,20 +5,14 @@ from collections.abc import Iterator
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray_clusters import joined_cluster
 
 
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     """Two nodes of one CPU each, so that an actor that takes one is alone on its node; the driver is on one."""
-    ray.shutdown()  # the Ray that other tests share
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
-    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, labels={"pool": "far"})
-    ray.init(address=cluster.address, log_to_driver=False)
-    try:
+    with joined_cluster(1, {"num_cpus": 1, "labels": {"pool": "far"}}) as cluster:
         yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 @pytest.fixture(scope="package")
