@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import faiss
-import numpy as np
 
 from pipelines.data.manifest import Announce
 from vsr1.formats.annotations import AnnotationError
+from vsr1.formats.arrays import read_array
 from vsr1.formats.dataset import TRAIN, DatasetFolder
 from vsr1.formats.rows import json_rows
 from vsr1.video.clips import ClipError, ClipMeta, clip_file, clip_storage, read_meta
@@ -160,8 +160,8 @@ def _clip_fault(clips: Path, video_id: str, row: ClipMeta) -> str | None:
     if clip_storage(row) == "compact":
         return None
     try:
-        shape = np.load(path, mmap_mode="r").shape
-    except (ValueError, EOFError) as error:
+        shape = read_array(path, mapped=True).shape
+    except ValueError as error:
         return f"not a whole array ({error})"
     return None if shape[0] == row["output_num_frames"] else f"{shape[0]} frames, its row says otherwise"
 
@@ -175,7 +175,7 @@ def _lines(path: Path) -> int:
 
 
 def _rows(path: Path) -> int:
-    return int(np.load(path, mmap_mode="r").shape[0])
+    return int(read_array(path, mapped=True).shape[0])
 
 
 def _json(path: Path) -> Any:

@@ -20,6 +20,7 @@ import numpy as np
 from pipelines.data.manifest import Announce, BuildError
 from pipelines.data.workers import Columns, RayWorkers
 from vsr1.config import Config
+from vsr1.formats.arrays import read_array
 from vsr1.formats.atomic import replacing, write_json
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.formats.digest import file_sha256, weights_fingerprint
@@ -227,7 +228,7 @@ def forget_refusals(batches: list[Batch]) -> None:
 
 def joined(batches: list[Batch]) -> np.ndarray:
     """Return the vectors of batches in their order, float32 [n, dim], and delete parts of others of their kind."""
-    vectors = [np.load(batch.part, allow_pickle=False) for batch in batches]
+    vectors = [read_array(batch.part) for batch in batches]
     needed = {path for batch in batches for path in (batch.part, batch.refusals)}
     for path in batches[0].part.parent.iterdir():
         if path not in needed:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import faiss
-import numpy as np
 
 from pipelines.data.clips import ClipRow, clip_key
 from pipelines.data.embed import Batch, Item, Kind, cut_items, joined
@@ -21,6 +20,7 @@ from pipelines.data.records import Ranking, grpo_records, hard_negatives, pool_r
 from pipelines.data.steps import UNANSWERED, Facts, Files, Step
 from pipelines.data.teacher.reasoning import teacher_settings, write_reasoning
 from vsr1.config import Config
+from vsr1.formats.arrays import read_array
 from vsr1.formats.atomic import read_lines
 from vsr1.formats.dataset import TRAIN, DatasetFolder
 from vsr1.formats.digest import lines_sha256, value_sha256
@@ -86,7 +86,7 @@ class SplitSteps:
         files = [folder.video_embeddings(split), folder.docid2row(split), folder.embedding_settings(split)]
 
         def make() -> Files:
-            videos = np.load(folder.video_embeddings(split), mmap_mode="r", allow_pickle=False)
+            videos = read_array(folder.video_embeddings(split), mapped=True)
             index = faiss.IndexFlatIP(videos.shape[1])
             index.add(videos)
             place = folder.index(split)
@@ -149,7 +149,7 @@ class SplitSteps:
     def rankings(self) -> list[Ranking]:
         """Rankings of the vectors on disk, made when the first step asks for them; deep enough for every step."""
         folder, data, split = self.folder, self.config.data, self.manifest.split
-        queries, videos = np.load(folder.query_embeddings(split)), np.load(folder.video_embeddings(split))
+        queries, videos = read_array(folder.query_embeddings(split)), read_array(folder.video_embeddings(split))
         return rank_videos(self.manifest, queries, videos, max(data.hard_negatives, data.grpo_negatives))
 
     @property

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from vsr1.config import Config
 from vsr1.environments.registry import environment_of
 from vsr1.footprint import (
@@ -21,6 +19,7 @@ from vsr1.footprint import (
     shard_memory,
     video_tokens,
 )
+from vsr1.formats.arrays import read_array
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.settings.parts import EngineConfig
 from vsr1.storage import fetched
@@ -90,7 +89,7 @@ def _corpora(config: Config) -> list[tuple[int, int]]:
     """Return number and width of the vectors of each split that is there."""
     folder = DatasetFolder(config.data.root)
     files = [folder.video_embeddings(split) for split in config.data.splits]
-    return [np.load(file, mmap_mode="r").shape for file in files if file.is_file()]
+    return [read_array(file, mapped=True).shape for file in files if file.is_file()]
 
 
 def largest_pass(config: Config, stage: Literal["sft", "grpo"], layers: int) -> Pass:

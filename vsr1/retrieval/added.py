@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vsr1.formats.arrays import read_array
 from vsr1.formats.atomic import replacing, write_json
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.corpus import Corpus, make_catalogue
@@ -225,7 +226,7 @@ def with_added(corpus: Corpus, added: AddedFolder, embedder: str) -> Corpus:
     rows = {video_id: row for row, video_id in enumerate(built) if video_id not in removed}
     if not videos and len(rows) == len(built):
         return corpus
-    vectors = [np.load(added.video(video_id) / "vector.npy", allow_pickle=False) for video_id in videos]
+    vectors = [read_array(added.video(video_id) / "vector.npy") for video_id in videos]
     for video_id, vector in zip(videos, vectors, strict=True):
         if vector.shape != (corpus.catalogue.dim,):
             raise RetrievalError(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vsr1.formats.arrays import read_array
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.request import RetrievalError, UnknownVideoError
 
@@ -108,7 +109,7 @@ def load_corpus(embeddings: Path, docid2row: Path) -> tuple[Catalogue, np.ndarra
         if not path.is_file():
             raise RetrievalError(f"corpus file {path} does not exist; build the dataset, embeddings included, first")
     pairs = json.loads(docid2row.read_text(encoding="utf-8"), object_pairs_hook=list)
-    stored = np.load(embeddings, mmap_mode="r", allow_pickle=False)
+    stored = read_array(embeddings, mapped=True)
     is_mapping = isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs)
     if not is_mapping or stored.ndim != 2 or not np.issubdtype(stored.dtype, np.floating):
         raise RetrievalError(

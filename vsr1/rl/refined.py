@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
+from vsr1.formats.arrays import read_array
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.model.attention import LayerOptions
 from vsr1.model.embedder import Embedder
@@ -40,7 +40,7 @@ class VideoVectors:
 
 def load_vectors(folder: DatasetFolder, split: str) -> VideoVectors:
     """Return the corpus vectors for the retrieval loss."""
-    matrix = torch.from_numpy(np.load(folder.video_embeddings(split), allow_pickle=False))
+    matrix = torch.from_numpy(read_array(folder.video_embeddings(split)))
     rows = json.loads(folder.docid2row(split).read_text(encoding="utf-8"))
     return VideoVectors(torch.nn.functional.normalize(matrix, dim=-1), rows)
 

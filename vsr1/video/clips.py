@@ -16,6 +16,7 @@ from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
+from vsr1.formats.arrays import read_array
 from vsr1.formats.atomic import replacing, write_lines
 from vsr1.settings.data import DataConfig
 from vsr1.storage import fetched
@@ -311,8 +312,7 @@ class ClipFolder:
 def _frames(path: Path, row: ClipMeta) -> np.ndarray:
     if clip_storage(row) == "compact":
         return read_frames(path, row.get("output_compact_sha256"))
-    with path.open("rb") as handle:
-        return np.lib.format.read_array(handle, allow_pickle=False)
+    return read_array(path)
 
 
 def read_meta(folder: Path) -> dict[str, ClipMeta]:
