@@ -92,7 +92,6 @@ def pretrain(
     if start is None and not (policy_steps and embedder_steps):
         raise ValueError("a model of no steps is taken from another folder; name it with --start")
     torch.manual_seed(seed)
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
     words = train_tokenizer(vocabulary_texts(seed)) if start is None else start
     embedder_model, embedder_processor = new_embedder(words, seed)
     policy, policy_processor = new_policy(words, seed)
@@ -181,9 +180,15 @@ def held_out_loss(policy: VideoSearchPolicy, processor: ClipProcessor, films: li
 
 def _reply_loss(policy: VideoSearchPolicy, rows: list[Row], films: list[Film]) -> torch.Tensor:
     """Return the mean token loss of the rows' responses; their clips number the films."""
-    states = run_rows(policy.model, [[row] for row in rows], features_of(policy.model, films))
-    logprobs, _ = token_logprobs(policy, states, rows)
+    with _half(policy.device):
+        states = run_rows(policy.model, [[row] for row in rows], features_of(policy.model, films))
+        logprobs, _ = token_logprobs(policy, states, rows)
     return -logprobs.mean()
+
+
+def _half(device: torch.device) -> torch.autocast:
+    """Return a context in which a GPU computes in bfloat16, for which it has FlashAttention; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def _train_embedder(embedder: Embedder, train: list[Film], held_out: list[Film], steps: int, seed: int) -> None:
@@ -195,7 +200,8 @@ def _train_embedder(embedder: Embedder, train: list[Film], held_out: list[Film],
         members = next(count for until, count in CURRICULUM if step <= until * steps)
         families = rng.choice(len(train) // FAMILY, BATCH // members, replace=False) * FAMILY
         batch = [train[first + i] for first in families for i in rng.permutation(FAMILY)[:members]]
-        queries = embedder.query_vectors([caption(film.example, rng) for film in batch])
+        with _half(model.device):
+            queries = embedder.query_vectors([caption(film.example, rng) for film in batch])
         scores = queries @ clip_vectors(embedder, batch).T / TEMPERATURE
         target = torch.arange(len(batch), device=scores.device)
         loss = functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target)
@@ -214,7 +220,8 @@ def embedder_recall(embedder: Embedder, films: list[Film]) -> tuple[float, float
     """Return R@1 of the films' queries among all of them, and the share of its errors that stay in the family."""
     embedder.model.eval()
     clips = torch.cat([clip_vectors(embedder, films[i : i + BATCH]) for i in range(0, len(films), BATCH)])
-    queries = embedder.query_vectors([film.example.query for film in films])
+    with _half(embedder.model.device):
+        queries = embedder.query_vectors([film.example.query for film in films])
     embedder.model.train()
     best = (queries @ clips.T).argmax(dim=1).cpu()
     right = torch.arange(len(films))
@@ -280,7 +287,8 @@ def _shown(query: int, rng: np.random.Generator, count: int) -> int:
 
 def clip_vectors(embedder: Embedder, films: list[Film]) -> torch.Tensor:
     rows = [[replace(film.clip_row, clips=(i,))] for i, film in enumerate(films)]
-    states = run_rows(embedder.model, rows, features_of(embedder.model, films))
+    with _half(embedder.model.device):
+        states = run_rows(embedder.model, rows, features_of(embedder.model, films))
     return functional.normalize(states.after_norm[states.ends].float(), dim=-1)
 
 

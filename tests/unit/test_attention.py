@@ -93,6 +93,17 @@ def test_reads_joined_equal_a_call_a_sequence(case: str, request: pytest.Fixture
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("case", ["first pass", "going on"])
+def test_under_autocast_attention_is_that_of_its_dtype(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, asked = _results(*_segments(case)), set[torch.dtype]()
+    monkeypatch.setattr(attention, "_has_flash", lambda _device, dtype: asked.add(dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        results = _results(*_segments(case))
+    assert results[0].dtype == torch.bfloat16 and asked == {torch.bfloat16}
+    for one, other in zip(results, wanted, strict=True):
+        torch.testing.assert_close(one.float(), other, atol=0.03, rtol=0.03)
+
+
 def test_a_gpu_without_flash_attention_goes_the_slower_way_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -100,13 +100,17 @@ class Segments:
         earlier: KeysValues | None,
         scale: float,
     ) -> torch.Tensor:
-        """Return what each token reads, [T, heads, D].
+        """Return what each token reads, [T, heads, D], in the dtype of `torch.autocast` where that is on.
 
         Args:
             query: [T, heads, D].
             key: of this pass, [T, key heads, D]; `value` alike.
             earlier: of the pass before, whose pieces come first.
         """
+        if torch.is_autocast_enabled(query.device.type):
+            half = torch.get_autocast_dtype(query.device.type)
+            query, key, value = query.to(half), key.to(half), value.to(half)
+            earlier = earlier and (earlier[0].to(half), earlier[1].to(half))
         if _has_flash(query.device, query.dtype):
             return _Merged.apply(query, key, value, *(earlier or (None, None)), self._reads, scale)
         keys, values = (
