@@ -236,7 +236,9 @@ def exit_code(run: Run, folder: Path, command: list[str], slot: int, gpus: int) 
     """
     if run.stage == "grpo":  # which does not go on from what a failed run has left
         shutil.rmtree(folder / run.name, ignore_errors=True)
-    env = os.environ | ({"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {})
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(number) for number in range(gpus)]
+    env = os.environ | ({"CUDA_VISIBLE_DEVICES": names[slot % gpus]} if gpus else {})
     with (folder / f"{run.name.replace('/', '-')}.log").open("a") as log:
         return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=env, check=False).returncode
 

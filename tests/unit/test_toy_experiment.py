@@ -13,6 +13,7 @@ from bench.toy.experiment import (
     Run,
     arm_names,
     bench,
+    exit_code,
     missing,
     plan,
     play_all,
@@ -132,6 +133,19 @@ def test_runs_that_fail_are_named_with_their_logs_and_do_not_stop_the_others() -
         for seed in range(5)
         for event in ("begins", "failed" if seed in (1, 3) else "is complete")
     )
+
+
+@pytest.mark.parametrize(("visible", "used"), [(None, ["0", "1", "0"]), ("2,3", ["2", "3", "2"])])
+def test_runs_take_turns_on_the_gpus_that_the_command_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, used: list[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    show = [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"]
+    for slot, number in enumerate(used):
+        assert exit_code(Run(f"run-{slot}", "sft", "sft"), tmp_path, show, slot, 2) == 0
+        assert (tmp_path / f"run-{slot}.log").read_text() == f"{number}\n"
 
 
 def test_an_arm_that_does_not_exist_is_refused_before_anything_runs(tmp_path: Path) -> None:
