@@ -13,11 +13,11 @@ class ExactLengths(LatentLogitsProcessor):
     """Bars the end token and the refine token until a reply is at its limit; there comes the refine token, if any."""
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        left = {row: request.text_limit - len(output) for row, (request, output) in self.requests.items()}
-        last = [row for row, tokens in left.items() if tokens == 1 and self.requests[row][0].depth]
-        short = [row for row, tokens in left.items() if tokens > 0 and row not in last]
-        if short:
-            logits[torch.tensor(short)[:, None], [self.reader.end_token, self.reader.refine_token]] = float("-inf")
+        # Where every row is ours there is no index of rows, whose copy would wait for the GPU at each token.
+        rows = slice(None) if len(self.requests) == len(logits) else list(self.requests)
+        for token in (self.reader.end_token, self.reader.refine_token):
+            logits[rows, token] = float("-inf")
+        last = [row for row, (own, output) in self.requests.items() if own.depth and own.text_limit - len(output) == 1]
         if last:
             logits[last] = float("-inf")
             logits[last, self.reader.refine_token] = 0.0
