@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.handles import RETRIES, Remote
+from actors.handles import RETRIES, Remote, unordered
 from actors.logs import log_to
 from vsr1.video.clip_cache import ClipCache
 from vsr1.video.clips import Clip, ClipReference
@@ -86,7 +86,7 @@ class ClipStoreActor:
         return clip
 
 
-ClipStore: Any = ray.remote(ClipStoreActor)  # Any: the stubs of Ray give a handle no `.remote`
+ClipStore: Any = unordered(ClipStoreActor)
 
 
 class ClipStores:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import ray
 
-from actors.handles import Remote
+from actors.handles import Remote, unordered
 from actors.logs import log_to
 from actors.shards import RECOVERY_PAUSE_S, answer_of_replica
 from vsr1.retrieval.replicas import ShardUnavailableError
@@ -46,7 +45,7 @@ class EmbedderHandle(Protocol):
     embed_queries: Remote[[list[str], list[np.ndarray | None]], np.ndarray]
 
 
-FurtherEmbedder: Any = ray.remote(FurtherEmbedderActor)
+FurtherEmbedder: Any = unordered(FurtherEmbedderActor)
 
 
 class RemoteEmbedder:

@@ -46,6 +46,15 @@ async def answer_when_back(method: Remote[..., Any], *arguments: Any) -> Any:
             await asyncio.sleep(PAUSE_S)
 
 
+def unordered(actor: type, **options: Any) -> Any:
+    """Return the Ray actor of a class whose calls may run in any order, as those of a caller who may be cancelled.
+
+    An actor without threads keeps to the order in which a caller made its calls. One that is cancelled before it is
+    sent leaves a gap, for which such an actor waits 30 s, and then fails all that came after it.
+    """
+    return ray.remote(allow_out_of_order_execution=True, **options)(actor)  # Any: the stubs give a handle no `.remote`
+
+
 def arrived(references: Iterable[Any]) -> list[Any]:
     """Return those of the references whose answers are there now."""
     pending = list(references)

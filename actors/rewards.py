@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import ray
 
-from actors.handles import RETRIES
+from actors.handles import RETRIES, unordered
 from actors.logs import log_to
 from vsr1.episode.rewards import RewardError, Rewards, scored
 from vsr1.episode.sample import FailedSample
@@ -37,4 +37,4 @@ class RewardWorkerHandle(Protocol):
     score: Any
 
 
-RewardWorker: Any = ray.remote(RewardWorkerActor)  # Any: the stubs of Ray give a handle no `.remote`
+RewardWorker: Any = unordered(RewardWorkerActor)

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 from ray.exceptions import ActorDiedError, RayActorError
 
-from actors.handles import Remote
+from actors.handles import Remote, unordered
 from actors.logs import log_to
 from vsr1.retrieval.index import RankTarget, Shard, ShardHits, ShardQueries
 from vsr1.retrieval.replicas import ShardUnavailableError
@@ -62,7 +62,7 @@ class IndexShardActor:
         return self._versions[version]
 
 
-IndexShard: Any = ray.remote(IndexShardActor)
+IndexShard: Any = unordered(IndexShardActor)
 
 
 class ShardHandle(Protocol):

@@ -17,7 +17,7 @@ import ray
 
 from actors.clips import ClipReader, ClipStores
 from actors.corpus import CLIP_BUDGET_SHARE
-from actors.handles import Remote, answer_of
+from actors.handles import Remote, answer_of, unordered
 from actors.logs import log_to
 from actors.places import resources
 from vsr1.config import Config
@@ -188,6 +188,5 @@ class ToolRouterHandle(Protocol):
     costs: Remote[[], dict[str, dict[str, float]]]
 
 
-# Any: the stubs of Ray give a handle no `.remote`.
-Captioner: Any = ray.remote(concurrency_groups={"start": 1})(CaptionerActor)
-ToolRouter: Any = ray.remote(max_concurrency=EPISODES, num_cpus=0)(ToolRouterActor)
+Captioner: Any = unordered(CaptionerActor, concurrency_groups={"start": 1})
+ToolRouter: Any = unordered(ToolRouterActor, max_concurrency=EPISODES, num_cpus=0)

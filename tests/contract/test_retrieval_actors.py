@@ -15,12 +15,17 @@ import ray
 from ray.cloudpickle import register_pickle_by_value
 from ray.exceptions import RayActorError
 
+from actors.clips import ClipStore
+from actors.embedders import FurtherEmbedder
 from actors.retrieval import RetrievalHandle, RetrievalService, load_embedder
+from actors.rewards import RewardWorker
+from actors.shards import IndexShard
+from actors.tools import Captioner, ToolRouter
 from vsr1.config import Config
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.retrieval.added import AddedFolder, AddedVideo
 from vsr1.retrieval.request import QueryEmbedder, RetrievalError, SearchRequest
-from vsr1.settings.parts import ModelConfig
+from vsr1.settings.parts import ModelConfig, RetrievalConfig
 
 from .faiss_folder import write_faiss
 
@@ -331,3 +336,28 @@ def test_a_service_that_cannot_start_says_why(config: Config, tmp_path: Path) ->
         ray.get(service.search.remote(SearchRequest("a")))
     with pytest.raises(RayActorError, match=r"retrieval\.shards=41 is more than the 40 videos"):
         start(config, shards=41)
+
+
+@ray.remote(num_cpus=0)
+def _late() -> str:
+    time.sleep(60)
+    return "version"
+
+
+def test_a_call_that_is_cancelled_before_it_is_sent_holds_nobody_up() -> None:
+    """As when a client goes away: Ray cancels what its search has asked for, sent or not."""
+    shard = IndexShard.options(num_cpus=0).remote("shard", RetrievalConfig(), 1, False)
+    ray.get(shard.load.remote("version", np.arange(VIDEOS), np.eye(VIDEOS, dtype=np.float32)))
+    late = _late.remote()
+    cancelled = shard.unload.remote(late)
+    answer = shard.unload.remote("version")
+    ray.cancel(cancelled)
+    began = time.monotonic()
+    assert ray.get(answer, timeout=40) is None and time.monotonic() - began < 10
+    ray.cancel(late, force=True)
+    ray.kill(shard)
+
+
+@pytest.mark.parametrize("actor", [Captioner, ClipStore, FurtherEmbedder, IndexShard, RewardWorker, ToolRouter])
+def test_every_actor_that_episodes_ask_takes_calls_in_any_order(actor: Any) -> None:
+    assert actor._default_options["allow_out_of_order_execution"]
