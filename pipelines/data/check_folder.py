@@ -40,7 +40,7 @@ class _FolderCheck:
             return 0
         try:
             return reader(path)
-        except (ValueError, RuntimeError, EOFError) as error:  # what json, numpy and faiss raise on a damaged file
+        except (ValueError, RuntimeError) as error:  # what json, arrays and faiss raise on a damaged file
             self.faults.append(f"{name} cannot be read: {str(error).splitlines()[0]}")
             return 0
 

@@ -1,6 +1,7 @@
 """Reading .npy files: what NumPy writes comes back, what is no whole array is refused, in many threads as in one."""
 
 import ast
+import contextlib
 import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,19 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, mapped: bool) -> None:
     for length in range(len(whole.getvalue())):
         (tmp_path / "a.npy").write_bytes(whole.getvalue()[:length])
         with pytest.raises(ValueError):
+            read_array(tmp_path / "a.npy", mapped)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_header_with_any_byte_changed_is_refused_or_read(tmp_path: Path, mapped: bool) -> None:
+    """As a dtype that there is none of: no error but the one that callers know."""
+    whole = io.BytesIO()
+    np.save(whole, np.arange(9, dtype=np.float32))
+    for place in range(whole.getvalue().index(b"\n")):
+        damaged = bytearray(whole.getvalue())
+        damaged[place] ^= 1
+        (tmp_path / "a.npy").write_bytes(damaged)
+        with contextlib.suppress(ValueError):
             read_array(tmp_path / "a.npy", mapped)
 
 

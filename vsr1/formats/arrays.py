@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 
 _HEADER = re.compile(
-    rb"\{'descr': '([^']+)', 'fortran_order': (True|False), 'shape': \(((?:\d+, ?)*(?:\d+)?),?\),? ?\} *\n"
+    rb"\{'descr': '([<>|=](?:b1|[iu][1248]|f[248]|c8|c16))', 'fortran_order': (True|False), "
+    rb"'shape': \(((?:\d+, ?)*(?:\d+)?),?\),? ?\} *\n"
 )
 
 
@@ -32,9 +33,7 @@ def read_array(path: Path, mapped: bool = False) -> np.ndarray:
         if header is None:
             raise ValueError("its header is not that of an array of numbers")
         descr, fortran, sizes = header.groups()
-        dtype = np.dtype(descr.decode("latin-1"))
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects")
+        dtype = np.dtype(descr.decode())
         shape = tuple(int(size) for size in sizes.replace(b",", b" ").split())
         order: Literal["C", "F"] = "F" if fortran == b"True" else "C"
         if mapped:
