@@ -102,9 +102,9 @@ async def _rounds(work: LearnerWork, push: PushWork, folder: Path, learner: _Ran
         gpu_memory_utilization=push.memory,
         logits_processor=EXACT_LENGTHS,
     )
+    layout = await learner.call("layout")  # before the engine, which takes what others allocate beside it for its own
     engine = await PolicyEngine.start(folder / "policy", config, device=device(), dtype=dtype_name())
     try:
-        layout = await learner.call("layout")
         if push.way == "nccl":
             port = free_port()
             learner.send("join", [port] * work.ranks)

@@ -133,6 +133,21 @@ def cached_requests(config: Config, memory: dict[str, Parts]) -> dict[str, int]:
     return counts
 
 
+def unsized(config: Config) -> list[str]:
+    """Return a line if Stage 2's engines share GPUs and their cache has no size.
+
+    To find what is left for it, vLLM measures how the used memory of the whole GPU grows while it starts, and a learner
+    rank beside it grows then too.
+    """
+    engine, share = config.rollout.engine, config.cluster.rollout.gpus
+    if config.model.device == "cpu" or not 0 < share < 1 or engine.kv_cache_gib or engine.kv_blocks:
+        return []
+    return [
+        f"a rollout worker has a share of a GPU (cluster.rollout.gpus={share:g}), and vLLM takes what a learner rank "
+        "allocates there meanwhile for its own, so its cache needs a size: set rollout.engine.kv_cache_gib"
+    ]
+
+
 def too_small(config: Config, memory: dict[str, Parts]) -> list[str]:
     """Return a line for each engine that holds no request of the greatest length, so that vLLM would not start it."""
     counts = cached_requests(config, memory)

@@ -28,6 +28,7 @@ from pipelines.machine.memory import (
     cached_requests,
     gpu_memory,
     too_small,
+    unsized,
 )
 from pipelines.machine.nodes import TOLERANCE, Capacity, capacity
 from pipelines.machine.packing import Gpu, has_labels, place, rooms_of
@@ -264,7 +265,7 @@ def placement_plan(config: Config, stage: Stage, available: Capacity) -> Plan:
     cached = cached_requests(config, memory).items()
     caption = "; ".join(f"the cache of a {role} holds {count} requests of its max_model_len" for role, count in cached)
     roles = tuple(replace(role, memory=memory.get(role.name, {})) for role in roles)
-    faults = tuple(too_small(config, memory))
+    faults = (*too_small(config, memory), *(unsized(config) if stage == "grpo" else []))
     return Plan(titles[stage], roles, available, config.model.device == "cuda", caption, faults)
 
 

@@ -158,6 +158,7 @@ def test_without_gpus_nothing_computes_on_cuda() -> None:
     ):
         placement_plan(config, "grpo", ROOMY).check()
     shares = [f"cluster.{role}.gpus=0.3" for role in ("learner", "rollout", "retrieval")] + ["grpo.learner.ranks=1"]
+    shares.append("rollout.engine.kv_cache_gib=2")
     placement_plan(load_config(None, ["model.device=cuda", *shares]), "grpo", ROOMY).check()
 
 

@@ -92,6 +92,13 @@ def test_two_learner_ranks_on_one_gpu_are_refused() -> None:
     assert "two learner ranks would share a GPU" in line and "raise cluster.learner.gpus above 0.5" in line
 
 
+def test_an_engine_that_shares_its_gpu_with_the_learner_has_a_cache_of_a_size() -> None:
+    config = load_config(CONFIGS / "recipes/one-gpu.yaml", ["rollout.engine.kv_cache_gib=null"])
+    [line] = placement_plan(config, "grpo", planned_capacity(config)).shortages()
+    assert "cluster.rollout.gpus=0.3" in line and line.endswith("set rollout.engine.kv_cache_gib")
+    assert not placement_plan(config, "eval", planned_capacity(config)).shortages()
+
+
 def test_shares_of_gpus_are_of_one_gpu_each() -> None:
     rooms = rooms_of([Node(cpus=8, gpus=2, memory_gib=8)])
     most = PlacedResources(cpus=1, gpus=0.6, memory_gib=1)

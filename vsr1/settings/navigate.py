@@ -82,10 +82,10 @@ class NavigateConfig(Section):
         300.0, ge=16, description="search_then_navigate: seconds of the longest video that is judged by one look"
     )
     free_turns: int = Field(3, ge=0, description="replies without a new call or an answer before the episode ends")
-    toy_minutes: list[Annotated[float, Field(ge=10, le=120)]] = Field(
+    toy_minutes: list[Annotated[float, Field(ge=10, le=480)]] = Field(
         [12], min_length=1, description="lengths of the films that toy.create makes, in turn"
     )
-    toy_test_minutes: list[Annotated[float, Field(ge=10, le=120)]] = Field(
+    toy_test_minutes: list[Annotated[float, Field(ge=10, le=480)]] = Field(
         [], description="lengths of the films of other splits than train, in turn; empty: as toy_minutes"
     )
     rewards: NavigateRewardConfig = NavigateRewardConfig()

@@ -1,4 +1,4 @@
-"""The long toy world: films of 10 to 120 minutes, stitched from toy films, with a question about one of their leaves.
+"""The long toy world: films of 10 minutes to 8 hours, stitched from toy films, with a question about one of their leaves.
 
 Every leaf of the clip tree is one toy film, so frames are real and known at any second. A part of the first level is a
 scene: one shape that does one thing all the time, in changing colours. Leaves may show a detail, another shape, in
@@ -30,7 +30,7 @@ from vsr1.toy.render import render
 from vsr1.toy.world import COLOURS, DOING, MOTIONS, SHAPES, Event, Film, ToyWorldError, describe
 from vsr1.video.clips import Clip
 
-SHORTEST_MINUTES, LONGEST_MINUTES = 10, 120
+SHORTEST_MINUTES, LONGEST_MINUTES = 10, 480
 DROPPED = 0.2  # share of the second level's captions that do not say what the scene's shape does
 DETAILS = 0.3  # share of leaves with a detail that nobody asks for
 NAMED = 3  # nodes that a search names
@@ -177,7 +177,7 @@ def make_long_film(film: str, minutes: float, seed: int) -> LongFilm:
     """Make a film of about so many minutes: its leaves have whole seconds.
 
     Raises:
-        ToyWorldError: a length outside 10 to 120 minutes.
+        ToyWorldError: a length outside 10 to 480 minutes.
     """
     if not SHORTEST_MINUTES <= minutes <= LONGEST_MINUTES:
         raise ToyWorldError(f"a long film has {SHORTEST_MINUTES} to {LONGEST_MINUTES} minutes, not {minutes:g}")
