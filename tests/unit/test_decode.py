@@ -1,5 +1,6 @@
 """Sampling of real, generated video files. Frame i of a generated video has the gray level `level(i)`."""
 
+import errno
 import pickle
 from fractions import Fraction
 from itertools import pairwise
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr1.video.container import VideoError
+from vsr1.video.container import VideoError, open_video, timed_frames, upright
 from vsr1.video.decode import frame_indices, probe_video, sample_video, shrunk_size
+from vsr1.video.faults import work_on
 
 WIDTH, HEIGHT = 64, 48
 MILLISECOND = Fraction(1, 1000)
@@ -77,6 +79,26 @@ def test_a_long_video_is_spread_over_its_whole_length(tmp_path: Path, name: str,
     assert not got.even_pad_applied
     assert got.duration == pytest.approx(40.25, abs=0.3)
     assert got.raw_fps == pytest.approx(4, abs=0.05)
+
+
+def test_a_video_is_decoded_without_threads_of_its_own(tmp_path: Path) -> None:
+    """A thread a core in each of many processes is more than a machine of many cores lets start."""
+    path = write_video(tmp_path / "a.mp4", every(250, 9), size=(320, 240))
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = threads()
+    container, stream = open_video(path)
+    with container:
+        for _, _, frame in timed_frames(path, container, stream):
+            upright(frame)
+            assert threads() == before
+
+
+def test_what_the_system_refuses_for_now_is_no_fault_of_the_video(tmp_path: Path) -> None:
+    with pytest.raises(BlockingIOError), work_on(tmp_path / "a.mp4"):
+        raise av.BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
 
 def test_an_odd_count_repeats_the_last_frame(tmp_path: Path) -> None:

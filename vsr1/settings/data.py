@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -73,7 +74,11 @@ class DataConfig(Section):
     max_failed_fraction: float = Field(0.0, ge=0, le=1, description="share of videos without a clip a build tolerates")
     hard_negatives: int = Field(50, ge=1, description="nearest wrong videos kept for each training query")
     grpo_negatives: int = Field(24, ge=1)
-    decode_workers: int = Field(2, ge=1)
+    decode_workers: int = Field(
+        default_factory=lambda: min(16, max(2, os.cpu_count() or 2)),
+        ge=1,
+        description="videos decoded at one time, each by one thread; empty: one for each core here, 2 to 16",
+    )
     embed_workers: int = Field(1, ge=1)
     embed_batch: int = Field(32, ge=1, description="most queries or clips embedded at one time")
     embed_batch_mib: int = Field(

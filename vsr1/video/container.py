@@ -76,6 +76,9 @@ def check_file(path: Path) -> None:
 def open_video(path: Path, formats: str | None = None) -> tuple[InputContainer, VideoStream]:
     """Open a file: its container, which the caller closes, and the video stream that players show.
 
+    It is decoded by one thread, as many processes decode at a time: FFmpeg's own choice is a thread for each core in
+    every one of them, and where they are too many the system starts no more.
+
     Args:
         formats: names of the container formats that may be read, with commas between; None allows all.
 
@@ -93,7 +96,9 @@ def open_video(path: Path, formats: str | None = None) -> tuple[InputContainer, 
         container.close()
         raise VideoError(path, "is a picture, not a video" if is_picture else "has no video stream")
     best = container.streams.best("video")
-    return container, next((stream for stream in streams if best and stream.index == best.index), streams[0])
+    shown = next((stream for stream in streams if best and stream.index == best.index), streams[0])
+    shown.thread_count = 1
+    return container, shown
 
 
 def stated_lengths(container: InputContainer, stream: VideoStream) -> tuple[Fraction | None, Fraction | None]:
@@ -227,7 +232,7 @@ def upright(frame: VideoFrame) -> np.ndarray:
 
     The display matrix of the container takes x and y of a pixel, counted right and down, to (ax + cy, bx + dy).
     """
-    pixels = frame.to_ndarray(format="rgb24")
+    pixels = frame.to_ndarray(format="rgb24", threads=1)
     matrix = _display_matrix(frame)
     if matrix is None:
         return pixels

@@ -13,6 +13,7 @@ from vsr1.video.container import VideoError
 
 OF_MACHINE = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
+    errno.EAGAIN,  # the system starts no more threads or processes
 }  # fmt: skip
 OUT_OF_MEMORY = ("OutOfMemoryError", "AcceleratorError")  # of torch, which is not imported here
 
