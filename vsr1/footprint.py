@@ -1,7 +1,7 @@
 """How much memory of a GPU a role takes, reckoned from the sizes of its models and from its settings; pure arithmetic.
 
-Within 10 % of what the learner took on an H100 in the runs of docs/performance.md, which `tests/unit/test_footprint.py`
-has. Of one layer and token, backward needs the results of the products and what they were made of. For the 2B shape
+Within 10 % of what learner, engine, query embedder and shard took on an H100, which `tests/unit/test_footprint.py` has.
+Of one layer and token, backward needs the results of the products and what they were made of. For the 2B shape
 (hidden 2,048, queries 2,048, keys 1,024, inside 6,144) in bfloat16:
 
     residual, o, down   3 x 2,048
@@ -21,6 +21,10 @@ from typing import Any
 GIB = 2**30
 MASTER_BYTES = 12  # of a trained parameter in bfloat16: a float32 copy and Adam's two moments
 FAISS_WORK_GIB = 1.5  # that `StandardGpuResources` takes of a large GPU before any search
+CONTEXT_GIB = 0.5  # of CUDA, in each process
+GRAPHS_GIB = 0.9  # of an engine beside weights and cache, beyond its share: graphs, and what it computes with
+BUFFERS = 3  # of DeepSpeed, each of at most `BUFFER` numbers: two to reduce gradients, one to gather weights
+BUFFER = 5e8
 SCORE_BYTES = 8  # of a scored word and vocabulary entry: logits, their float32 copy, gradients
 GPU_GIB = {"H200": 141, "H100": 80, "B200": 180, "A100": 40, "L40S": 48, "L4": 24, "A10G": 24}  # least that is sold
 
@@ -119,9 +123,17 @@ Parts = dict[str, float]  # GiB by what they are for
 
 
 def learner_memory(
-    policy: ModelShape, embedder: ModelShape, largest: Pass, *, ranks: int = 1, zero_stage: int = 1, size: int = 2
+    policy: ModelShape,
+    embedder: ModelShape,
+    largest: Pass,
+    *,
+    ranks: int = 1,
+    zero_stage: int = 1,
+    size: int = 2,
 ) -> Parts:
-    """Return the memory of a rank at its peak, in GiB.
+    """Return the memory that a rank uses at its peak, in GiB.
+
+    PyTorch keeps more than that: 9 GiB more where it was measured, which it gives back before it fails.
 
     Args:
         size: bytes of a number of the models: 2 of bfloat16, 4 of float32, whose weights are their own master.
@@ -140,6 +152,7 @@ def learner_memory(
         "gradients": 0.0 if largest.is_alone else trained * size / shared["g"],
         "activations": size * (largest.tokens * (layers + inputs + rolled) + merged),
         "scores": float(SCORE_BYTES * policy.words * largest.words),
+        "buffers": BUFFERS * min(BUFFER, trained) * size,
     }
     return {name: value / GIB for name, value in parts.items()}
 
@@ -152,7 +165,8 @@ def engine_memory(policy: ModelShape, share: float, gpu_gib: float, *, kv_gib: f
         kv_gib: size of that cache, where it is set.
     """
     weights = policy.parameters * size / GIB
-    return {"weights": weights, "key-value cache": share * gpu_gib - weights if kv_gib is None else kv_gib}
+    cache = share * gpu_gib - weights if kv_gib is None else kv_gib
+    return {"weights": weights, "key-value cache": cache, "context": CONTEXT_GIB, "graphs": GRAPHS_GIB}
 
 
 def kv_token_bytes(policy: ModelShape, size: int = 2) -> int:
@@ -162,7 +176,7 @@ def kv_token_bytes(policy: ModelShape, size: int = 2) -> int:
 
 def retrieval_memory(embedder: ModelShape, size: int = 2) -> Parts:
     """Return the memory of the query embedder, in GiB."""
-    return {"weights": embedder.parameters * size / GIB}
+    return {"weights": embedder.parameters * size / GIB, "context": CONTEXT_GIB}
 
 
 def index_gib(vectors: int, width: int) -> float:
@@ -172,7 +186,7 @@ def index_gib(vectors: int, width: int) -> float:
 
 def shard_memory(vectors: int, width: int, shards: int) -> Parts:
     """Return the memory of a GPU that a shard takes there, in GiB: its vectors and the room in which FAISS works."""
-    return {"vectors": index_gib(vectors, width) / shards, "work": FAISS_WORK_GIB}
+    return {"vectors": index_gib(vectors, width) / shards, "work": FAISS_WORK_GIB, "context": CONTEXT_GIB}
 
 
 def video_tokens(frames: int, pixels: int, patch: int = 16, merge: int = 2) -> int:

@@ -36,6 +36,7 @@ KNOWN = (  # pattern in the type and the message of an error, and what it means
         "Ray's object store is full: raise cluster.object_store_gib, or give the container a larger /dev/shm",
     ),
 )
+ADVICE = "For further information visit"  # last line of a pydantic error, as of vLLM's configuration
 _FRAME = re.compile(r'File "(.+?)", line \d+, in .+\n\s+(.*)')
 _OWN_ERROR = re.compile(rf"^(?:ray\S+: )?(?:{'|'.join(OWN_PACKAGES)})\.[\w.]+: (.+)$", re.MULTILINE)
 
@@ -76,7 +77,8 @@ def last_line(text: str) -> str:
     """Return the last line of a traceback or message that says something: an error of ours before that of a library."""
     if own := _OWN_ERROR.findall(text):
         return str(own[-1]).strip()
-    return ([line.strip() for line in text.splitlines() if line.strip()] or [text])[-1]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(ADVICE)]
+    return (lines or [text])[-1]
 
 
 def _raised_by_us(error: BaseException) -> bool:

@@ -56,6 +56,8 @@ def test_the_reason_in_a_traceback_is_our_own_error_and_not_the_advice_after_it(
     assert last_line(LOADED) == "the clip of video 'gone_0002' is not in /d/train"
     assert last_line("Traceback:\n  File 3\nKeyError: 'meta'\n") == "KeyError: 'meta'"
     assert last_line("one line") == "one line"
+    text = "1 validation error for ModelConfig\n  Value error, too long\n    For further information visit https://x"
+    assert last_line(text) == "Value error, too long"
 
 
 @pytest.mark.parametrize(

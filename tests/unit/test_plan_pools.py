@@ -46,7 +46,7 @@ def test_an_engine_of_a_pool_takes_a_gpu_and_its_memory_is_shown(tmp_path: Path,
     roles = {role.name: role.memory for role in whole.roles}
     assert roles["captioner"] == roles["answerer"]
     assert roles["captioner"]["weights"] == pytest.approx(WEIGHTS_8B, rel=0.02)
-    assert sum(roles["captioner"].values()) == pytest.approx(0.9 * 80)
+    assert roles["captioner"]["weights"] + roles["captioner"]["key-value cache"] == pytest.approx(0.9 * 80)
     assert f"{roles['captioner']['key-value cache']:.1f}" in text(whole)
 
 
@@ -67,7 +67,7 @@ def test_pools_that_do_not_fit_are_refused_with_their_keys(tmp_path: Path) -> No
     assert f"hold no request of {engine}.max_model_len=32768: raise {engine}.gpu_memory_utilization" in lines[0]
     over = plan(tmp_path, "navigate", f"{engine}.kv_cache_gib=90").shortages()
     ways = f"lower {engine}.gpu_memory_utilization or {engine}.kv_cache_gib"
-    assert over == [f"a GPU of 80 GiB would hold 106 of {role} GiB: {ways}" for role in ("answerer", "captioner")]
+    assert over == [f"a GPU of 80 GiB would hold 108 of {role} GiB: {ways}" for role in ("answerer", "captioner")]
 
 
 def test_a_shard_on_a_gpu_takes_its_share_and_the_memory_of_its_vectors(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_shard_on_a_gpu_takes_its_share_and_the_memory_of_its_vectors(tmp_path
     two.check()
     assert two.total("gpus") == pytest.approx(1 + 0.2 + 2 * 0.3)
     [memory] = [role.memory for role in two.roles if role.name == "retrieval shard"]
-    assert memory == {"vectors": pytest.approx(7.63, abs=0.01), "work": 1.5}
+    assert memory == {"vectors": pytest.approx(7.63, abs=0.01), "work": 1.5, "context": 0.5}
     whole = plan(tmp_path, "search", *options, "retrieval.shards=1", "cluster.nodes.any.gpu_memory_gib=12").shortages()
     assert any("17 of retrieval shard" in line and "by more retrieval.shards" in line for line in whole), whole
 

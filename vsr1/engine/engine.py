@@ -24,11 +24,11 @@ from vsr1.batching import Batcher
 from vsr1.engine.gate import Gate, PushError
 from vsr1.engine.latent_table import MAX_DEPTH
 from vsr1.engine.options import BYTES, engine_options, set_environment, video_inputs
-from vsr1.engine.plugin import ENGINE_ARCHITECTURE, register
+from vsr1.engine.plugin import ENGINE_ARCHITECTURE, check_installed, register
 from vsr1.engine.request import LatentRequest, ReplyReader
 from vsr1.episode.environment import Prompt, PromptError
 from vsr1.episode.trajectory import FinishReason
-from vsr1.model.checkpoint import policy_sizes
+from vsr1.model.checkpoint import CheckpointError, policy_sizes
 from vsr1.model.manifest import Manifest
 from vsr1.model.processor import ClipProcessor
 from vsr1.settings.parts import EngineConfig
@@ -82,14 +82,21 @@ class PolicyEngine:
         """Load a policy checkpoint into a new engine process.
 
         Raises:
-            CheckpointError: the folder is not a policy checkpoint.
+            CheckpointError: the folder is not a policy checkpoint, or is not made for sequences of `max_model_len`.
+            RuntimeError: vsr1 is not installed here, but read from a folder of sources.
         """
+        check_installed()
+        sizes = policy_sizes(folder, allow_bin=allow_bin)
+        if config.max_model_len > sizes.positions:
+            raise CheckpointError(
+                f"rollout.engine.max_model_len={config.max_model_len}, and the policy in {folder} was made for "
+                f"sequences of {sizes.positions} tokens: lower it"
+            )
         set_environment(config, device)
         register()
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        sizes = policy_sizes(folder, allow_bin=allow_bin)
         overrides = {
             "architectures": [ENGINE_ARCHITECTURE],
             "refine_dim": sizes.latent,

@@ -1,8 +1,20 @@
 """Entry point `vllm.general_plugins`: each vLLM process, engine processes included, learns the policy's model class."""
 
+from importlib.metadata import entry_points
+
 from vsr1 import compat
 
 ENGINE_ARCHITECTURE = "VideoSearchPolicy"
+PLUGINS = "vllm.general_plugins"
+
+
+def check_installed() -> None:
+    """Raise a `RuntimeError` where vLLM's processes do not find `register`: a folder of sources has no entry points."""
+    if not any(point.value.startswith(__name__) for point in entry_points(group=PLUGINS)):
+        raise RuntimeError(
+            "vLLM finds the policy's model class by an entry point of the installed package, and vsr1 is not installed "
+            "in this Python: `pip install --no-deps -e .` in its folder"
+        )
 
 
 def register() -> None:

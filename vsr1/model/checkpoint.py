@@ -32,12 +32,13 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class PolicySizes:
-    """H, R and E of a policy folder, and the rows of its word table."""
+    """H, R and E of a policy folder, the rows of its word table, and the tokens of its longest sequence."""
 
     hidden: int
     latent: int
     embedder: int
     vocabulary: int
+    positions: int
 
 
 def weight_files(folder: Path, *, allow_bin: bool = False) -> list[Path]:
@@ -118,7 +119,7 @@ def policy_sizes(folder: Path, *, allow_bin: bool = False, embedder_width: int |
         faults.append(f"the heads make soft tokens of width {embedder}, the embedder takes {embedder_width}")
     if faults:
         raise CheckpointError(f"{folder} does not fit the policy: " + "; ".join(faults))
-    return PolicySizes(hidden, latent, embedder, rows)
+    return PolicySizes(hidden, latent, embedder, rows, int(config.text_config.max_position_embeddings))
 
 
 def load_policy(

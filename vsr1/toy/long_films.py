@@ -1,4 +1,4 @@
-"""The long toy world: films of 10 minutes to 8 hours, stitched from toy films, with a question about one of their leaves.
+"""The long toy world: films of 10 minutes to 8 hours, stitched from toy films, with a question about one leaf.
 
 Every leaf of the clip tree is one toy film, so frames are real and known at any second. A part of the first level is a
 scene: one shape that does one thing all the time, in changing colours. Leaves may show a detail, another shape, in
