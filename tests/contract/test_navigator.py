@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(300)
 def test_the_shipped_navigator_answers_questions_about_new_films(tmp_path: Path) -> None:
     settings = [
         f"run_dir={tmp_path / 'run'}", f"data.root={tmp_path / 'data'}", "model.policy=checkpoints/toy/navigate",
-        "data.splits=[test]", "toy.train=1", "toy.val=0", "toy.test=10", "navigate.toy_minutes=[12,120]",
+        "data.splits=[test]", "toy.train=2", "toy.val=0", "toy.test=10", "navigate.toy_minutes=[12,120]",
         "navigate.eval_budgets=[2,16]", "seed=5",
     ]  # fmt: skip
     command = [sys.executable, "-m", "pipelines", "eval", "-c", "configs/navigate.yaml", *settings]
