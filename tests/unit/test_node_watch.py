@@ -65,7 +65,7 @@ def test_what_stands_still_for_too_long_is_ended_and_told_of_whoever_started_it(
     watch.look(began)
     watch.look(began + 999)
     assert watch.notices() == []
-    watch.look(began + 1000)
+    watch.look(began + 1001)  # a sum of exactly 1,000 s more may be rounded down
     [notice] = watch.notices()
     reason = f"process {victim.pid} stood still for 1000 s (fleet.stopped_s)"
     assert (notice.name, notice.pid, notice.is_gone, notice.reason) == ("worker", parent.pid, False, reason)
