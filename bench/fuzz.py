@@ -25,10 +25,10 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
-from pipelines.machine.resources import cores
 from pipelines.serve.library import sandbox
 from vsr1.retrieval.added import SOURCE
 from vsr1.settings.data import DataConfig
+from vsr1.settings.parts import cores
 from vsr1.settings.serving import UploadConfig
 from vsr1.video.clips import ClipFolder
 

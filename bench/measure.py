@@ -21,7 +21,8 @@ from typing import Any
 
 import psutil
 
-from pipelines.machine.resources import GIB, cores
+from pipelines.machine.resources import GIB
+from vsr1.settings.parts import cores
 
 DIGITS = 4  # significant ones of a number in a line
 

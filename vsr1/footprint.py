@@ -123,13 +123,7 @@ Parts = dict[str, float]  # GiB by what they are for
 
 
 def learner_memory(
-    policy: ModelShape,
-    embedder: ModelShape,
-    largest: Pass,
-    *,
-    ranks: int = 1,
-    zero_stage: int = 1,
-    size: int = 2,
+    policy: ModelShape, embedder: ModelShape, largest: Pass, *, ranks: int = 1, zero_stage: int = 1, size: int = 2
 ) -> Parts:
     """Return the memory that a rank uses at its peak, in GiB.
 

@@ -9,10 +9,10 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.machine.resources import GIB, MachineError, cores, free_memory_gib, ray_address
+from pipelines.machine.resources import GIB, MachineError, free_memory_gib, ray_address
 from vsr1.config import Config
 from vsr1.footprint import GPU_GIB
-from vsr1.settings.parts import ClusterConfig, Node
+from vsr1.settings.parts import ClusterConfig, Node, cores
 
 TOLERANCE = 1e-6  # sums of fractions of a CPU are not exact
 _ANSWER_LIMIT_S = 10.0

@@ -67,11 +67,6 @@ def ray_address(address: str | None) -> str:
     return address or os.environ.get("RAY_ADDRESS", "local")
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use: fewer than the machine's when it is pinned."""
-    return len(os.sched_getaffinity(0))
-
-
 def free_memory_gib(cgroup: Path = _CGROUP) -> float:
     """Return the memory that new processes can take, in GiB: what the kernel or, if less, the control group leaves."""
     available = psutil.virtual_memory().available

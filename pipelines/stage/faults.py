@@ -77,7 +77,7 @@ def last_line(text: str) -> str:
     """Return the last line of a traceback or message that says something: an error of ours before that of a library."""
     if own := _OWN_ERROR.findall(text):
         return str(own[-1]).strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(ADVICE)]
+    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith(ADVICE)]
     return (lines or [text])[-1]
 
 

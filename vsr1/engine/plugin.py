@@ -5,12 +5,11 @@ from importlib.metadata import entry_points
 from vsr1 import compat
 
 ENGINE_ARCHITECTURE = "VideoSearchPolicy"
-PLUGINS = "vllm.general_plugins"
 
 
 def check_installed() -> None:
     """Raise a `RuntimeError` where vLLM's processes do not find `register`: a folder of sources has no entry points."""
-    if not any(point.value.startswith(__name__) for point in entry_points(group=PLUGINS)):
+    if not any(point.value.startswith(__name__) for point in entry_points(group="vllm.general_plugins")):
         raise RuntimeError(
             "vLLM finds the policy's model class by an entry point of the installed package, and vsr1 is not installed "
             "in this Python: `pip install --no-deps -e .` in its folder"

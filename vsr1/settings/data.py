@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from vsr1.settings.parts import AbsolutePath, ChatModelConfig, Section
+from vsr1.settings.parts import AbsolutePath, ChatModelConfig, Section, cores
 
 
 class TeacherConfig(ChatModelConfig):
@@ -75,9 +74,9 @@ class DataConfig(Section):
     hard_negatives: int = Field(50, ge=1, description="nearest wrong videos kept for each training query")
     grpo_negatives: int = Field(24, ge=1)
     decode_workers: int = Field(
-        default_factory=lambda: min(16, max(2, os.cpu_count() or 2)),
+        default_factory=lambda: min(16, max(2, cores())),
         ge=1,
-        description="videos decoded at one time, each by one thread; empty: one for each core here, 2 to 16",
+        description="videos decoded at one time, each by one thread; by default one for each core here, 2 to 16",
     )
     embed_workers: int = Field(1, ge=1)
     embed_batch: int = Field(32, ge=1, description="most queries or clips embedded at one time")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -44,6 +45,11 @@ AbsolutePath = Annotated[
 ]
 LocalPath = Annotated[AbsolutePath, BeforeValidator(_no_url)]  # of what is not fetched from a URL
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator takes
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use: fewer than the machine's when it is pinned."""
+    return len(os.sched_getaffinity(0))
 
 
 class Section(BaseModel):

@@ -44,8 +44,7 @@ def _write(source: Path, target: Path, start: float, end: float) -> None:
         stream.codec_context.time_base = Fraction(1, TICKS)
         for (time, frame, _), (until, _, _) in pairwise(chain([first], pictures, [(end, *first[1:])])):
             turned = VideoFrame.from_ndarray(np.ascontiguousarray(upright(frame)), format="rgb24")
-            size = {"width": stream.width, "height": stream.height}
-            picture = turned.reformat(**size, format="yuv420p", threads=1)
+            picture = turned.reformat(stream.width, stream.height, "yuv420p", threads=1)
             picture.pts, picture.time_base = _ticks(time - start), Fraction(1, TICKS)
             for packet in stream.encode(picture):
                 packet.duration = _ticks(until - start) - _ticks(time - start)
