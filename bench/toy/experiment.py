@@ -37,11 +37,8 @@ FURTHER = {"longer", "ceiling"}  # arms that are more of Stage 1
 RESULTS = {  # what a stage that ended leaves
     "pretrain": "model.json", "data": "data.json", "sft": "checkpoints/sft", "eval": "eval.json", "grpo": "after.json",
 }  # fmt: skip
-# Models of the benchmark in `run_dir`/models, by folder: a verifier that has seen few films, and another embedder.
-MODELS = {
-    "policy": ("--policy-steps", "1200", "--corpora", "6", "--embedder-steps", "0"),
-    "black/embedder": ("--policy-steps", "0", "--corpora", "8", "--seed", "1"),
-}
+# Another embedder than the shipped one, in `run_dir`/models, by folder.
+MODELS = {"black/embedder": ("--policy-steps", "0", "--corpora", "8", "--seed", "1")}
 LINES = "lines.jsonl"
 APART_S = 1.0  # between starts: two Rays that start at one time can find the same port free
 _writing = Lock()
@@ -154,9 +151,9 @@ def sources(settings: dict[str, Config], folder: Path) -> tuple[list[Run], list[
     Args:
         settings: of every arm.
     """
-    named = {path for config in settings.values() for path in (config.model.policy, config.model.embedder)}
+    named = {config.model.embedder for config in settings.values()}
     models = [
-        Run(f"models/{name}".removesuffix("/embedder").removesuffix("/policy"), "pretrain", STAGE_1, own=options)
+        Run(f"models/{name}".removesuffix("/embedder"), "pretrain", STAGE_1, own=options)
         for name, options in MODELS.items()
         if folder / "models" / name in named
     ]

@@ -1,7 +1,9 @@
 """A run of searches that navigate replays clean, and what was tampered with is named by its stage."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,15 @@ import pytest
 from long_search_runs import write_long_search_run
 
 from pipelines.evaluation.replay.command import Replayed, replay
+from pipelines.evaluation.replay.long_search import LongSearchStages
+from pipelines.evaluation.replay.sources import Sources
+from pipelines.evaluation.replay.stages import Tolerances
+from pipelines.train.environments import training_of
 from vsr1.config import Config
 from vsr1.model.embedder import Embedder
 from vsr1.runs.folder import TRAINING_LOG
+from vsr1.runs.trajectories import read_log
+from vsr1.search_then_navigate.record import is_judgement
 
 from .test_navigate_replay import as_learned, replayed_after, statuses, tokens_of
 
@@ -30,6 +38,7 @@ def config(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Con
         model={"policy": policy_folder, "embedder": embedder, "device": "cpu", "dtype": "float32"},
         rollout={"transfer": "file"},
         eval={"split": "test", "top_k": 3},
+        grpo={"group_size": 3, "negatives": 1, "objective": {"balance_verdicts": True}},
         retrieval={"top_k": 3, "shards": 1},
     )
     return as_learned(config)
@@ -43,6 +52,22 @@ def test_training_replays_clean_to_the_loss(config: Config) -> None:
             "clip", "prompt", "parse", "retrieval", "calls", "rewards", "advantage", "logprobs", "grpo",
         ]  # fmt: skip
         assert set(statuses(one).values()) == {"ok"}, one.findings
+
+
+def test_judgements_weigh_as_in_training(config: Config) -> None:
+    """The loss of so small a step hardly depends on it: the advantages of a group add up to nothing."""
+    rows = list(read_log(config.run_dir / TRAINING_LOG))
+    rows[0].trajectory.task = replace(rows[0].trajectory.task, gt_video="another")  # four wrong looks to two right ones
+    judged = [[is_judgement(turn) for turn in row.trajectory.turns] for row in rows]
+    stages = LongSearchStages(Sources(config, config.agent, config.run_dir, is_training=True), Tolerances(0.0, 0.0))
+    credits = [row.credits for row in rows]
+    learned = training_of(config).examples([row.trajectory for row in rows], credits, config)
+    replayed, recorded = (
+        [credit.tokens for turns, kinds in zip(step, judged, strict=True) for credit in compress(turns, kinds)]
+        for step in (stages._weighed(rows), credits)
+    )
+    assert replayed == [example.sampled.advantage for example in learned[: len(replayed)]]
+    assert sorted({now / then for now, then in zip(replayed, recorded, strict=True)}) == pytest.approx([0.75, 1.5])
 
 
 def test_an_evaluation_replays_clean_under_each_budget(config: Config) -> None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +15,7 @@ from navigate_runs import Ids, write_navigation_run
 from pipelines.evaluation.replay.command import STAGES, Replayed, replay
 from pipelines.evaluation.replay.sources import Sources
 from pipelines.evaluation.replay.stages import Tolerances
+from pipelines.train.environments import training_of
 from vsr1.config import Config
 from vsr1.formats.atomic import write_lines
 from vsr1.model.processor import ClipProcessor, pair_marks
@@ -63,16 +63,15 @@ def as_learned(config: Config) -> Config:
         sources = Sources(config, config.agent, config.run_dir, is_training=is_training)
         loss, stages = sources.loss(0), STAGES[config.environment](sources, Tolerances(0.0, 0.0))
         rows = list(read_log(log))
-        examples = []
         for row in rows:
             for place, turn in enumerate(row.trajectory.turns):
-                credit = row.credits[place] if row.credits else Credit(0.0, 0.0)
-                example = stages._turn_example(row.trajectory, place, credit)
+                example = stages._turn_example(row.trajectory, place, Credit(0.0, 0.0))
                 with torch.no_grad():
                     turn.response_logprobs = loss.logprobs([[example]]).tolist()
-                examples.append(replace(example, sampled=replace(example.sampled, logprobs=turn.response_logprobs)))
         write_trajectories(log, rows)
         if is_training:
+            episodes = [row.trajectory for row in rows]
+            examples = training_of(config).examples(episodes, [row.credits for row in rows], config)
             with torch.no_grad():
                 total = sum(float(loss([[example]], batch_totals(examples))[0]) for example in examples)
             values = {"loss": total, "reward/total": fmean(row.trajectory.reward for row in rows)}

@@ -91,22 +91,21 @@ def test_models_and_corpora_come_before_what_needs_them() -> None:
     settings = {arm: SHARED.settings(arm) for arm in ("sft", "full", "full+black", "text")}
     first, second = sources(settings, folder)
     assert [(run.name, run.stage, run.arm) for run in first] == [
-        ("models", "pretrain", "sft"),
         ("models/black", "pretrain", "sft"),
         ("data-more-none", "data", "full"),
         ("data-few-rules", "data", "sft"),
     ]
-    assert first[3].own == ("seed=0", "agent.refinement=text"), "texts are made where Stage 1 learns from them"
+    assert first[2].own == ("seed=0", "agent.refinement=text"), "texts are made where Stage 1 learns from them"
     assert [run.name for run in second] == ["data-black-none"], "its index needs the other embedder"
     command = first[0].command(SHARED, folder)
-    assert command[command.index("--out") + 1] == str(folder / "models")
-    assert command[-2:] == ["--embedder-steps", "0"]
+    assert command[command.index("--out") + 1] == str(folder / "models" / "black")
+    assert command[command.index("--policy-steps") + 1] == "0"
 
 
 def test_the_ceiling_has_traces_of_the_films_that_stage_2_has_labels_of() -> None:
     settings = {arm: SHARED.settings(arm) for arm in ("sft", "ceiling", "full")}
     first, _ = sources(settings, SHARED.settings().run_dir)
-    assert [run.name for run in first] == ["models", "data-more-rules", "data-few-rules"]
+    assert [run.name for run in first] == ["data-more-rules", "data-few-rules"]
     ceiling, full, few = settings["ceiling"], settings["full"], settings["sft"]
     assert (ceiling.data.root, ceiling.toy) == (full.data.root, full.toy)
     assert full.toy.skip >= few.toy.train, "no film of Stage 1 comes again"

@@ -31,22 +31,28 @@ def trained_examples(
     Args:
         credits: of the turns of each trajectory; `balance_verdicts` weighs those of the tokens.
     """
-    if stage.objective.balance_verdicts:
-        credits = balanced(trajectories, credits)
+    weighed = weighed_credits(trajectories, credits, stage)
     return [
         turn_example(trajectory, place, credit, stage, agent)
-        for trajectory, turns in zip(trajectories, credits, strict=True)
+        for trajectory, turns in zip(trajectories, weighed, strict=True)
         for place, (turn, credit) in enumerate(zip(trajectory.turns, turns, strict=True))
         if is_trained(turn, stage)
     ]
 
 
-def balanced(trajectories: list[SearchTrajectory], credits: list[list[Credit]]) -> list[list[Credit]]:
-    """Return credits whose tokens weigh as much for looks at right videos together as for looks at wrong ones.
+def weighed_credits(
+    trajectories: list[SearchTrajectory], credits: list[list[Credit]], stage: GrpoConfig
+) -> list[list[Credit]]:
+    """Return credits as they are, or with `balance_verdicts` those of tokens weighed by what was looked at.
 
-    With one right look among four, the right one weighs 2 and each wrong one 2/3. Where there is one kind only, nothing
-    changes.
+    Looks at right videos together weigh as much as looks at wrong ones: with one right look among four, the right one
+    weighs 2 and each wrong one 2/3. Where there is one kind only, nothing changes.
+
+    Args:
+        trajectories: all that one step learns from.
     """
+    if not stage.objective.balance_verdicts:
+        return credits
     is_right = [[turn.record.video_id == one.task.gt_video for turn in one.turns] for one in trajectories]
     counts = Counter(chain(*is_right))
     if len(counts) < 2:

@@ -139,6 +139,10 @@ class Stages(ABC):
                 f"{mean:.6g}, the run logged {logged:.6g}"
             )
 
+    def _weighed(self, step: Step) -> list[list[Credit]]:
+        """Return the credits of a step's trajectories as the learner weighs them."""
+        return [self._credits(member) for member in step]
+
     def _credits(self, logged: LoggedTrajectory) -> list[Credit]:
         if not self._sources.is_training:
             raise NotChecked("an evaluation trains on nothing")
@@ -182,10 +186,10 @@ class Stages(ABC):
         parts = [
             [
                 self._example(member.trajectory, place, credit)
-                for place, credit in enumerate(self._credits(member))
+                for place, credit in enumerate(credits)
                 if is_trained(member.trajectory.turns[place], config.grpo)
             ]
-            for member in step
+            for member, credits in zip(step, self._weighed(step), strict=True)
         ]
         totals = batch_totals([example for part in parts for example in part])
         with torch.no_grad():
