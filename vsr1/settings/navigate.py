@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from vsr1.settings.parts import ChatModelConfig, Section
 
 ToolName = Literal["caption", "video_qa", "look", "find"]
+SHORTEST_MINUTES, LONGEST_MINUTES = 10, 480  # of a film of the long toy world
+ToyMinutes = list[Annotated[float, Field(ge=SHORTEST_MINUTES, le=LONGEST_MINUTES)]]
 
 
 class NavigateRewardConfig(Section):
@@ -82,10 +84,10 @@ class NavigateConfig(Section):
         300.0, ge=16, description="search_then_navigate: seconds of the longest video that is judged by one look"
     )
     free_turns: int = Field(3, ge=0, description="replies without a new call or an answer before the episode ends")
-    toy_minutes: list[Annotated[float, Field(ge=10, le=480)]] = Field(
+    toy_minutes: ToyMinutes = Field(
         [12], min_length=1, description="lengths of the films that toy.create makes, in turn"
     )
-    toy_test_minutes: list[Annotated[float, Field(ge=10, le=480)]] = Field(
+    toy_test_minutes: ToyMinutes = Field(
         [], description="lengths of the films of other splits than train, in turn; empty: as toy_minutes"
     )
     rewards: NavigateRewardConfig = NavigateRewardConfig()

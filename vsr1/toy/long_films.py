@@ -26,11 +26,11 @@ from vsr1.navigate.calls import ToolCall, ToolResult, node_clip
 from vsr1.navigate.ranking import ranked_nodes
 from vsr1.navigate.record import NavigateTask
 from vsr1.navigate.tree import LEVELS, ClipTree, Node, tree_width
+from vsr1.settings.navigate import LONGEST_MINUTES, SHORTEST_MINUTES
 from vsr1.toy.render import render
 from vsr1.toy.world import COLOURS, DOING, MOTIONS, SHAPES, Event, Film, ToyWorldError, describe
 from vsr1.video.clips import Clip
 
-SHORTEST_MINUTES, LONGEST_MINUTES = 10, 480
 DROPPED = 0.2  # share of the second level's captions that do not say what the scene's shape does
 DETAILS = 0.3  # share of leaves with a detail that nobody asks for
 NAMED = 3  # nodes that a search names
