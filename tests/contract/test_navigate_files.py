@@ -1,10 +1,11 @@
 """Files of others, in their schema: CG-Bench annotations, captions and training rows of LongVideo-R1; and our own."""
 
 import json
+import re
 
 import pytest
 
-from vsr1.episode.sample import SampleId
+from vsr1.episode.sample import SampleId, hashed_seed
 from vsr1.formats.dataset import DatasetFolder
 from vsr1.navigate.calls import parse_reply
 from vsr1.navigate.files import (
@@ -20,8 +21,10 @@ from vsr1.navigate.files import (
     records_file,
     write_rows,
 )
+from vsr1.navigate.record import drawn_budget
 from vsr1.settings.navigate import NavigateConfig
 from vsr1.toy.long_corpus import LongFilms, write_long_corpus
+from vsr1.toy.navigators import play, reader
 
 ANNOTATION = {
     "qid": 7, "video_uid": "film_a", "question": "Who opens the gate?", "choices": ["a child", "a guard", "nobody"],
@@ -130,6 +133,27 @@ def test_the_toy_world_is_written_and_read(tmp_path):
         record.reply.endswith(f"<answer>{question.answer}</answer>")
         for record, question in zip(records, questions, strict=True)
     )
+
+
+def test_half_of_the_records_are_told_with_the_seconds_of_a_longer_recording(tmp_path):
+    folder, settings = DatasetFolder(tmp_path), NavigateConfig(toy_minutes=[12])
+    write_long_corpus(folder, {"train": 12}, settings, 1)
+    films, clocks = LongFilms.of_split(folder, "train", 4).films, []
+    for record in read_records(records_file(folder)):
+        film = films[record.question_id]
+        budget = drawn_budget(settings.budgets, hashed_seed(1, "records"), film.film)
+        _, shown = play(film, film.task(SampleId(film.film), budget), settings, reader)
+        [length] = re.findall(r"has (\d+) seconds", record.history[0])
+        before = int(length) - int(film.seconds)
+        for told, said in zip(record.history[::2], shown, strict=True):
+            assert re.sub(r"\d+", "#", told) == re.sub(r"\d+", "#", said)
+            for seconds in (r"\[(\d+)-", r"-(\d+)\]", r"[\],] (\d+) [a-z]"):  # of parts, and of what a leaf shows
+                now, then = ([int(number) for number in re.findall(seconds, text)] for text in (told, said))
+                assert now == [number + before for number in then]
+            assert re.findall(r"Left: \d+|^[\d,]+ ", told, re.M) == re.findall(r"Left: \d+|^[\d,]+ ", said, re.M)
+        clocks.append(before)
+        assert 0 <= before <= 480 * 60 - film.seconds
+    assert 0 < clocks.count(0) < len(clocks)
 
 
 def test_films_that_are_not_trained_on_may_have_other_lengths(tmp_path):

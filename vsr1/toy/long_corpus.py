@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from vsr1.navigate.calls import ToolCall, ToolResult, clip_node
 from vsr1.navigate.files import Question, Record, questions_file, records_file, write_rows
 from vsr1.navigate.record import drawn_budget
 from vsr1.navigate.tree import ClipTree
-from vsr1.settings.navigate import NavigateConfig
+from vsr1.settings.navigate import LONGEST_MINUTES, NavigateConfig
 from vsr1.toy.long_films import LongFilm, make_long_film
 from vsr1.toy.navigators import play, reader
 from vsr1.toy.render import write_mp4
@@ -24,6 +25,7 @@ from vsr1.video.clips import Clip
 
 FRAMES_PER_SECOND = 2  # of videos: events last seconds
 MODEL = "toy captioner 1"  # changes with what it says
+_SECONDS = re.compile(r"(?<=\[)\d+(?=-)|(?<=-)\d+(?=\])|(?<=has )\d+(?= seconds)|(?:(?<=\] )|(?<=, ))\d+(?= [a-z])")
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,18 @@ def _question(film: LongFilm) -> Question:
 
 
 def _record(film: LongFilm, settings: NavigateConfig, seed: int) -> Record:
-    """Return the record of an episode of the reader, under a budget as a training draws it."""
+    """Return the record of an episode of the reader, under a budget as a training draws it.
+
+    Every second film is told as the end of a recording of up to 8 hours, whose seconds begin long before it: a policy
+    that has seen the seconds of short films only does not read those of long ones.
+    """
     budget = drawn_budget(settings.budgets, hashed_seed(seed, "records"), film.film)
     trajectory, shown = play(film, film.task(SampleId(film.film), budget), settings, reader)
     replies = [turn.text for turn in trajectory.turns]
-    history = [text for pair in zip(shown, replies, strict=True) for text in pair][:-1]
+    rng = np.random.default_rng(hashed_seed(seed, "clocks", film.film))
+    before = int(rng.integers(LONGEST_MINUTES * 60 - int(film.seconds) + 1)) * int(rng.integers(2))
+    told = [_SECONDS.sub(lambda found: str(int(found[0]) + before), text) for text in shown]
+    history = [text for pair in zip(told, replies, strict=True) for text in pair][:-1]
     return Record(question_id=film.film, history=history, reply=replies[-1], whole=True)
 
 
