@@ -37,8 +37,8 @@ FURTHER = {"longer", "ceiling"}  # arms that are more of Stage 1
 RESULTS = {  # what a stage that ended leaves
     "pretrain": "model.json", "data": "data.json", "sft": "checkpoints/sft", "eval": "eval.json", "grpo": "after.json",
 }  # fmt: skip
-# Another embedder than the shipped one, in `run_dir`/models, by folder.
-MODELS = {"black/embedder": ("--policy-steps", "0", "--corpora", "8", "--seed", "1")}
+# Other embedders than the shipped one, each in a folder of `run_dir`/models.
+MODELS = {"black": ("--policy-steps", "0", "--corpora", "8", "--seed", "1")}
 LINES = "lines.jsonl"
 APART_S = 1.0  # between starts: two Rays that start at one time can find the same port free
 _writing = Lock()
@@ -153,9 +153,9 @@ def sources(settings: dict[str, Config], folder: Path) -> tuple[list[Run], list[
     """
     named = {config.model.embedder for config in settings.values()}
     models = [
-        Run(f"models/{name}".removesuffix("/embedder"), "pretrain", STAGE_1, own=options)
+        Run(f"models/{name}", "pretrain", STAGE_1, own=options)
         for name, options in MODELS.items()
-        if folder / "models" / name in named
+        if folder / "models" / name / "embedder" in named
     ]
     first, second = list(models), list[Run]()
     in_words = any(config.agent.refinement == "text" for config in settings.values())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
-from vsr1.episode.trajectory import Turn
+from vsr1.episode.trajectory import Trajectory, Turn
 from vsr1.rl.batch import Example, LatentActions, RetrievalTarget, Sampled
 from vsr1.rl.credit import Credit
 from vsr1.search.record import SearchTrajectory, SearchTurn
@@ -41,23 +43,26 @@ def trained_examples(
 
 
 def weighed_credits(
-    trajectories: list[SearchTrajectory], credits: list[list[Credit]], stage: GrpoConfig
+    trajectories: Sequence[Trajectory[Any, Any]], credits: list[list[Credit]], stage: GrpoConfig
 ) -> list[list[Credit]]:
     """Return credits as they are, or with `balance_verdicts` those of tokens weighed by what was looked at.
 
     Looks at right videos together weigh as much as looks at wrong ones: with one right look among four, the right one
-    weighs 2 and each wrong one 2/3. Where there is one kind only, nothing changes.
+    weighs 2 and each wrong one 2/3. Where there is one kind only, nothing changes, nor do turns that judge no video.
 
     Args:
-        trajectories: all that one step learns from.
+        trajectories: all that one step learns from, of any environment.
     """
     if not stage.objective.balance_verdicts:
         return credits
-    is_right = [[turn.record.video_id == one.task.gt_video for turn in one.turns] for one in trajectories]
-    counts = Counter(chain(*is_right))
+    is_right = [
+        [turn.record.video_id == t.task.gt_video if isinstance(turn.record, SearchTurn) else None for turn in t.turns]
+        for t in trajectories
+    ]
+    counts = Counter(kind for kind in chain(*is_right) if kind is not None)
     if len(counts) < 2:
         return credits
-    weights = {kind: counts.total() / (2 * count) for kind, count in counts.items()}
+    weights = {kind: counts.total() / (2 * count) for kind, count in counts.items()} | {None: 1.0}
     return [
         [replace(credit, tokens=weights[kind] * credit.tokens) for credit, kind in zip(turns, kinds, strict=True)]
         for turns, kinds in zip(credits, is_right, strict=True)

@@ -108,7 +108,7 @@ def _question(film: LongFilm) -> Question:
 def _record(film: LongFilm, settings: NavigateConfig, seed: int) -> Record:
     """Return the record of an episode of the reader, under a budget as a training draws it.
 
-    Every second film is told as the end of a recording of up to 8 hours, whose seconds begin long before it: a policy
+    Half of the films are told as the end of a recording of up to 8 hours, whose seconds begin long before it: a policy
     that has seen the seconds of short films only does not read those of long ones.
     """
     budget = drawn_budget(settings.budgets, hashed_seed(seed, "records"), film.film)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy as np
 from pipelines.evaluation.replay.differences import Differs
 from pipelines.evaluation.replay.navigation import NavigateStages
 from pipelines.evaluation.replay.search import check_searches
-from pipelines.evaluation.replay.stages import Step
 from vsr1.episode.environment import Environment
 from vsr1.episode.trajectory import Trajectory
 from vsr1.navigate.calls import Use
@@ -19,7 +17,7 @@ from vsr1.retrieval.request import SearchRequest, SearchResult
 from vsr1.rl.batch import Example
 from vsr1.rl.credit import Credit
 from vsr1.search.environment import SearchSettings
-from vsr1.search.examples import turn_example, weighed_credits
+from vsr1.search.examples import turn_example
 from vsr1.search_then_navigate.environment import SearchThenNavigateEnvironment
 from vsr1.search_then_navigate.record import is_judgement, judgements
 from vsr1.video.clips import Clip
@@ -56,18 +54,6 @@ class LongSearchStages(NavigateStages):
         sources = self._sources
         settings = SearchSettings.of(sources.agent, sources.top_k)
         return SearchThenNavigateEnvironment(trajectory.task, settings, sources.config.navigate, search, load_clip, use)
-
-    def _weighed(self, step: Step) -> list[list[Credit]]:
-        """Return credits of which those of judgements are weighed, as of a search, and those of calls are not."""
-        episodes: list[Any] = [member.trajectory for member in step]
-        credits, judged = super()._weighed(step), [list(map(is_judgement, one.turns)) for one in episodes]
-        of_judgements = [list(compress(*pair)) for pair in zip(credits, judged, strict=True)]
-        searches = [judgements(one) for one in episodes]
-        weighed = chain(*weighed_credits(searches, of_judgements, self._sources.config.grpo))
-        return [
-            [next(weighed) if is_one else credit for credit, is_one in zip(*pair, strict=True)]
-            for pair in zip(credits, judged, strict=True)
-        ]
 
     def _turn_example(self, trajectory: Trajectory[Any, Any], place: int, credit: Credit) -> Example:
         if not is_judgement(trajectory.turns[place]):

@@ -33,7 +33,7 @@ from vsr1.rl.batch import Example
 from vsr1.rl.credit import Credit
 from vsr1.runs.trajectories import LoggedTrajectory
 from vsr1.search.environment import SearchEnvironment, SearchSettings, seconds_shown
-from vsr1.search.examples import turn_example, weighed_credits
+from vsr1.search.examples import turn_example
 from vsr1.search.parse import Judgement, parse_reply
 from vsr1.search.prompts import agent_prompt, turn_prompt
 from vsr1.search.record import SearchTrajectory, SearchTurn
@@ -113,10 +113,6 @@ class SearchStages(Stages):
 
     def _turn_example(self, trajectory: SearchTrajectory, place: int, credit: Credit) -> Example:
         return turn_example(trajectory, place, credit, self._sources.config.grpo, self._sources.agent)
-
-    def _weighed(self, step: Step) -> list[list[Credit]]:
-        searches = [member.trajectory for member in step]
-        return weighed_credits(searches, super()._weighed(step), self._sources.config.grpo)
 
     def _loss(self, logged: LoggedTrajectory, step: Step) -> str:
         self._credits(logged)

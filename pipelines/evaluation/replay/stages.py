@@ -33,7 +33,7 @@ from vsr1.episode.trajectory import Turn
 from vsr1.rl.batch import Example, batch_totals, micro_batches
 from vsr1.rl.credit import Credit, credits_of
 from vsr1.runs.trajectories import LoggedTrajectory
-from vsr1.search.examples import is_trained
+from vsr1.search.examples import is_trained, weighed_credits
 
 EXACT = 1e-9  # the same sums of the same float64 numbers
 SAME_MEAN = 1e-6  # of rewards that were added up in another order
@@ -141,7 +141,8 @@ class Stages(ABC):
 
     def _weighed(self, step: Step) -> list[list[Credit]]:
         """Return the credits of a step's trajectories as the learner weighs them."""
-        return [self._credits(member) for member in step]
+        credits = [self._credits(member) for member in step]
+        return weighed_credits([member.trajectory for member in step], credits, self._sources.config.grpo)
 
     def _credits(self, logged: LoggedTrajectory) -> list[Credit]:
         if not self._sources.is_training:
