@@ -31,10 +31,9 @@ class PlainVllm:
             from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 
             vllm.ModelRegistry.register_model(ARCHITECTURE, Qwen3VLForConditionalGeneration)
-        options = engine_options(config, device)
-        if device != "cpu":
-            options["async_scheduling"] = None  # as vLLM does it when nobody asks
-        args = vllm.AsyncEngineArgs(model=str(folder), dtype=dtype, load_format="dummy", **options)
+        args = vllm.AsyncEngineArgs(
+            model=str(folder), dtype=dtype, load_format="dummy", **engine_options(config, device)
+        )
         with compat.prepared_children():
             self._llm = vllm.AsyncLLMEngine.from_engine_args(args)
 

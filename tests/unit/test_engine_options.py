@@ -10,8 +10,7 @@ from vsr1.settings.parts import EngineConfig
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_gpu_has_cuda_graphs_and_can_prepare_the_next_step_while_it_computes(device: str) -> None:
-    options = engine_options(EngineConfig(async_scheduling=True), device)
-    assert not engine_options(EngineConfig(), device)["async_scheduling"]
+    options = engine_options(EngineConfig(), device)
     on_gpu = device == "cuda"
     assert (options["enforce_eager"], options["async_scheduling"], options["enable_chunked_prefill"]) == (
         not on_gpu,

@@ -52,7 +52,7 @@ def engine_options(config: EngineConfig, device: str) -> dict[str, Any]:
         "limit_mm_per_prompt": {"video": config.videos_per_prompt, "image": 0},
         "mm_processor_kwargs": PROCESSOR_KWARGS,
         "disable_log_stats": not config.log_stats,
-        "async_scheduling": config.async_scheduling and device != "cpu",
+        "async_scheduling": device != "cpu",  # a GPU's next step is prepared while it computes one
     }
     if device != "cpu":
         options["gpu_memory_utilization"] = config.gpu_memory_utilization

@@ -85,9 +85,6 @@ class EngineConfig(Section):
     kv_blocks: int | None = Field(None, ge=1, description="size of the key-value cache in blocks, instead of bytes")
     gpu_memory_utilization: float = Field(0.6, gt=0, le=1)
     enforce_eager: bool | None = Field(None, description="no CUDA graphs; empty: graphs on a GPU, none on CPU")
-    async_scheduling: bool = Field(
-        False, description="prepare the next step while a GPU computes one; latents are not compared on a GPU so yet"
-    )
     log_stats: bool = False
     logits_processor: str = Field(
         "vsr1.engine.latents:LatentLogitsProcessor",
