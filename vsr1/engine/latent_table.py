@@ -1,6 +1,6 @@
 """Where the latents of refining requests lie while vLLM decodes them, and the noise that is added to each.
 
-Knows torch only: neither vLLM nor the policy's class.
+Knows neither vLLM nor the policy's class.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+
+from vsr1.model.upload import upload
 
 MAX_DEPTH = 8  # latents in one slot
 
@@ -41,18 +43,18 @@ class LatentTable:
         self.after_norm: torch.Tensor | None = None
         LatentTable.current = self
 
-    def write(self, rows: list[int], cells: list[int], states: torch.Tensor, noise: torch.Tensor | None) -> None:
-        """Compute and store latents.
+    def write(self, rows: torch.Tensor, cells: torch.Tensor, states: torch.Tensor, noise: torch.Tensor | None) -> None:
+        """Compute and store latents; a GPU is not waited for.
 
         Args:
-            rows: which of `states` yield a latent.
-            cells: where each of these goes.
-            states: [B, H], of all rows of the batch.
-            noise: float32 [len(rows), R], added to the latents.
+            rows: int64 [n], which of `states` yield a latent.
+            cells: int64 [n], where each of these goes.
+            states: [B, H], of all rows of the batch, on the device of `rows` and `cells`.
+            noise: float32 [n, R] on the host, added to the latents.
         """
         latents = self.heads["refine_projector"](states[rows].float())
         if noise is not None:
-            latents = latents + noise.to(latents.device)
+            latents = latents + upload(noise, latents.device)
         self.latents[cells] = latents
         self.inputs[cells] = self.heads["refine_latent_input_projector"](latents).to(self.inputs.dtype)
 

@@ -27,6 +27,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, proces
 
 from vsr1.engine.latent_table import MAX_DEPTH, LatentTable, latent_noise
 from vsr1.engine.request import LatentRequest, ReplyReader
+from vsr1.model.upload import upload
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -78,11 +79,12 @@ class LatentLogitsProcessor(LogitsProcessor):
                 if states is None or len(states) != len(logits):
                     raise RuntimeError(f"latent states cover {states and len(states)} rows, logits {len(logits)}")
                 cells = [request.slot * MAX_DEPTH + step for _, request, step in due]
-                table.write([row for row, _, _ in due], cells, states, _noise(due, table.latents.shape[1]))
+                places = upload([[row for row, _, _ in due], cells], logits.device)
+                table.write(*places, states, _noise(due, table.latents.shape[1]))
         if forced:
-            rows = list(forced)
+            rows, tokens = upload([list(forced), list(forced.values())], logits.device)
             logits[rows] = float("-inf")
-            logits[rows, list(forced.values())] = 0.0
+            logits[rows, tokens] = 0.0
         return logits
 
 

@@ -222,7 +222,7 @@ def test_a_reply_that_accepts_ends_at_its_refine_token(policy_folder, monkeypatc
     wrote = []
     table = SimpleNamespace(
         first_handle=vocabulary, before_norm=torch.zeros(3, 4), after_norm=None, latents=torch.zeros(24, 4),
-        write=lambda rows, cells, *_: wrote.append((rows, cells)),
+        write=lambda rows, cells, *_: wrote.append((rows.tolist(), cells.tolist())),
     )  # fmt: skip
     monkeypatch.setattr(LatentTable, "current", table)
     config = SimpleNamespace(model_config=SimpleNamespace(tokenizer=str(policy_folder)))
