@@ -52,8 +52,8 @@ def bench_push(work: LearnerWork, push: PushWork) -> dict[str, Any]:
         orders = [processes.Queue() for _ in range(work.ranks)]
         answers = processes.Queue()
         ranks = torch.multiprocessing.spawn(
-            _serve, (work, folder, port, orders, answers), nprocs=work.ranks, join=False
-        )
+            _serve, (work, folder, port, orders, answers), nprocs=work.ranks, join=False, daemon=True
+        )  # daemons end with this process, also when it fails
         learner = _Ranks(orders, answers, ranks)
         if push.way == "nccl":
             gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
