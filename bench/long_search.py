@@ -209,7 +209,8 @@ async def _navigated(
 
     settings = SearchSettings.of(agent, turns)
     environment = SearchThenNavigateEnvironment(task, settings, navigate, searcher.search, load, use)
-    trajectory = await run_episode(environment, Seeker(moment.film.query, film.film, lambda _: (find_moment, [])).reply)
+    seeker = Seeker(moment.film.query, film.film, lambda view, _: find_moment(view))
+    trajectory = await run_episode(environment, seeker.reply)
     captions = len(calls_of(trajectory)) + sum(films[v.judgement.record.video_id].width for v in visits(trajectory))
     judged = [visit.judgement.record.video_id for visit in visits(trajectory)]
     return {

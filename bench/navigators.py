@@ -2,8 +2,8 @@
 
 `optimal` plays the moves of `bench.optimum`; `greedy` goes down the first branch that looks right and stays in it;
 `uniform` looks at parts spread over the film, then into them; `finder` searches first and reads what is named;
-`searcher` leaves a named part that is wrong, and goes on as `optimal` where the search has not helped. `reader` and
-`oracle` are those of `vsr1.toy.navigators`.
+`searcher` leaves a named part that is wrong, and goes on as `optimal` where the search has not helped. `oracle` knows
+the leaf and makes detours. `reader` is that of `vsr1.toy.navigators`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import re
 from collections.abc import Generator
 
 from bench.optimum import Scene, best_move
+from vsr1.navigate.record import ABSTENTION
 from vsr1.navigate.tree import Node
-from vsr1.toy.navigators import Agent, Steps, View, call, last_words, oracle, read, reader
+from vsr1.toy.navigators import Agent, Steps, View, call, read, reader
+from vsr1.toy.world import COLOURS
 
+DETOUR = 0.3  # chance of each wrong turn of the oracle
 _NAMED = re.compile(r"^([0-9,]+) \[", re.MULTILINE)
 
 
@@ -127,6 +130,31 @@ def _next_leaves(view: View, branch: Node) -> list[Node]:
     """Return the leaves of the part with the detail that were not read, else of all parts that were."""
     parts = view.detailed(branch) or [part for part in view.task.tree.children(branch) if part in view.captions]
     return [leaf for part in parts for leaf in view.unread(part)]
+
+
+def oracle(view: View) -> Steps:
+    """Go to the leaf with the answer, with wrong turns that are left again as far as the budget allows them."""
+    tree = view.task.tree
+    [goal] = [tree.leaf(number) for number in tree.covered(view.task.clues)]
+    detours = _detours(view, goal)[: max(int(view.task.budget) - 2, 0)]
+    for node in sorted([*detours, goal[:2], goal], key=lambda node: (node[:1] == goal[:1], len(node), node == goal)):
+        if view.left > 0:
+            yield from read(view, node)
+    yield last_words(view, guesses=False)
+
+
+def _detours(view: View, goal: Node) -> list[Node]:
+    wrong = [view.unread(branch)[0] for branch in view.look_alikes if branch != goal[:1]]
+    wrong += [part for part in view.unread(goal[:1]) if part != goal[:2]]
+    wrong += [leaf for leaf in view.unread(goal[:2]) if leaf < goal]
+    return [node for node in wrong if view.rng.random() < DETOUR]
+
+
+def last_words(view: View, *, guesses: bool = True) -> str:
+    """Return the reply that ends an episode: the answer if it was seen, else a guess or an abstention."""
+    guess = view.rng.choice(COLOURS) if guesses else ABSTENTION
+    seen = f"{view.answer} {view.detail}" if view.answer else f"no {view.detail}"
+    return f"<think>{seen}.</think> <answer>{view.answer or guess}</answer>"
 
 
 AGENTS: dict[str, Agent] = {

@@ -1,6 +1,7 @@
 """What the shared loop does with searches that navigate: tasks, log, scalars, rows and summary, films of a corpus."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from vsr1.runs.trajectories import LoggedTrajectory, append_trajectories, read_l
 from vsr1.search_then_navigate.record import LongSearchTask
 from vsr1.toy.long_corpus import LongFilms, write_long_corpus, write_long_videos
 from vsr1.toy.long_films import make_long_film
-from vsr1.toy.long_seekers import oracle_search, write_search_records
+from vsr1.toy.long_seekers import scripted_search, write_search_records
 from vsr1.video.decode import probe_video
 
 OPTIONS = ["environment=search_then_navigate", "navigate.eval_budgets=[2,8]"]
@@ -155,22 +156,19 @@ def test_the_long_toy_world_can_be_searched(config, tmp_path):
     assert rows[1]["fig_desc"].endswith(films["test-0001"].task(None).question.partition(" where ")[2].rstrip("?"))
 
 
-@pytest.mark.parametrize("budget", [2, 8])
-def test_the_oracle_searches_and_finds_its_moment(config, budget):
+@pytest.mark.parametrize(("budget", "finds"), [(0, False), (2, False), (16, True)])
+def test_a_scripted_search_rejects_another_film_and_finds_its_moment(config, budget, finds):
     films = [make_long_film(f"f{number}", 12, 0) for number in range(2)]
-    calls = []
     for shown in ([films[1]], films):
-        seeker = oracle_search(shown, budget, config.navigate)
-        assert len(seeker.shown) == len(shown)
+        seeker = scripted_search(shown, budget, config.navigate)
+        assert len(seeker.films) == len(shown)
+        assert all(texts[0].startswith("<|im_start|>system") for texts in seeker.films)
+        replies = [texts[1::2] for texts in seeker.films]
+        assert sum("<tool>" in reply for own in replies for reply in own) <= budget
+        assert all(("<tool>" in reply) != reply.endswith("<REFINE>") for own in replies for reply in own)
+        assert all("not_matched" in own[-1] for own in replies[:-1])
         [clue] = films[1].task(None).clues
-        last = seeker.replies[-1][1]
-        assert f"<start>{clue[0]}</start> <end>{clue[1]}</end> <REFINE>" in last
-        assert all(("<tool>" in reply) != reply.endswith("<REFINE>") for _, reply in seeker.replies)
-        calls.append(sum("<tool>" in reply for _, reply in seeker.replies))
-        assert 2 <= calls[-1] <= budget
-        *history, first = seeker.replies[0][0][0], seeker.replies[-1][0][0]
-        assert all(text.startswith("<|im_start|>system") for text in (*history, first))
-    assert "not_matched" in seeker.replies[0][1] or "<tool>" in seeker.replies[0][1]
+        assert (f"<start>{clue[0]}</start> <end>{clue[1]}</end> <REFINE>" in replies[-1][-1]) == finds
 
 
 def test_stage_1_learns_whole_episodes_where_there_are_some(config):
@@ -181,10 +179,22 @@ def test_stage_1_learns_whole_episodes_where_there_are_some(config):
     rows = training_of(config).sft_rows(config)
     assert environment_of(config).sft_file(config).name == "search_records.jsonl"
     assert {row["query"] for row in rows} == {f"train-000{number}" for number in range(6)}
-    assert all(len(row["history"]) % 2 == 1 for row in rows)
+    assert len(rows) > 6 and all(row["whole"] and len(row["history"]) % 2 == 1 for row in rows)
     assert {"not_matched" in row["reply"] for row in rows} == {True, False}
     longest = max(rows, key=lambda row: len(row["history"]))
     assert "Left:" in longest["history"][-1] and "<tool>" in longest["history"][1]
+
+
+def test_records_may_be_told_as_the_end_of_a_longer_recording(config):
+    folder = DatasetFolder(config.data.root)
+    settings = config.navigate.model_copy(update={"budgets": [30], "toy_record_films": 24})
+    write_search_records(folder, settings, 0)
+    rows = [row for row in training_of(config).sft_rows(config) if "not_matched" not in row["reply"]]
+    lengths = [int(re.search(r"The video has (\d+) seconds", row["history"][0])[1]) for row in rows]
+    assert min(lengths) < 7200 < max(lengths) <= 8 * 3600
+    for row, length in zip(rows, lengths, strict=True):
+        start, end = re.search(r"<start>(\d+)\.0</start> <end>(\d+)\.0</end>", row["reply"]).groups()
+        assert re.search(rf"-{end}\] .*\b{start} [a-z]+ ", row["history"][-1]) and int(end) <= length
 
 
 def test_films_need_true_seconds():

@@ -78,11 +78,10 @@ class LatentLogitsProcessor(LogitsProcessor):
             if due:
                 if states is None or len(states) != len(logits):
                     raise RuntimeError(f"latent states cover {states and len(states)} rows, logits {len(logits)}")
-                cells = [request.slot * MAX_DEPTH + step for _, request, step in due]
-                places = upload([[row for row, _, _ in due], cells], logits.device)
-                table.write(*places, states, _noise(due, table.latents.shape[1]))
+                rows, cells = upload([(row, one.slot * MAX_DEPTH + step) for row, one, step in due], logits.device).T
+                table.write(rows, cells, states, _noise(due, table.latents.shape[1]))
         if forced:
-            rows, tokens = upload([list(forced), list(forced.values())], logits.device)
+            rows, tokens = upload(list(forced.items()), logits.device).T
             logits[rows] = float("-inf")
             logits[rows, tokens] = 0.0
         return logits

@@ -90,6 +90,7 @@ class NavigateConfig(Section):
     toy_test_minutes: ToyMinutes = Field(
         [], description="lengths of the films of other splits than train, in turn; empty: as toy_minutes"
     )
+    toy_record_films: int = Field(0, ge=0, description="films that records of searches are of; 0: those of train")
     rewards: NavigateRewardConfig = NavigateRewardConfig()
     pools: ToolsConfig = ToolsConfig()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,10 @@ from vsr1.video.clips import Clip
 
 FRAMES_PER_SECOND = 2  # of videos: events last seconds
 MODEL = "toy captioner 1"  # changes with what it says
-_SECONDS = re.compile(r"(?<=\[)\d+(?=-)|(?<=-)\d+(?=\])|(?<=has )\d+(?= seconds)|(?:(?<=\] )|(?<=, ))\d+(?= [a-z])")
+_SECONDS = re.compile(  # in what is shown
+    r"(?<=\[)\d+(?=-)|(?<=-)\d+(?=\])|(?<=has )\d+(?= seconds)|(?:(?<=\] )|(?<=, ))\d+(?= [a-z])"
+)
+_MOMENT = re.compile(r"(?<=<start>)\d+|(?<=<end>)\d+")  # in replies
 
 
 @dataclass(frozen=True)
@@ -105,20 +109,31 @@ def _question(film: LongFilm) -> Question:
     return Question(**{name: value for name, value in task.items() if name not in ("id", "budget")})
 
 
-def _record(film: LongFilm, settings: NavigateConfig, seed: int) -> Record:
-    """Return the record of an episode of the reader, under a budget as a training draws it.
+def told_later(texts: Sequence[str], seconds: float, rng: np.random.Generator) -> list[str]:
+    """Return what was shown and replied in turn about a film, in half of the cases as of the end of a recording.
 
-    Half of the films are told as the end of a recording of up to 8 hours, whose seconds begin long before it: a policy
-    that has seen the seconds of short films only does not read those of long ones.
+    That has up to 8 hours, and its seconds begin long before the film: a policy that has seen the seconds of short
+    films only does not read those of long ones.
+
+    Args:
+        seconds: length of the film.
     """
+    before = int(rng.integers(LONGEST_MINUTES * 60 - int(seconds) + 1)) * int(rng.integers(2))
+    patterns = cycle((_SECONDS, _MOMENT))
+    return [
+        pattern.sub(lambda found: str(int(found[0]) + before), text)
+        for pattern, text in zip(patterns, texts, strict=False)
+    ]
+
+
+def _record(film: LongFilm, settings: NavigateConfig, seed: int) -> Record:
+    """Return the record of an episode of the reader, under a budget as a training draws it."""
     budget = drawn_budget(settings.budgets, hashed_seed(seed, "records"), film.film)
     trajectory, shown = play(film, film.task(SampleId(film.film), budget), settings, reader)
-    replies = [turn.text for turn in trajectory.turns]
+    texts = [text for pair in zip(shown, (turn.text for turn in trajectory.turns), strict=True) for text in pair]
     rng = np.random.default_rng(hashed_seed(seed, "clocks", film.film))
-    before = int(rng.integers(LONGEST_MINUTES * 60 - int(film.seconds) + 1)) * int(rng.integers(2))
-    told = [_SECONDS.sub(lambda found: str(int(found[0]) + before), text) for text in shown]
-    history = [text for pair in zip(told, replies, strict=True) for text in pair][:-1]
-    return Record(question_id=film.film, history=history, reply=replies[-1], whole=True)
+    *history, reply = told_later(texts, film.seconds, rng)
+    return Record(question_id=film.film, history=history, reply=reply, whole=True)
 
 
 def _row(film: LongFilm) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """Scripted agents that search moments among long toy films, and the records of one to begin a training with.
 
-They know what their prompts say. The oracle is told which film is the right one, and makes detours in it; half of its
-episodes begin with another film, into which it looks a little, or not at all, before it rejects it.
+They know what their prompts say and nothing else, so that a policy can find their moves in what it has read.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from dataclasses import replace
 import numpy as np
 
 from vsr1.episode.environment import Prompt, run_episode
-from vsr1.episode.moments import Span
 from vsr1.episode.sample import SampleId, hashed_seed
 from vsr1.formats.dataset import TRAIN, DatasetFolder
 from vsr1.navigate.calls import ToolCall, ToolResult
@@ -29,20 +27,22 @@ from vsr1.search_then_navigate.environment import SearchThenNavigateEnvironment
 from vsr1.search_then_navigate.record import LongSearchTask
 from vsr1.settings.navigate import NavigateConfig
 from vsr1.settings.parts import AgentConfig
-from vsr1.toy.long_corpus import LongFilms
-from vsr1.toy.long_films import LongFilm
-from vsr1.toy.navigators import DETOUR, SHOWN, Agent, Spoken, Steps, View, oracle, read
+from vsr1.toy.long_corpus import LongFilms, told_later
+from vsr1.toy.long_films import LongFilm, make_long_film
+from vsr1.toy.navigators import SHOWN, Spoken, Steps, View, as_shown, in_order
 from vsr1.video.clips import Clip
 
-OTHER_FIRST = 0.5  # share of the oracle's episodes that are shown another film first
+OTHER_FIRST = 0.5  # share of the recorded episodes that are shown another film first
 _LENGTH = re.compile(r"The video has (\d+) seconds\.")
 _LEFT = re.compile(r"Left: (\d+)")
 _ROOT = re.compile(r"^([0-9]) \[", re.MULTILINE)
-AgentOf = Callable[[int], tuple[Agent, list[Span]]]  # of the film with this number, from 0; and the clues it knows
+AgentOf = Callable[[View, str], Steps]  # of a film, and the colour that its detail must have
 
 
 class Seeker:
     """Plays one search: an agent in each film, whose calls it makes, then the judgement of what that has seen.
+
+    What the agent yields without a call, if anything, is the thought of the judgement.
 
     Args:
         query: as `LongFilm.query` says it.
@@ -52,67 +52,74 @@ class Seeker:
     def __init__(self, query: str, name: str, agent_of: AgentOf) -> None:
         self._colour, _, rest = query.removeprefix("a ").partition(" ")
         self._question, self._rng, self._agent_of = f"what colour is the {rest}?", random.Random(name), agent_of
-        self.shown: list[list[str]] = []  # by film, what was shown and replied in turn
-        self.replies: list[tuple[list[str], str]] = []  # each with what was said of its film before it
+        self.films: list[list[str]] = []  # by film, what was shown and replied in turn
 
     async def reply(self, prompt: Prompt, turn: int) -> Spoken:
         """Return the next reply."""
         text = str(prompt.parts[-1])
         if "<|im_start|>system" in text:
-            agent, clues = self._agent_of(len(self.shown))
-            self.shown.append([])
-            self._view = self._first_view(text, clues)
-            self._steps = agent(self._view)
+            self.films.append([])
+            self._view = self._first_view(text)
+            self._steps = self._agent_of(self._view, self._colour)
             words = next(self._steps, "")
         else:
             try:
                 words = self._steps.send(text)
             except StopIteration:
                 words = ""
-        words = words if "<tool>" in words else self._judgement()
-        history = self.shown[-1]
-        history.append(text)
-        self.replies.append((list(history), words))
-        history.append(words)
+        words = words if "<tool>" in words else self._judgement(words)
+        self.films[-1] += [text, words]
         return Spoken(words)
 
-    def _first_view(self, text: str, clues: list[Span]) -> View:
+    def _first_view(self, text: str) -> View:
         seconds, left = (float(pattern.findall(text)[-1]) for pattern in (_LENGTH, _LEFT))
-        task = NavigateTask(SampleId(""), "", "", seconds, self._question, left, clues=clues)
+        task = NavigateTask(SampleId(""), "", "", seconds, self._question, left)
         nodes: list[Node] = [(int(name),) for name in _ROOT.findall(text)]
         return View(task, dict(zip(nodes, SHOWN.findall(text), strict=True)), self._rng)
 
-    def _judgement(self) -> str:
+    def _judgement(self, thought: str) -> str:
         view = self._view
         if view.answer != self._colour:
-            return assistant_text(f"no {self._colour} {view.detail}.", False, None)
+            return assistant_text(thought or f"no {self._colour} {view.detail}.", False, None)
         start = re.findall(rf"(\d+) {view.answer} {view.detail}\b", view.captions[view.place])
         span = float(start[0]), view.task.tree.span(view.place)[1]
-        return assistant_text(f"{view.answer} {view.detail}.", True, span)
+        return assistant_text(thought or f"{view.answer} {view.detail}.", True, span)
+
+
+def seek(view: View, colour: str) -> Steps:
+    """Read as `reader` does, but of what no caption shows believe nothing: the film may be a wrong one.
+
+    wanted triangle moving up, blue ring. 2,1,1 triangle moving up, blue ring. 2 seen.      and a match
+    wanted triangle moving up, blue ring. 2,1 triangle moving left, no. 1 no, 2 no, 3 no, 4 no.     and none
+    """
+    yield (yield from in_order(view, f"{colour} {view.detail}", as_shown))
 
 
 def write_search_records(folder: DatasetFolder, settings: NavigateConfig, seed: int) -> None:
-    """Write the oracle's replies in searches for the moments of the training split's films."""
-    films = list(LongFilms.of_split(folder, TRAIN, settings.pools.frames).films.values())
+    """Write what `seek` says in searches for the moments of films, a record for each film shown.
+
+    The films are `settings.toy_record_films` of their own, of which nothing else is written, else those of the training
+    split. Seconds are told as in the records of navigation.
+    """
+    minutes = settings.toy_minutes
+    numbers = range(settings.toy_record_films)
+    films = [make_long_film(f"record-{number}", minutes[number % len(minutes)], seed) for number in numbers]
+    films = films or list(LongFilms.of_split(folder, TRAIN, settings.pools.frames).films.values())
     records = []
     for place, film in enumerate(films):
-        rng = random.Random(hashed_seed(seed, "searches", film.film))
-        others = [films[place - 1]] if rng.random() < OTHER_FIRST else []
+        rng = np.random.default_rng(hashed_seed(seed, "searches", film.film))
+        shown = [*([films[place - 1]] if rng.random() < OTHER_FIRST else []), film]
         budget = drawn_budget(settings.budgets, hashed_seed(seed, "search records"), film.film)
-        seeker = oracle_search([*others, film], budget, settings)
-        records += [Record(question_id=film.film, history=history, reply=reply) for history, reply in seeker.replies]
+        for own, texts in zip(shown, scripted_search(shown, budget, settings).films, strict=False):
+            *history, reply = told_later(texts, own.seconds, rng)
+            records.append(Record(question_id=film.film, history=history, reply=reply, whole=True))
     write_rows(search_records_file(folder), records)
 
 
-def oracle_search(films: Sequence[LongFilm], budget: float, settings: NavigateConfig) -> Seeker:
-    """Play the oracle's search for the moment of the last of these films, which come in their order."""
-    *others, right = films
-    clues = right.task(SampleId(right.film)).clues
-
-    def agent_of(number: int) -> tuple[Agent, list[Span]]:
-        return (_glance, []) if number < len(others) else (oracle, clues)
-
-    seeker, by_name = Seeker(right.query, right.film, agent_of), {film.film: film for film in films}
+def scripted_search(films: Sequence[LongFilm], budget: float, settings: NavigateConfig) -> Seeker:
+    """Play a search for the moment of the last of these films, which come in their order."""
+    right = films[-1]
+    seeker, by_name = Seeker(right.query, right.film, seek), {film.film: film for film in films}
 
     async def search(request: SearchRequest) -> SearchResult:
         left = [(film.film, 1.0) for film in films if film.film not in request.exclude]
@@ -124,16 +131,8 @@ def oracle_search(films: Sequence[LongFilm], budget: float, settings: NavigateCo
     async def use(call: ToolCall) -> ToolResult:
         return by_name[call.film].result(call, find_level=settings.find_level)
 
-    task = LongSearchTask(
-        SampleId(right.film), right.film, right.query, right.film, clues[0], right.seconds, budget=budget
-    )
+    [clue] = right.task(SampleId(right.film)).clues
+    task = LongSearchTask(SampleId(right.film), right.film, right.query, right.film, clue, right.seconds, budget=budget)
     agent = SearchSettings.of(AgentConfig(refinement="none", max_turns=len(films)), len(films))
     asyncio.run(run_episode(SearchThenNavigateEnvironment(task, agent, settings, search, load, use), seeker.reply))
     return seeker
-
-
-def _glance(view: View) -> Steps:
-    """Look into some of the scenes with the right shape, as long as more is left than the right film needs."""
-    for branch in view.look_alikes:
-        if view.left > 2 and view.rng.random() < DETOUR:
-            yield from read(view, view.unread(branch)[0])

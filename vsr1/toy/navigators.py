@@ -1,7 +1,7 @@
 """Scripted agents of the long toy world: they write the same replies as a policy and see what it sees.
 
 `reader` teaches: it knows what captions say, and writes down what each move follows from, so that a policy can find its
-moves in what it has read. `oracle` knows the leaf and makes detours. `bench/navigators.py` has others.
+moves in what it has read. `bench/navigators.py` has others.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from vsr1.episode.trajectory import FinishReason
 from vsr1.navigate.calls import ToolCall, ToolResult
 from vsr1.navigate.environment import NavigateEnvironment
 from vsr1.navigate.prompts import name_of
-from vsr1.navigate.record import ABSTENTION, NavigateTask, NavigateTrajectory
+from vsr1.navigate.record import NavigateTask, NavigateTrajectory
 from vsr1.navigate.tree import LEVELS, Node
 from vsr1.settings.navigate import NavigateConfig
 from vsr1.toy.long_films import LongFilm
 from vsr1.toy.world import COLOURS, DOING
 
-DETOUR = 0.3  # chance of each wrong turn of the oracle
 MARKS = {None: "next", False: "no", True: "seen"}  # what a thought of the reader says of a branch
 SHOWN = re.compile(r"^[0-9,]+ \[[0-9]+-[0-9]+\] (.*)$", re.MULTILINE)
 _QUESTION = re.compile(r"what colour is the (\w+) where a (\w+) is ([\w ]+)\?")
@@ -120,17 +119,6 @@ def play(
     return asyncio.run(run_episode(NavigateEnvironment(task, settings, use), reply_to)), shown
 
 
-def oracle(view: View) -> Steps:
-    """Go to the leaf with the answer, with wrong turns that are left again as far as the budget allows them."""
-    tree = view.task.tree
-    [goal] = [tree.leaf(number) for number in tree.covered(view.task.clues)]
-    detours = _detours(view, goal)[: max(int(view.task.budget) - 2, 0)]
-    for node in sorted([*detours, goal[:2], goal], key=lambda node: (node[:1] == goal[:1], len(node), node == goal)):
-        if view.left > 0:
-            yield from read(view, node)
-    yield last_words(view, guesses=False)
-
-
 def reader(view: View) -> Steps:
     """Read look-alikes in order until one is right, its parts until one shows the detail, and the leaves of that.
 
@@ -143,31 +131,48 @@ def reader(view: View) -> Steps:
         wanted triangle moving up, ring. 2,1 triangle moving up, ring. 2 seen.
         wanted triangle moving up, ring. 2,1,1 triangle moving up, blue ring. 2 seen.
     """
+    thought = yield from in_order(view, view.detail, _known)
+    yield f"<think>{thought}</think> <answer>{view.answer or view.rng.choice(COLOURS)}</answer>"
+
+
+Known = dict[Node, bool | None]  # of branches: whether they are right
+
+
+def in_order(view: View, detail: str, known: Callable[[View], Known]) -> Generator[str, str, str]:
+    """Read as `reader` does while a branch is open, a part unread and a call left; return the last thought.
+
+    Args:
+        detail: that is wanted, as the thoughts name it.
+        known: says what is known of the branches that thoughts name.
+    """
     node: Node = ()
     while True:
-        known = _known(view)
-        thought = [f"wanted {view.shape} {view.doing}, {view.detail}", *([_seen(view, node)] if node else [])]
-        shapes = {branch: "" if node else view.captions[branch].removeprefix("a") for branch in known}
-        marks = ", ".join(f"{name_of(one)}{shapes[one]} {MARKS[verdict]}" for one, verdict in known.items())
+        branches = known(view)
+        thought = [f"wanted {view.shape} {view.doing}, {detail}", *([_seen(view, node)] if node else [])]
+        shapes = {branch: "" if node else view.captions[branch].removeprefix("a") for branch in branches}
+        marks = ", ".join(f"{name_of(one)}{shapes[one]} {MARKS[verdict]}" for one, verdict in branches.items())
         thought.append(f"{marks}.")
-        if view.left <= 0 or view.answer:
-            break
-        branch = next(branch for branch, verdict in known.items() if verdict is not False)
-        parts = view.detailed(branch)
-        unread = view.unread(parts[0] if parts else branch)
-        if not unread:
-            break
+        open_ones = [branch for branch, verdict in branches.items() if verdict is not False]
+        parts = view.detailed(open_ones[0]) if open_ones else []
+        unread = view.unread(parts[0] if parts else open_ones[0]) if open_ones else []
+        if view.left <= 0 or view.answer or not unread:
+            return ". ".join(thought)
         node = unread[0]
         yield from read(view, node, ". ".join(thought))
-    yield f"<think>{'. '.join(thought)}</think> <answer>{view.answer or view.rng.choice(COLOURS)}</answer>"
 
 
-def _known(view: View) -> dict[Node, bool | None]:
-    """Return what is known of the branches: of the right one alone once it is, the last open one being right."""
+def _known(view: View) -> Known:
+    """Return what is known where one branch is right: that one alone once it is, the last open one being it."""
+    known = as_shown(view)
+    candidates = [branch for branch, verdict in known.items() if verdict is not False]
+    return {candidates[0]: True} if len(candidates) == 1 else known
+
+
+def as_shown(view: View) -> Known:
+    """Return what captions show of the branches: of the right one alone once one shows that it is."""
     verdicts = {branch: view.verdict(branch) for branch in view.look_alikes}
-    candidates = [branch for branch, verdict in verdicts.items() if verdict is None]
-    right = [branch for branch, verdict in verdicts.items() if verdict] or candidates
-    return {right[0]: True} if len(right) == 1 else {root: verdicts.get(root, False) for root in view.task.tree.roots}
+    right = next((branch for branch, verdict in verdicts.items() if verdict), None)
+    return {root: verdicts.get(root, False) for root in view.task.tree.roots} if right is None else {right: True}
 
 
 def _seen(view: View, node: Node) -> str:
@@ -177,13 +182,6 @@ def _seen(view: View, node: Node) -> str:
     if len(node) == LEVELS and (colour := re.search(rf"\w+ {view.detail}\b", view.captions[node])):
         detail = colour.group()
     return f"{name_of(node)} {view.shape} {doing}".rstrip() + f", {detail}"
-
-
-def _detours(view: View, goal: Node) -> list[Node]:
-    wrong = [view.unread(branch)[0] for branch in view.look_alikes if branch != goal[:1]]
-    wrong += [part for part in view.unread(goal[:1]) if part != goal[:2]]
-    wrong += [leaf for leaf in view.unread(goal[:2]) if leaf < goal]
-    return [node for node in wrong if view.rng.random() < DETOUR]
 
 
 def read(view: View, node: Node, thought: str = "") -> Generator[str, str, None]:
@@ -205,10 +203,3 @@ def read(view: View, node: Node, thought: str = "") -> Generator[str, str, None]
 def call(thought: str, tool: str) -> str:
     """Return a reply that calls a tool."""
     return f"<think>{thought}</think> <tool>{tool}</tool>"
-
-
-def last_words(view: View, *, guesses: bool = True) -> str:
-    """Return the reply that ends an episode: the answer if it was seen, else a guess or an abstention."""
-    guess = view.rng.choice(COLOURS) if guesses else ABSTENTION
-    seen = f"{view.answer} {view.detail}" if view.answer else f"no {view.detail}"
-    return f"<think>{seen}.</think> <answer>{view.answer or guess}</answer>"
