@@ -369,11 +369,14 @@ def long_search(
     budget: Annotated[int, typer.Option(min=1, help="Calls of an episode.")] = 16,
     turns: Annotated[int, typer.Option(min=1, help="Films that an episode may judge.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the films.")] = 0,
+    policy: Annotated[
+        Path | None, typer.Option(help="Checkpoint that navigates; a scripted agent if left out.")
+    ] = None,
 ) -> None:
     """Search moments in corpora of long toy films: navigation against one look at each film, at equal visual tokens."""
     from bench.long_search import long_search
 
-    show("long_search", long_search, corpora, films, minutes or LENGTHS, seed, budget, turns)
+    show("long_search", long_search, corpora, films, minutes or LENGTHS, seed, budget, turns, policy)
 
 
 @app.command()

@@ -13,15 +13,19 @@ import asyncio
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from bench.measure import device, dtype_name
 from bench.navigators import find_moment
-from vsr1.episode.environment import run_episode
+from vsr1.episode.environment import PolicyReply, Prompt, ReplyTo, run_episode
 from vsr1.episode.moments import Span, temporal_iou
 from vsr1.episode.sample import SampleId
 from vsr1.navigate.calls import ToolCall, ToolResult
@@ -37,13 +41,14 @@ from vsr1.search.record import moment_iou
 from vsr1.search_then_navigate.environment import SearchThenNavigateEnvironment
 from vsr1.search_then_navigate.record import LongSearchTask, calls_of, judgements, visits
 from vsr1.settings.navigate import NavigateConfig
-from vsr1.settings.parts import AgentConfig, RetrievalConfig
+from vsr1.settings.parts import AgentConfig, EngineConfig, RetrievalConfig
 from vsr1.toy.long_films import LongFilm, make_long_film
 from vsr1.toy.long_seekers import Seeker
 from vsr1.video.clips import Clip
 
 CAPTION_FRAMES = 16  # that a captioner reads of a node, of any level
 RIGHT_IOU = 0.5
+ROOM, WORDS = 32, 96  # replies of a policy at one time, and tokens of one
 _SMALL = re.compile(r"\b(a|is|where) ")
 
 
@@ -67,6 +72,9 @@ class Moment:
         if film.plan.scenes[node[0] - 1] != (plan.shape, plan.motion):
             return False
         return any(event.look[:2] == (self.colour, plan.detail) for event in film.events(node)[1:])
+
+
+Player = Callable[[Moment], ReplyTo]
 
 
 class Phrases:
@@ -107,7 +115,7 @@ class LocalShard:
 
 
 def long_search(
-    corpora: int, films: int, minutes: Sequence[float], seed: int, budget: int, turns: int
+    corpora: int, films: int, minutes: Sequence[float], seed: int, budget: int, turns: int, policy: Path | None = None
 ) -> dict[str, Any]:
     """Compare the two agents over corpora of films of each length.
 
@@ -115,27 +123,55 @@ def long_search(
         films: of each corpus; a moment is searched in each of them whose moment no other film of it shows.
         budget: calls of an episode.
         turns: films that an episode may judge.
+        policy: checkpoint that navigates, its likeliest words; None: an agent that knows what its prompts say does.
 
     Returns:
         By length: how often the right film is ranked first and within `turns`, and for each agent the share of moments
         found (IoU of at least 0.5), of right films that it judged, its frames an episode; and the ratio of the shares.
     """
-    figures = {}
-    for length in minutes:
-        searches = [
-            search
-            for corpus in range(corpora)
-            for search in asyncio.run(
-                _searches(
-                    [make_long_film(f"film-{length:g}-{corpus}-{number}", length, seed) for number in range(films)],
-                    budget,
-                    turns,
-                )
-            )
-        ]
-        figures[f"{length:g}"] = _compared(searches, turns)
     settings = {"corpora": corpora, "films": films, "seed": seed, "budget": budget, "turns": turns}
-    return settings | {"minutes": figures}
+    worlds = {
+        f"{length:g}": [
+            [make_long_film(f"film-{length:g}-{corpus}-{number}", length, seed) for number in range(films)]
+            for corpus in range(corpora)
+        ]
+        for length in minutes
+    }
+    return settings | {
+        "policy": policy and str(policy),
+        "minutes": asyncio.run(_figures(worlds, budget, turns, policy)),
+    }
+
+
+async def _figures(
+    worlds: dict[str, list[list[LongFilm]]], budget: int, turns: int, policy: Path | None
+) -> dict[str, dict[str, Any]]:
+    figures = {}
+    async with _player(policy) as player:
+        for length, corpora in worlds.items():
+            searches = await asyncio.gather(*(_searches(world, budget, turns, player) for world in corpora))
+            figures[length] = _compared(list(chain.from_iterable(searches)), turns)
+    return figures
+
+
+@asynccontextmanager
+async def _player(policy: Path | None) -> AsyncIterator[Player]:
+    """Have what replies in the search of a moment, for a block."""
+    if policy is None:
+        yield lambda moment: Seeker(moment.film.query, moment.film.film, lambda view, _: find_moment(view)).reply
+        return
+    from vsr1.engine.engine import PolicyEngine  # vLLM, which only this measurement needs
+
+    config = EngineConfig(max_model_len=4096, max_num_seqs=ROOM)
+    engine = await PolicyEngine.start(policy, config, device=device(), dtype=dtype_name())
+
+    async def reply(prompt: Prompt, turn: int) -> PolicyReply:
+        return await engine.generate(prompt, max_tokens=WORDS, latents=0, temperature=0.0, seed=0)
+
+    try:
+        yield lambda _: reply
+    finally:
+        engine.shutdown()
 
 
 @dataclass(frozen=True)
@@ -148,7 +184,7 @@ class FilmSearch:
     episode: dict[str, Any]
 
 
-async def _searches(world: list[LongFilm], budget: int, turns: int) -> list[FilmSearch]:
+async def _searches(world: list[LongFilm], budget: int, turns: int, player: Player) -> list[FilmSearch]:
     moments = [moment for moment in map(Moment.of, world) if _is_unique(moment, world)]
     texts = [", ".join(film.caption(node) for node in film.tree.level(2)) for film in world]
     embedder = Phrases(texts)
@@ -161,7 +197,7 @@ async def _searches(world: list[LongFilm], budget: int, turns: int) -> list[Film
     searches = []
     for moment in moments:
         ranking = await searcher.search(SearchRequest(query=moment.film.query, k=turns, rank_of=moment.film.film))
-        episode = await _navigated(moment, by_name, searcher, budget, turns)
+        episode = await _navigated(moment, by_name, searcher, budget, turns, player(moment))
         shown = [by_name[name] for name, _ in ranking.retrieved]
         searches.append(FilmSearch(moment, ranking.rank_of or 0, shown, episode))
     return searches
@@ -191,9 +227,9 @@ def _is_unique(moment: Moment, world: Sequence[LongFilm]) -> bool:
 
 
 async def _navigated(
-    moment: Moment, films: dict[str, LongFilm], searcher: Searcher, budget: int, turns: int
+    moment: Moment, films: dict[str, LongFilm], searcher: Searcher, budget: int, turns: int, reply: ReplyTo
 ) -> dict[str, Any]:
-    """Play one episode of the environment with an agent that knows what its prompts say."""
+    """Play one episode of the environment."""
     navigate = NavigateConfig.model_validate({"tools": ["caption"]})
     agent = AgentConfig(refinement="none", max_turns=turns)
     film = moment.film
@@ -209,8 +245,7 @@ async def _navigated(
 
     settings = SearchSettings.of(agent, turns)
     environment = SearchThenNavigateEnvironment(task, settings, navigate, searcher.search, load, use)
-    seeker = Seeker(moment.film.query, film.film, lambda view, _: find_moment(view))
-    trajectory = await run_episode(environment, seeker.reply)
+    trajectory = await run_episode(environment, reply)
     captions = len(calls_of(trajectory)) + sum(films[v.judgement.record.video_id].width for v in visits(trajectory))
     judged = [visit.judgement.record.video_id for visit in visits(trajectory)]
     return {

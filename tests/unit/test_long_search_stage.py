@@ -160,7 +160,7 @@ def test_the_long_toy_world_can_be_searched(config, tmp_path):
 def test_a_scripted_search_rejects_another_film_and_finds_its_moment(config, budget, finds):
     films = [make_long_film(f"f{number}", 12, 0) for number in range(2)]
     for shown in ([films[1]], films):
-        seeker = scripted_search(shown, budget, config.navigate)
+        seeker = scripted_search(shown, films[1].query, budget, config.navigate)
         assert len(seeker.films) == len(shown)
         assert all(texts[0].startswith("<|im_start|>system") for texts in seeker.films)
         replies = [texts[1::2] for texts in seeker.films]
@@ -169,6 +169,14 @@ def test_a_scripted_search_rejects_another_film_and_finds_its_moment(config, bud
         assert all("not_matched" in own[-1] for own in replies[:-1])
         [clue] = films[1].task(None).clues
         assert (f"<start>{clue[0]}</start> <end>{clue[1]}</end> <REFINE>" in replies[-1][-1]) == finds
+
+
+def test_a_scripted_search_for_another_colour_finds_the_detail_and_rejects_the_film(config):
+    film = make_long_film("f", 12, 0)
+    colour = film.task(None).answer
+    other = "white" if colour != "white" else "red"
+    [texts] = scripted_search([film], film.query.replace(f"a {colour}", f"a {other}", 1), 16, config.navigate).films
+    assert f", {colour} {film.plan.detail}." in texts[-1] and "not_matched" in texts[-1]
 
 
 def test_stage_1_learns_whole_episodes_where_there_are_some(config):

@@ -30,9 +30,11 @@ from vsr1.settings.parts import AgentConfig
 from vsr1.toy.long_corpus import LongFilms, told_later
 from vsr1.toy.long_films import LongFilm, make_long_film
 from vsr1.toy.navigators import SHOWN, Spoken, Steps, View, as_shown, in_order
+from vsr1.toy.world import COLOURS
 from vsr1.video.clips import Clip
 
-OTHER_FIRST = 0.5  # share of the recorded episodes that are shown another film first
+OTHER_FIRST = 0.5  # share of the recorded searches that are shown another film first
+OTHER_COLOUR = 0.5  # share of the others that ask for a colour that the film has not
 _LENGTH = re.compile(r"The video has (\d+) seconds\.")
 _LEFT = re.compile(r"Left: (\d+)")
 _ROOT = re.compile(r"^([0-9]) \[", re.MULTILINE)
@@ -99,7 +101,8 @@ def write_search_records(folder: DatasetFolder, settings: NavigateConfig, seed: 
     """Write what `seek` says in searches for the moments of films, a record for each film shown.
 
     The films are `settings.toy_record_films` of their own, of which nothing else is written, else those of the training
-    split. Seconds are told as in the records of navigation.
+    split. Half of the searches are shown another film first, a quarter the film alone, and a quarter ask for its detail
+    in another colour, which no film has. Seconds are told as in the records of navigation.
     """
     minutes = settings.toy_minutes
     numbers = range(settings.toy_record_films)
@@ -108,18 +111,21 @@ def write_search_records(folder: DatasetFolder, settings: NavigateConfig, seed: 
     records = []
     for place, film in enumerate(films):
         rng = np.random.default_rng(hashed_seed(seed, "searches", film.film))
-        shown = [*([films[place - 1]] if rng.random() < OTHER_FIRST else []), film]
+        shown, query = ([films[place - 1], film] if rng.random() < OTHER_FIRST else [film]), film.query
+        if len(shown) == 1 and rng.random() < OTHER_COLOUR:
+            [colour, rest] = query.removeprefix("a ").split(" ", 1)
+            query = f"a {rng.choice([name for name in COLOURS if name != colour])} {rest}"
         budget = drawn_budget(settings.budgets, hashed_seed(seed, "search records"), film.film)
-        for own, texts in zip(shown, scripted_search(shown, budget, settings).films, strict=False):
+        for own, texts in zip(shown, scripted_search(shown, query, budget, settings).films, strict=False):
             *history, reply = told_later(texts, own.seconds, rng)
             records.append(Record(question_id=film.film, history=history, reply=reply, whole=True))
     write_rows(search_records_file(folder), records)
 
 
-def scripted_search(films: Sequence[LongFilm], budget: float, settings: NavigateConfig) -> Seeker:
-    """Play a search for the moment of the last of these films, which come in their order."""
+def scripted_search(films: Sequence[LongFilm], query: str, budget: float, settings: NavigateConfig) -> Seeker:
+    """Play a search for a moment of the last of these films, which come in their order."""
     right = films[-1]
-    seeker, by_name = Seeker(right.query, right.film, seek), {film.film: film for film in films}
+    seeker, by_name = Seeker(query, right.film, seek), {film.film: film for film in films}
 
     async def search(request: SearchRequest) -> SearchResult:
         left = [(film.film, 1.0) for film in films if film.film not in request.exclude]
@@ -132,7 +138,7 @@ def scripted_search(films: Sequence[LongFilm], budget: float, settings: Navigate
         return by_name[call.film].result(call, find_level=settings.find_level)
 
     [clue] = right.task(SampleId(right.film)).clues
-    task = LongSearchTask(SampleId(right.film), right.film, right.query, right.film, clue, right.seconds, budget=budget)
+    task = LongSearchTask(SampleId(right.film), right.film, query, right.film, clue, right.seconds, budget=budget)
     agent = SearchSettings.of(AgentConfig(refinement="none", max_turns=len(films)), len(films))
     asyncio.run(run_episode(SearchThenNavigateEnvironment(task, agent, settings, search, load, use), seeker.reply))
     return seeker
