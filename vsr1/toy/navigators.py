@@ -85,6 +85,7 @@ class View:
 
 Steps = Generator[str, str, None]  # yields replies, gets what follows them
 Agent = Callable[[View], Steps]
+Known = dict[Node, bool | None]  # of branches: whether they are right, None where nothing says it
 
 
 @dataclass
@@ -133,9 +134,6 @@ def reader(view: View) -> Steps:
     """
     thought = yield from in_order(view, view.detail, _known)
     yield f"<think>{thought}</think> <answer>{view.answer or view.rng.choice(COLOURS)}</answer>"
-
-
-Known = dict[Node, bool | None]  # of branches: whether they are right
 
 
 def in_order(view: View, detail: str, known: Callable[[View], Known]) -> Generator[str, str, str]:
