@@ -175,7 +175,7 @@ def test_a_scripted_search_for_another_colour_finds_the_detail_and_rejects_the_f
     film = make_long_film("f", 12, 0)
     colour = film.task(None).answer
     other = "white" if colour != "white" else "red"
-    [texts] = scripted_search([film], film.query.replace(f"a {colour}", f"a {other}", 1), 16, config.navigate).films
+    [texts] = scripted_search([film], film.query_for(other), 16, config.navigate).films
     assert f", {colour} {film.plan.detail}." in texts[-1] and "not_matched" in texts[-1]
 
 

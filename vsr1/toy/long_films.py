@@ -106,8 +106,11 @@ class LongFilm:
     @property
     def query(self) -> str:
         """Return the words in which the moment of the question is searched in a corpus."""
-        plan, task = self.plan, self.task(SampleId(self.film))
-        return f"a {task.answer} {plan.detail} where a {plan.shape} is {DOING[plan.motion]}"
+        return self.query_for(self.task(SampleId(self.film)).answer)
+
+    def query_for(self, colour: str) -> str:
+        """Return the same words for a detail of any colour."""
+        return f"a {colour} {self.plan.detail} where a {self.plan.shape} is {DOING[self.plan.motion]}"
 
     def result(self, call: ToolCall, frames: int = 2, find_level: int = 2) -> ToolResult:
         """Return what a tool says, without its cost."""

@@ -38,7 +38,7 @@ OTHER_COLOUR = 0.5  # share of the others that ask for a colour that the film ha
 _LENGTH = re.compile(r"The video has (\d+) seconds\.")
 _LEFT = re.compile(r"Left: (\d+)")
 _ROOT = re.compile(r"^([0-9]) \[", re.MULTILINE)
-AgentOf = Callable[[View, str], Steps]  # of a film, and the colour that its detail must have
+SearchAgent = Callable[[View, str], Steps]  # of a film, and the colour that its detail must have
 
 
 class Seeker:
@@ -48,12 +48,11 @@ class Seeker:
 
     Args:
         query: as `LongFilm.query` says it.
-        name: what the agents' random choices follow from.
     """
 
-    def __init__(self, query: str, name: str, agent_of: AgentOf) -> None:
+    def __init__(self, query: str, agent: SearchAgent) -> None:
         self._colour, _, rest = query.removeprefix("a ").partition(" ")
-        self._question, self._rng, self._agent_of = f"what colour is the {rest}?", random.Random(name), agent_of
+        self._question, self._agent = f"what colour is the {rest}?", agent
         self.films: list[list[str]] = []  # by film, what was shown and replied in turn
 
     async def reply(self, prompt: Prompt, turn: int) -> Spoken:
@@ -62,7 +61,7 @@ class Seeker:
         if "<|im_start|>system" in text:
             self.films.append([])
             self._view = self._first_view(text)
-            self._steps = self._agent_of(self._view, self._colour)
+            self._steps = self._agent(self._view, self._colour)
             words = next(self._steps, "")
         else:
             try:
@@ -77,7 +76,7 @@ class Seeker:
         seconds, left = (float(pattern.findall(text)[-1]) for pattern in (_LENGTH, _LEFT))
         task = NavigateTask(SampleId(""), "", "", seconds, self._question, left)
         nodes: list[Node] = [(int(name),) for name in _ROOT.findall(text)]
-        return View(task, dict(zip(nodes, SHOWN.findall(text), strict=True)), self._rng)
+        return View(task, dict(zip(nodes, SHOWN.findall(text), strict=True)), random.Random(self._question))
 
     def _judgement(self, thought: str) -> str:
         view = self._view
@@ -102,7 +101,7 @@ def write_search_records(folder: DatasetFolder, settings: NavigateConfig, seed: 
 
     The films are `settings.toy_record_films` of their own, of which nothing else is written, else those of the training
     split. Half of the searches are shown another film first, a quarter the film alone, and a quarter ask for its detail
-    in another colour, which no film has. Seconds are told as in the records of navigation.
+    in a colour that it has not. Seconds are told as in the records of navigation.
     """
     minutes = settings.toy_minutes
     numbers = range(settings.toy_record_films)
@@ -113,8 +112,8 @@ def write_search_records(folder: DatasetFolder, settings: NavigateConfig, seed: 
         rng = np.random.default_rng(hashed_seed(seed, "searches", film.film))
         shown, query = ([films[place - 1], film] if rng.random() < OTHER_FIRST else [film]), film.query
         if len(shown) == 1 and rng.random() < OTHER_COLOUR:
-            [colour, rest] = query.removeprefix("a ").split(" ", 1)
-            query = f"a {rng.choice([name for name in COLOURS if name != colour])} {rest}"
+            answer = film.task(SampleId(film.film)).answer
+            query = film.query_for(rng.choice([colour for colour in COLOURS if colour != answer]))
         budget = drawn_budget(settings.budgets, hashed_seed(seed, "search records"), film.film)
         for own, texts in zip(shown, scripted_search(shown, query, budget, settings).films, strict=False):
             *history, reply = told_later(texts, own.seconds, rng)
@@ -125,7 +124,7 @@ def write_search_records(folder: DatasetFolder, settings: NavigateConfig, seed: 
 def scripted_search(films: Sequence[LongFilm], query: str, budget: float, settings: NavigateConfig) -> Seeker:
     """Play a search for a moment of the last of these films, which come in their order."""
     right = films[-1]
-    seeker, by_name = Seeker(query, right.film, seek), {film.film: film for film in films}
+    seeker, by_name = Seeker(query, seek), {film.film: film for film in films}
 
     async def search(request: SearchRequest) -> SearchResult:
         left = [(film.film, 1.0) for film in films if film.film not in request.exclude]

@@ -151,8 +151,7 @@ def in_order(view: View, detail: str, known: Callable[[View], Known]) -> Generat
         marks = ", ".join(f"{name_of(one)}{shapes[one]} {MARKS[verdict]}" for one, verdict in branches.items())
         thought.append(f"{marks}.")
         open_ones = [branch for branch, verdict in branches.items() if verdict is not False]
-        parts = view.detailed(open_ones[0]) if open_ones else []
-        unread = view.unread(parts[0] if parts else open_ones[0]) if open_ones else []
+        unread = [part for one in open_ones[:1] for part in view.unread([*view.detailed(one), one][0])]
         if view.left <= 0 or view.answer or not unread:
             return ". ".join(thought)
         node = unread[0]
