@@ -247,8 +247,9 @@ class Watch:
         if actor.on_fault is not None:
             actor.on_fault(notice)
             return
+        actor.reason = notice.reason  # the last says most: a node's loss comes after the end of its processes
         if actor.died is None:
-            actor.died, actor.detect_s, actor.reason = time.monotonic(), notice.seconds, notice.reason
+            actor.died, actor.detect_s = time.monotonic(), notice.seconds
             seconds = {"detect": notice.seconds}
             self._write("fault", role=actor.role, member=notice.name, reason=notice.reason, seconds=seconds)
         if notice.is_gone:
