@@ -109,7 +109,7 @@ def learner(
     show("learner", bench_learner, work)
 
 
-Prompts = Annotated[int, typer.Option(min=1, help="Prompts a round, each with a first clip of its own.")]
+Prompts = Annotated[int, typer.Option(min=1, help="Prompts a round and worker, each with a first clip of its own.")]
 Group = Annotated[int, typer.Option(min=2, help="Samples of a prompt.")]
 Words = Annotated[int, typer.Option(min=16, help="Tokens of a reply, before its 8 latents.")]
 RolloutWorkers = Annotated[int, typer.Option("--workers", min=1, help="Rollout workers, each with an engine.")]

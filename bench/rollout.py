@@ -12,7 +12,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ TURNS, NEGATIVES, VIDEOS = 2, 8, 64
 
 @dataclass(frozen=True)
 class LoopWork:
-    """What is played: `prompts` a round, `group` samples of each, replies of `words` tokens about clips of `frames`."""
+    """What is played: `prompts` a round and worker, `group` samples of each, replies of `words` tokens about clips."""
 
     shape: str = "toy"
     prompts: int = 16
@@ -57,19 +57,46 @@ class LoopWork:
     at_once: int = 64  # requests of a worker's engine at one time
     rounds: int = 3
 
+    @property
+    def round_prompts(self) -> int:
+        """Return the prompts of a round, of all workers."""
+        return self.prompts * self.workers
+
 
 def bench_rollout(work: LoopWork, plain: bool) -> dict[str, Any]:
     """Return medians over rounds, after one that warms up: seconds, tokens a second, and the share of plain vLLM's.
+
+    Several workers are also measured as fewer of them, down to one.
 
     Args:
         plain: also measure plain vLLM; only with one worker.
     """
     with loop(work) as (others, config):
-        return rollout_figures(others, config, work, plain)
+        if work.workers == 1:
+            return rollout_figures(others, config, work, plain)
+        return scaling_figures(others, config, work)
 
 
-def rollout_figures(others: Workers, config: Config, work: LoopWork, plain: bool) -> dict[str, Any]:
-    """Measure as `bench_rollout` on running workers."""
+def scaling_figures(others: Workers, config: Config, work: LoopWork) -> dict[str, Any]:
+    """Measure all of the workers, then one fewer, and so on.
+
+    Returns:
+        `by_workers`: the figures by their number; `added`: what each one more adds to the tokens a second, as a share
+        of one's.
+    """
+    figures, first = {}, 0
+    for count in range(work.workers, 0, -1):
+        others.fleet.scale(count)
+        part = replace(work, workers=count)
+        figures[count] = rollout_figures(others, config, part, plain=False, first=first)
+        first += (work.rounds + 1) * part.round_prompts
+    rate = {count: figures[count]["tokens_per_s"] for count in figures}
+    added = {count: (rate[count] - rate[count - 1]) / rate[1] for count in range(2, work.workers + 1)}
+    return {"by_workers": figures, "added": added}
+
+
+def rollout_figures(others: Workers, config: Config, work: LoopWork, plain: bool, first: int = 0) -> dict[str, Any]:
+    """Measure as `bench_rollout` on running workers; the first prompt begins with the video of number `first`."""
     taken = Rounds()
     with asyncio.Runner() as runner:
         peer = _peer(config) if plain else None
@@ -77,7 +104,7 @@ def rollout_figures(others: Workers, config: Config, work: LoopWork, plain: bool
             for number in range(work.rounds + 1):
                 rounds = Rounds() if number == 0 else taken
                 with rounds.time("loop"):
-                    played = play(others, config, work, number)
+                    played = play(others, config, work, first + number * work.round_prompts)
                 if peer is not None:
                     requests = _requests(config, played)
                     for way, latents in (("plain", config.agent.depth), ("plain_without_latents", 0)):
@@ -98,14 +125,14 @@ def rollout_figures(others: Workers, config: Config, work: LoopWork, plain: bool
     }
 
 
-def play(others: Workers, config: Config, work: LoopWork, number: int) -> list[SearchTrajectory]:
-    """Play a round.
+def play(others: Workers, config: Config, work: LoopWork, first: int) -> list[SearchTrajectory]:
+    """Play a round, whose prompts begin with the videos from number `first` on.
 
     Raises:
         RuntimeError: an episode did not have its turns, each with its tokens and its latents.
     """
     sampling = Sampling(config.retrieval.top_k, temperature=1.0, sigma=SIGMA)
-    tasks = [task for prompt in prompts_of(work, number) for task in group_of(prompt, work.group)]
+    tasks = [task for prompt in prompts_of(work, first) for task in group_of(prompt, work.group)]
     played, _ = complete(list(others.play(TRAIN, tasks, config.agent, sampling)))
     shapes = {(len(turn.response_token_ids), len(turn.latents["query"])) for one in played for turn in one.turns}
     if shapes != {(work.words, config.agent.depth)} or {len(one.turns) for one in played} != {TURNS}:
@@ -113,12 +140,11 @@ def play(others: Workers, config: Config, work: LoopWork, number: int) -> list[S
     return played
 
 
-def prompts_of(work: LoopWork, number: int) -> Iterator[SearchTask]:
+def prompts_of(work: LoopWork, first: int) -> Iterator[SearchTask]:
     """Yield the prompts of a round, each with a first video that no other prompt begins with."""
-    for place in range(work.prompts):
-        video = number * work.prompts + place
+    for video in range(first, first + work.round_prompts):
         others = [str((video + step) % _videos(work)) for step in range(1, NEGATIVES + 2)]
-        name = f"{number}/{place}"
+        name = str(video)
         yield SearchTask(
             SampleId(name), name, f"a red circle number {video}", gt_video=others[0], gt_span=(0.0, 1.0),
             gt_duration=float(work.frames), negatives=others[1:], first_video=str(video),
@@ -141,8 +167,8 @@ def written(work: LoopWork, folder: Path, learner: dict[str, Any] | None = None)
         torch.cuda.empty_cache()
     _write_corpus(work, folder)
     tokens = work.frames // 2 * (work.side**2 // 1024 + 12) + 512 + work.words + AgentConfig().latents
-    own = gpus > work.workers  # GPUs for the workers alone
-    share = {"learner": 0.5, "retrieval": 0.2, "rollout": 1.0 if own else 0.3 / work.workers}
+    own = gpus >= work.workers + (learner is not None)  # no two workers, and no learner, on one GPU
+    share = {"learner": 0.5, "retrieval": 0.2, "rollout": 0.75 if own else 0.3 / work.workers}
     return Config.model_validate(
         {
             "run_dir": folder / "run",
@@ -164,7 +190,7 @@ def written(work: LoopWork, folder: Path, learner: dict[str, Any] | None = None)
                 },
             },
             "grpo": {
-                "prompts_per_step": work.prompts, "group_size": work.group, "latents": {"sigma": SIGMA},
+                "prompts_per_step": work.round_prompts, "group_size": work.group, "latents": {"sigma": SIGMA},
                 "negatives": NEGATIVES, "learner": {"ranks": 1} | (learner or {}),
             },
             "cluster": {
@@ -190,7 +216,8 @@ def loop(work: LoopWork, learner: dict[str, Any] | None = None) -> Iterator[tupl
 
 
 def _videos(work: LoopWork) -> int:
-    return max(VIDEOS, work.prompts * (work.rounds + 1))
+    numbers = range(1, work.workers + 1)  # of workers that are measured
+    return max(VIDEOS, work.prompts * (work.rounds + 1) * sum(numbers))
 
 
 def _write_corpus(work: LoopWork, root: Path) -> None:

@@ -33,7 +33,7 @@ def step_figures(others: Workers, config: Config, work: LoopWork) -> dict[str, A
         for step in range(work.rounds + 1):
             with taken.time("step"):
                 with taken.time("rollout"):
-                    trained = sorted(play(others, config, work, step), key=lambda one: one.id)
+                    trained = sorted(play(others, config, work, step * work.round_prompts), key=lambda one: one.id)
                     learners.prefetch(clip for one in trained for clip in clips_of(one))
                 with taken.time("learn"):
                     credits = credits_of(trained, config.grpo.objective, config.agent.max_new_tokens)

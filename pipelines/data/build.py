@@ -32,7 +32,7 @@ from vsr1.storage import fetched, fetched_folder, named, sent_folder, url_of
 from vsr1.toy.corpus import write_toy_corpus
 
 READ_TOGETHER = ("segment_embeds.npy", "docid2row.json")  # and therefore sent last
-__all__ = ["BuildError", "BuildReport", "build_dataset", "ensure_dataset"]
+__all__ = ["BuildError", "BuildReport", "build_dataset", "ensure_dataset", "ensure_world"]
 
 
 @dataclass(frozen=True)
@@ -170,16 +170,26 @@ def ensure_dataset(config: Config, progress: Announce | None = None) -> bool:
     Returns:
         Whether there was something to build.
     """
+    if not ensure_world(config):
+        return False
+    if environment_of(config).has_corpus:
+        build_dataset(config, progress)
+    return True
+
+
+def ensure_world(config: Config) -> bool:
+    """Write what a toy dataset is built of, if `toy.create` says so and `data.root` holds none; return whether it does.
+
+    That is videos and annotations, or long films with their questions.
+    """
     environment = environment_of(config)
     if not config.toy.create or environment.is_built(config):
         return False
     if environment.has_films:
         write_films(config)
         sent_folder(config.data.root)
-    if environment.has_corpus:
-        if not DatasetFolder(config.data.root).annotations("test").is_file():
-            render_toy(config)
-        build_dataset(config, progress)
+    elif not DatasetFolder(config.data.root).annotations("test").is_file():
+        render_toy(config)
     return True
 
 

@@ -34,13 +34,18 @@ def data_toy(
 
 @commands.command("build")
 def data_build(overrides: Overrides = None, config: ConfigFile = None) -> None:
-    """Build a dataset folder: clips, embeddings, index and training records."""
+    """Build a dataset folder: clips, embeddings, index and training records; of the toy world its videos too."""
     settings = read_settings(config, overrides)
-    from pipelines.data.build import build_dataset
+    from pipelines.data.build import build_dataset, ensure_world
     from pipelines.stage.connection import connect
+    from vsr1.environments.registry import environment_of
 
     keep_console(settings)
     with stoppable(lambda: f"what is finished is kept in {settings.data.root}, and the same command goes on from it"):
+        guarded(ensure_world, settings)
+        if not environment_of(settings).has_corpus:
+            announce(f"environment: {settings.environment} searches nothing, so {settings.data.root} is complete")
+            return
         guarded(connect, settings)
         report = guarded(build_dataset, settings, progress=announce)
     console.print(report.table())

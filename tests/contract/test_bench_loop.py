@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.rollout import LoopWork, loop, rollout_figures
+from bench.rollout import LoopWork, loop, rollout_figures, scaling_figures
 from bench.step import step_figures
 from pipelines.stage.workers import Workers
 from vsr1.config import Config
 
 pytestmark = pytest.mark.measured
-WORK = LoopWork(prompts=2, group=2, words=16, at_once=4, rounds=1)
+WORK = LoopWork(prompts=1, group=2, words=16, workers=2, at_once=4, rounds=1)
 Running = tuple[Workers, Config]
 
 
@@ -37,3 +37,11 @@ def test_a_step_is_timed_by_part(running: Running) -> None:
     assert figures["examples"] == 2 * 2 * 2
     assert min(figures[f"{part}_s"] for part in ("rollout", "learn", "push")) > 0
     assert figures["step_s"] == pytest.approx(figures["rollout_s"] + figures["learn_s"] + figures["push_s"], abs=0.05)
+
+
+def test_workers_are_measured_by_their_number(running: Running) -> None:
+    figures = scaling_figures(*running, WORK)
+    assert {count: one["turns"] for count, one in figures["by_workers"].items()} == {2: 2 * 2 * 2, 1: 2 * 2}
+    rates = [figures["by_workers"][count]["tokens_per_s"] for count in (1, 2)]
+    assert figures["added"] == {2: pytest.approx((rates[1] - rates[0]) / rates[0])}
+    assert running[0].fleet.counts() == {"healthy": 1}

@@ -29,7 +29,9 @@ MODEL = "toy captioner 1"  # changes with what it says
 _SECONDS = re.compile(  # in what is shown
     r"(?<=\[)\d+(?=-)|(?<=-)\d+(?=\])|(?<=has )\d+(?= seconds)|(?:(?<=\] )|(?<=, ))\d+(?= [a-z])"
 )
-_MOMENT = re.compile(r"(?<=<start>)\d+|(?<=<end>)\d+")  # in replies
+_TOLD = re.compile(  # in replies
+    r"(?<=\[)\d+(?=-)|(?<=-)\d+(?=\])|(?<= at )\d+|(?<=<start>)\d+|(?<=<end>)\d+"
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def told_later(texts: Sequence[str], seconds: float, rng: np.random.Generator) -
         seconds: length of the film.
     """
     before = int(rng.integers(LONGEST_MINUTES * 60 - int(seconds) + 1)) * int(rng.integers(2))
-    patterns = cycle((_SECONDS, _MOMENT))
+    patterns = cycle((_SECONDS, _TOLD))
     return [
         pattern.sub(lambda found: str(int(found[0]) + before), text)
         for pattern, text in zip(patterns, texts, strict=False)

@@ -76,7 +76,8 @@ class Seeker:
         seconds, left = (float(pattern.findall(text)[-1]) for pattern in (_LENGTH, _LEFT))
         task = NavigateTask(SampleId(""), "", "", seconds, self._question, left)
         nodes: list[Node] = [(int(name),) for name in _ROOT.findall(text)]
-        return View(task, dict(zip(nodes, SHOWN.findall(text), strict=True)), random.Random(self._question))
+        captions = dict(zip(nodes, SHOWN.findall(text), strict=True))
+        return View(task, captions, random.Random(self._question), tells_seconds=True)
 
     def _judgement(self, thought: str) -> str:
         view = self._view
@@ -90,7 +91,9 @@ class Seeker:
 def seek(view: View, colour: str) -> Steps:
     """Read as `reader` does, but of what no caption shows believe nothing: the film may be a wrong one.
 
-    wanted triangle moving up, blue ring. 2,1,1 triangle moving up, blue ring. 2 seen.      and a match
+    Of a leaf the thought repeats the seconds, which a match tells once more.
+
+    wanted triangle moving up, blue ring. 2,1,1 [300-312] triangle moving up, blue ring at 305. 2 seen.     and a match
     wanted triangle moving up, blue ring. 2,1 triangle moving left, no. 1 no, 2 no, 3 no, 4 no.     and none
     """
     yield (yield from in_order(view, f"{colour} {view.detail}", as_shown))

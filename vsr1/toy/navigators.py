@@ -43,6 +43,7 @@ class View:
     answer: str = ""  # once it was seen
     place: Node = ()  # where it was seen
     calls: int = 0  # made so far
+    tells_seconds: bool = False  # whether thoughts repeat the seconds of leaves
 
     def __post_init__(self) -> None:
         match = _QUESTION.fullmatch(self.task.question)
@@ -175,10 +176,13 @@ def as_shown(view: View) -> Known:
 def _seen(view: View, node: Node) -> str:
     """Return what a caption shows of what is wanted: the shape, what it does, and the detail, of a leaf its colour."""
     doing = next((words for words in DOING.values() if f"{view.shape} {words}" in view.captions[node]), "")
-    detail = view.detail if view.shows_detail(node) else "no"
-    if len(node) == LEVELS and (colour := re.search(rf"\w+ {view.detail}\b", view.captions[node])):
-        detail = colour.group()
-    return f"{name_of(node)} {view.shape} {doing}".rstrip() + f", {detail}"
+    name, detail = name_of(node), view.detail if view.shows_detail(node) else "no"
+    seconds = view.tells_seconds and len(node) == LEVELS
+    if len(node) == LEVELS and (shown := re.search(rf"(\d+) (\w+ {view.detail})\b", view.captions[node])):
+        detail = f"{shown[2]} at {shown[1]}" if seconds else shown[2]
+    if seconds:
+        name = "{} [{:.0f}-{:.0f}]".format(name, *view.task.tree.span(node))
+    return f"{name} {view.shape} {doing}".rstrip() + f", {detail}"
 
 
 def read(view: View, node: Node, thought: str = "") -> Generator[str, str, None]:

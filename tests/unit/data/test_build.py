@@ -1,11 +1,14 @@
 """The folder that a build leaves: its parts agree, and a second build changes nothing."""
 
 import json
+import subprocess
+import sys
 
 import faiss
 import numpy as np
 import pytest
 
+from pipelines.data.build import ensure_world
 from pipelines.stage.tasks import training_tasks
 from pipelines.train.record_checks import check_grpo_records
 from vsr1.config import Config
@@ -79,3 +82,23 @@ def test_without_a_teacher_there_is_what_stage_2_needs_and_no_traces(fresh: Data
     assert len({task.gt_video for task in training_tasks(settings)}) == TRAIN
     with_traces = build(fresh.root)
     assert built_steps(with_traces) == {"train.top1_pool", "train.reasoning", "train.sft_records"}
+
+
+def test_a_build_of_the_toy_world_begins_with_its_videos(tmp_path):
+    toy = {"create": True, "train": 2, "test": 2, "val": 0}
+    config = Config.model_validate({"data": {"root": tmp_path}, "toy": toy})
+    assert ensure_world(config)
+    folder = DatasetFolder(tmp_path)
+    assert [len(list(folder.raw_videos(split).iterdir())) for split in ("train", "test")] == [2, 2]
+    written = folder.annotations("test").stat().st_mtime_ns
+    assert ensure_world(config) and folder.annotations("test").stat().st_mtime_ns == written  # a build goes on
+    own = config.model_copy(update={"toy": config.toy.model_copy(update={"create": False})})
+    assert not ensure_world(own)
+
+
+def test_films_that_nothing_searches_need_no_build(tmp_path):
+    settings = [f"data.root={tmp_path}", "toy.create=true", "toy.train=2", "toy.test=2", "navigate.toy_minutes=[10]"]
+    command = [sys.executable, "-m", "pipelines", "data", "build", "environment=navigate", "agent.refinement=none"]
+    done = subprocess.run([*command, *settings], capture_output=True, text=True, check=True)
+    assert "searches nothing" in done.stdout
+    assert (tmp_path / "navigate" / "test.questions.jsonl").is_file()
