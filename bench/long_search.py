@@ -158,7 +158,7 @@ async def _figures(
 async def _player(policy: Path | None) -> AsyncIterator[Player]:
     """Have what replies in the search of a moment, for a block."""
     if policy is None:
-        yield lambda moment: Seeker(moment.film.query, lambda view, _: find_moment(view)).reply
+        yield lambda moment: Seeker(moment.film.query, find_moment).reply
         return
     from vsr1.engine.engine import PolicyEngine  # vLLM, which only this measurement needs
 

@@ -115,16 +115,16 @@ class PolicyEngine:
             enable_log_requests=False,
             **engine_options(config, device) | {"mm_processor_kwargs": BYTES},
         )
-        with compat.prepared_children():
-            llm = AsyncLLM.from_engine_args(args)
-        engine = cls(llm, ClipProcessor(folder), config)
-        process = llm.output_processor.process_outputs
+        with compat.prepared_children():  # no name here for vLLM's engine: what it imports keeps this frame for ever
+            engine = cls(AsyncLLM.from_engine_args(args), ClipProcessor(folder), config)
+        outputs = engine._llm.output_processor
+        process = outputs.process_outputs
 
-        def counted(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
             engine.signs += 1
-            return process(outputs, *args, **kwargs)
+            return process(*args, **kwargs)
 
-        llm.output_processor.process_outputs = counted  # else a token is only seen at the end of its reply
+        outputs.process_outputs = counted  # else a token is only seen at the end of its reply
         await engine.warm_up()
         return engine
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,16 +29,15 @@ from vsr1.settings.navigate import NavigateConfig
 from vsr1.settings.parts import AgentConfig
 from vsr1.toy.long_corpus import LongFilms, told_later
 from vsr1.toy.long_films import LongFilm, make_long_film
-from vsr1.toy.navigators import SHOWN, Spoken, Steps, View, as_shown, in_order
+from vsr1.toy.navigators import SHOWN, Agent, Known, Spoken, Steps, View, as_shown, in_order
 from vsr1.toy.world import COLOURS
 from vsr1.video.clips import Clip
 
-OTHER_FIRST = 0.5  # share of the recorded searches that are shown another film first
+OTHER_FIRST = 0.25  # share of the recorded searches that are shown another film first
 OTHER_COLOUR = 0.5  # share of the others that ask for a colour that the film has not
 _LENGTH = re.compile(r"The video has (\d+) seconds\.")
 _LEFT = re.compile(r"Left: (\d+)")
 _ROOT = re.compile(r"^([0-9]) \[", re.MULTILINE)
-SearchAgent = Callable[[View, str], Steps]  # of a film, and the colour that its detail must have
 
 
 class Seeker:
@@ -50,7 +49,7 @@ class Seeker:
         query: as `LongFilm.query` says it.
     """
 
-    def __init__(self, query: str, agent: SearchAgent) -> None:
+    def __init__(self, query: str, agent: Agent) -> None:
         self._colour, _, rest = query.removeprefix("a ").partition(" ")
         self._question, self._agent = f"what colour is the {rest}?", agent
         self.films: list[list[str]] = []  # by film, what was shown and replied in turn
@@ -61,7 +60,7 @@ class Seeker:
         if "<|im_start|>system" in text:
             self.films.append([])
             self._view = self._first_view(text)
-            self._steps = self._agent(self._view, self._colour)
+            self._steps = self._agent(self._view)
             words = next(self._steps, "")
         else:
             try:
@@ -77,7 +76,7 @@ class Seeker:
         task = NavigateTask(SampleId(""), "", "", seconds, self._question, left)
         nodes: list[Node] = [(int(name),) for name in _ROOT.findall(text)]
         captions = dict(zip(nodes, SHOWN.findall(text), strict=True))
-        return View(task, captions, random.Random(self._question), tells_seconds=True)
+        return View(task, captions, random.Random(self._question), wanted=self._colour)
 
     def _judgement(self, thought: str) -> str:
         view = self._view
@@ -88,23 +87,30 @@ class Seeker:
         return assistant_text(thought or f"{view.answer} {view.detail}.", True, span)
 
 
-def seek(view: View, colour: str) -> Steps:
+def seek(view: View) -> Steps:
     """Read as `reader` does, but of what no caption shows believe nothing: the film may be a wrong one.
 
-    Of a leaf the thought repeats the seconds, which a match tells once more.
+    The last leaf shows the detail, in the wanted colour or not; with neither, no scene is the right one.
 
-    wanted triangle moving up, blue ring. 2,1,1 [300-312] triangle moving up, blue ring at 305. 2 seen.     and a match
-    wanted triangle moving up, blue ring. 2,1 triangle moving left, no. 1 no, 2 no, 3 no, 4 no.     and none
+    wanted triangle moving up, blue ring. 2,1,1 [30-42] triangle moving up, blue ring at 35, wanted blue, yes. 2 seen.
+    wanted triangle moving up, blue ring. 2,1,1 [30-42] triangle moving up, red ring at 35, wanted blue, no. 2 no.
+    wanted triangle moving up, blue ring. 2,1 triangle moving left, no. 1 no, 2 no, 3 no, 4 no.
     """
-    yield (yield from in_order(view, f"{colour} {view.detail}", as_shown))
+    yield (yield from in_order(view, f"{view.wanted} {view.detail}", _as_wanted))
+
+
+def _as_wanted(view: View) -> Known:
+    """Return what `as_shown` does, and that no branch is right where the detail has another colour."""
+    known = as_shown(view)
+    return known if view.answer in ("", view.wanted) else dict.fromkeys(known, False)
 
 
 def write_search_records(folder: DatasetFolder, settings: NavigateConfig, seed: int) -> None:
     """Write what `seek` says in searches for the moments of films, a record for each film shown.
 
     The films are `settings.toy_record_films` of their own, of which nothing else is written, else those of the training
-    split. Half of the searches are shown another film first, a quarter the film alone, and a quarter ask for its detail
-    in a colour that it has not. Seconds are told as in the records of navigation.
+    split. A quarter of the searches are shown another film first, three eighths the film alone, and three eighths ask
+    for its detail in a colour that it has not. Seconds are told as in the records of navigation.
     """
     minutes = settings.toy_minutes
     numbers = range(settings.toy_record_films)

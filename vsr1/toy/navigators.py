@@ -43,7 +43,7 @@ class View:
     answer: str = ""  # once it was seen
     place: Node = ()  # where it was seen
     calls: int = 0  # made so far
-    tells_seconds: bool = False  # whether thoughts repeat the seconds of leaves
+    wanted: str = ""  # colour of the detail in the moment that is searched
 
     def __post_init__(self) -> None:
         match = _QUESTION.fullmatch(self.task.question)
@@ -174,13 +174,18 @@ def as_shown(view: View) -> Known:
 
 
 def _seen(view: View, node: Node) -> str:
-    """Return what a caption shows of what is wanted: the shape, what it does, and the detail, of a leaf its colour."""
+    """Return what a caption shows of what is wanted: the shape, what it does, and the detail, of a leaf its colour.
+
+    Where a moment is searched, it also repeats the seconds of a leaf, and the wanted colour beside the one shown.
+    """
     doing = next((words for words in DOING.values() if f"{view.shape} {words}" in view.captions[node]), "")
     name, detail = name_of(node), view.detail if view.shows_detail(node) else "no"
-    seconds = view.tells_seconds and len(node) == LEVELS
-    if len(node) == LEVELS and (shown := re.search(rf"(\d+) (\w+ {view.detail})\b", view.captions[node])):
-        detail = f"{shown[2]} at {shown[1]}" if seconds else shown[2]
-    if seconds:
+    if len(node) == LEVELS and (shown := re.search(rf"(\d+) (\w+) {view.detail}\b", view.captions[node])):
+        second, colour = shown.groups()
+        detail = f"{colour} {view.detail}"
+        if view.wanted:
+            detail += f" at {second}, wanted {view.wanted}, {'yes' if colour == view.wanted else 'no'}"
+    if len(node) == LEVELS and view.wanted:
         name = "{} [{:.0f}-{:.0f}]".format(name, *view.task.tree.span(node))
     return f"{name} {view.shape} {doing}".rstrip() + f", {detail}"
 
