@@ -26,12 +26,9 @@ from vsr1.video.clips import Clip
 
 FRAMES_PER_SECOND = 2  # of videos: events last seconds
 MODEL = "toy captioner 1"  # changes with what it says
-_SECONDS = re.compile(  # in what is shown
-    r"(?<=\[)\d+(?=-)|(?<=-)\d+(?=\])|(?<=has )\d+(?= seconds)|(?:(?<=\] )|(?<=, ))\d+(?= [a-z])"
-)
-_TOLD = re.compile(  # in replies
-    r"(?<=\[)\d+(?=-)|(?<=-)\d+(?=\])|(?<= at )\d+|(?<=<start>)\d+|(?<=<end>)\d+"
-)
+_SPAN = r"(?<=\[)\d+(?=-)|(?<=-)\d+(?=\])"
+_SECONDS = re.compile(rf"{_SPAN}|(?<=has )\d+(?= seconds)|(?:(?<=\] )|(?<=, ))\d+(?= [a-z])")  # in what is shown
+_TOLD = re.compile(rf"{_SPAN}|(?<= at )\d+|(?<=<start>)\d+|(?<=<end>)\d+")  # in replies
 
 
 @dataclass(frozen=True)

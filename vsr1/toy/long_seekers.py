@@ -96,7 +96,7 @@ def seek(view: View) -> Steps:
     wanted triangle moving up, blue ring. 2,1,1 [30-42] triangle moving up, red ring at 35, wanted blue, no. 2 no.
     wanted triangle moving up, blue ring. 2,1 triangle moving left, no. 1 no, 2 no, 3 no, 4 no.
     """
-    yield (yield from in_order(view, f"{view.wanted} {view.detail}", _as_wanted))
+    yield (yield from in_order(view, _as_wanted))
 
 
 def _as_wanted(view: View) -> Known:

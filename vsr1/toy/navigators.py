@@ -18,7 +18,7 @@ from vsr1.episode.environment import PolicyReply, Prompt, run_episode
 from vsr1.episode.trajectory import FinishReason
 from vsr1.navigate.calls import ToolCall, ToolResult
 from vsr1.navigate.environment import NavigateEnvironment
-from vsr1.navigate.prompts import name_of
+from vsr1.navigate.prompts import name_of, part_line
 from vsr1.navigate.record import NavigateTask, NavigateTrajectory
 from vsr1.navigate.tree import LEVELS, Node
 from vsr1.settings.navigate import NavigateConfig
@@ -133,20 +133,19 @@ def reader(view: View) -> Steps:
         wanted triangle moving up, ring. 2,1 triangle moving up, ring. 2 seen.
         wanted triangle moving up, ring. 2,1,1 triangle moving up, blue ring. 2 seen.
     """
-    thought = yield from in_order(view, view.detail, _known)
+    thought = yield from in_order(view, _known)
     yield f"<think>{thought}</think> <answer>{view.answer or view.rng.choice(COLOURS)}</answer>"
 
 
-def in_order(view: View, detail: str, known: Callable[[View], Known]) -> Generator[str, str, str]:
+def in_order(view: View, known: Callable[[View], Known]) -> Generator[str, str, str]:
     """Read as `reader` does while a branch is open, a part unread and a call left; return the last thought.
 
     Args:
-        detail: that is wanted, as the thoughts name it.
         known: says what is known of the branches that thoughts name.
     """
     node: Node = ()
     while True:
-        branches = known(view)
+        branches, detail = known(view), f"{view.wanted} {view.detail}".strip()
         thought = [f"wanted {view.shape} {view.doing}, {detail}", *([_seen(view, node)] if node else [])]
         shapes = {branch: "" if node else view.captions[branch].removeprefix("a") for branch in branches}
         marks = ", ".join(f"{name_of(one)}{shapes[one]} {MARKS[verdict]}" for one, verdict in branches.items())
@@ -179,15 +178,15 @@ def _seen(view: View, node: Node) -> str:
     Where a moment is searched, it also repeats the seconds of a leaf, and the wanted colour beside the one shown.
     """
     doing = next((words for words in DOING.values() if f"{view.shape} {words}" in view.captions[node]), "")
-    name, detail = name_of(node), view.detail if view.shows_detail(node) else "no"
-    if len(node) == LEVELS and (shown := re.search(rf"(\d+) (\w+) {view.detail}\b", view.captions[node])):
+    scene, detail = f"{view.shape} {doing}".rstrip(), view.detail if view.shows_detail(node) else "no"
+    is_leaf = len(node) == LEVELS
+    if is_leaf and (shown := re.search(rf"(\d+) (\w+) {view.detail}\b", view.captions[node])):
         second, colour = shown.groups()
         detail = f"{colour} {view.detail}"
         if view.wanted:
             detail += f" at {second}, wanted {view.wanted}, {'yes' if colour == view.wanted else 'no'}"
-    if len(node) == LEVELS and view.wanted:
-        name = "{} [{:.0f}-{:.0f}]".format(name, *view.task.tree.span(node))
-    return f"{name} {view.shape} {doing}".rstrip() + f", {detail}"
+    part = part_line(view.task.tree, node, scene) if is_leaf and view.wanted else f"{name_of(node)} {scene}"
+    return f"{part}, {detail}"
 
 
 def read(view: View, node: Node, thought: str = "") -> Generator[str, str, None]:
