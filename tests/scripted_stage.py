@@ -224,6 +224,9 @@ class Members:
             self.load[new] = 0
             self.members[self.members.index(member)] = new
 
+    def serving(self) -> list[str]:
+        return [member.name for member in self.members]
+
     def tick(self) -> None:
         pass
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from actors.rollout import Sampling
@@ -36,24 +37,35 @@ class Play:
         else:
             self._waiting.append(entry)
 
-    def next(self, *, suspects: bool) -> SearchTask | None:
-        """Return the first task that may begin now and is, or is not, of a suspect."""
-        now = time.monotonic()
+    def due(self, *, suspects: bool) -> Iterator[tuple[int, SearchTask]]:
+        """Yield the tasks that may begin now, of suspects or of others, with their places among all that wait."""
+        now, suspected = time.monotonic(), self.ledger.suspects
         for place, (earliest, task) in enumerate(self._waiting):
-            if earliest <= now and (task.id.prompt in self.ledger.suspects) == suspects:
-                del self._waiting[place]
-                return task
-        return None
+            if earliest <= now and (task.id.prompt in suspected) == suspects:
+                yield place, task
+
+    def take(self, member: str, homes: Mapping[str, str], *, suspects: bool) -> SearchTask:
+        """Take the task that a member begins next: one that is due, of a group that nobody else plays if there is one.
+
+        The samples of a group look at the same clips, which an engine encodes once.
+
+        Args:
+            homes: the member that plays samples of a prompt, by prompt.
+
+        Raises:
+            StopIteration: none is due.
+        """
+        first, _ = next(self.due(suspects=suspects))
+        own = (place for place, task in self.due(suspects=suspects) if homes.get(task.id.prompt, member) == member)
+        place = next(own, first)
+        _, task = self._waiting[place]
+        del self._waiting[place]
+        return task
 
     @property
     def waiting(self) -> int:
         """Return how many tasks nobody plays yet."""
         return len(self._waiting)
-
-    def has_suspects(self) -> bool:
-        """Tell whether a task is to be played alone."""
-        suspects = self.ledger.suspects
-        return bool(suspects) and any(task.id.prompt in suspects for _, task in self._waiting)
 
     def withdraw(self, prompt: str) -> list[SearchTask]:
         """Take the tasks of a prompt out of those that wait."""

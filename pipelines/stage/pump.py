@@ -53,6 +53,9 @@ class Fleet(Protocol):
     def played(self, member: Member, *, died: bool = False, failed: bool = False) -> None:
         """Take note that a sample from `pick` has left a member."""
 
+    def serving(self) -> list[str]:
+        """Return the names of the members that get samples."""
+
     def tick(self) -> None:
         """Do what is due; never blocks."""
 
@@ -184,15 +187,19 @@ class RolloutPump:
     def _give_out(self) -> None:
         if self._alone is not None:
             return
-        suspects = any(play.has_suspects() for play in self._plays)
+        suspects = any(play.ledger.suspects and any(play.due(suspects=True)) for play in self._plays)
         if suspects and self._episodes:
             return
+        serving = self._fleet.serving()  # a group of who leaves goes on with others
+        members = {one.task.id.prompt: one.member.name for one in self._episodes.values()}
+        homes = {prompt: name for prompt, name in members.items() if name in serving}
         for play in self._plays:
-            while (task := play.next(suspects=suspects)) is not None:
+            while any(play.due(suspects=suspects)):
                 member = self._fleet.pick()
                 if member is None:
-                    play.add(task, first=True)
                     return
+                task = play.take(member.name, homes, suspects=suspects)
+                homes[task.id.prompt] = member.name
                 self._begin(play, task, member)
                 if suspects:
                     [self._alone] = self._episodes.values()

@@ -247,6 +247,9 @@ class Full:
         self._now[member.name] -= 1
         self._fleet.played(member, died=died, failed=failed)
 
+    def serving(self) -> list[str]:
+        return self._fleet.serving()
+
     def tick(self) -> None:
         self._fleet.tick()
 

@@ -17,10 +17,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.rollout import Sampling
 from pipelines.stage.faults import reason
 from pipelines.stage.fleet import Member
-from pipelines.stage.plays import Outcome
+from pipelines.stage.plays import Outcome, Play
 from pipelines.stage.pump import PAUSES_S, Occupancy, RolloutPump
 from vsr1.episode.environment import FinishedTurn
 from vsr1.episode.sample import FailedSample, SampleId
+from vsr1.ledger import Ledger
 from vsr1.search.record import SearchTask, SearchTrajectory
 from vsr1.settings.parts import AgentConfig
 
@@ -63,6 +64,7 @@ class Rollout:
 
     def __init__(self, part: Any = None) -> None:
         self.now = self.most = self.played = 0
+        self.prompts: Counter[str] = Counter()
         self.part = part
 
     async def rollout(
@@ -70,6 +72,7 @@ class Rollout:
     ) -> AsyncIterator[SearchTrajectory]:
         self.now += 1
         self.played += 1
+        self.prompts[task.id.prompt] += 1
         self.most = max(self.most, self.now)
         try:
             if task.query == "fail":
@@ -90,6 +93,9 @@ class Rollout:
 
     async def counts(self) -> tuple[int, int]:
         return self.most, self.played
+
+    async def played_of(self) -> dict[str, int]:
+        return self.prompts
 
 
 @ray.remote(num_cpus=0)
@@ -124,6 +130,9 @@ class Members:
         self._load[member] -= 1
         if died and member in self._members:
             self._members[self._members.index(member)] = Member(member.name, Rollout.remote())
+
+    def serving(self) -> list[str]:
+        return [member.name for member in self._members]
 
     def tick(self) -> None:
         pass
@@ -170,6 +179,29 @@ def test_a_slow_episode_does_not_hold_up_the_tasks_behind_it(parts: Any) -> None
     assert [outcome.id.sample for outcome in outcomes if isinstance(outcome, FailedSample)] == [13]  # by its reward
     first, second = ray.get([worker.counts.remote() for worker in parts[0]])
     assert first[1] > 1 and second[1] > 1
+
+
+def test_a_group_is_played_by_one_member(parts: Any) -> None:
+    """All samples of it look at the same clips, which each engine would encode for itself."""
+    rollouts, rewards = parts
+    fleet = Members([Member(f"rollout worker {i}", worker) for i, worker in enumerate(rollouts)], at_once=8)
+    pump = RolloutPump(fleet, rewards, deadline_s=60.0)
+    groups = [SearchTask(SampleId(f"g{i // 4}", i % 4), "q", "0.05") for i in range(16)]
+    assert len(list(pump.play("train", groups, AgentConfig(), Sampling(10), lambda now: None))) == 16
+    assert [ray.get(worker.played_of.remote()) for worker in rollouts] == [{"g0": 4, "g2": 4}, {"g1": 4, "g3": 4}]
+
+
+def test_who_has_room_takes_of_others_groups_when_nothing_else_waits() -> None:
+    ledger = Ledger()
+    waiting = Play("train", AgentConfig(), Sampling(10), ledger)
+    for prompt in ("theirs", "new", "own"):
+        ledger.issue(prompt, 2, 0)
+        waiting.add(SearchTask(SampleId(prompt, 0), "q", "0"))
+    waiting.add(SearchTask(SampleId("own", 1), "q", "0"), pause_s=3600.0)
+    homes = {"theirs": "another", "own": "this"}
+    taken = [waiting.take("this", homes, suspects=False).id.prompt for _ in range(3)]
+    assert taken == ["new", "own", "theirs"]
+    assert not any(waiting.due(suspects=False)) and waiting.waiting == 1
 
 
 def test_what_finishes_together_is_scored_together_and_a_missing_reward_is_a_failure(parts: Any) -> None:
