@@ -161,6 +161,20 @@ def test_the_reader_says_what_it_saw_and_what_follows_from_it():
     assert second.startswith(f"{wanted}{branches[0]},1 {film.plan.shape}")
 
 
+def test_a_careless_reader_takes_the_first_look_alike_for_the_right_scene():
+    def play_careless(film):
+        return play(film, film.task(SampleId(film.film), 30), SETTINGS, AGENTS["reader"], careless=True)[0]
+
+    right_first = [min(film.plan.look_alikes) == film.plan.right for film in FILMS]
+    played = [play_careless(film) for film in FILMS]
+    assert all(is_right(one) for one, first in zip(played, right_first, strict=True) if first)
+    others = [one for one, first in zip(played, right_first, strict=True) if not first]
+    assert 0 < fmean(map(is_right, others)) < 0.35  # by chance one of six colours is the right one
+    for one in others:
+        assert len({turn.record.node[:1] for turn in one.turns[:-1]}) == 1
+        assert " seen.<" in one.turns[-1].text
+
+
 def test_a_search_saves_calls():
     assert accuracy("finder", 4)[0] > accuracy("optimal", 4)[0] + 0.1
     assert accuracy("searcher", 30)[0] == 1 and accuracy("searcher", 30)[1] < accuracy("optimal", 30)[1]

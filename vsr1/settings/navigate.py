@@ -90,6 +90,9 @@ class NavigateConfig(Section):
     toy_test_minutes: ToyMinutes = Field(
         [], description="lengths of the films of other splits than train, in turn; empty: as toy_minutes"
     )
+    toy_careless: float = Field(
+        0.0, ge=0, le=1, description="share of the records whose agent takes the first look-alike for the right scene"
+    )
     toy_record_films: int = Field(0, ge=0, description="films that records of searches are of; 0: those of train")
     rewards: NavigateRewardConfig = NavigateRewardConfig()
     pools: ToolsConfig = ToolsConfig()

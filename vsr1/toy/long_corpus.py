@@ -126,9 +126,10 @@ def told_later(texts: Sequence[str], seconds: float, rng: np.random.Generator) -
 
 
 def _record(film: LongFilm, settings: NavigateConfig, seed: int) -> Record:
-    """Return the record of an episode of the reader, under a budget as a training draws it."""
+    """Return the record of an episode of the reader, careful or careless, under a budget as a training draws it."""
     budget = drawn_budget(settings.budgets, hashed_seed(seed, "records"), film.film)
-    trajectory, shown = play(film, film.task(SampleId(film.film), budget), settings, reader)
+    careless = np.random.default_rng(hashed_seed(seed, "careless", film.film)).random() < settings.toy_careless
+    trajectory, shown = play(film, film.task(SampleId(film.film), budget), settings, reader, careless=careless)
     texts = [text for pair in zip(shown, (turn.text for turn in trajectory.turns), strict=True) for text in pair]
     rng = np.random.default_rng(hashed_seed(seed, "clocks", film.film))
     *history, reply = told_later(texts, film.seconds, rng)

@@ -44,6 +44,7 @@ class View:
     place: Node = ()  # where it was seen
     calls: int = 0  # made so far
     wanted: str = ""  # colour of the detail in the moment that is searched
+    careless: bool = False  # takes the first scene of the right shape for the right one
 
     def __post_init__(self) -> None:
         match = _QUESTION.fullmatch(self.task.question)
@@ -64,7 +65,7 @@ class View:
         """Return whether a node shows that its scene is the right one, None where it does not say."""
         text = self.captions[node]
         doing = next((words for words in DOING.values() if f"{self.shape} {words}" in text), None)
-        return None if doing is None else doing == self.doing
+        return None if doing is None else self.careless or doing == self.doing
 
     def shows_detail(self, node: Node) -> bool:
         """Tell whether the caption of a part names the detail."""
@@ -105,10 +106,11 @@ class Spoken:
 
 
 def play(
-    film: LongFilm, task: NavigateTask, settings: NavigateConfig, agent: Agent
+    film: LongFilm, task: NavigateTask, settings: NavigateConfig, agent: Agent, *, careless: bool = False
 ) -> tuple[NavigateTrajectory, list[str]]:
     """Play an episode through the environment; return it, and what each of its turns was shown in addition."""
-    view = View(task, {node: film.caption(node) for node in task.tree.roots}, random.Random(f"{task.id} {film.seed}"))
+    captions = {node: film.caption(node) for node in task.tree.roots}
+    view = View(task, captions, random.Random(f"{task.id} {film.seed}"), careless=careless)
     steps, shown = agent(view), list[str]()
 
     async def use(call: ToolCall) -> ToolResult:
