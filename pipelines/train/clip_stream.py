@@ -10,23 +10,19 @@ from pipelines.machine.resources import READER_CPUS, READERS
 from vsr1.video.clips import Clip, ClipFolder
 
 
-def with_clips(rows: list[dict[str, Any]], clips: ClipFolder | None, block: int) -> ray.data.DataIterator:
+def with_clips(rows: list[dict[str, Any]], clips: ClipFolder, block: int) -> ray.data.DataIterator:
     """Return a stream of rows in their order with the clip that `video_id` of each names, `block` rows read at a time.
-
-    Without `clips` the rows come as they are.
 
     See `clip_of`. The stream is scheduled in an actor of its own: in the process that trains, Ray Data's scheduler
     would hold the interpreter's lock most of the time.
     """
     blocks = max(1, len(rows) // block)
-    dataset = ray.data.from_items(rows, override_num_blocks=blocks)
-    if clips is not None:
-        dataset = dataset.map(
-            _WithClip,
-            fn_constructor_args=(clips,),
-            num_cpus=READER_CPUS,
-            compute=ray.data.ActorPoolStrategy(size=min(READERS, blocks)),
-        )
+    dataset = ray.data.from_items(rows, override_num_blocks=blocks).map(
+        _WithClip,
+        fn_constructor_args=(clips,),
+        num_cpus=READER_CPUS,
+        compute=ray.data.ActorPoolStrategy(size=min(READERS, blocks)),
+    )
     dataset.context.execution_options.preserve_order = True
     [stream] = dataset.streaming_split(1)
     return stream

@@ -26,7 +26,7 @@ from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.train.clip_stream import clip_of, with_clips
 from pipelines.train.environments import training_of
 from pipelines.train.record_checks import check_checkpoints
-from pipelines.train.records import held_out, record_example, rows_in_order, rows_of_rank
+from pipelines.train.records import held_out, record_example, rows_of_rank
 from pipelines.train.step_display import LAST_SCALAR, StepDisplay
 from vsr1.config import RENAMED, Config
 from vsr1.environments.registry import environment_of
@@ -142,8 +142,9 @@ def _train(plan: _Plan, progress: Progress) -> Path:
     config, records = plan.config, plan.records
     steps, ranks = records.steps, config.sft.learner.ranks
     per_rank = config.sft.batch_size // ranks
-    ordered = list(islice(rows_in_order(records.rows, config.seed), steps * config.sft.batch_size))
-    clips = _clips(config, records.rows)
+    of_rank = partial(rows_of_rank, records.rows, config.seed, ranks=ranks, per_rank=per_rank, done=plan.done)
+    left, clips = (steps - plan.done) * per_rank, _clips(config, records.rows)
+    streams = clips and [with_clips(list(islice(of_rank(rank), left)), clips, per_rank) for rank in range(ranks)]
     need = config.cluster.learner
     trainer = TorchTrainer(
         train_rank,
@@ -152,13 +153,10 @@ def _train(plan: _Plan, progress: Progress) -> Path:
             "steps": steps,
             "per_rank": per_rank,
             "settings": plan.settings,
-            "shows_clips": clips is not None,
+            "rows": ray.put(records.rows) if clips is None else None,
             "state": plan.state,
             "held": [records.held[rank::ranks] for rank in range(ranks)],
-            "streams": [
-                with_clips(rows_of_rank(ordered, rank, ranks, per_rank, plan.done), clips, per_rank)
-                for rank in range(ranks)
-            ],
+            "streams": streams,
         },
         torch_config=TorchConfig(backend="gloo" if config.model.device == "cpu" else "nccl"),
         scaling_config=ray.train.ScalingConfig(
@@ -222,7 +220,7 @@ def train_rank(settings: dict[str, Any]) -> None:
         torch.distributed.barrier()
 
     best = Best(config.run_dir / "checkpoints" / "sft-best", learner.save, notes=rank == 0)
-    held, folder = settings["held"][rank], _folder(config) if settings["shows_clips"] else None
+    held, folder = settings["held"][rank], _folder(config) if settings["streams"] else None
 
     def examples_of(shown: Iterable[tuple[dict[str, Any], Clip | None]]) -> list[Example]:
         """Return the examples of rows and their clips, which take the place of those of the batch before."""
@@ -246,7 +244,11 @@ def train_rank(settings: dict[str, Any]) -> None:
             parts.append(learner.evaluate(examples_of(shown)))
         return of_all_batches(parts)
 
-    rows = iter(settings["streams"][rank].iter_rows()) if learner.steps < steps else iter(())
+    if folder is None:  # without clips there is nothing to stream
+        own = ray.get(settings["rows"]), config.seed, rank, config.sft.learner.ranks, per_rank, learner.steps
+        rows = rows_of_rank(*own)
+    else:
+        rows = iter(settings["streams"][rank].iter_rows()) if learner.steps < steps else iter(())
     after = dict.fromkeys(("sft", "sft_val"), learner.steps)
     with RunLog(config.run_dir, wandb=config.tracking.wandb, after=after) if rank == 0 else nullcontext() as log:
         started, saved = time.monotonic(), learner.steps

@@ -176,7 +176,7 @@ def test_a_scripted_search_for_another_colour_finds_the_detail_and_rejects_the_f
     colour = film.task(None).answer
     other = "white" if colour != "white" else "red"
     [texts] = scripted_search([film], film.query_for(other), 16, config.navigate).films
-    assert re.search(rf", {colour} {film.plan.detail} at \d+, wanted {other}, no\. \d no\.", texts[-1])
+    assert re.search(rf", {film.plan.detail} at \d+, {colour}, wanted {other}, no\. \d no\.", texts[-1])
     assert "not_matched" in texts[-1]
 
 
@@ -204,7 +204,7 @@ def test_records_may_be_told_as_the_end_of_a_longer_recording(config):
     for row, length in zip(rows, lengths, strict=True):
         start, end = re.search(r"<start>(\d+)\.0</start> <end>(\d+)\.0</end>", row["reply"]).groups()
         assert re.search(rf"-{end}\] .*\b{start} [a-z]+ ", row["history"][-1]) and int(end) <= length
-        assert re.search(rf"-{end}\] .* at {start}, wanted (\w+), yes\. \d seen\.", row["reply"])
+        assert re.search(rf"-{end}\] .* at {start}, (\w+), wanted \1, yes\. \d seen\.", row["reply"])
         for shown, reply in zip(row["history"][2::2], [*row["history"][3::2], row["reply"]], strict=True):
             told = [*re.findall(r"\[\d+-\d+\]", reply), *re.findall(r" at (\d+)", reply)]
             assert all(f" {seconds} " in shown for seconds in told)

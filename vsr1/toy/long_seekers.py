@@ -92,8 +92,8 @@ def seek(view: View) -> Steps:
 
     The last leaf shows the detail, in the wanted colour or not; with neither, no scene is the right one.
 
-    wanted triangle moving up, blue ring. 2,1,1 [30-42] triangle moving up, blue ring at 35, wanted blue, yes. 2 seen.
-    wanted triangle moving up, blue ring. 2,1,1 [30-42] triangle moving up, red ring at 35, wanted blue, no. 2 no.
+    wanted triangle moving up, blue ring. 2,1,1 [30-42] triangle moving up, ring at 35, blue, wanted blue, yes. 2 seen.
+    wanted triangle moving up, blue ring. 2,1,1 [30-42] triangle moving up, ring at 35, red, wanted blue, no. 2 no.
     wanted triangle moving up, blue ring. 2,1 triangle moving left, no. 1 no, 2 no, 3 no, 4 no.
     """
     yield (yield from in_order(view, _as_wanted))

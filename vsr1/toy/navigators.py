@@ -184,9 +184,9 @@ def _seen(view: View, node: Node) -> str:
     is_leaf = len(node) == LEVELS
     if is_leaf and (shown := re.search(rf"(\d+) (\w+) {view.detail}\b", view.captions[node])):
         second, colour = shown.groups()
-        detail = f"{colour} {view.detail}"
-        if view.wanted:
-            detail += f" at {second}, wanted {view.wanted}, {'yes' if colour == view.wanted else 'no'}"
+        is_wanted = "yes" if colour == view.wanted else "no"
+        at = f"{view.detail} at {second}, {colour}, wanted {view.wanted}, {is_wanted}"
+        detail = at if view.wanted else f"{colour} {view.detail}"
     part = part_line(view.task.tree, node, scene) if is_leaf and view.wanted else f"{name_of(node)} {scene}"
     return f"{part}, {detail}"
 
