@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,20 +67,20 @@ def spoken_rows(path: Path) -> list[dict[str, Any]]:
     return [row | {"whole": record.whole} for row, record in zip(rows, records, strict=True)]
 
 
-def held_out(rows: list[dict[str, Any]], number: int, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows that are trained on, in their order, and `number` others; the seed chooses them.
+def held_out(rows: list[dict[str, Any]], count: int, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows that are trained on, in their order, and `count` others; the seed chooses them.
 
-    Rows of one query stay together: what is evaluated is new to the policy. A query may be cut in two to have `number`.
+    Rows of one query stay together: what is evaluated is new to the policy. A query may be cut in two to have `count`.
 
     Raises:
         ValueError: there are not as many.
     """
-    if number >= len(rows):
-        raise ValueError(f"sft.val_records={number} leaves none of {len(rows)} records to train on; lower it")
+    if count >= len(rows):
+        raise ValueError(f"sft.val_records={count} leaves none of {len(rows)} records to train on; lower it")
     queries = sorted({row["query"] for row in rows})
     random.Random(f"evaluated {seed}").shuffle(queries)
     place = {query: number for number, query in enumerate(queries)}
-    evaluated = sorted(range(len(rows)), key=lambda index: place[rows[index]["query"]])[:number]
+    evaluated = sorted(range(len(rows)), key=lambda index: place[rows[index]["query"]])[:count]
     chosen = set(evaluated)
     return [row for index, row in enumerate(rows) if index not in chosen], [rows[index] for index in evaluated]
 
@@ -93,14 +93,12 @@ def rows_in_order(rows: list[dict[str, Any]], seed: int) -> Iterator[dict[str, A
 
 
 def rows_of_rank(
-    rows: list[dict[str, Any]], seed: int, rank: int, ranks: int, per_rank: int, done: int
+    ordered: Iterable[dict[str, Any]], rank: int, ranks: int, per_rank: int, done: int
 ) -> Iterator[dict[str, Any]]:
     """Yield a rank's rows after `done` steps: a step takes `per_rank` rows for each rank, one rank after another."""
-    ordered = rows_in_order(rows, seed)
-    for batch in count():
-        taken = list(islice(ordered, per_rank))
-        if batch >= done * ranks and batch % ranks == rank:
-            yield from taken
+    ordered = islice(ordered, done * ranks * per_rank, None)
+    while step := list(islice(ordered, ranks * per_rank)):
+        yield from step[rank * per_rank : (rank + 1) * per_rank]
 
 
 def record_example(row: dict[str, Any], clip: Clip, processor: ClipProcessor, system: str, negatives: int) -> Example:

@@ -26,7 +26,7 @@ from pipelines.stage.progress import QUIET, Load, Progress
 from pipelines.train.clip_stream import clip_of, with_clips
 from pipelines.train.environments import training_of
 from pipelines.train.record_checks import check_checkpoints
-from pipelines.train.records import held_out, record_example, rows_of_rank
+from pipelines.train.records import held_out, record_example, rows_in_order, rows_of_rank
 from pipelines.train.step_display import LAST_SCALAR, StepDisplay
 from vsr1.config import RENAMED, Config
 from vsr1.environments.registry import environment_of
@@ -142,9 +142,11 @@ def _train(plan: _Plan, progress: Progress) -> Path:
     config, records = plan.config, plan.records
     steps, ranks = records.steps, config.sft.learner.ranks
     per_rank = config.sft.batch_size // ranks
-    of_rank = partial(rows_of_rank, records.rows, config.seed, ranks=ranks, per_rank=per_rank, done=plan.done)
-    left, clips = (steps - plan.done) * per_rank, _clips(config, records.rows)
-    streams = clips and [with_clips(list(islice(of_rank(rank), left)), clips, per_rank) for rank in range(ranks)]
+    clips, streams = _clips(config, records.rows), list[ray.data.DataIterator]()
+    if clips is not None:
+        ordered = list(islice(rows_in_order(records.rows, config.seed), steps * config.sft.batch_size))
+        parts = (list(rows_of_rank(ordered, rank, ranks, per_rank, plan.done)) for rank in range(ranks))
+        streams = [with_clips(part, clips, per_rank) for part in parts]
     need = config.cluster.learner
     trainer = TorchTrainer(
         train_rank,
@@ -245,8 +247,8 @@ def train_rank(settings: dict[str, Any]) -> None:
         return of_all_batches(parts)
 
     if folder is None:  # without clips there is nothing to stream
-        own = ray.get(settings["rows"]), config.seed, rank, config.sft.learner.ranks, per_rank, learner.steps
-        rows = rows_of_rank(*own)
+        ordered = rows_in_order(ray.get(settings["rows"]), config.seed)
+        rows = rows_of_rank(ordered, rank, config.sft.learner.ranks, per_rank, learner.steps)
     else:
         rows = iter(settings["streams"][rank].iter_rows()) if learner.steps < steps else iter(())
     after = dict.fromkeys(("sft", "sft_val"), learner.steps)

@@ -1,6 +1,6 @@
 """Training examples out of trajectories (Stage 2) and out of records (Stage 1)."""
 
-from itertools import islice
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -114,12 +114,13 @@ def test_latents_of_earlier_turns_come_along_where_they_stay_in_the_query(trajec
 
 def test_each_step_takes_its_rows_whatever_was_done_before() -> None:
     rows = [{"n": n} for n in range(24)]
-    whole = [list(islice(rows_of_rank(rows, 7, rank, 2, 3, 0), 24)) for rank in range(2)]  # of two epochs
-    epochs = rows_in_order(rows, 7)
-    for step in range(8):
-        assert [row for part in whole for row in part[3 * step : 3 * step + 3]] == list(islice(epochs, 6))
+    whole = [list(rows_of_rank(rows, rank, 2, 3, 0)) for rank in range(2)]
+    assert sorted(row["n"] for part in whole for row in part) == list(range(24))
+    for step in range(4):
+        assert [row for part in whole for row in part[3 * step : 3 * step + 3]] == rows[6 * step : 6 * step + 6]
     for rank in range(2):
-        assert list(islice(rows_of_rank(rows, 7, rank, 2, 3, 2), 18)) == whole[rank][6:]
+        assert list(rows_of_rank(rows, rank, 2, 3, 2)) == whole[rank][6:]
+        assert next(rows_of_rank(cycle(rows), rank, 2, 3, 6)) == whole[rank][6]  # of rows without end
 
 
 def test_each_epoch_has_every_row_once_in_an_order_of_its_own() -> None:
